@@ -1,0 +1,3419 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.9"
+# dependencies = ["psutil>=6.0"]
+# ///
+"""Start background services, know whether they are really up, stop all of them and nothing else.
+
+    $ python simple_process_manager.py start api "uvicorn main:app --port 8000"
+    [OK] api started (pid 812, port 8000 recognised in the command), log: .spm/…/output.log
+    $ python simple_process_manager.py wait-healthy 8000 30
+    [OK] api answers on 127.0.0.1:8000 after 0.42 s (pid 812)
+    $ python simple_process_manager.py stop api
+    [OK] api stopped in 0.11 s (exit code 0, 1 process ended); port 8000 is free
+
+The rooms of this file, in reading order; each uses itself and those above it:
+
+    Errors        one class for each exit code
+    Values        durations, names, Spec, Record and their JSON
+    Platform      everything that differs by operating system, and nothing else
+    Processes     identity, tree, kill plan, who listens on a port
+    Store         the state directory
+    Probes        does something answer on a port
+    Policies      pure decisions: status, differences, waiting intervals
+    Supervisor    the loop of one service
+    Commands      one function a command: takes arguments, returns a Result, prints nothing
+    Command line  parsers, rendering, errors to exit codes, main()
+
+The way of one service:
+
+    main(argv) ─▶ start ─▶ intent in state.json
+                    │ launches; one JSON line over stdin ──▶ Supervisor (own session, subreaper)
+                    ◀── one over stdout: started / failed ──── │ spawns ─▶ service (own session)
+    list, status ─▶ read state.json, look at /proc             │ waits, records the exit
+    stop, touch ──▶ services/NAME/control.sock ──────────────▶ │ ends the tree, answers, leaves
+
+The state directory (--home, else SPM_HOME, else the nearest .spm/, else .spm/ in the project root):
+
+    state.json              every service: what was asked (spec) and what is (record)
+    lock                    held for each read-change-write of state.json
+    cache/                  compiled form of this file, from which supervisors start
+    services/NAME/lock      held by the command that starts or stops NAME
+    services/NAME/supervisor.lock   held by the supervisor for as long as it lives
+    services/NAME/control.sock      JSON lines: status, touch, stop
+    services/NAME/env.json          values given by --env K=V, mode 0600
+    services/NAME/output.log[.1]    stdout and stderr of the service
+    services/NAME/events.jsonl      what happened and why: the journal state.json is rebuilt from
+    services/NAME/metrics.jsonl     samples (how much was written by when)
+
+Exit codes: 0 ok, 1 failed, 2 usage, 3 not_found, 4 start_failed, 5 port_conflict, 6 config,
+8 refused, 9 state, 124 timeout, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if __name__ == "__main__" and sys.path[:1] == [os.path.dirname(os.path.abspath(__file__))]:
+    del sys.path[0]  # the user's repository: its queue.py must not shadow the standard library's
+
+import contextlib
+import json
+import re
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import argparse
+    import socket
+    import subprocess
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+    from typing import NoReturn, TextIO
+
+    Kind = Callable[[object, str], object]
+
+__version__ = "0.1.0"
+
+# == Errors ========================================================================================
+# One class for each exit code. A message says what, on which object and what was seen; the advice
+# says what to do next. Nobody matches on a message.
+
+
+class SpmError(Exception):
+    """A command failed: `kind` and `exit_code` are the contract, `facts` go into the JSON."""
+
+    kind, exit_code, retryable = "failed", 1, False
+
+    def __init__(self, message: str, advice: str = "", **facts: object) -> None:
+        super().__init__(message)
+        self.message, self.advice, self.facts = message, advice, facts
+
+    def to_json(self) -> dict[str, object]:
+        """The `error` object of a failed command's JSON document."""
+        known = {"kind": self.kind, "message": self.message, "advice": self.advice}
+        return {**known, "retryable": self.retryable, **self.facts}
+
+
+class Failed(SpmError):
+    """It ran and failed."""
+
+
+class UsageError(SpmError):
+    """Bad arguments or values."""
+
+    kind, exit_code = "usage", 2
+
+
+class NotFound(SpmError):
+    """No such service, or it isn't running."""
+
+    kind, exit_code = "not_found", 3
+
+
+class StartFailed(SpmError):
+    """The command could not be executed."""
+
+    kind, exit_code = "start_failed", 4
+
+
+class PortConflict(SpmError):
+    """The port is somebody else's."""
+
+    kind, exit_code, retryable = "port_conflict", 5, True
+
+
+class ConfigError(SpmError):
+    """Configuration or environment is invalid."""
+
+    kind, exit_code = "config", 6
+
+
+class Refused(SpmError):
+    """It would touch what isn't ours, or replace what runs."""
+
+    kind, exit_code = "refused", 8
+
+
+class StateError(SpmError):
+    """The state directory can't be read or written."""
+
+    kind, exit_code, retryable = "state", 9, True
+
+
+class TimedOut(SpmError):
+    """Not in the time given."""
+
+    kind, exit_code, retryable = "timeout", 124, True
+
+
+ERRORS: dict[str, type[SpmError]] = {cls.kind: cls for cls in SpmError.__subclasses__()}
+
+# == Values ========================================================================================
+# Durations, sizes, names, ports, and the records with their JSON. Pure: nothing reads or writes.
+# from_json trusts nobody: it returns a valid value or raises RecordError with the field's path.
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", re.ASCII)
+DURATION_UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+LONGEST_S = 10 * 365 * 86400.0  # ten years: what comes after must still fit the system's clocks
+SIZE = re.compile(r"(\d+)(B|kB|MB|GB|KiB|MiB|GiB|)", re.ASCII)
+SIZE_UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+SIZE_UNITS.update({"KiB": 2**10, "MiB": 2**20, "GiB": 2**30})
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `500ms`, `30s`, `2m`, `1h`, or plain; UsageError unless positive and finite."""
+    match = DURATION.fullmatch(text.strip())
+    seconds = float(match[1]) * DURATION_UNITS[match[2]] if match else 0.0
+    if not 0 < seconds <= LONGEST_S:
+        raise UsageError(f"{text!r} is not a duration", "write 500ms, 30s, 2m, 1h or seconds")
+    return seconds
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `500kB`, `10MB`, `1GiB` or a plain number; UsageError unless at least 1 kB."""
+    match = SIZE.fullmatch(text.strip())
+    size = int(match[1]) * SIZE_UNITS[match[2]] if match and len(match[1]) < 16 else 0
+    if not 1000 <= size <= 2**60:
+        raise UsageError(f"{text!r} is not a size of at least 1 kB", "write 500kB, 10MB or 1GiB")
+    return size
+
+
+def parse_count(text: str) -> int:
+    """A number from 0 on, or UsageError."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise UsageError(f"{text!r} is not a number of lines", "write for example -n 100")
+    return int(text)
+
+
+def check_name(text: str) -> str:
+    """The name itself, or UsageError."""
+    if NAME.fullmatch(text):
+        return text
+    advice = "use 1 to 64 letters, digits, '.', '_', '-', and begin with a letter or digit"
+    raise UsageError(f"{text!r} is not a service name", advice)
+
+
+def as_port(text: str) -> int | None:
+    """The port number that `text` is, else None."""
+    port = int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else 0
+    return port if 1 <= port <= 65535 else None
+
+
+def parse_port(text: str) -> int:
+    """A port from 1 to 65535, or UsageError."""
+    port = as_port(text)
+    if port is None:
+        raise UsageError(f"{text!r} is not a port", "a port is a number from 1 to 65535")
+    return port
+
+
+def format_duration(seconds: float) -> str:
+    """`0.42 s`, `12 s`, `3 m 4 s`, `2 h 5 m`, `3 d 4 h`."""
+    if seconds < 60:
+        return f"{max(seconds, 0):.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+    units = (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1))
+    unit, size, lower, lower_size = next(row for row in units if seconds >= row[1])
+    return f"{seconds // size:.0f} {unit} {seconds % size // lower_size:.0f} {lower}"
+
+
+def format_bytes(size: float) -> str:
+    """`512 B`, `43.1 MB`, `120 MB`."""
+    unit = next((unit for unit in ("GB", "MB", "kB") if size >= SIZE_UNITS[unit]), "B")
+    value = size / SIZE_UNITS[unit]
+    return f"{value:.1f} {unit}" if value < 100 and unit != "B" else f"{value:.0f} {unit}"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 process`, `3 processes`, `2 services`."""
+    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
+
+
+PORT_FLAG = re.compile(r"--port=(\d{1,5})")
+PORT_ASSIGNED = re.compile(r"PORT=(\d{1,5})")
+PORT_IN_ADDRESS = re.compile(r"(?:(?:https?|tcp)://)?[^\s/]*?:(\d{1,5})(?:/.*)?")
+PORT_PUBLISHED = re.compile(r"[\d.]*:?\d+:\d+(?:/\w+)?")
+# Another process than theirs listens on the ports they name.
+NO_PORT_PROGRAMS = ("docker", "podman", "nerdctl", "docker-compose", "kubectl", "ssh")
+
+
+def recognise_port(words: Sequence[str]) -> int | None:
+    """The port a command seems to listen on: `--port N`, `--port=N`, `-p N`, `PORT=N`, `:N`.
+
+    The order is that of reliability, not of the words. None when nothing is recognised.
+    """
+    if words and os.path.basename(words[0]) in NO_PORT_PROGRAMS:
+        return None
+    pairs = list(zip(words, words[1:]))
+    addresses = (word.rpartition("=")[2] for word in words if not PORT_PUBLISHED.fullmatch(word))
+    found = [value for flag, value in pairs if flag == "--port"]
+    found += [match[1] for match in map(PORT_FLAG.fullmatch, words) if match]
+    found += [value for flag, value in pairs if flag in ("-p", "http.server")]
+    found += [match[1] for match in map(PORT_ASSIGNED.fullmatch, words) if match]
+    found += [match[1] for match in map(PORT_IN_ADDRESS.fullmatch, addresses) if match]
+    return next((port for port in map(as_port, found) if port), None)
+
+
+ENV_LINE = re.compile(rf"\s*(?:export\s+)?({VARIABLE.pattern})\s*=\s*(.*?)\s*")
+ENV_QUOTED = re.compile(r"""(?:"((?:[^"\\]|\\.)*)"|'([^']*)')(?:\s+#.*)?""")
+ENV_COMMENT = re.compile(r"(?:^|\s)#.*")
+ENV_ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
+
+
+def parse_env_text(text: str, source: str) -> dict[str, str]:
+    """The variables of a dotenv text: quotes, `export`, comments; ConfigError names the bad line.
+
+    The line itself is never shown: it may hold a secret.
+    """
+    values: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = ENV_LINE.fullmatch(line)
+        value = _env_value(match[2]) if match else None
+        if match is None or value is None:
+            advice = "write NAME=value, NAME='value' or NAME=\"value\"; a comment begins with #"
+            raise ConfigError(f"{source}, line {number}: not NAME=value", advice)
+        values[match[1]] = value
+    return values
+
+
+def _env_value(text: str) -> str | None:
+    if "\0" in text or text[:1] not in ('"', "'"):
+        return None if "\0" in text else ENV_COMMENT.sub("", text).rstrip()
+    match = ENV_QUOTED.fullmatch(text)
+    if match is None or match[1] is None:
+        return match and match[2]
+    return re.sub(r"\\(.)", lambda found: ENV_ESCAPES.get(found[1], found[1]), match[1])
+
+
+NOTHING: Mapping[str, object] = {}
+
+
+class RecordError(ValueError):
+    """A document isn't what it should be; the message begins with the field's path."""
+
+
+def _kind(expected: str, fits: Callable[[object], bool]) -> Kind:
+    def kind(value: object, path: str) -> object:
+        if not fits(value):
+            raise RecordError(f"{path}: {expected} was expected")
+        return value
+
+    return kind
+
+
+def _list_of(kind: Kind) -> Kind:
+    def listed(value: object, path: str) -> object:
+        if not isinstance(value, list):
+            raise RecordError(f"{path}: a list was expected")
+        return tuple(kind(item, f"{path}[{index}]") for index, item in enumerate(value))
+
+    return listed
+
+
+_text = _kind("a string", lambda value: isinstance(value, str) and "\0" not in value)
+_flag = _kind("true or false", lambda value: isinstance(value, bool))
+_integer = _kind("an integer", lambda value: type(value) is int and abs(value) < 2**62)
+_pid = _kind("a process id", lambda value: type(value) is int and 1 < value < 2**31)
+_number = _kind(
+    "a number from 0 on",
+    lambda value: (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e15
+    ),
+)
+
+
+def _one_of(*choices: str) -> Kind:
+    return _kind(f"one of {', '.join(choices)}", lambda value: value in choices)
+
+
+def _or_none(kind: Kind) -> Kind:
+    return lambda value, path: None if value is None else kind(value, path)
+
+
+def read_object(data: object, path: str, kinds: Mapping[str, Kind]) -> list[object]:
+    """The fields of a JSON object in the order of `kinds`; RecordError if one doesn't fit."""
+    if not isinstance(data, dict):
+        raise RecordError(f"{path}: an object was expected")
+    return [kind(data.get(key), f"{path}.{key}") for key, kind in kinds.items()]
+
+
+def unknown_keys(data: object, kinds: Mapping[str, Kind]) -> dict[str, object]:
+    """What a later version wrote and this one carries along."""
+    return {k: v for k, v in data.items() if k not in kinds} if isinstance(data, dict) else {}
+
+
+def texts_by_name(data: object, path: str) -> dict[str, str]:
+    """An object whose values are all strings, or RecordError."""
+    if not isinstance(data, dict):
+        raise RecordError(f"{path}: an object was expected")
+    return {key: str(_text(value, f"{path}.{key}")) for key, value in data.items()}
+
+
+class Spec(NamedTuple):
+    """What was asked for: enough to start the service again, and no value of any variable."""
+
+    argv: tuple[str, ...]
+    cwd: str
+    shell: bool = False
+    port: int | None = None
+    port_declared: bool = False
+    env_given: tuple[str, ...] = ()  # names whose values are in env.json
+    env_taken: tuple[str, ...] = ()  # names taken from the caller at each start
+    env_files: tuple[str, ...] = ()  # absolute paths, read anew at each start
+    log_bytes: int = 10**7
+    extra: Mapping[str, object] = NOTHING
+
+    def to_json(self) -> dict[str, object]:
+        """Its JSON object."""
+        return {**self.extra, **{key: getattr(self, key) for key in SPEC}}
+
+    @classmethod
+    def from_json(cls, data: object, path: str = "spec") -> Spec:
+        """The Spec of a JSON object, or RecordError."""
+        spec = cls._make([*read_object(data, path, SPEC), unknown_keys(data, SPEC)])
+        if not spec.argv or not spec.argv[0]:
+            raise RecordError(f"{path}.argv: a command was expected")
+        if spec.port is not None and not 1 <= spec.port <= 65535:
+            raise RecordError(f"{path}.port: a port was expected")
+        return spec
+
+
+class Identity(NamedTuple):
+    """A process for certain: its pid and what tells it from a later one with that number."""
+
+    pid: int
+    token: str
+
+    @classmethod
+    def from_json(cls, data: object, path: str) -> Identity:
+        """The Identity of a JSON object, or RecordError."""
+        return cls._make(read_object(data, path, {"pid": _pid, "token": _text}))
+
+
+class Place(NamedTuple):
+    """Where pids mean something: this boot of this host, this PID namespace."""
+
+    host: str
+    boot: str
+    namespace: str
+
+    @classmethod
+    def from_json(cls, data: object, path: str) -> Place:
+        """The Place of a JSON object, or RecordError."""
+        return cls._make(read_object(data, path, dict.fromkeys(cls._fields, _text)))
+
+
+class Exit(NamedTuple):
+    """How a main process ended; code and signal are both None where nobody saw it."""
+
+    at: float
+    code: int | None = None
+    signal: str | None = None
+
+    @classmethod
+    def from_json(cls, data: object, path: str) -> Exit:
+        """The Exit of a JSON object, or RecordError."""
+        kinds = {"at": _number, "code": _or_none(_integer), "signal": _or_none(_text)}
+        return cls._make(read_object(data, path, kinds))
+
+    def __str__(self) -> str:
+        """`exit code 1`, `killed by SIGSEGV`, `exit code not known`."""
+        if self.signal:
+            return f"killed by {self.signal}"
+        return "exit code not known" if self.code is None else f"exit code {self.code}"
+
+
+LIVE_PHASES = ("starting", "running", "stopping")
+ENDED_PHASES = ("stopped", "exited", "failed")
+
+
+class Record(NamedTuple):
+    """What is (phase) and what is wanted, as its supervisor last wrote it: one instance."""
+
+    name: str
+    spec: Spec
+    instance: str
+    place: Place
+    wanted: str
+    phase: str
+    started_at: float
+    last_active: float
+    main: Identity | None = None
+    supervisor: Identity | None = None
+    exit: Exit | None = None
+    reason: str = ""
+    extra: Mapping[str, object] = NOTHING
+
+    def to_json(self) -> dict[str, object]:
+        """Its JSON object."""
+        data: dict[str, object] = {**self.extra, **{key: getattr(self, key) for key in RECORD}}
+        nested = {"main": self.main, "supervisor": self.supervisor, "exit": self.exit}
+        data.update({key: value and value._asdict() for key, value in nested.items()})
+        return {**data, "spec": self.spec.to_json(), "place": self.place._asdict()}
+
+    @classmethod
+    def from_json(cls, data: object, path: str = "record") -> Record:
+        """The Record of a JSON object, or RecordError."""
+        return cls._make([*read_object(data, path, RECORD), unknown_keys(data, RECORD)])
+
+
+SPEC: dict[str, Kind] = {
+    "argv": _list_of(_text),
+    "cwd": _text,
+    "shell": _flag,
+    "port": _or_none(_integer),
+    "port_declared": _flag,
+    "env_given": _list_of(_text),
+    "env_taken": _list_of(_text),
+    "env_files": _list_of(_text),
+    "log_bytes": _integer,
+}
+RECORD: dict[str, Kind] = {
+    "name": _text,
+    "spec": Spec.from_json,
+    "instance": _text,
+    "place": Place.from_json,
+    "wanted": _one_of("running", "stopped"),
+    "phase": _one_of(*LIVE_PHASES, *ENDED_PHASES),
+    "started_at": _number,
+    "last_active": _number,
+    "main": _or_none(Identity.from_json),
+    "supervisor": _or_none(Identity.from_json),
+    "exit": _or_none(Exit.from_json),
+    "reason": _text,
+}
+
+
+class Stat(NamedTuple):
+    """One look at one process."""
+
+    identity: Identity
+    parent: int
+    group: int
+    state: str  # one letter as in proc_pid_stat(5); Z and X are dead, T is stopped
+    cpu_s: float
+    memory_bytes: int
+
+    @property
+    def is_dead(self) -> bool:
+        """A zombie holds nothing but its number."""
+        return self.state in "ZX"
+
+
+class Cookie(NamedTuple):
+    """What the environment of a process says about whose it is; "" where it says nothing."""
+
+    instance: str = ""
+    service: str = ""
+    home: str = ""
+    supervises: str = ""  # the instance that this process is the supervisor of
+
+
+COOKIE_NAMES = ("SPM_INSTANCE", "SPM_SERVICE", "SPM_HOME", "SPM_SUPERVISOR")
+
+# == Platform ======================================================================================
+# Everything that differs by operating system, and nothing else: both sides offer the same plain
+# functions. Abilities are probed (/proc, pidfd, prctl), never guessed from versions.
+
+CONTROL_SOCKET = "control.sock"
+QUOTED = re.compile(r"""\\.|'[^']*'|"((?:[^"\\]|\\.)*)\"""", re.DOTALL)
+EXPANSION = re.compile(r"\$[\w({]|`")
+OPERATOR = re.compile(r"&&|\|\||[|&;<>]")
+ASSIGNMENT = re.compile(r"\s*([A-Za-z_]\w*=)")
+
+
+def _psutil_stat(pid: int) -> Stat | None:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            identity = Identity(pid, f"{process.create_time():.2f}")
+            state = "Z" if process.status() == psutil.STATUS_ZOMBIE else "R"
+            cpu, memory = sum(process.cpu_times()[:2]), process.memory_info().rss
+            return Stat(identity, process.ppid(), process_group(pid), state, cpu, memory)
+    except psutil.ZombieProcess:
+        return Stat(Identity(pid, ""), 0, 0, "Z", 0.0, 0)
+    except (psutil.Error, OSError, ValueError, OverflowError):
+        return None
+
+
+def _psutil_stats() -> dict[int, Stat]:
+    import psutil
+
+    looks = ((pid, _psutil_stat(pid)) for pid in psutil.pids())
+    return {pid: look for pid, look in looks if look}
+
+
+def _psutil_cookie(pid: int) -> Cookie:
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        environ = psutil.Process(pid).environ()
+        return Cookie(*(environ.get(name, "") for name in COOKIE_NAMES))
+    return Cookie()
+
+
+def _psutil_boot() -> str:
+    import psutil
+
+    return f"{psutil.boot_time() / 60:.0f}"  # to the minute: it moves with the clock's corrections
+
+
+if sys.platform == "win32":
+    import ctypes
+    import msvcrt
+    from ctypes.wintypes import HANDLE, LPWSTR
+
+    _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+    _kernel32.CreateJobObjectW.restype = _kernel32.OpenJobObjectW.restype = HANDLE
+    _children: list[subprocess.Popen[bytes]] = []
+    _wakes: list[socket.socket] = []
+    _jobs: list[int] = []  # kept open: a job that nobody holds loses its name
+    my_user_id = 0
+    stat_of, all_stats, cookie_of = _psutil_stat, _psutil_stats, _psutil_cookie
+
+    def place() -> Place:
+        """Where pids mean something."""
+        return Place(os.environ.get("COMPUTERNAME", ""), _psutil_boot(), "")
+
+    def user_id(path: str) -> int:
+        """Always this user's: the access list of the profile protects the directory."""
+        return my_user_id
+
+    def is_open_to_others(mode: int) -> bool:
+        """Never: Windows has no such bits."""
+        return False
+
+    def process_group(pid: int) -> int:
+        """None: the job object stands in, see companions()."""
+        return 0
+
+    def owner_is_me(pid: int) -> bool:
+        """Whose environment we may read, with our cookie in it, is ours."""
+        return True
+
+    def companions(main: Identity, instance: str, stats: dict[int, Stat]) -> dict[int, str]:
+        """The members of the instance's job object, with the reason."""
+        job_object_query, basic_process_id_list = 0x4, 3
+        job = _kernel32.OpenJobObjectW(job_object_query, False, f"Local\\spm-{instance}")
+        if not job:
+            return {}
+        # JOBOBJECT_BASIC_PROCESS_ID_LIST: DWORD assigned, DWORD listed, then ULONG_PTR pids
+        listing = (ctypes.c_size_t * 4096)()
+        size = ctypes.sizeof(listing)
+        _kernel32.QueryInformationJobObject(HANDLE(job), basic_process_id_list, listing, size, None)
+        _kernel32.CloseHandle(HANDLE(job))
+        listed = min(listing[0] >> 32, 4095)
+        return {int(pid): "in its job object" for pid in listing[1 : listed + 1]}
+
+    def send_signal(identity: Identity, force: bool) -> bool:
+        """End a process for certain, or politely by CTRL_BREAK: False where that can't reach it."""
+        import signal
+
+        import psutil
+
+        look = stat_of(identity.pid)
+        if look is None or look.identity != identity:
+            return False
+        try:
+            if force:
+                psutil.Process(identity.pid).kill()
+            else:
+                os.kill(identity.pid, signal.CTRL_BREAK_EVENT)  # only on the caller's own console
+        except (psutil.Error, OSError):
+            return False
+        return True
+
+    def launch_supervisor(argv: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+        """A process apart from our console and, where the job allows it, from our job."""
+        import subprocess
+
+        flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
+        pipe = subprocess.PIPE
+        try:
+            breakaway = flags | subprocess.CREATE_BREAKAWAY_FROM_JOB
+            return subprocess.Popen(
+                argv, env=env, stdin=pipe, stdout=pipe, stderr=pipe, creationflags=breakaway
+            )
+        except PermissionError:  # ERROR_ACCESS_DENIED: our job doesn't let anybody go
+            return subprocess.Popen(
+                argv, env=env, stdin=pipe, stdout=pipe, stderr=pipe, creationflags=flags
+            )
+
+    def launch_service(
+        argv: Sequence[str], cwd: str, env: dict[str, str], log: int, instance: str
+    ) -> subprocess.Popen[bytes]:
+        """The service, suspended until it is in its named job; OSError if it can't be executed."""
+        import subprocess
+        import threading
+
+        create_suspended = 0x4
+        process = subprocess.Popen(
+            list(argv),
+            cwd=cwd,
+            env={"PYTHONUTF8": "1", **env},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            creationflags=subprocess.CREATE_NEW_PROCESS_GROUP | create_suspended,
+        )
+        handle = HANDLE(int(process._handle))  # type: ignore[attr-defined]
+        job = _kernel32.CreateJobObjectW(None, f"Local\\spm-{instance}")
+        if job:
+            _jobs.append(job)
+            _kernel32.AssignProcessToJobObject(HANDLE(job), handle)
+        ctypes.WinDLL("ntdll").NtResumeProcess(handle)
+        _children.append(process)
+        threading.Thread(target=_wait_for, args=(process,), name="child", daemon=True).start()
+        return process
+
+    def become_subreaper() -> bool:
+        """There is no such thing; the job object holds the tree."""
+        return False
+
+    def watch(wake: socket.socket) -> None:
+        """Have a byte sent to `wake` when a child ends that is launched from now on."""
+        _wakes.append(wake)
+
+    def _wait_for(child: subprocess.Popen[bytes]) -> None:
+        child.wait()
+        with contextlib.suppress(OSError):  # the supervisor is leaving already
+            _wakes[0].send(b"\0")
+
+    def asks_to_stop(wakes: bytes) -> bool:
+        """Never: only its socket asks a supervisor to stop."""
+        return False
+
+    def reap() -> list[tuple[int, int | None, str | None]]:
+        """(pid, exit code, signal name) of the children that have ended since the last call."""
+        ended = [child for child in _children if child.poll() is not None]
+        _children[:] = [child for child in _children if child not in ended]
+        return [(child.pid, child.returncode, None) for child in ended]
+
+    def death_watch(identity: Identity) -> int | None:
+        """None: a process that isn't our child has to be looked at."""
+        return None
+
+    def try_lock(descriptor: int) -> bool:
+        """Take the exclusive lock on an open file, or return False; it ends with its holder."""
+        with contextlib.suppress(OSError):
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            return True
+        return False
+
+    def replace_file(source: str, target: str) -> None:
+        """os.replace, retried for a second while a reader holds the target open."""
+        for _ in range(50):
+            try:
+                os.replace(source, target)
+                return
+            except PermissionError:
+                time.sleep(0.02)
+        os.replace(source, target)
+
+    def read_at(descriptor: int, size: int, offset: int) -> bytes:
+        """Up to `size` bytes from an offset of an open file."""
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, size)
+
+    def listen_local(directory: str) -> tuple[socket.socket, str]:
+        """A listening loopback socket and its token, both left in a file of the directory."""
+        import secrets
+        import socket
+
+        server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        server.bind(("127.0.0.1", 0))
+        server.listen(64)
+        token, path = secrets.token_hex(16), os.path.join(directory, CONTROL_SOCKET)
+        with open(path + ".new", "w", encoding="utf-8") as file:
+            json.dump({"port": server.getsockname()[1], "token": token}, file)
+        replace_file(path + ".new", path)
+        return server, token
+
+    def connect_local(directory: str, timeout_s: float) -> tuple[socket.socket, str]:
+        """A connection to what listens there, and the token to show; OSError if nothing does."""
+        import socket
+
+        with open(os.path.join(directory, CONTROL_SOCKET), encoding="utf-8") as file:
+            address = json.load(file)
+        return socket.create_connection(("127.0.0.1", address["port"]), timeout_s), address["token"]
+
+    def split_command(text: str) -> list[str]:
+        """The words of a command line by the rules of CommandLineToArgvW."""
+        split = ctypes.WinDLL("shell32").CommandLineToArgvW
+        split.restype = ctypes.POINTER(LPWSTR)
+        count = ctypes.c_int()
+        words = split(ctypes.c_wchar_p(text), ctypes.byref(count))
+        return [str(words[index]) for index in range(count.value)] if text.strip() else []
+
+    def join_command(words: Sequence[str]) -> str:
+        """One line that splits into these words again."""
+        import subprocess
+
+        return subprocess.list2cmdline(words)
+
+    def shell_sign(text: str) -> str | None:
+        """What only a shell would understand in this command line, else None."""
+        match = re.search(r"&&|\|\||[|<>]|%\w+%", re.sub(r'"[^"]*"', "", text))
+        return match and match[0]
+
+    def shell_argv(text: str) -> tuple[str, ...]:
+        """The words that run `text` in the system's shell."""
+        return (os.environ.get("COMSPEC", "cmd.exe"), "/d", "/s", "/c", text)
+
+else:
+    import fcntl
+
+    _facts: dict[str, str] = {}  # read once, they don't change while we live
+    my_user_id = os.geteuid()
+    replace_file = os.replace
+
+    def _has_proc() -> bool:
+        return os.path.exists("/proc/self/stat")
+
+    def _boot() -> str:
+        """The boot id of proc_sys_kernel(5), else the minute of the boot."""
+        if "boot" not in _facts:
+            try:
+                with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+                    _facts["boot"] = file.read(8).decode()
+            except OSError:
+                _facts["boot"] = _psutil_boot()
+        return _facts["boot"]
+
+    def place() -> Place:
+        """Where pids mean something; the namespace as in pid_namespaces(7)."""
+        namespace = ""
+        with contextlib.suppress(OSError):
+            namespace = os.readlink("/proc/self/ns/pid")
+        return Place(os.uname().nodename, _boot(), namespace)
+
+    def user_id(path: str) -> int:
+        """The owner of a file."""
+        return os.lstat(path).st_uid
+
+    def is_open_to_others(mode: int) -> bool:
+        """Whether these permissions let others write."""
+        return bool(mode & 0o022)
+
+    def process_group(pid: int) -> int:
+        """Its process group, 0 if it is gone."""
+        with contextlib.suppress(OSError):
+            return os.getpgid(pid)
+        return 0
+
+    def stat_of(pid: int) -> Stat | None:
+        """One look at a process, None if there is none; on Linux one read of proc_pid_stat(5)."""
+        try:
+            with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+                text = file.read()
+        except OSError:
+            return None if _has_proc() else _psutil_stat(pid)
+        # from field 3 on: the name before it may hold spaces and parentheses
+        field = text[text.rindex(b")") + 2 :].split()
+        return Stat(
+            # starttime in ticks since boot doesn't move with the clock, unlike create_time()
+            identity=Identity(pid, f"{int(field[19])}@{_boot()}"),
+            parent=int(field[1]),
+            group=int(field[2]),
+            state=field[0].decode(),
+            cpu_s=(int(field[11]) + int(field[12])) / os.sysconf("SC_CLK_TCK"),
+            memory_bytes=int(field[21]) * os.sysconf("SC_PAGE_SIZE"),
+        )
+
+    def all_stats() -> dict[int, Stat]:
+        """One look at every process that can be seen, by pid."""
+        if not _has_proc():
+            return _psutil_stats()
+        looks = ((int(name), stat_of(int(name))) for name in os.listdir("/proc") if name.isdigit())
+        return {pid: look for pid, look in looks if look}
+
+    def owner_is_me(pid: int) -> bool:
+        """Whether the process runs as this user."""
+        if _has_proc():
+            with contextlib.suppress(OSError):
+                return os.stat(f"/proc/{pid}").st_uid == my_user_id
+            return False
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            return psutil.Process(pid).uids().effective == my_user_id
+        return False
+
+    def cookie_of(pid: int) -> Cookie:
+        """What the environment of `pid` says, as far as we may read it."""
+        if not _has_proc():
+            return _psutil_cookie(pid)
+        try:
+            with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
+                text = file.readall()
+        except OSError:
+            return Cookie()
+        if b"SPM_" not in text:
+            return Cookie()
+        environ = dict(os.fsdecode(pair).partition("=")[::2] for pair in text.split(b"\0"))
+        return Cookie(*(environ.get(name, "") for name in COOKIE_NAMES))
+
+    def companions(main: Identity, instance: str, stats: dict[int, Stat]) -> dict[int, str]:
+        """The members of the main process's group, with the reason.
+
+        Only while the leader is there to vouch for the group: its number may be used again later.
+        """
+        leader = stats.get(main.pid)
+        if leader is None or leader.identity != main:
+            return {}
+        reason = f"in process group {main.pid}"
+        return {pid: reason for pid, look in stats.items() if look.group == main.pid}
+
+    def send_signal(identity: Identity, force: bool) -> bool:
+        """SIGKILL if `force`, else SIGTERM and SIGCONT, after checking the identity.
+
+        Through a pidfd where there is one: between check and signal the pid can't change hands.
+        False if the process is gone or not ours to signal.
+        """
+        import signal
+
+        handle = death_watch(identity)
+        try:
+            look = stat_of(identity.pid)
+            if look is None or look.identity != identity:
+                return False
+            # A stopped process acts on SIGTERM only once it is continued.
+            for number in (signal.SIGKILL,) if force else (signal.SIGTERM, signal.SIGCONT):
+                if sys.platform == "linux" and handle is not None:
+                    signal.pidfd_send_signal(handle, number)
+                else:
+                    os.kill(identity.pid, number)
+        except OSError:  # gone meanwhile, or another user's: whoever looks again sees which
+            return False
+        finally:
+            if handle is not None:
+                os.close(handle)
+        return True
+
+    def launch_supervisor(argv: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+        """A process in a session of its own that holds none of our descriptors but its pipes."""
+        import subprocess
+
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            argv, env=env, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True, cwd="/"
+        )
+
+    def launch_service(
+        argv: Sequence[str], cwd: str, env: dict[str, str], log: int, instance: str
+    ) -> subprocess.Popen[bytes]:
+        """The service in a session of its own; OSError if it can't be executed."""
+        import subprocess
+
+        return subprocess.Popen(
+            list(argv),
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+    def become_subreaper() -> bool:
+        """Have orphaned descendants come back to us: PR_SET_CHILD_SUBREAPER(2const), Linux 3.4."""
+        if not _has_proc():
+            return False
+        import ctypes
+
+        pr_set_child_subreaper = 36
+        with contextlib.suppress(OSError, AttributeError):
+            return bool(ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0) == 0)
+        return False
+
+    def watch(wake: socket.socket) -> None:
+        """Have a byte sent to `wake` when a child ends or somebody signals us, from now on.
+
+        Handlers, not SIG_IGN: what is ignored stays ignored in the service, handlers don't.
+        """
+        import signal
+
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        handled = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+        for number in handled:
+            signal.signal(number, lambda *_: None)
+
+    def asks_to_stop(wakes: bytes) -> bool:
+        """Whether SIGTERM was among the wakes."""
+        import signal
+
+        return signal.SIGTERM in wakes
+
+    def reap() -> list[tuple[int, int | None, str | None]]:
+        """(pid, exit code, signal name) of the children that have ended since the last call."""
+        import signal
+
+        ended: list[tuple[int, int | None, str | None]] = []
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    break
+                if not os.WIFSIGNALED(status):
+                    ended.append((pid, os.WEXITSTATUS(status), None))
+                    continue
+                number = os.WTERMSIG(status)
+                known = number in set(signal.Signals)
+                ended.append(
+                    (pid, None, signal.Signals(number).name if known else f"signal {number}")
+                )
+        return ended
+
+    def death_watch(identity: Identity) -> int | None:
+        """A descriptor of the process that becomes readable when it ends: pidfd_open(2)."""
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError, AttributeError):  # it is gone, or the kernel is old
+                return os.pidfd_open(identity.pid)
+        return None
+
+    def try_lock(descriptor: int) -> bool:
+        """Take the exclusive lock on an open file, or return False; it ends with its holder."""
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
+    def read_at(descriptor: int, size: int, offset: int) -> bytes:
+        """Up to `size` bytes from an offset of an open file."""
+        return os.pread(descriptor, size, offset)
+
+    @contextlib.contextmanager
+    def _address(directory: str) -> Iterator[str]:
+        # unix(7): sun_path holds 108 bytes (104 on macOS), so a long path is named from within.
+        path = os.path.join(directory, CONTROL_SOCKET)
+        if len(os.fsencode(path)) < 100:
+            yield path
+            return
+        here = os.open(".", os.O_RDONLY)
+        try:
+            os.chdir(directory)
+            yield CONTROL_SOCKET
+        finally:
+            os.fchdir(here)
+            os.close(here)
+
+    def listen_local(directory: str) -> tuple[socket.socket, str]:
+        """A listening Unix socket in the directory; it needs no token, its mode protects it."""
+        import socket
+
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with _address(directory) as address:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(address)
+            server.bind(address)
+            os.chmod(address, 0o600)
+        server.listen(64)
+        return server, ""
+
+    def connect_local(directory: str, timeout_s: float) -> tuple[socket.socket, str]:
+        """A connection to what listens there, and the token to show; OSError if nothing does."""
+        import socket
+
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client.settimeout(timeout_s)
+        try:
+            with _address(directory) as address:
+                client.connect(address)
+        except OSError:
+            client.close()
+            raise
+        return client, ""
+
+    def split_command(text: str) -> list[str]:
+        """The words of a command line as a POSIX shell splits them; ValueError if it can't be."""
+        import shlex
+
+        return shlex.split(text)
+
+    def join_command(words: Sequence[str]) -> str:
+        """One line that splits into these words again."""
+        import shlex
+
+        return " ".join(map(shlex.quote, words))
+
+    def shell_sign(text: str) -> str | None:
+        """What only a shell would understand in this command line, else None."""
+        bare = QUOTED.sub("_", text)
+        inside = " ".join(found[1] for found in QUOTED.finditer(text) if found[1])
+        inside = re.sub(r"\\.", "", inside)
+        looks = ((OPERATOR, bare), (EXPANSION, bare), (EXPANSION, inside))
+        signs = [found[0] for pattern, part in looks for found in [pattern.search(part)] if found]
+        assignment = ASSIGNMENT.match(text)
+        return signs[0] if signs else assignment and assignment[1]
+
+    def shell_argv(text: str) -> tuple[str, ...]:
+        """The words that run `text` in the system's shell."""
+        return ("/bin/sh", "-c", text)
+
+
+# == Processes =====================================================================================
+# Identity, the tree of a service, how it is ended, who listens on a port. A signal is sent only to
+# a member of a tree that was read just before, and only if its token still matches.
+
+GIVE_UP_AFTER_KILL_S = 5.0  # a process in uninterruptible sleep outlives even SIGKILL
+LOOK_AGAIN_S = (0.001, 0.05)  # shortest and longest wait between two looks at a tree that ends
+
+
+class Member(NamedTuple):
+    """A process of a service's tree and why it belongs."""
+
+    identity: Identity
+    why: str
+
+
+class Ended(NamedTuple):
+    """What ending a tree came to."""
+
+    processes: int  # how many were signalled
+    seconds: float
+    killed: bool  # whether SIGKILL was needed
+    left: tuple[int, ...]  # the pids that outlived even that
+
+    @classmethod
+    def from_json(cls, data: object, path: str) -> Ended:
+        """The Ended of a JSON object, or RecordError."""
+        kinds = {"processes": _integer, "seconds": _number, "killed": _flag, "left": _list_of(_pid)}
+        return cls._make(read_object(data, path, kinds))
+
+
+def is_alive(identity: Identity | None) -> bool:
+    """Whether that very process lives; a zombie doesn't."""
+    look = stat_of(identity.pid) if identity else None
+    return look is not None and look.identity == identity and not look.is_dead
+
+
+def lineage() -> tuple[int, ...]:
+    """The pids of this process and its ancestors: never to be signalled."""
+    pids, look = [os.getpid()], stat_of(os.getpid())
+    while look and look.parent > 0 and look.parent not in pids:
+        pids.append(look.parent)
+        look = stat_of(look.parent)
+    return tuple(pids)
+
+
+def tree_of(record: Record) -> list[Member]:
+    """Everything that belongs to an instance and lives, each with the reason.
+
+        main process ── its descendants
+        process group (Windows: job) of the main process ── their descendants
+        what the supervisor adopted ── their descendants
+        bearers of the instance's cookie, same user ── their descendants
+
+    Left out with all below them: processes of another instance, and supervisors.
+    """
+    stats = all_stats()
+    children: dict[int, list[int]] = {}
+    for pid, look in stats.items():
+        children.setdefault(look.parent, []).append(pid)
+    cookies = {pid: cookie_of(pid) for pid in stats if pid > 1}
+    reasons: dict[int, str] = {}
+
+    def add(pid: int, why: str) -> None:
+        cookie = cookies.get(pid)
+        if pid in reasons or cookie is None or cookie.supervises:
+            return
+        if cookie.instance in ("", record.instance):
+            reasons[pid] = why
+            for child in children.get(pid, ()):
+                add(child, f"child of {pid}")
+
+    def is_there(identity: Identity | None) -> bool:
+        look = stats.get(identity.pid) if identity else None
+        return look is not None and look.identity == identity
+
+    if record.main and is_there(record.main):
+        add(record.main.pid, "main process")
+    if record.main:
+        for pid, why in companions(record.main, record.instance, stats).items():
+            add(pid, why)
+    if record.supervisor and is_there(record.supervisor):
+        for pid in children.get(record.supervisor.pid, ()):
+            add(pid, "adopted by its supervisor")
+    for pid, cookie in cookies.items():
+        if record.instance and cookie.instance == record.instance and owner_is_me(pid):
+            add(pid, "bears its cookie")
+    return [Member(stats[p].identity, why) for p, why in reasons.items() if not stats[p].is_dead]
+
+
+def end_tree(record: Record, timeout_s: float, force: bool) -> Generator[float, bool, Ended]:
+    """End everything that belongs to an instance.
+
+        look ─▶ SIGTERM to each (SIGKILL if force) ─▶ look … until timeout_s
+             ─▶ SIGKILL to each                    ─▶ look … until two looks find nothing
+
+    Yields how many seconds to wait at most before the next step; send True to go over to SIGKILL.
+    Who waits is the caller's business: a supervisor's loop, or `drive`.
+    """
+    began = time.monotonic()
+    kill_at = began if force else began + timeout_s
+    signalled: dict[Identity, bool] = {}
+    members, wait_s, quiet, killed = tree_of(record), LOOK_AGAIN_S[0], 0, False
+    while quiet < 2 and time.monotonic() < kill_at + GIVE_UP_AFTER_KILL_S:
+        kill = time.monotonic() >= kill_at
+        due = [m.identity for m in members if signalled.get(m.identity) in (None, not kill)]
+        delivered = [send_signal(identity, kill) for identity in due]
+        signalled.update(dict.fromkeys(due, kill))
+        killed = killed or (kill and any(delivered))
+        if due and not any(delivered):
+            kill_at = min(kill_at, time.monotonic())  # nothing polite can be delivered here
+        if (yield max(0.0, wait_s if kill else min(wait_s, kill_at - time.monotonic()))):
+            kill_at = min(kill_at, time.monotonic())
+        members = tree_of(record)
+        quiet = 0 if members else quiet + 1
+        wait_s = LOOK_AGAIN_S[0] if quiet else min(wait_s * 2, LOOK_AGAIN_S[1])
+    left = tuple(member.identity.pid for member in members)
+    return Ended(len(signalled), time.monotonic() - began, killed, left)
+
+
+def drive(ending: Generator[float, bool, Ended]) -> Ended:
+    """Take an ending through all its steps, sleeping in between."""
+    try:
+        while True:
+            time.sleep(next(ending))
+    except StopIteration as done:
+        assert isinstance(done.value, Ended)
+        return done.value
+
+
+def wait_until_gone(identity: Identity | None, wait_s: float) -> None:
+    """Return when that process has ended, or wait_s seconds are over."""
+    deadline = time.monotonic() + wait_s
+    while is_alive(identity) and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def describe_process(pid: int | None) -> str:
+    """`pid 812 (python3, in /srv/app)`, as far as it can be seen."""
+    import psutil
+
+    if pid is None:
+        return "a process that this user can't see"
+    facts = []
+    with contextlib.suppress(psutil.Error, OSError):
+        facts.append(psutil.Process(pid).name())
+        facts.append(f"in {psutil.Process(pid).cwd()}")
+    return f"pid {pid} ({', '.join(facts)})" if facts else f"pid {pid}"
+
+
+def command_line(pid: int) -> str:
+    """The command line of a process as one line, "" if it can't be seen."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        return join_command(psutil.Process(pid).cmdline())
+    return ""
+
+
+def listening_ports(pids: Iterable[int]) -> dict[int, int]:
+    """The TCP ports that these processes listen on, each with the pid that does."""
+    import psutil
+
+    ports: dict[int, int] = {}
+    for pid in pids:
+        with contextlib.suppress(psutil.Error, OSError):
+            connections = psutil.Process(pid).net_connections(kind="tcp")
+            listening = [one.laddr for one in connections if one.status == psutil.CONN_LISTEN]
+            ports.update((address.port, pid) for address in listening if address)
+    return ports
+
+
+def port_holder(port: int) -> int | None:
+    """The pid that listens on a TCP port; None if nobody does or it can't be seen.
+
+    System-wide net_connections() needs root on macOS; the look at each process doesn't.
+    """
+    import psutil
+
+    with contextlib.suppress(psutil.AccessDenied, OSError):
+        connections = psutil.net_connections(kind="tcp")
+        listening = (one for one in connections if one.status == psutil.CONN_LISTEN)
+        return next((one.pid for one in listening if one.laddr and one.laddr.port == port), None)
+    return listening_ports(psutil.pids()).get(port)
+
+
+# == Store =========================================================================================
+# The state directory: state.json under its lock, and the files of each service. A reader never sees
+# half a file. What can't be parsed is moved aside and rebuilt; nothing here signals a process.
+
+LOCK_WAIT_S = 10.0
+HUNG_S = 3.0  # a supervisor answers within milliseconds; this one is stopped or hangs
+JOURNAL_BYTES = 1_000_000
+STATE_ADVICE = {
+    "ENOSPC": "free some disk space and run the command again; running services go on",
+    "EROFS": "give another directory with --home or SPM_HOME",
+    "EACCES": "make it readable and writable for this user: chmod -R u+rwX {path}",
+    "EPERM": "make it readable and writable for this user: chmod -R u+rwX {path}",
+    "EISDIR": "a directory is in the way: move it aside",
+}
+PROJECT_MARKS = (".git", "pyproject.toml", "package.json")
+
+
+def find_home(given: str | None) -> str:
+    """The state directory: given, SPM_HOME, nearest .spm/ upward, project root's, ./.spm.
+
+    The search for .spm/ ends at a .git (file or directory): each worktree has a state of its own.
+    """
+    explicit = given or os.environ.get("SPM_HOME")
+    if explicit:
+        return os.path.abspath(explicit)
+    here = os.getcwd()
+    parents = [here]
+    while not os.path.lexists(os.path.join(parents[-1], ".git")):
+        if os.path.dirname(parents[-1]) == parents[-1]:
+            break
+        parents.append(os.path.dirname(parents[-1]))
+    homes = [path for path in parents if os.path.isdir(os.path.join(path, ".spm"))]
+    marks = [(path, os.path.join(path, mark)) for path in parents for mark in PROJECT_MARKS]
+    roots = [path for path, mark in marks if os.path.lexists(mark)]
+    return os.path.join((homes + roots + [here])[0], ".spm")
+
+
+@contextlib.contextmanager
+def state_errors(path: str) -> Iterator[None]:
+    """Turn an OSError into a StateError that names the file and what to do."""
+    try:
+        yield
+    except OSError as error:
+        import errno
+
+        name = errno.errorcode.get(error.errno or 0, "")
+        advice = STATE_ADVICE.get(name, "see what is there: ls -la {path}")
+        reason = error.strerror or str(error)
+        raise StateError(f"{error.filename or path}: {reason}", advice.format(path=path)) from error
+
+
+def private(path: str, flags: int) -> int:
+    """An opener for files that only this user may read."""
+    return os.open(path, flags, 0o600)
+
+
+def write_file(path: str, data: bytes, durable: bool = True) -> None:
+    """Replace a file whole: temporary file beside it, flush, fsync, os.replace."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb", opener=private) as file:
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        replace_file(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            os.unlink(temporary)
+        raise
+
+
+def append_line(path: str, line: dict[str, object]) -> None:
+    """Append one JSON line in one write; a file that has grown long loses its older half first."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.getsize(path) > JOURNAL_BYTES:
+            with open(path, "rb") as old:
+                old.seek(-JOURNAL_BYTES // 2, os.SEEK_END)
+                old.readline()
+                write_file(path, old.read(), durable=False)
+    with open(path, "ab", buffering=0, opener=private) as file:
+        file.write(json.dumps(line).encode() + b"\n")
+
+
+def json_lines(path: str) -> list[dict[str, object]]:
+    """The objects in a file of JSON lines, oldest first; what can't be read is left out."""
+    found = []
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        for line in file:
+            with contextlib.suppress(ValueError, RecursionError):
+                found.append(json.loads(line))
+    return [item for item in found if isinstance(item, dict)]
+
+
+@contextlib.contextmanager
+def locked(path: str, wait_s: float, busy: str) -> Iterator[None]:
+    """Hold the lock of a file; TimedOut, saying `busy`, if it isn't free within wait_s seconds."""
+    with state_errors(path):
+        descriptor = private(path, os.O_RDWR | os.O_CREAT)
+    try:
+        deadline, pause_s = time.monotonic() + wait_s, 0.001
+        while not try_lock(descriptor):
+            if time.monotonic() >= deadline:
+                raise TimedOut(busy, "see who holds it: another spm command may hang or be stopped")
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, 0.02)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class Store:
+    """One state directory. Keys are names in lower case: names are compared without case."""
+
+    def __init__(self, home: str, lock_wait_s: float = LOCK_WAIT_S) -> None:
+        self.home, self.lock_wait_s = home, lock_wait_s
+        self.state_path = os.path.join(home, "state.json")
+        self.notes: list[str] = []  # what had to be mended on the way; the renderer shows them
+
+    def prepare(self) -> None:
+        """Create the directory, or check that it is ours alone; StateError if it isn't."""
+        with state_errors(self.home):
+            if not os.path.lexists(self.home):
+                os.makedirs(self.home, mode=0o700, exist_ok=True)
+                write_file(os.path.join(self.home, ".gitignore"), b"*\n", durable=False)
+            mode = os.lstat(self.home).st_mode
+        if user_id(self.home) != my_user_id:
+            advice = f"use your own with --home, or take it over: chown -R {my_user_id} {self.home}"
+            raise StateError(f"{self.home} belongs to another user", advice)
+        if is_open_to_others(mode):
+            raise StateError(f"{self.home} can be written by others", f"run: chmod 700 {self.home}")
+
+    def path(self, name: str, *parts: str) -> str:
+        """A path in the directory of a service."""
+        return os.path.join(self.home, "services", name.lower(), *parts)
+
+    # -- state.json
+
+    def record(self, name: str) -> Record | None:
+        """The record of one service."""
+        return self.records().get(name.lower())
+
+    def save(self, records: dict[str, Record | None]) -> None:
+        """Write these records, forget those that are None. StateError if that can't be done."""
+        with self._lock():
+            known: dict[str, Record | None] = {**self.records(has_lock=True)}
+            known.update({name.lower(): record for name, record in records.items()})
+            self._write({key: record for key, record in known.items() if record})
+
+    def _lock(self) -> contextlib.AbstractContextManager[None]:
+        path = os.path.join(self.home, "lock")
+        return locked(path, self.lock_wait_s, f"{path} is held by another command")
+
+    def records(self, has_lock: bool = False) -> dict[str, Record]:
+        """Every record by key, as a copy; rebuilt first if state.json is missing or damaged."""
+        try:
+            return self._read()
+        except FileNotFoundError:
+            why = ""
+            if not os.path.isdir(self.home):
+                return {}
+        except (ValueError, RecursionError) as problem:
+            why = str(problem) or "nested too deeply"
+        except OSError as error:
+            with state_errors(self.state_path):
+                raise error
+        if not has_lock:
+            with self._lock():
+                return self.records(has_lock=True)
+        if why:
+            self._move_aside(why)
+        records = self._rebuild()
+        try:
+            self._write(records)
+        except StateError as error:
+            self.notes.append(f"the rebuilt state can't be written: {error.message}")
+        return records
+
+    def _read(self) -> dict[str, Record]:
+        """What state.json says; OSError, or ValueError and RecursionError if it is damaged."""
+        with open(self.state_path, "rb") as file:
+            document = json.loads(file.read())
+        services = document.get("services") if isinstance(document, dict) else None
+        if not isinstance(services, dict):
+            raise RecordError("services: an object was expected")
+        records = {key: Record.from_json(data, f"services.{key}") for key, data in services.items()}
+        for key, record in records.items():
+            if not NAME.fullmatch(record.name) or record.name.lower() != key:
+                raise RecordError(f"services: {key!r:.80} isn't the name of its record")
+        return records
+
+    def _write(self, records: dict[str, Record]) -> None:
+        """One line for each service: the file stays legible and json's C encoder is used."""
+        lines = [f"{json.dumps(k)}: {json.dumps(r.to_json())}" for k, r in sorted(records.items())]
+        text = '{"schema": 1, "services": {\n' + ",\n".join(lines) + "\n}}\n"
+        with state_errors(self.state_path):
+            write_file(self.state_path, text.encode())
+
+    def _move_aside(self, why: str) -> None:
+        aside = f"{self.state_path}.corrupt-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
+        with state_errors(self.state_path):
+            os.replace(self.state_path, aside)
+        name = os.path.basename(aside)
+        self.notes.append(
+            f"state.json was damaged ({why}): moved to {name}, rebuilt from services/"
+        )
+
+    def _rebuild(self) -> dict[str, Record]:
+        """What the supervisors, the journals and the cookies of living processes know."""
+        names: list[str] = []
+        with contextlib.suppress(FileNotFoundError):
+            names = [name for name in os.listdir(self.path("")) if NAME.fullmatch(name)]
+        known = {name: self.ask_record(name) or self.journal_record(name) for name in names}
+        found = {name: record for name, record in known.items() if record}
+        found.update(records_from_cookies(self.home, [r.instance for r in found.values()]))
+        return found
+
+    # -- the directory of one service
+
+    def claim(self, name: str, wait_s: float) -> contextlib.AbstractContextManager[None]:
+        """The lock of the command that starts or stops this service."""
+        with state_errors(self.home):
+            os.makedirs(self.path(name), mode=0o700, exist_ok=True)
+        busy = f"{name}: another command starts or stops it (not done after {wait_s:g} s)"
+        return locked(self.path(name, "lock"), wait_s, busy)
+
+    def is_supervised(self, name: str) -> bool:
+        """Whether a supervisor lives: it holds its lock, and the kernel knows."""
+        try:
+            descriptor = os.open(self.path(name, "supervisor.lock"), os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            return not try_lock(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def send(self, name: str, request: dict[str, object]) -> socket.socket:
+        """A connection over which the request went to the supervisor; OSError if it can't."""
+        connection, token = connect_local(self.path(name), HUNG_S)
+        connection.sendall(json.dumps({**request, "token": token}).encode() + b"\n")
+        return connection
+
+    def ask_record(self, name: str, operation: str = "status") -> Record | None:
+        """What a living supervisor knows, None if there is none or it doesn't answer."""
+        if not self.is_supervised(name):
+            return None
+        try:
+            answer = receive(self.send(name, {"op": operation}), HUNG_S)
+            return Record.from_json(answer.get("record"))
+        except (OSError, ValueError):
+            return None
+
+    def write_event(self, event: str, name: str, record: Record | None, why: str = "") -> None:
+        """Append to the journal; the record goes along, so that state.json can be rebuilt."""
+        line: dict[str, object] = {"at": round(time.time(), 3), "event": event, "why": why}
+        with state_errors(self.path(name)):
+            data = record and record.to_json()
+            append_line(self.path(name, "events.jsonl"), {**line, "record": data})
+
+    def journal_record(self, name: str) -> Record | None:
+        """The last record in the journal; None if there is none or the service was forgotten."""
+        with state_errors(self.path(name)):
+            events = json_lines(self.path(name, "events.jsonl"))
+        for event in reversed(events):
+            with contextlib.suppress(ValueError):
+                data = event.get("record")
+                return None if data is None else Record.from_json(data)
+        return None
+
+    def given_env(self, name: str) -> dict[str, str]:
+        """The values given by --env K=V at the last start."""
+        path = self.path(name, "env.json")
+        try:
+            with open(path, "rb") as file:
+                return texts_by_name(json.loads(file.read()), path)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            advice = f"start {name} anew, with --replace and its --env options"
+            raise StateError(f"{path} can't be read", advice) from error
+
+    # -- what a service wrote
+
+    def last_lines(self, name: str, count: int) -> list[str]:
+        """The last lines of its output, from the older file too if the younger has too few."""
+        text = b""
+        for part in ("output.log", "output.log.1"):
+            with contextlib.suppress(FileNotFoundError), open(self.path(name, part), "rb") as file:
+                position = file.seek(0, os.SEEK_END)
+                while position > 0 and text.count(b"\n") <= count:
+                    step = min(position, 65536)
+                    position = file.seek(position - step)
+                    text = file.read(step) + text
+        return as_lines(text)[-count:] if count else []
+
+    def lines_since(self, name: str, moment: float) -> list[str]:
+        """The output since a time (seconds since the epoch), as exact as the samples are (5 s)."""
+        text, sizes = b"", []
+        for part in ("output.log.1", "output.log"):
+            with contextlib.suppress(FileNotFoundError), open(self.path(name, part), "rb") as file:
+                sizes.append(len(text))
+                text += file.read()
+        samples = log_samples(self.path(name, "metrics.jsonl"))
+        then = max((start + size for at, start, size in samples if at <= moment), default=0)
+        start = samples[-1][1] if samples else 0
+        return as_lines(text[max(0, then - start + (sizes or [0])[-1]) :])
+
+
+def as_lines(text: bytes) -> list[str]:
+    """Output as lines; bytes that aren't UTF-8 are replaced."""
+    lines = text.decode("utf-8", "replace").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+class Sample(NamedTuple):
+    """How much had been written by when."""
+
+    at: float
+    start: int  # bytes before the present file began
+    size: int  # bytes in the present file
+
+
+def log_samples(path: str) -> list[Sample]:
+    """The samples of a log, oldest first."""
+    samples, kinds = [], {"at": _number, "start": _integer, "size": _integer}
+    for line in json_lines(path):
+        with contextlib.suppress(RecordError):
+            samples.append(Sample._make(read_object(line, "sample", kinds)))
+    return samples
+
+
+def receive(connection: socket.socket, wait_s: float) -> dict[str, object]:
+    """One answer of a supervisor; OSError if none comes, the SpmError it tells of if it refuses."""
+    received = b""
+    with connection:
+        connection.settimeout(wait_s)
+        while not received.endswith(b"\n"):
+            chunk = connection.recv(65536)
+            if not chunk:
+                raise ConnectionError("the supervisor closed the connection")
+            received += chunk
+    return accepted(received)
+
+
+def accepted(line: bytes) -> dict[str, object]:
+    """A supervisor's answer; raises the SpmError that it tells of, ValueError if it is nonsense."""
+    answer = json.loads(line)
+    if not isinstance(answer, dict):
+        raise RecordError("answer: an object was expected")
+    if answer.get("ok") is not True:
+        error = dict(answer.get("error") or {})
+        cls = ERRORS.get(error.pop("kind", ""), Failed)
+        error.pop("retryable", None)
+        raise cls(str(error.pop("message", "?")), str(error.pop("advice", "")), **error)
+    return answer
+
+
+def records_from_cookies(home: str, known: Iterable[str]) -> dict[str, Record]:
+    """Records made up from processes that bear this home's cookie and that nobody else knows."""
+    stats = all_stats()
+    cookies = {pid: cookie_of(pid) for pid in stats if pid > 1 and not stats[pid].is_dead}
+    ours = {pid: c for pid, c in sorted(cookies.items()) if c.home == home and owner_is_me(pid)}
+    records: dict[str, Record] = {}
+    seen = set(known)
+    for pid, cookie in ours.items():
+        above = ours.get(stats[pid].parent, Cookie()).instance
+        if cookie.instance in ("", above, *seen) or not NAME.fullmatch(cookie.service):
+            continue
+        seen.add(cookie.instance)
+        guards = [stats[p].identity for p, c in ours.items() if c.supervises == cookie.instance]
+        record = _record_from_process(stats[pid].identity, cookie)
+        records[record.name.lower()] = record._replace(supervisor=guards[0] if guards else None)
+    return records
+
+
+def _record_from_process(main: Identity, cookie: Cookie) -> Record:
+    import psutil
+
+    argv: tuple[str, ...] = ("?",)
+    cwd, started_at = "/", time.time()
+    with contextlib.suppress(psutil.Error, OSError):
+        process = psutil.Process(main.pid)
+        started_at, cwd = process.create_time(), process.cwd()
+        argv = tuple(process.cmdline()) or argv
+    spec = Spec(argv, cwd, port=recognise_port(argv))
+    why = "found by its cookie: its record was lost"
+    record = new_record(cookie.service, spec, cookie.instance)
+    return record._replace(phase="running", started_at=started_at, main=main, reason=why)
+
+
+def new_record(name: str, spec: Spec, instance: str) -> Record:
+    """The record of an instance that is about to start here and now."""
+    now = time.time()
+    return Record(
+        name=name,
+        spec=spec,
+        instance=instance,
+        place=place(),
+        wanted="running",
+        phase="starting",
+        started_at=now,
+        last_active=now,
+    )
+
+
+# == Probes ========================================================================================
+# Does something answer? A probe has a deadline of its own and says what it saw.
+
+LOOPBACK = ("127.0.0.1", "::1")
+CONNECT_S = 0.25  # loopback refuses at once; only a full backlog takes longer
+
+
+def probe_tcp(port: int) -> tuple[str | None, str]:
+    """The loopback address that accepts a connection on `port`, or None; and what was seen."""
+    import socket
+
+    seen = []
+    for address, family in zip(LOOPBACK, (socket.AF_INET, socket.AF_INET6)):
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.settimeout(CONNECT_S)
+                probe.connect((address, port))
+                # A connect to a free port of the ephemeral range may pick that very port as its
+                # source and reach itself (simultaneous open, RFC 9293 section 3.5): nobody's there.
+                if probe.getsockname()[:2] != probe.getpeername()[:2]:
+                    return address, "connected"
+                seen.append(f"{address}: connection refused")
+        except OSError as error:
+            seen.append(f"{address}: {(error.strerror or str(error)).lower()}")
+    return None, ", ".join(seen)
+
+
+# == Policies ======================================================================================
+# Pure decisions over facts and times: nothing here reads, writes or waits.
+
+LOG_CHECK_S = (0.1, 5.0)
+UNSUPERVISED = "its supervisor is gone, the service lives on: start {0} takes it back"
+SPEC_WORDS = {
+    "port_declared": "port declared with --port",
+    "argv": "command",
+    "env_given": "--env",
+    "env_taken": "--env",
+    "env_files": "--env-file",
+}
+
+
+class Facts(NamedTuple):
+    """What was just seen of a recorded service."""
+
+    here: bool  # its pids mean something here: same boot, host and PID namespace
+    same_host: bool
+    supervised: bool
+    main: str  # alive, gone, stranger (another process has its number), stopped (SIGSTOP)
+
+
+class Verdict(NamedTuple):
+    """The status of a service in one of the status words, and why where that needs saying."""
+
+    status: str
+    why: str = ""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it runs, or is about to, or is about to end."""
+        return self.status in LIVE_PHASES
+
+
+def status_of(record: Record, facts: Facts) -> Verdict:
+    """The one place where a status comes from."""
+    if record.phase in ENDED_PHASES:
+        return Verdict(record.phase, record.reason)
+    if not facts.here and facts.same_host:
+        return Verdict("exited", "machine restarted")
+    if not facts.here:
+        return Verdict("lost", f"recorded on host {record.place.host!r} or in another container")
+    if record.main is None and facts.supervised:
+        return Verdict("starting")
+    if record.main is None:
+        return Verdict("failed", "the start was interrupted before anything ran")
+    if facts.main == "stranger":
+        return Verdict("lost", f"pid {record.main.pid} now belongs to another process, left alone")
+    if facts.main == "gone":
+        return Verdict("exited", "its end was not seen: its supervisor was gone")
+    if not facts.supervised:
+        return Verdict("running", UNSUPERVISED.format(record.name))
+    return Verdict(
+        record.phase, "its main process is stopped (SIGSTOP)" * (facts.main == "stopped")
+    )
+
+
+def spec_differences(old: Spec, new: Spec) -> list[str]:
+    """How two specs differ, one text for each field."""
+
+    def shown(value: object) -> str:
+        words = value if isinstance(value, tuple) else (str(value),)
+        return "none" if value in (None, (), False) else join_command(words)
+
+    pairs = ((key, shown(getattr(old, key)), shown(getattr(new, key))) for key in SPEC)
+    return [f"{SPEC_WORDS.get(key, key)}: {was} → {new}" for key, was, new in pairs if was != new]
+
+
+def refusal(
+    record: Record, meant: Identity | None, members: Sequence[Member], spare: Iterable[int]
+) -> Refused | None:
+    """Why a service must not be ended now: the caller means another process, or stands in it."""
+    if meant != record.main:
+        return Refused(
+            f"state.json names pid {meant and meant.pid} as {record.name}, but its supervisor runs "
+            f"pid {record.main and record.main.pid}: forged or damaged, nothing was signalled",
+            "the record has been corrected from the supervisor's memory: run the command again",
+        )
+    inside = [member.identity.pid for member in members if member.identity.pid in spare]
+    if inside:
+        return Refused(
+            f"{record.name} (pid {inside[0]}) is above this command; nothing was signalled",
+            f"run it from a shell that {record.name} didn't start",
+        )
+    return None
+
+
+def probe_pause_s(waited_s: float) -> float:
+    """Seconds between two probes of a starting port: few at first, rarer later."""
+    return 0.003 if waited_s < 5 else 0.01 if waited_s < 30 else 0.05
+
+
+def log_check_s(size: int, grown: int, elapsed_s: float, most: int) -> float:
+    """Seconds until the log should be looked at again.
+
+    When it will be full at the present rate, but at most twice as late as the last time: who has
+    just started may begin to write any moment.
+    """
+    expected_s = (most - size) * elapsed_s / grown if grown > 0 else LOG_CHECK_S[1]
+    return max(LOG_CHECK_S[0], min(expected_s, 2 * elapsed_s, LOG_CHECK_S[1]))
+
+
+# == Supervisor ====================================================================================
+# The parent of one service: spawns it, waits, records its end, ends its tree when asked. It is told
+# (SIGCHLD, pidfd, socket), it doesn't poll; the log's size is its only timer. While it lives it
+# alone writes the record of its service. It meets the commands in files and on its socket only.
+
+TICK_S = 1.0  # where nobody tells of an adopted process's end, or state.json could not be written
+REQUEST_BYTES = 65536
+STOP_TIMEOUT_S = 10.0
+NEXT_PHASES = {
+    "starting": ("running", "failed"),
+    "running": ("running", "stopping", "exited", "failed"),
+    "stopping": ("stopped", "running"),
+    "exited": ("stopping",),
+    "failed": ("stopping",),
+}
+
+
+class Order(NamedTuple):
+    """What a supervisor is launched for."""
+
+    home: str
+    record: Record
+    env: dict[str, str]  # what the start adds to the inherited environment
+    adopt: bool
+
+    @classmethod
+    def from_json(cls, data: object) -> Order:
+        """The Order of a JSON object, or RecordError."""
+        kinds: dict[str, Kind] = {"home": _text, "record": Record.from_json}
+        return cls._make(
+            read_object(data, "order", {**kinds, "env": texts_by_name, "adopt": _flag})
+        )
+
+
+class StopRequest(NamedTuple):
+    """A request to end the service."""
+
+    main: Identity | None  # whom the caller means
+    spare: tuple[int, ...]  # the caller and its ancestors
+    timeout_s: float
+    force: bool
+
+    @classmethod
+    def from_json(cls, data: object) -> StopRequest:
+        """The StopRequest of a JSON object, or RecordError."""
+        kinds = {"main": _or_none(Identity.from_json), "spare": _list_of(_integer)}
+        kinds.update(timeout_s=_number, force=_flag)
+        return cls._make(read_object(data, "request", kinds))
+
+
+class Log:
+    """The output file of a service: the service writes it, we only keep it from growing."""
+
+    def __init__(self, store: Store, name: str, most: int) -> None:
+        self.path, self.samples = store.path(name, "output.log"), store.path(name, "metrics.jsonl")
+        self.most, self.descriptor, self.start, self.size = most, -1, 0, 0
+        self.checked_at = self.due_at = time.monotonic()
+
+    def open(self, anew: bool) -> None:
+        """Open the file the service writes to; `anew`: without what earlier instances wrote."""
+        for path in (self.path, self.path + ".1") if anew else ():
+            with contextlib.suppress(FileNotFoundError, PermissionError):  # Windows: still open
+                os.unlink(path)
+        # O_APPEND: after a truncation the service goes on at the new end, not at its old offset
+        self.descriptor = private(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        _, start, size = (log_samples(self.samples) or [Sample(0.0, 0, 0)])[-1]
+        self.start = start + size if anew else start
+        self.size = os.fstat(self.descriptor).st_size
+        self.sample()
+
+    def check(self, now: float) -> None:
+        """Rotate the file when it is full, note its size, and say when to look again."""
+        size = os.fstat(self.descriptor).st_size
+        grown = size - self.size
+        self.size = size
+        if size >= self.most:
+            self.rotate()
+        elif grown:
+            self.sample()
+        self.due_at = now + log_check_s(self.size, grown, now - self.checked_at, self.most)
+        self.checked_at = now
+
+    def rotate(self) -> None:
+        """Copy the youngest bytes to the older file, then empty this one.
+
+        The service holds it open, so it can't be renamed. What is written between the last read
+        and the truncation, some microseconds, is lost.
+        """
+        position = max(0, self.size - self.most)
+        with contextlib.suppress(OSError):  # no room for the older file: the disk comes first
+            with open(self.path + ".1.new", "wb", opener=private) as older:
+                while chunk := read_at(self.descriptor, 1 << 20, position):
+                    position += older.write(chunk)
+            replace_file(self.path + ".1.new", self.path + ".1")
+        with contextlib.suppress(OSError):  # Windows: not while the service holds it; at restart
+            os.ftruncate(self.descriptor, 0)
+            self.start, self.size = self.start + position, 0
+            self.sample()
+
+    def sample(self) -> None:
+        """Note how much there is by now, so that `logs --since` finds its place."""
+        with contextlib.suppress(OSError):  # a full disk costs `--since` its precision, no more
+            sample = Sample(round(time.time(), 3), self.start, self.size)
+            append_line(self.samples, sample._asdict())
+
+
+class Client:
+    """A connection to the control socket and what it has sent so far."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection, self.received = connection, b""
+
+    def answer(self, document: dict[str, object]) -> None:
+        """Send one line and hang up; who doesn't read it, or left, misses it."""
+        with contextlib.suppress(OSError), self.connection:
+            self.connection.settimeout(1.0)
+            self.connection.sendall(json.dumps(document).encode() + b"\n")
+
+
+class Supervisor:
+    """One service while it lives: its record, its control socket, its loop."""
+
+    def __init__(self, store: Store, record: Record) -> None:
+        import selectors
+        import socket
+
+        look = stat_of(os.getpid())
+        self.store, self.record = store, record._replace(supervisor=look and look.identity)
+        self.lock = self._take_lock()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.ending: Generator[float, bool, Ended] | None = None
+        self.outcome: Ended | None = None
+        self.step_at = 0.0
+        self.waiters: list[Client] = []
+        self.finished = self.unsaved = False
+        self.events = selectors.DefaultSelector()
+        self.wake, self.waker = socket.socketpair()
+        self.wake.setblocking(False)
+        self.waker.setblocking(False)
+        self.log = Log(store, record.name, record.spec.log_bytes)
+        with state_errors(store.path(record.name)):
+            self.server, self.token = listen_local(store.path(record.name))
+        self.events.register(self.wake, selectors.EVENT_READ, self.on_wake)
+        self.events.register(self.server, selectors.EVENT_READ, self.on_connect)
+        watch(self.waker)
+
+    def _take_lock(self) -> int:
+        """The descriptor of supervisor.lock, held for life; a predecessor may still be leaving."""
+        name = self.record.name
+        with state_errors(self.store.path(name)):
+            descriptor = private(self.store.path(name, "supervisor.lock"), os.O_RDWR | os.O_CREAT)
+        deadline = time.monotonic() + 5.0
+        while not try_lock(descriptor):
+            if time.monotonic() > deadline:
+                raise Refused(f"{name} has another supervisor", f"end it first: stop {name}")
+            time.sleep(0.002)
+        return descriptor
+
+    # -- how it begins
+
+    def spawn(self, env: dict[str, str]) -> None:
+        """Execute the command; StartFailed, with the record saying so, if that can't be done."""
+        record, spec = self.record, self.record.spec
+        with state_errors(self.log.path):
+            self.log.open(anew=True)
+        values = {key: value for key, value in os.environ.items() if key not in COOKIE_NAMES}
+        # A Python service that is killed would otherwise take its buffered last words along.
+        values.setdefault("PYTHONUNBUFFERED", "1")
+        # The cookie is inherited by whatever the service starts and finds what escapes its tree. A
+        # program that clears its environment drops it; on Linux the subreaper still has that one.
+        cookie = {
+            "SPM_INSTANCE": record.instance,
+            "SPM_SERVICE": record.name,
+            "SPM_HOME": self.store.home,
+        }
+        try:
+            self.process = launch_service(
+                spec.argv,
+                spec.cwd,
+                {**values, **env, **cookie},
+                self.log.descriptor,
+                record.instance,
+            )
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            self.change("start_failed", "failed", reason)
+            self.leave()
+            code = getattr(error, "errno", None)
+            raise StartFailed(
+                f"{record.name} could not be started: {reason}", errno=code
+            ) from error
+        look = stat_of(self.process.pid)
+        main = look.identity if look else Identity(self.process.pid, "")
+        self.record = record._replace(main=main)
+        self.change("started", "running")
+
+    def adopt(self) -> None:
+        """Take back a service whose supervisor is gone; we aren't its parent."""
+        import selectors
+
+        main = self.record.main
+        if main is None or not is_alive(main):
+            self.leave()
+            raise NotFound(f"{self.record.name} ended just now", f"start {self.record.name} again")
+        descriptor = death_watch(main)
+        if descriptor is not None:
+            self.events.register(descriptor, selectors.EVENT_READ, self.on_adopted_death)
+        with state_errors(self.log.path):
+            self.log.open(anew=False)
+        self.change("adopted", "running", "its former supervisor was gone")
+
+    # -- the one door for changes
+
+    def change(self, event: str, phase: str, why: str = "") -> None:
+        """Table, record, journal, state.json: in that order."""
+        if phase not in NEXT_PHASES[self.record.phase]:
+            raise AssertionError(f"{self.record.phase} → {phase} isn't in the table")
+        wanted = "stopped" if phase in ("stopping", "stopped") else self.record.wanted
+        self.record = self.record._replace(phase=phase, reason=why, wanted=wanted)
+        with contextlib.suppress(SpmError):  # a full disk: state.json is what is tried again
+            self.store.write_event(event, self.record.name, self.record, why)
+        self.save()
+
+    def save(self) -> None:
+        """Write the record; what can't be written now is tried again at each tick."""
+        try:
+            self.store.save({self.record.name: self.record})
+            self.unsaved = False
+        except SpmError:
+            self.unsaved = os.path.isdir(self.store.home)  # a removed home is nothing to wait for
+
+    # -- the loop
+
+    def run(self) -> None:
+        """Until the service and everything of it is gone and that is written down."""
+        while not self.finished or self.unsaved:
+            for key, _ in self.events.select(self._wait_s()):
+                key.data(key.fileobj)
+            self.take_note()
+            if self.ending and time.monotonic() >= self.step_at:
+                self.step()
+            if time.monotonic() >= self.log.due_at:
+                self.log.check(time.monotonic())
+            if self.unsaved:
+                self.save()
+        self.leave()
+
+    def _wait_s(self) -> float:
+        due = [self.log.due_at]
+        if self.ending:
+            due.append(self.step_at)
+        if self.unsaved or self.process is None:
+            due.append(time.monotonic() + TICK_S)
+        return max(0.0, min(due) - time.monotonic())
+
+    def leave(self) -> None:
+        """Free what others wait for, then answer them."""
+        with contextlib.suppress(OSError):
+            os.unlink(self.store.path(self.record.name, CONTROL_SOCKET))
+        os.close(self.lock)
+        self.answer_waiters()
+
+    def on_wake(self, _: object) -> None:
+        """A child ended, or somebody signalled us."""
+        wakes = self.wake.recv(4096)
+        if asks_to_stop(wakes):
+            self.begin_ending(STOP_TIMEOUT_S, False, "its supervisor got SIGTERM")
+        self.step_at = 0.0  # something changed: look at once
+
+    def on_adopted_death(self, descriptor: int) -> None:
+        """The adopted main process ended; its exit code went to its parent."""
+        self.events.unregister(descriptor)
+        self.main_ended(Exit(time.time()))
+
+    def take_note(self) -> None:
+        """Reap every child that ended, the adopted ones too; leave when nothing is left."""
+        for pid, code, signal in reap():
+            if self.process and pid == self.process.pid:
+                self.process.returncode = code or 0  # Popen must neither wait again nor warn
+                self.main_ended(Exit(time.time(), code, signal))
+        if self.process is None and self.record.exit is None and not is_alive(self.record.main):
+            self.main_ended(Exit(time.time()))
+        if self.record.phase in ("exited", "failed") and not tree_of(self.record):
+            self.finished = True
+
+    def main_ended(self, ended: Exit) -> None:
+        """The main process is gone; what it left behind is watched until it is gone too."""
+        self.record = self.record._replace(exit=ended)
+        if self.ending:
+            return
+        left = tree_of(self.record)
+        remark = f"; {counted(len(left), 'process')} of its tree live on" if left else ""
+        phase = "exited" if ended.code in (0, None) and not ended.signal else "failed"
+        self.change("exited", phase, f"{ended}{remark}")
+
+    # -- ending it
+
+    def begin_ending(self, timeout_s: float, force: bool, why: str) -> None:
+        """Start to end the tree, or hurry an ending that goes on."""
+        if self.ending is None:
+            self.change("stopping", "stopping", why)
+            self.ending = end_tree(self.record, timeout_s, force)
+            self.step_at = time.monotonic() + next(self.ending)
+        elif force:
+            self.step(force=True)
+
+    def step(self, force: bool = False) -> None:
+        """One step of the ending; the last one records what came of it."""
+        assert self.ending
+        try:
+            self.step_at = time.monotonic() + self.ending.send(force)
+        except StopIteration as done:
+            self.ending, self.outcome = None, done.value
+            self.take_note()
+            if done.value.left:
+                pids = ", ".join(map(str, done.value.left))
+                self.change("stop_failed", "running", f"pid {pids} outlived SIGKILL")
+                self.answer_waiters()
+                return
+            self.record = self.record._replace(exit=self.record.exit or Exit(time.time()))
+            self.change("stopped", "stopped", self.record.reason)
+            self.finished = True
+            if self.unsaved:  # else they hear of it when we have left
+                self.answer_waiters()
+
+    def answer_waiters(self) -> None:
+        """Tell everybody who asked for the end what came of it."""
+        ended = self.outcome and self.outcome._asdict()
+        for client in self.waiters:
+            answer = {"record": self.record.to_json(), "ended": ended, "unsaved": self.unsaved}
+            client.answer({"ok": True, **answer})
+        self.waiters.clear()
+
+    # -- requests
+
+    def on_connect(self, _: object) -> None:
+        """A command connects."""
+        import selectors
+
+        connection, _address = self.server.accept()
+        connection.setblocking(False)
+        client = Client(connection)
+        self.events.register(connection, selectors.EVENT_READ, lambda _: self.on_data(client))
+
+    def on_data(self, client: Client) -> None:
+        """A part of a request, the whole of one, or the end of the connection."""
+        chunk = b""
+        with contextlib.suppress(OSError):
+            chunk = client.connection.recv(REQUEST_BYTES)
+        client.received += chunk
+        is_whole = client.received.endswith(b"\n")
+        if chunk and not is_whole and len(client.received) < REQUEST_BYTES:
+            return
+        self.events.unregister(client.connection)
+        if is_whole:
+            self.handle(client)
+        else:
+            client.connection.close()
+
+    def handle(self, client: Client) -> None:
+        """Answer one request, at once or when it is done."""
+        try:
+            request = json.loads(client.received)
+            if not isinstance(request, dict) or request.get("token", "") != self.token:
+                raise RecordError("request.token: not the one in the state directory")
+            operation = OPERATIONS.get(str(request.get("op")))
+            if operation is None:
+                raise RecordError(f"request.op: one of {', '.join(OPERATIONS)} was expected")
+            operation(self, client, request)
+        except (ValueError, RecursionError) as error:
+            client.answer({"ok": False, "error": UsageError(str(error)).to_json()})
+
+    def on_status(self, client: Client, request: dict[str, object]) -> None:
+        """What is: asked for when state.json and the system disagree."""
+        self.take_note()
+        client.answer({"ok": True, "record": self.record.to_json()})
+
+    def on_touch(self, client: Client, request: dict[str, object]) -> None:
+        """A heartbeat."""
+        self.record = self.record._replace(last_active=time.time())
+        self.save()
+        client.answer({"ok": True, "record": self.record.to_json()})
+
+    def on_stop(self, client: Client, request: dict[str, object]) -> None:
+        """End the service; refused if the caller means another process or stands in the tree."""
+        asked = StopRequest.from_json(request)
+        if self.finished:  # only its record waits to be written, and who asks writes the next
+            self.unsaved, self.outcome = False, Ended(0, 0.0, False, ())
+            self.waiters.append(client)
+            return
+        error = refusal(self.record, asked.main, tree_of(self.record), asked.spare)
+        if error:
+            self.save()
+            client.answer({"ok": False, "error": error.to_json()})
+            return
+        self.waiters.append(client)
+        self.begin_ending(asked.timeout_s, asked.force, "stop was asked for")
+
+
+OPERATIONS: dict[str, Callable[[Supervisor, Client, dict[str, object]], None]] = {
+    "status": Supervisor.on_status,
+    "touch": Supervisor.on_touch,
+    "stop": Supervisor.on_stop,
+}
+
+
+def supervise(order: Order) -> None:
+    """The life of a supervisor, from the order of the command that launched it."""
+    store = Store(order.home, lock_wait_s=1.0)
+    try:
+        supervisor = Supervisor(store, order.record)
+        supervisor.adopt() if order.adopt else supervisor.spawn(order.env)
+    except SpmError as error:
+        reply({"ok": False, "error": error.to_json()})
+        return
+    reply({"ok": True, "record": supervisor.record.to_json()})
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):  # the command's pipes: it waits for their end
+        os.dup2(null, descriptor)
+    try:
+        supervisor.run()
+    except Exception as error:  # the last chance to say why: nobody reads its stderr any more
+        import traceback
+
+        line = traceback.extract_tb(error.__traceback__)[-1].lineno
+        why = f"{type(error).__name__} at line {line}: {error}"
+        store.write_event("supervisor_failed", order.record.name, supervisor.record, why)
+        raise
+
+
+def reply(document: dict[str, object]) -> None:
+    """One line to the command that launched us; it may be gone, the start is done all the same."""
+    with contextlib.suppress(OSError):
+        os.write(1, json.dumps(document).encode() + b"\n")
+
+
+# == Commands ======================================================================================
+# One function a command, its options beside it: takes arguments, returns a Result, prints nothing.
+# What goes on over time (a log that is followed) is returned as an iterator.
+
+CLAIM_S = 30.0
+BOOT_S = 10.0
+SELF = os.path.abspath(__file__)
+LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
+START_ADVICE = {
+    "ENOENT": "check the spelling and PATH, or give the whole path",
+    "EACCES": "make it executable (chmod +x) or name its interpreter",
+    "ENOEXEC": "it is no program: give it a first line such as #!/bin/sh, or name its interpreter",
+}
+
+
+class Result(NamedTuple):
+    """What a command has to say: a JSON document, and the same for people."""
+
+    data: dict[str, object]
+    lines: Sequence[str] = ()
+    table: Sequence[tuple[str, ...]] = ()  # the first row has the column names
+    error: SpmError | None = None
+    stream: Iterator[str] | None = None
+
+
+class Option(NamedTuple):
+    """An option or, without dashes, a positional argument (+, *, ? as in argparse)."""
+
+    words: str
+    metavar: str = ""  # none: it is a switch
+    kind: Callable[[str], object] = str
+    default: object = None  # a list: it may be given several times
+    help: str = ""
+
+
+class Command(NamedTuple):
+    """What the command line needs to know of a command."""
+
+    run: Callable[[Store, argparse.Namespace], Result]
+    help: str
+    options: tuple[Option, ...]
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def command(
+    name: str, text: str, *options: Option
+) -> Callable[[Callable[[Store, argparse.Namespace], Result]], Callable[..., Result]]:
+    """Declare a function as a command."""
+
+    def declare(run: Callable[[Store, argparse.Namespace], Result]) -> Callable[..., Result]:
+        COMMANDS[name] = Command(run, text, options)
+        return run
+
+    return declare
+
+
+class Seen(NamedTuple):
+    """A record and what is true of it right now."""
+
+    record: Record
+    facts: Facts
+    verdict: Verdict
+
+
+def observe(store: Store, record: Record, here: Place) -> Seen:
+    """Hold a record against the system; where they differ, its supervisor knows better."""
+    seen = _look(store, record, here)
+    if seen.facts.supervised and seen.facts.main in ("gone", "stranger"):
+        # One that left just now wrote why before it did.
+        known = store.ask_record(record.name) or store.record(record.name)
+        return _look(store, known or record, here)
+    return seen
+
+
+def _look(store: Store, record: Record, here: Place) -> Seen:
+    same_host = record.place._replace(boot=here.boot) == here
+    facts = Facts(record.place == here, same_host, supervised=False, main="gone")
+    if facts.here and record.phase in LIVE_PHASES:
+        look = stat_of(record.main.pid) if record.main else None
+        main = (
+            "gone" if look is None or look.is_dead else "stopped" if look.state in "Tt" else "alive"
+        )
+        if look and look.identity != record.main:
+            main = "stranger"
+        facts = facts._replace(supervised=store.is_supervised(record.name), main=main)
+    return Seen(record, facts, status_of(record, facts))
+
+
+def find(store: Store, name: str) -> Seen:
+    """A service as it is now; NotFound, with the nearest names, if there is none."""
+    records = store.records()
+    record = records.get(check_name(name).lower())
+    if record:
+        return observe(store, record, place())
+    import difflib
+
+    names = [known.name for known in records.values()]
+    near = difflib.get_close_matches(name, names, 3) or names[:5]
+    advice = f"services here: {', '.join(near)}" if near else f'start it: start {name} "COMMAND"'
+    raise NotFound(f"no service {name!r} in {store.home}", advice)
+
+
+def shown_path(path: str) -> str:
+    """A path as short as it can be written from here."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
+
+
+def shown_command(spec: Spec) -> str:
+    """The command as it could be typed again."""
+    return spec.argv[-1] if spec.shell else join_command(spec.argv)
+
+
+def port_origin(spec: Spec) -> str | None:
+    """How the port is known: declared, recognised, or not at all."""
+    return None if spec.port is None else "declared" if spec.port_declared else "recognised"
+
+
+# -- start
+
+
+@command(
+    "start",
+    'start a service: NAME "COMMAND", or NAME [options] -- ARG…, or NAME alone: as last time',
+    Option("name", "NAME"),
+    Option(
+        "command*", "COMMAND", help="one quoted string, split as a shell would, run without one"
+    ),
+    Option("--cwd", "DIR", help="directory to run in (default: here)"),
+    Option("--env", "K=V", default=[], help="set a variable; K alone: the caller's, at each start"),
+    Option("--env-file", "FILE", default=[], help="read variables from a dotenv file"),
+    Option(
+        "--port", "N", parse_port, help="the port it listens on: exported as PORT, replaces {port}"
+    ),
+    Option("--shell", help="run COMMAND in the shell"),
+    Option("--replace", help="end what runs under this name with another spec"),
+    Option("--force", help="start though the port is held"),
+    Option("--log-size", "SIZE", parse_size, 10**7, "rotate the log at this size (10MB)"),
+)
+def start(store: Store, args: argparse.Namespace) -> Result:
+    """Start a service, unless it runs already."""
+    name = check_name(args.name)
+    known = store.record(name)
+    asked = (args.command, args.tail, args.cwd, args.env, args.env_file, args.port, args.shell)
+    if known and not any(asked):
+        spec, given = known.spec, store.given_env(name)
+    else:
+        spec, given = spec_of(name, args)
+    store.prepare()
+    with store.claim(name, CLAIM_S):
+        record = store.record(name)
+        seen = observe(store, record, place()) if record else None
+        if seen and seen.verdict.status in ("starting", "running"):
+            differences = differences_of(store, seen.record, spec, given)
+            if not differences:
+                return keep_running(store, seen)
+            if not args.replace:
+                raise Refused(
+                    f"{name} runs already with another spec: {'; '.join(differences)}",
+                    f"add --replace to end it and start this one, or stop {name} first",
+                    differences=differences,
+                )
+        return begin(store, name, spec, given, seen, args.force, "started")
+
+
+def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
+    """The spec that the arguments ask for, and the values given with --env K=V."""
+    pairs = [item.partition("=") for item in args.env]
+    bad = [key for key, _, _ in pairs if not VARIABLE.fullmatch(key)]
+    if bad:
+        raise UsageError(f"--env {bad[0]!r}: not a variable's name", "write --env NAME=value")
+    argv = command_words(name, args)
+    if args.port:
+        argv = tuple(word.replace("{port}", str(args.port)) for word in argv)
+    spec = Spec(
+        argv=argv,
+        cwd=os.path.abspath(args.cwd or os.getcwd()),
+        shell=args.shell,
+        port=args.port or recognise_port(argv[-1].split() if args.shell else argv),
+        port_declared=args.port is not None,
+        env_given=tuple(sorted({key for key, equals, _ in pairs if equals})),
+        env_taken=tuple(sorted({key for key, equals, _ in pairs if not equals})),
+        env_files=tuple(os.path.abspath(path) for path in args.env_file),
+        log_bytes=args.log_size,
+    )
+    return spec, {key: value for key, equals, value in pairs if equals}
+
+
+def command_words(name: str, args: argparse.Namespace) -> tuple[str, ...]:
+    """The words to execute, from a quoted string, from bare words or from behind `--`."""
+    words, tail = args.command, args.tail or []
+    how = f'write: start {name} "COMMAND"'
+    if bool(words) == bool(tail):
+        raise UsageError("there are two commands" if words else "the command is missing", how)
+    if tail or len(words) > 1:
+        argv = tuple(tail or words)
+        return shell_argv(join_command(argv)) if args.shell else argv
+    text = words[0]
+    if args.shell:
+        return shell_argv(text)
+    sign = shell_sign(text)
+    if sign:
+        instead = f"set it with --env {sign}…, or " if sign.endswith("=") else ""
+        raise UsageError(
+            f"the command needs a shell ({sign}), and none is used unless asked for",
+            f"{instead}add --shell: start {name} --shell {join_command([text])}",
+        )
+    try:
+        argv = tuple(split_command(text))
+    except ValueError as error:
+        raise UsageError(f"the command can't be split: {error}", "close its quotes") from error
+    if not argv or not argv[0]:
+        raise UsageError("the command is empty", how)
+    return argv
+
+
+def differences_of(store: Store, old: Record, spec: Spec, given: dict[str, str]) -> list[str]:
+    """How what runs differs from what is asked for; values of variables aren't shown."""
+    differences = spec_differences(old.spec, spec)
+    if old.spec.env_given == spec.env_given:
+        known = store.given_env(old.name)
+        differences += [
+            f"--env {key}: another value" for key in given if known.get(key) != given[key]
+        ]
+    return differences
+
+
+def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
+    """What a start adds to the caller's environment; ConfigError names every problem at once."""
+    values: dict[str, str] = {}
+    problems = [f"--env {key}: not set here" for key in spec.env_taken if key not in os.environ]
+    for path in spec.env_files:
+        try:
+            with open(path, encoding="utf-8") as file:
+                values.update(parse_env_text(file.read(), path))
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}")
+        except ConfigError as error:
+            problems.append(error.message)
+    if problems:
+        raise ConfigError("; ".join(problems), "mend that and start again; nothing was started")
+    if spec.port_declared:
+        values["PORT"] = str(spec.port)
+    return {**values, **given}
+
+
+def keep_running(store: Store, seen: Seen) -> Result:
+    """The same service runs already: renew last_active; give it a supervisor if it has none."""
+    if seen.facts.supervised:
+        return started(store, touched(store, seen), "already running")
+    retire_supervisor(seen.record)
+    record = launch(store, seen.record, {}, adopt=True)
+    how = "already running, its supervisor was gone: taken back (its exit code will not be known)"
+    return started(store, record, how)
+
+
+def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -> Result:
+    """The result of a start."""
+    spec, log = record.spec, store.path(record.name, "output.log")
+    pid = record.main and record.main.pid
+    port = f", port {spec.port}" if spec.port else ""
+    port += "" if spec.port_declared or not port else " recognised in the command"
+    data = {"name": record.name, "status": "running", "already_running": how.startswith("already")}
+    data.update(pid=pid, port=spec.port, port_origin=port_origin(spec), log=log)
+    return Result(
+        data, [*notes, f"[OK] {record.name} {how} (pid {pid}{port}), log: {shown_path(log)}"]
+    )
+
+
+def begin(
+    store: Store,
+    name: str,
+    spec: Spec,
+    given: dict[str, str],
+    former: Seen | None,
+    force: bool,
+    how: str,
+) -> Result:
+    """Check what can be checked, end the former instance, start a new one."""
+    if not os.path.isdir(spec.cwd):
+        raise StartFailed(f"{name}: no such directory: {spec.cwd}", "check --cwd")
+    values = environment_of(spec, given)
+    notes = end_former(store, former) if former else []
+    notes += check_port(spec, force)
+    with state_errors(store.home):
+        write_file(store.path(name, "env.json"), json.dumps(given).encode())
+    record = new_record(name, spec, os.urandom(16).hex())
+    try:
+        return started(store, launch(store, record, values, adopt=False), how, notes)
+    except StartFailed as error:
+        error.message += f" ({shown_command(spec)})"
+        error.advice = start_advice(spec, values, error.facts.get("errno")) or error.advice
+        raise
+
+
+def end_former(store: Store, seen: Seen) -> list[str]:
+    """End what an earlier instance left, if it is here and certainly ours."""
+    if seen.verdict.status == "lost":
+        return [f"[WARN] {seen.record.name}: {seen.verdict.why}"]
+    record, ended = finish_stop(store, begin_stop(store, seen, STOP_TIMEOUT_S, force=False))
+    if ended is None or not ended.processes:
+        return []
+    return [
+        f"[INFO] {record.name}: {counted(ended.processes, 'process')} of its former instance ended"
+    ]
+
+
+def check_port(spec: Spec, force: bool) -> list[str]:
+    """PortConflict if the declared port is held; a warning if it was only recognised."""
+    if spec.port is None or probe_tcp(spec.port)[0] is None:
+        return []
+    who = describe_process(port_holder(spec.port))
+    if spec.port_declared and not force:
+        raise PortConflict(
+            f"port {spec.port} is held: {who} listens there; nothing was started",
+            "end that process, take another --port, or start anyway with --force",
+            port=spec.port,
+        )
+    return [f"[WARN] port {spec.port} is held already: {who} listens there"]
+
+
+def launch(store: Store, record: Record, env: dict[str, str], adopt: bool) -> Record:
+    """The record after a new supervisor took it over; its interpreter starts while we write."""
+    import threading
+
+    own = {"SPM_SUPERVISOR": record.instance, "SPM_SERVICE": record.name, "SPM_HOME": store.home}
+    inherited = {key: value for key, value in os.environ.items() if key not in COOKIE_NAMES}
+    process = launch_supervisor(supervisor_command(store, record.name), {**inherited, **own})
+    assert process.stdin and process.stdout and process.stderr
+    alarm = threading.Timer(BOOT_S, process.kill)
+    alarm.daemon = True
+    alarm.start()
+    with process.stdout, process.stderr:
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            if not adopt:
+                store.save({record.name: record})  # if that fails the pipe closes and it goes away
+            order = {"home": store.home, "record": record.to_json(), "env": env, "adopt": adopt}
+            process.stdin.write(json.dumps({**order, "sys_path": sys.path}).encode() + b"\n")
+        line = process.stdout.readline()
+        alarm.cancel()
+        process.returncode = 0  # it goes on without us; Popen must neither wait nor warn
+        if not line:
+            why = process.stderr.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
+            raise StartFailed(f"the supervisor of {record.name} died: {why or 'it gave no reason'}")
+    return Record.from_json(accepted(line).get("record"))
+
+
+def supervisor_command(store: Store, name: str) -> list[str]:
+    """The words that start a supervisor: from bytecode in the state directory, compiled once.
+
+    -S and -E: neither site-packages nor PYTHON* variables of the caller take part; what psutil
+    needs of sys.path goes along with the order.
+    """
+    facts = os.stat(SELF)
+    tag = f"{sys.implementation.cache_tag}-{facts.st_mtime_ns:x}-{facts.st_size:x}"
+    directory = os.path.join(store.home, "cache")
+    target = os.path.join(directory, tag, "simple_process_manager.pyc")
+    if not os.path.exists(target):
+        import py_compile
+        import shutil
+
+        with contextlib.suppress(OSError):  # no room: the source does as well, only slower
+            shutil.rmtree(directory, ignore_errors=True)
+            os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+            mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+            py_compile.compile(SELF, target, doraise=True, invalidation_mode=mode)
+    program = target if os.path.exists(target) else SELF
+    return [sys.executable, "-S", "-E", program, "supervise", name]
+
+
+def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
+    """What to do about a command that couldn't be executed."""
+    import difflib
+    import errno
+
+    program = spec.argv[0]
+    advice = START_ADVICE.get(errno.errorcode.get(code, "") if isinstance(code, int) else "", "")
+    if code != errno.ENOENT:
+        return advice
+    if os.path.dirname(program):
+        path = os.path.join(spec.cwd, program)
+        missing = f"its first line (#!) names a program that doesn't exist: {path}"
+        return missing if os.path.exists(path) else f"there is no {path}: check the spelling"
+    for directory in LOCAL_PROGRAMS:
+        if os.path.exists(os.path.join(spec.cwd, directory, program)):
+            return (
+                f"it is in {directory}: write {directory}/{program}, or activate that environment"
+            )
+    names: set[str] = set()
+    for directory in values.get("PATH", os.environ.get("PATH", os.defpath)).split(os.pathsep):
+        with contextlib.suppress(OSError):
+            names.update(os.listdir(directory))
+    near = difflib.get_close_matches(program, names, 1, 0.8)
+    return f"did you mean {near[0]}? Otherwise {advice}" if near else advice
+
+
+def touched(store: Store, seen: Seen) -> Record:
+    """The record with last_active renewed, by whoever writes it."""
+    if seen.facts.supervised:  # one that hangs isn't worth failing for: stop and status tell
+        return store.ask_record(seen.record.name, "touch") or seen.record
+    record = seen.record._replace(last_active=time.time())
+    store.save({record.name: record})
+    return record
+
+
+def retire_supervisor(record: Record) -> None:
+    """End a supervisor that hangs or lost its directory, if it certainly is this instance's."""
+    guard = record.supervisor
+    if guard and is_alive(guard) and cookie_of(guard.pid).supervises == record.instance:
+        send_signal(guard, force=True)
+        wait_until_gone(guard, 2.0)
+
+
+# -- stop, restart, cleanup
+
+
+class Stopping(NamedTuple):
+    """A stop under way: the connection on which the supervisor will answer, if it has one."""
+
+    seen: Seen
+    connection: socket.socket | None
+    timeout_s: float
+    force: bool
+
+
+@command(
+    "stop",
+    "end services and everything that belongs to them",
+    Option("names+", "NAME"),
+    Option("--force", help="SIGKILL at once"),
+    Option("--timeout", "D", parse_duration, STOP_TIMEOUT_S, "how long SIGTERM may take (10s)"),
+    Option("--dry-run", help="list what would be signalled, and why"),
+)
+def stop(store: Store, args: argparse.Namespace) -> Result:
+    """End services and everything that belongs to them."""
+    seen = [find(store, name) for name in dict.fromkeys(args.names)]
+    if args.dry_run:
+        return dry_run(store, seen)
+    return stop_all(store, [one.record.name for one in seen], args.timeout, args.force)
+
+
+def dry_run(store: Store, services: Sequence[Seen]) -> Result:
+    """What a stop would signal."""
+    lines, data = [], []
+    for seen in services:
+        members = [(m.identity.pid, m.why) for m in tree_of(trusted(store, seen))]
+        shown = [{"pid": pid, "why": why, "command": command_line(pid)} for pid, why in members]
+        data.append({"name": seen.record.name, "processes": shown})
+        count = counted(len(members), "process")
+        lines.append(f"[INFO] stop {seen.record.name} would signal {count}")
+        lines += [f"  pid {one['pid']}: {one['why']}: {one['command']}" for one in shown]
+    return Result({"dry_run": True, "services": data}, lines)
+
+
+def stop_all(store: Store, names: Sequence[str], timeout_s: float, force: bool) -> Result:
+    """Stop side by side: ask every supervisor first, then wait for each."""
+    outcomes: list[tuple[Record, Ended | None]] = []
+    errors: list[SpmError] = []
+    under_way: list[Stopping] = []
+    with contextlib.ExitStack() as claims:
+        for name in names:
+            try:
+                if not force:  # force overtakes a stop that waits politely
+                    claims.enter_context(store.claim(name, timeout_s + CLAIM_S))
+                under_way.append(begin_stop(store, find(store, name), timeout_s, force))
+            except SpmError as error:
+                errors.append(error)
+        for stopping in under_way:
+            try:
+                outcomes.append(finish_stop(store, stopping))
+            except SpmError as error:
+                errors.append(error)
+    reports = [stop_report(record, ended) for record, ended in outcomes]
+    lines = [line for _, line in reports] + [f"[ERROR] {one.message}" for one in errors[1:]]
+    first = errors[0] if errors else None
+    return Result({"services": [data for data, _ in reports]}, lines, error=first)
+
+
+def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Stopping:
+    """Ask the supervisor to end its service; one that doesn't answer is put aside."""
+    name = seen.record.name
+    recorded = store.record(name) or seen.record
+    main = recorded.main  # what state.json says: if its supervisor knows better, it was forged
+    if store.ask_record(name):
+        request = {"op": "stop", "main": main and main._asdict(), "spare": lineage()}
+        with contextlib.suppress(OSError):
+            connection = store.send(name, {**request, "timeout_s": timeout_s, "force": force})
+            return Stopping(seen, connection, timeout_s, force)
+    if store.is_supervised(name):
+        retire_supervisor(seen.record)
+        seen = find(store, name)
+    return Stopping(seen, None, timeout_s, force)
+
+
+def finish_stop(store: Store, stopping: Stopping) -> tuple[Record, Ended | None]:
+    """The record afterwards and what had to be ended, None if nothing; Failed if some is left."""
+    record, connection = stopping.seen.record, stopping.connection
+    if connection is None:
+        return stop_unsupervised(store, stopping)
+    try:
+        answer = receive(connection, stopping.timeout_s + GIVE_UP_AFTER_KILL_S + HUNG_S)
+    except OSError:  # it died or hangs: the rest is ours to do
+        retire_supervisor(record)
+        seen = find(store, record.name)
+        return stop_unsupervised(store, stopping._replace(seen=seen, connection=None))
+    ended = Ended.from_json(answer.get("ended"), "answer.ended")
+    check_ended(record, ended)
+    if answer.get("unsaved"):
+        where = shown_path(store.state_path)
+        store.notes.append(
+            f"{where} can't be written now; {record.name}'s supervisor will go on trying"
+        )
+    else:
+        wait_until_gone(record.supervisor, 2.0)
+    return Record.from_json(answer.get("record")), ended
+
+
+def check_ended(record: Record, ended: Ended) -> None:
+    """Failed if something outlived even SIGKILL."""
+    if ended.left:
+        who = ", ".join(describe_process(pid) for pid in ended.left)
+        raise Failed(
+            f"{record.name} didn't end in {format_duration(ended.seconds)}: {who} outlived SIGKILL",
+            "it waits in the kernel (disk, network) or belongs to another user: look with ps",
+            left=list(ended.left),
+        )
+
+
+def trusted(store: Store, seen: Seen) -> Record:
+    """The record, without its main process unless that certainly is the service's.
+
+    pid and token in state.json can be forged. Witnesses: its parent is the supervisor that lives,
+    its environment has the cookie (unless the program overwrote it), or the journal names it.
+    """
+    record, main = seen.record, seen.record.main
+    look = stat_of(main.pid) if main and seen.facts.here else None
+    if main is None or look is None or look.identity != main:
+        return record._replace(main=None)
+    guard = record.supervisor
+    by_parent = seen.facts.supervised and guard is not None and look.parent == guard.pid
+    if by_parent or cookie_of(main.pid).instance == record.instance:
+        return record
+    journal = store.journal_record(record.name)
+    is_known = journal is not None and (journal.main, journal.instance) == (main, record.instance)
+    return record if is_known else record._replace(main=None)
+
+
+def stop_unsupervised(store: Store, stopping: Stopping) -> tuple[Record, Ended | None]:
+    """End a service whose supervisor is gone, by its cookie, group and descendants."""
+    seen, record = stopping.seen, trusted(store, stopping.seen)
+    name, main = seen.record.name, seen.record.main
+    members = tree_of(record) if seen.facts.here else []
+    if not members and (seen.verdict.status == "lost" or seen.facts.main in ("alive", "stopped")):
+        who = f"{describe_process(main.pid)} isn't {name}" if main and seen.facts.here else ""
+        raise Refused(
+            f"{name}: {who or seen.verdict.why}; nothing was signalled",
+            f"nothing of {name} runs here: start {name} anew, or forget it with cleanup",
+        )
+    error = refusal(record, record.main, members, lineage())
+    if error:
+        raise error
+    ended = drive(end_tree(record, stopping.timeout_s, stopping.force)) if members else None
+    if ended:
+        check_ended(record, ended)
+    elif seen.record.phase in ENDED_PHASES:
+        return seen.record, None
+    why = "stopped without its supervisor" if ended else seen.verdict.why
+    after = seen.record._replace(
+        phase="stopped", wanted="stopped", reason=why, exit=Exit(time.time())
+    )
+    store.write_event("stopped", name, after, why)
+    store.save({name: after})
+    return after, ended
+
+
+def stop_report(record: Record, ended: Ended | None) -> tuple[dict[str, object], str]:
+    """The JSON of one stopped service, and its line."""
+    port, name = record.spec.port, record.name
+    is_free = port is None or probe_tcp(port)[0] is None
+    held = (
+        f"; but port {port} is held: {describe_process(port_holder(port))}"
+        if port and not is_free
+        else ""
+    )
+    remark = held or (f"; port {port} is free" if port else "")
+    data: dict[str, object] = {
+        "name": name,
+        "status": record.phase,
+        "already_stopped": ended is None,
+    }
+    data.update(exit=record.exit and record.exit._asdict(), port=port)
+    data.update(port_free=is_free if port else None)
+    how = str(record.exit or "it never ran")
+    if ended is None:
+        ago = f" {format_duration(time.time() - record.exit.at)} ago" if record.exit else ""
+        return data, f"[OK] {name} was not running: {record.phase}{ago} ({how}){remark}"
+    data.update(seconds=round(ended.seconds, 3), processes=ended.processes, killed=ended.killed)
+    count = counted(ended.processes, "process") + " ended" + ", SIGKILL was needed" * ended.killed
+    return data, f"[OK] {name} stopped in {format_duration(ended.seconds)} ({how}, {count}){remark}"
+
+
+@command(
+    "restart",
+    "stop a service and start it from its recorded spec, with the caller's environment",
+    Option("name", "NAME"),
+)
+def restart(store: Store, args: argparse.Namespace) -> Result:
+    """Stop a service and start it from its recorded spec."""
+    name = find(store, args.name).record.name
+    with store.claim(name, CLAIM_S):
+        seen = find(store, name)
+        spec, given = seen.record.spec, store.given_env(name)
+        return begin(store, name, spec, given, seen, force=False, how="restarted")
+
+
+@command(
+    "cleanup",
+    "stop everything of this home, verify, and forget what is stopped",
+    Option("--keep", help="don't forget the stopped services"),
+    Option("--purge", help="remove their logs too"),
+)
+def cleanup(store: Store, args: argparse.Namespace) -> Result:
+    """Stop everything of this home, look for what is left, forget what is stopped."""
+    where = shown_path(store.home)
+    if not os.path.isdir(store.home):
+        return Result({"services": []}, [f"[OK] nothing to clean up: there is no {where}"])
+    records = store.records()
+    strays = records_from_cookies(store.home, [record.instance for record in records.values()])
+    if strays:
+        store.save(dict(strays))
+        records.update(strays)
+    result = stop_all(store, list(records), STOP_TIMEOUT_S, force=False)
+    left = records_from_cookies(store.home, [])
+    error = result.error if result.error and result.error.kind != "refused" else None
+    if left and not error:
+        error = Failed(f"still running: {', '.join(sorted(left))}", "run cleanup again")
+    gone = [] if args.keep else [record.name for key, record in records.items() if key not in left]
+    forget(store, gone, args.purge)
+    stopped = [line for line in result.lines if " was not running: " not in line]
+    summary = f"[OK] {counted(len(stopped), 'service')} stopped, nothing of {where} runs"
+    summary += f"; {counted(len(gone), 'service')} forgotten" if gone else ""
+    lines = stopped if error else [*stopped, summary + ", logs too" * bool(gone and args.purge)]
+    return Result({**result.data, "forgotten": gone}, lines, error=error)
+
+
+def forget(store: Store, names: Sequence[str], purge: bool) -> None:
+    """Take services out of the state; the journal says so, in case it has to be rebuilt."""
+    import shutil
+
+    for name in names:
+        store.write_event("forgotten", name, None)
+    store.save(dict.fromkeys(names))
+    known = store.records() if purge else {}
+    for name in os.listdir(store.path("")) if purge else ():
+        if name not in known:
+            shutil.rmtree(store.path(name), ignore_errors=True)
+
+
+# -- list, status, logs, touch
+
+
+@command("list", "every service, in one table")
+def list_services(store: Store, args: argparse.Namespace) -> Result:
+    """Every service known here, in one table."""
+    here = place()
+    seen = [observe(store, record, here) for _, record in sorted(store.records().items())]
+    if not seen:
+        hint = f'[INFO] no services in {shown_path(store.home)}; start one: start NAME "COMMAND"'
+        return Result({"home": store.home, "services": []}, [hint])
+    services = [service_data(one) for one in seen]
+    lines = [
+        f"[WARN] {one.record.name}: {one.verdict.why}"
+        for one in seen
+        if one.verdict.why and (one.verdict.is_live or one.verdict.status == "lost")
+    ]
+    columns = ("name", "status", "pid", "port", "uptime", "cpu", "memory", "command")
+    table = [columns, *map(table_row, services)]
+    return Result({"home": store.home, "services": services}, lines, table)
+
+
+def service_data(seen: Seen) -> dict[str, object]:
+    """The JSON of one service; of its process it takes one more read of /proc/PID/stat."""
+    record = seen.record
+    look = stat_of(record.main.pid) if record.main and seen.verdict.is_live else None
+    if look and (look.identity != record.main or look.is_dead):
+        look = None
+    uptime_s = max(time.time() - record.started_at, 0.001)
+    return {
+        "name": record.name,
+        "status": seen.verdict.status,
+        "why": seen.verdict.why,
+        "supervised": seen.facts.supervised,
+        "pid": look and look.identity.pid,
+        "port": record.spec.port,
+        "port_origin": port_origin(record.spec),
+        "uptime_s": round(uptime_s, 3) if look else None,
+        "cpu_percent": round(100 * look.cpu_s / uptime_s, 1) if look else None,
+        "memory_bytes": look and look.memory_bytes,
+        "exit": record.exit and record.exit._asdict(),
+        "command": shown_command(record.spec),
+    }
+
+
+def table_row(service: dict[str, object]) -> tuple[str, ...]:
+    """The cells of one service; a port with ? was recognised, not declared."""
+
+    def cell(key: str, form: Callable[[float], str]) -> str:
+        value = service[key]
+        return form(value) if isinstance(value, (int, float)) else "-"
+
+    port = cell("port", str) + "?" * (service["port_origin"] == "recognised")
+    figures = (cell("uptime_s", format_duration), cell("cpu_percent", "{:.1f}%".format))
+    memory, pid = cell("memory_bytes", format_bytes), cell("pid", str)
+    return (
+        str(service["name"]),
+        str(service["status"]),
+        pid,
+        port,
+        *figures,
+        memory,
+        str(service["command"]),
+    )
+
+
+@command(
+    "status", "everything about one service (exit 3: it isn't running)", Option("name", "NAME")
+)
+def status(store: Store, args: argparse.Namespace) -> Result:
+    """Everything about one service; exit code 3 if it isn't running, as LSB's status has it."""
+    seen = find(store, args.name)
+    record, verdict = seen.record, seen.verdict
+    members = tree_of(trusted(store, seen)) if seen.facts.here else []
+    tree = [
+        {"pid": pid, "why": why, "command": command_line(pid)}
+        for pid, why in ((member.identity.pid, member.why) for member in members)
+    ]
+    events = json_lines(store.path(record.name, "events.jsonl"))[-10:]
+    data = {
+        **service_data(seen),
+        "instance": record.instance,
+        "wanted": record.wanted,
+        "identity": record.main and record.main._asdict(),
+        "supervisor": record.supervisor.pid
+        if record.supervisor and seen.facts.supervised
+        else None,
+        "started_at": record.started_at,
+        "last_active": record.last_active,
+        "tree": tree,
+        "cwd": record.spec.cwd,
+        "env": sorted({*record.spec.env_given, *record.spec.env_taken}),
+        "env_files": list(record.spec.env_files),
+        "log": store.path(record.name, "output.log"),
+        "events": [{key: event.get(key) for key in ("at", "event", "why")} for event in events],
+    }
+    error = None
+    if not verdict.is_live:
+        why = f"{verdict.status} ({verdict.why})" if verdict.why else verdict.status
+        advice = f"its output: logs {record.name}; start it again: restart {record.name}"
+        error = NotFound(f"{record.name} is not running: {why}", advice)
+    return Result(data, status_page(seen, data), error=error)
+
+
+def status_page(seen: Seen, data: dict[str, object]) -> list[str]:
+    """Everything about a service, one fact a line."""
+    record, (state, why) = seen.record, seen.verdict
+    ended = record.exit and f"{moment(record.exit.at)}: {record.exit}"
+    figures = table_row(data)[4:7]
+    facts = {
+        "status": f"{state}: {why}" if why else state,
+        "command": data["command"],
+        "directory": record.spec.cwd,
+        "pid": data["pid"],
+        "supervisor": data["supervisor"] or ("none" if seen.verdict.is_live else ""),
+        "instance": record.instance,
+        "identity": record.main and f"pid {record.main.pid}, start token {record.main.token}",
+        "port": record.spec.port and f"{record.spec.port} ({port_origin(record.spec)})",
+        "started": moment(record.started_at),
+        "last active": moment(record.last_active),
+        "ended": ended,
+        "uptime": data["pid"] and "{}, cpu {}, memory {}".format(*figures),
+        "variables": ", ".join((*record.spec.env_given, *record.spec.env_taken)),
+        "env files": ", ".join(record.spec.env_files),
+        "log": data["log"],
+    }
+    lines = [record.name, *(f"  {key + ':':12} {value}" for key, value in facts.items() if value)]
+    for title, form in (("tree", "{pid:<8} {why}: {command}"), ("events", "{at} {event}: {why}")):
+        items = data[title]
+        assert isinstance(items, list)
+        lines += [f"  {title}:"] * bool(items)
+        shown = ({**item, "at": moment(item["at"])} if "at" in item else item for item in items)
+        lines += ["    " + form.format(**item).rstrip(": ") for item in shown]
+    return lines
+
+
+def moment(at: float) -> str:
+    """`2026-11-21 08:00:42 (3 m 4 s ago)`."""
+    ago = format_duration(max(time.time() - at, 0))
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))} ({ago} ago)"
+
+
+@command(
+    "logs",
+    "what a service wrote",
+    Option("name", "NAME"),
+    Option("-n --lines", "N", parse_count, 100, "how many lines at most (100)"),
+    Option("-f --follow", help="go on until the service ends"),
+    Option("--since", "D", parse_duration, None, "only what was written in the last D (to 5 s)"),
+)
+def logs(store: Store, args: argparse.Namespace) -> Result:
+    """What a service wrote; with -f also what it goes on to write."""
+    if args.follow and args.json:
+        raise UsageError("--json is one document, -f has no end", "leave one of them out")
+    name = find(store, args.name).record.name
+    path = store.path(name, "output.log")
+    follower = follow(store, name) if args.follow else None
+    with state_errors(path):
+        if args.since:
+            lines = store.lines_since(name, time.time() - args.since)[-args.lines or 0 :]
+        else:
+            lines = store.last_lines(name, args.lines)
+    return Result({"name": name, "log": path, "lines": lines}, lines, stream=follower)
+
+
+def follow(store: Store, name: str) -> Iterator[str]:
+    """What is written from now on, through rotations, until the service has ended."""
+    path = store.path(name, "output.log")
+    position = os.path.getsize(path) if os.path.exists(path) else 0
+    return _follow(store, name, path, position)
+
+
+def _follow(store: Store, name: str, path: str, position: int) -> Iterator[str]:
+    import codecs
+
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    while True:
+        is_live = find(store, name).verdict.is_live
+        size = os.path.getsize(path) if os.path.exists(path) else 0
+        parts = [(path, position)]
+        if size < position:  # rotated: first the rest of what is the older file now
+            parts = [(path + ".1", position), (path, 0)]
+        for part, start_at in parts:
+            with contextlib.suppress(FileNotFoundError), open(part, "rb") as file:
+                file.seek(start_at)
+                while chunk := file.read(1 << 20):
+                    yield decode(chunk)
+                position = file.tell()
+        if not is_live:
+            return
+        time.sleep(0.1)
+
+
+@command("touch", "a heartbeat: renew last_active", Option("name", "NAME"))
+def touch(store: Store, args: argparse.Namespace) -> Result:
+    """A heartbeat: renew last_active."""
+    seen = find(store, args.name)
+    name = seen.record.name
+    if not seen.verdict.is_live:
+        raise NotFound(f"{name} is not running: {seen.verdict.status}", f"start it: restart {name}")
+    record = touched(store, seen)
+    return Result({"name": name, "last_active": record.last_active}, [f"[OK] {name} touched"])
+
+
+# -- wait-healthy
+
+
+@command(
+    "wait-healthy",
+    "wait until a service, or a port, answers on 127.0.0.1 or ::1",
+    Option("target", "PORT|NAME"),
+    Option("timeout?", "TIMEOUT", parse_duration, 30.0, "how long to wait (30s)"),
+)
+def wait_healthy(store: Store, args: argparse.Namespace) -> Result:
+    """Wait until a port answers, and it is the service's own process that does."""
+    port = parse_port(args.target) if args.target.isdigit() else None
+    seen = claimant(store, port) if port else find(store, args.target)
+    if seen and not port and seen.verdict.is_live:
+        touched(store, seen)
+    wait = Wait(store, seen.record if seen else None, port, args.timeout)
+    return wait.run()
+
+
+def claimant(store: Store, port: int) -> Seen | None:
+    """The service here that declared this port, or seems to use it; a live one before others."""
+    records = [record for record in store.records().values() if record.spec.port == port]
+    here = place()
+    claims = [observe(store, record, here) for record in records if record.wanted == "running"]
+    claims = [seen for seen in claims if seen.facts.here]
+    return max(
+        claims, key=lambda seen: (seen.verdict.is_live, seen.record.started_at), default=None
+    )
+
+
+class Wait:
+    """A wait for a port, or for a service: its own listener, its death, or the end of the time."""
+
+    def __init__(
+        self, store: Store, record: Record | None, port: int | None, timeout_s: float
+    ) -> None:
+        self.store, self.record, self.timeout_s = store, record, timeout_s
+        self.port = port or (record.spec.port if record else None)
+        self.began = time.monotonic()
+        self.is_foreign = False  # somebody answers, and it isn't the service
+        self.seen = "it listens on no port yet"
+
+    def run(self) -> Result:
+        """The Result when it is healthy; Failed, PortConflict or TimedOut otherwise."""
+        while True:
+            if self.record:
+                self.check_alive(self.record)
+            found = self.find_listener()
+            waited_s = time.monotonic() - self.began
+            if found:
+                return self.healthy(*found, waited_s)
+            if waited_s >= self.timeout_s:
+                raise self.too_late()
+            is_cheap = self.port is not None and not self.is_foreign
+            pause_s = probe_pause_s(waited_s) if is_cheap else 0.05
+            time.sleep(min(pause_s, max(self.timeout_s - waited_s, 0.0)))
+
+    def check_alive(self, record: Record) -> None:
+        """Failed, with how it ended and its last lines, as soon as the main process is gone."""
+        if is_alive(record.main):
+            return
+        seen = find(self.store, record.name)
+        self.record = seen.record
+        if seen.verdict.is_live:  # starting, or begun anew meanwhile
+            return
+        ended, name = seen.record.exit, record.name
+        after = (
+            f" {format_duration(ended.at - seen.record.started_at)} after its start"
+            if ended
+            else ""
+        )
+        raise Failed(
+            f"{name} is not running: {seen.verdict.status}{after} ({seen.verdict.why or ended})",
+            f"read its last lines above, mend the cause, then: restart {name}",
+            name=name,
+            exit=ended and ended._asdict(),
+            log_tail=self.store.last_lines(name, 20),
+        )
+
+    def find_listener(self) -> tuple[int, str, int | None] | None:
+        """Port, address and pid where it answers: the service's own process, if there is one."""
+        if self.port is None:
+            return self.find_any_port()
+        address, self.seen = probe_tcp(self.port)
+        self.is_foreign = False
+        if address is None:
+            import psutil  # noqa: F401 — 15 ms that nobody waits for once something answers
+
+            return None
+        pid = self.own_listener(self.record, self.port) if self.record else None
+        if self.record and pid is None:
+            self.is_foreign = True
+            self.seen = f"{describe_process(port_holder(self.port))} answers there"
+            return None
+        return self.port, address, pid
+
+    def find_any_port(self) -> tuple[int, str, int] | None:
+        """The lowest port on which the service, of which no port is known, answers."""
+        pids = [m.identity.pid for m in tree_of(self.record)] if self.record else []
+        answers = [
+            (port, probe_tcp(port)[0], pid) for port, pid in sorted(listening_ports(pids).items())
+        ]
+        return next(((port, address, pid) for port, address, pid in answers if address), None)
+
+    @staticmethod
+    def own_listener(record: Record, port: int) -> int | None:
+        """The process of its tree that listens on the port: mostly the main process."""
+        if record.main and port in listening_ports([record.main.pid]):
+            return record.main.pid
+        return listening_ports(member.identity.pid for member in tree_of(record)).get(port)
+
+    def healthy(self, port: int, address: str, pid: int | None, waited_s: float) -> Result:
+        """The result of a wait that succeeded."""
+        name = self.record.name if self.record else None
+        where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        by = f" (pid {pid})" if pid else "; no service here claims this port"
+        after = f"after {format_duration(waited_s)}{by}"
+        line = f"[OK] {name or f'port {port}'} answers on {where} {after}"
+        data = {"name": name, "port": port, "address": address, "pid": pid}
+        return Result({**data, "waited_s": round(waited_s, 3)}, [line])
+
+    def too_late(self) -> SpmError:
+        """The error when the time is over."""
+        waited = format_duration(self.timeout_s)
+        if self.record is None:
+            advice = "no service here claims this port (see `list`): start one with --port"
+            return TimedOut(
+                f"port {self.port} didn't answer in {waited} ({self.seen})", advice, port=self.port
+            )
+        name, pid = self.record.name, self.record.main and self.record.main.pid
+        facts = {"name": name, "port": self.port, "log_tail": self.store.last_lines(name, 20)}
+        alive = f"{name} (pid {pid}) is alive and left running"
+        if self.is_foreign:
+            advice = f"end that process, or give {name} another port"
+            message = f"port {self.port} isn't {name}'s after {waited}: {self.seen}; {alive}"
+            return PortConflict(message, advice, **facts)
+        where = f"port {self.port}: {self.seen}" if self.port else self.seen
+        advice = f"read logs {name}, wait longer, or stop {name}"
+        return TimedOut(
+            f"{name} did not become healthy in {waited} ({where}); {alive}", advice, **facts
+        )
+
+
+# == Command line ==================================================================================
+# The parser of the command that was called, the rendering, errors to exit codes. Printing happens
+# here and nowhere else: results on stdout, the rest on stderr.
+
+PROGRAM = "spm" if os.path.basename(sys.argv[0]) == "spm" else "simple_process_manager.py"
+NO_PSUTIL = (
+    "psutil is missing: run `python -m pip install psutil`, or `uv run {0}`, which fetches it"
+)
+EXIT_CODES = """exit codes:
+  0 ok   1 failed   2 usage   3 not found or not running   4 could not be started
+  5 port is somebody else's   6 configuration   8 refused   9 state directory   124 timeout"""
+GLOBAL_OPTIONS = (
+    Option("--home", "DIR", help="state directory (default: SPM_HOME, or the nearest .spm)"),
+    Option("--json", help="print one JSON document"),
+)
+COLOURS = {"[OK]": "32", "[WARN]": "33", "[ERROR]": "31"}
+
+
+class HelpWanted(Exception):
+    """--help or --version was given; the message is the answer."""
+
+
+def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
+    """The command and its arguments; only the parser of that command is built."""
+    cut = argv.index("--") if "--" in argv else len(argv)
+    head, tail = list(argv[:cut]), list(argv[cut + 1 :])
+    at = 0
+    while at < len(head) and head[at].startswith("-"):
+        at += 2 if head[at] == "--home" else 1
+    leading, name, rest = head[:at], "".join(head[at : at + 1]), head[at + 1 :]
+    if name not in COMMANDS:
+        raise no_command(leading, name)
+    args = parser_of(name).parse_intermixed_args([*leading, *rest])
+    args.tail = tail
+    words = getattr(args, "command", [])
+    if len(words) > 1 and rest[-len(words) :] != words:
+        # Options behind bare words could be start's or the command's: nobody should have to guess.
+        line = join_command([words[0], *rest[rest.index(words[0]) + 1 :]])
+        raise UsageError(
+            "options behind an unquoted command: are they the command's or start's?",
+            f"quote the command: start {args.name} {join_command([line])}, "
+            f"or put it behind --: start {args.name} -- {line}",
+        )
+    if cut < len(argv) and name != "start":
+        raise UsageError(f"{name} takes no command behind --", f"see: {PROGRAM} {name} --help")
+    return COMMANDS[name], args
+
+
+def no_command(leading: Sequence[str], name: str) -> Exception:
+    """What to say when no command of ours was called."""
+    if "--version" in leading:
+        return HelpWanted(f"{PROGRAM} {__version__}")
+    if not name and not set(leading) - {"-h", "--help"}:
+        listing = "\n".join(f"  {key:14}{one.help}" for key, one in COMMANDS.items())
+        usage = f"usage: {PROGRAM} [--home DIR] [--json] COMMAND …\n       {PROGRAM} COMMAND --help"
+        doc = (__doc__ or "").partition("\n")[0]
+        return HelpWanted(f"{usage}\n\n{doc}\n\n{listing}\n\n{EXIT_CODES}")
+    import difflib
+
+    near = difflib.get_close_matches(name, COMMANDS, 1)
+    advice = f"did you mean {near[0]}? " if near else ""
+    return UsageError(f"no command {name!r}", f"{advice}The commands are: {', '.join(COMMANDS)}")
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The parser of one command; its errors and its help are raised, not printed."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            advice = f"see: {PROGRAM} {name} --help"
+            if name == "start" and message.startswith("unrecognized arguments"):
+                advice = 'if they belong to the command, quote it: start NAME "COMMAND --option", '
+                advice += "or put it behind --: start NAME -- COMMAND --option"
+            raise UsageError(f"{name}: {message}", advice)
+
+        def print_help(self, file: object = None) -> None:
+            raise HelpWanted(self.format_help().rstrip())
+
+    command = COMMANDS[name]
+    parser = Parser(prog=f"{PROGRAM} {name}", description=command.help, allow_abbrev=False)
+    for words, metavar, kind, default, text in (*command.options, *GLOBAL_OPTIONS):
+        flags = words.split()
+        if not metavar:
+            parser.add_argument(*flags, action="store_true", help=text)
+        elif isinstance(default, list):
+            parser.add_argument(*flags, metavar=metavar, action="append", default=[], help=text)
+        elif words[-1] in "+*?":
+            parser.add_argument(
+                words[:-1], metavar=metavar, nargs=words[-1], type=kind, default=default, help=text
+            )
+        else:
+            parser.add_argument(*flags, metavar=metavar, type=kind, default=default, help=text)
+    return parser
+
+
+def render(result: Result, as_json: bool, notes: Sequence[str]) -> None:
+    """Print a result: one JSON document, or a table and lines; what failed comes last."""
+    error = result.error
+    if as_json:
+        document: dict[str, object] = {"ok": error is None, **result.data}
+        document.update({"error": error.to_json()} if error else {})
+        document.update({"notes": list(notes)} if notes else {})
+        write(sys.stdout, json.dumps(document) + "\n")
+        return
+    for line in (*(f"[WARN] {note}" for note in notes), *table_lines(result.table), *result.lines):
+        stream = sys.stderr if line.startswith(("[WARN]", "[ERROR]")) else sys.stdout
+        write(stream, coloured(line, stream) + "\n")
+    for chunk in result.stream or ():
+        write(sys.stdout, chunk)
+    if error:
+        tail = error.facts.get("log_tail")
+        shown = [f"  | {line}\n" for line in tail] if isinstance(tail, list) else []
+        advice = f"  → {error.advice}\n" if error.advice else ""
+        line = coloured(f"[ERROR] {error.message}", sys.stderr)
+        write(sys.stderr, "".join([line, "\n", *shown, advice]))
+
+
+def write(stream: TextIO, text: str) -> None:
+    """Write at once; what the stream can't encode is replaced."""
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "replace").decode(encoding))
+    stream.flush()
+
+
+def coloured(line: str, stream: TextIO) -> str:
+    """The line, its tag in colour on a terminal (https://no-color.org: unless NO_COLOR is set)."""
+    tag = line.partition(" ")[0]
+    if tag not in COLOURS or os.environ.get("NO_COLOR") or not stream.isatty():
+        return line
+    return f"\033[{COLOURS[tag]}m{tag}\033[0m{line[len(tag) :]}"
+
+
+def table_lines(table: Sequence[tuple[str, ...]]) -> list[str]:
+    """The rows in columns; on a terminal cut to its width."""
+    widths = [max(map(len, column)) for column in zip(*table)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+    if lines and sys.stdout.isatty():
+        with contextlib.suppress(OSError):
+            columns = os.get_terminal_size(sys.stdout.fileno()).columns
+            lines = [line[: columns or None] for line in lines]
+    return lines
+
+
+def has_psutil() -> bool:
+    """Whether psutil can be imported, without importing it: 0.2 ms instead of 15."""
+    from importlib.machinery import PathFinder
+
+    return PathFinder.find_spec("psutil") is not None
+
+
+def run(argv: Sequence[str]) -> int:
+    """One command from its words to its exit code."""
+    notes: list[str] = []
+    try:
+        command, args = parse(argv)
+        if not has_psutil():
+            raise UsageError(NO_PSUTIL.format(PROGRAM))
+        store = Store(find_home(args.home))
+        notes = store.notes
+        if os.path.lexists(store.home):
+            store.prepare()
+        result = command.run(store, args)
+    except HelpWanted as answer:
+        result = Result({"help": str(answer)}, [str(answer)])
+    except SpmError as error:
+        result = Result({}, error=error)
+    render(result, "--json" in argv[: argv.index("--") if "--" in argv else None], notes)
+    return result.error.exit_code if result.error else 0
+
+
+def main() -> NoReturn:
+    """The program: a command, or (with `supervise`) the supervisor of a service."""
+    code = 0
+    try:
+        if sys.argv[1:2] == ["supervise"]:
+            become_subreaper()
+            line = sys.stdin.buffer.readline()
+            if line.endswith(b"\n"):  # else the command that launched us is gone
+                order = json.loads(line)
+                sys.path[:] = order["sys_path"]
+                supervise(Order.from_json(order))
+        else:
+            code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = 130
+        write(sys.stderr, "[ERROR] interrupted\n  → what is under way goes on: see list\n")
+    except BrokenPipeError:
+        code = 141  # as a shell reports SIGPIPE: who read us went away
+    # Nothing of ours waits for the interpreter's own end, which takes some milliseconds.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""What every test needs: a home of its own, free ports, bounded waiting, nothing left over."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "simple_process_manager.py"
+NASTY = Path(__file__).resolve().parent / "nasty.py"
+sys.path.insert(0, str(ROOT))
+
+T = TypeVar("T")
+Completed = subprocess.CompletedProcess[str]
+
+
+def eventually(check: Callable[[], T], within: float = 10.0, what: str = "") -> T:
+    """The first truthy value of check(); AssertionError with the last value after `within` s."""
+    deadline = time.monotonic() + within
+    while True:
+        value = check()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within} s: {what or check} (last value: {value!r})")
+        time.sleep(0.005)
+
+
+class Spm:
+    """The command line in a directory and a home of its own."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.cwd = base / "work"
+        self.home = base / "home"
+        self.cwd.mkdir()
+        dropped = ("SPM_", "NO_COLOR", "PYTHONUNBUFFERED", "PORT")
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
+        self.env.update(HOME=str(base), SPM_HOME=str(self.home))
+
+    def argv(self, *words: object) -> list[str]:
+        return [sys.executable, str(SCRIPT), *map(str, words)]
+
+    def popen(self, *words: object, **options: Any) -> subprocess.Popen[str]:
+        """The command, running."""
+        pipe = subprocess.PIPE
+        options = {"cwd": self.cwd, "env": self.env, "stdout": pipe, "stderr": pipe, **options}
+        return subprocess.Popen(self.argv(*words), text=True, encoding="utf-8", **options)
+
+    def __call__(self, *words: object, code: int | None = 0, **options: Any) -> Completed:
+        """The command, run to its end (60 s at most); it must have ended with `code`."""
+        pipe, null = subprocess.PIPE, subprocess.DEVNULL
+        options = {"cwd": self.cwd, "env": self.env, "stdout": pipe, "stderr": pipe, **options}
+        options = {"stdin": null, "timeout": 60, **options}
+        done = subprocess.run(self.argv(*words), text=True, encoding="utf-8", **options)
+        text = f"{words}\n{done.stdout}\n{done.stderr}"
+        assert code is None or done.returncode == code, f"exit {done.returncode}: {text}\n{self}"
+        assert "Traceback" not in f"{done.stdout}{done.stderr}", text
+        return done
+
+    def json(self, *words: object, code: int | None = 0) -> dict[str, Any]:
+        """The one JSON document that the command prints with --json."""
+        document = json.loads(self(*words, "--json", code=code).stdout)
+        assert isinstance(document, dict)
+        assert document["ok"] is (code == 0)
+        return document
+
+    def service(self, name: str) -> dict[str, Any]:
+        """What `list` says of a service."""
+        rows = self.json("list")["services"]
+        found = [row for row in rows if row["name"] == name]
+        assert found, f"{name} isn't among {rows}"
+        assert isinstance(found[0], dict)
+        return found[0]
+
+    def state(self) -> dict[str, Any]:
+        """state.json, read directly."""
+        document = json.loads((self.home / "state.json").read_text("utf-8"))
+        assert isinstance(document, dict)
+        return document
+
+    def record(self, name: str) -> dict[str, Any]:
+        """The record of a service in state.json."""
+        record = self.state()["services"][name]
+        assert isinstance(record, dict)
+        return record
+
+    def supervisor(self, name: str) -> int:
+        """The pid of a service's supervisor."""
+        return int(self.record(name)["supervisor"]["pid"])
+
+    def kill_supervisor(self, name: str) -> None:
+        """kill -9 it, and wait until the kernel has taken it away."""
+        process = psutil.Process(self.supervisor(name))
+        os.kill(process.pid, signal.SIGKILL)
+        eventually(lambda: not is_running(process.pid), what="the supervisor's end")
+
+    def log(self, name: str) -> str:
+        """The output of a service."""
+        path = self.home / "services" / name / "output.log"
+        return path.read_text("utf-8", "replace") if path.exists() else ""
+
+    def bearers(self) -> list[psutil.Process]:
+        """Every living process with this home's cookie, supervisors too."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("SPM_HOME") == str(self.home) and is_running(process.pid):
+                    found.append(process)
+            except (psutil.Error, OSError):
+                continue
+        return found
+
+    def __str__(self) -> str:
+        """What a failed test wants to show."""
+        shown = [f"{p.pid} {p.cmdline()}" for p in self.bearers()]
+        for path in sorted(self.home.glob("services/*/*.[lj]*")):
+            shown.append(f"--- {path.name} of {path.parent.name}")
+            shown.append(path.read_text("utf-8", "replace")[-2000:])
+        return "\n".join(shown)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process lives and isn't a zombie."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """Kill these very processes."""
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A directory with a short path: a Unix socket's address has room for 107 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="spm-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def spm(base: Path) -> Iterator[Spm]:
+    """The command line; a process left alive at the end fails the test."""
+    one = Spm(base)
+    yield one
+    left = one.bearers()
+    shown = str(one) if left else ""
+    end(left)
+    eventually(lambda: not one.bearers(), what="the end of what the test left")
+    assert not left, f"left running:\n{shown}"
+
+
+def _ports() -> Iterator[int]:
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    while True:
+        # below the ephemeral range, so that nobody is given one of them by chance
+        for port in range(18000 + worker * 1000, 18000 + (worker + 1) * 1000):
+            try:
+                for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+                    with socket.socket(family) as probe:
+                        probe.bind((host, port))
+            except OSError:
+                continue
+            yield port
+
+
+PORTS = _ports()
+
+
+@pytest.fixture
+def port() -> int:
+    """A TCP port that nobody listens on."""
+    return next(PORTS)
+
+
+def free_port() -> int:
+    """Another one."""
+    return next(PORTS)
+
+
+def nasty(*switches: object) -> str:
+    """The command line of the test service with the bad manners."""
+    return shlex.join([sys.executable, str(NASTY), *map(str, switches)])

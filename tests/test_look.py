@@ -1,0 +1,252 @@
+"""list, status, logs, touch, help: what people and agents read."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import SCRIPT, Spm, eventually, nasty
+
+
+def test_an_empty_home_says_what_to_do(spm: Spm) -> None:
+    assert 'start one: start NAME "COMMAND"' in spm("list").stdout
+    assert spm.json("list")["services"] == []
+    assert not spm.home.exists(), "looking leaves nothing behind"
+
+
+def test_list_is_a_table_that_keeps_whole_commands_in_a_pipe(spm: Spm, port: int) -> None:
+    command = nasty("--port", port, "--say", "x" * 200)
+    spm("start", "web", command)
+    head, row = spm("list").stdout.splitlines()
+    assert head.split() == ["name", "status", "pid", "port", "uptime", "cpu", "memory", "command"]
+    assert row.split()[:4] == ["web", "running", str(spm.service("web")["pid"]), f"{port}?"]
+    assert row.endswith(command)
+    assert row.index("running") == head.index("status")
+    spm("stop", "web")
+
+
+def in_terminal(spm: Spm, *words: str, columns: int = 60, **env: str) -> str:
+    """What a command writes to a terminal of this width."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(spm.cwd)
+        size = subprocess.run(["stty", "cols", str(columns)], check=True)
+        assert size.returncode == 0
+        os.execve(sys.executable, spm.argv(*words), {**spm.env, **env})
+    output = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            output += chunk
+    except OSError:
+        pass  # EIO: the other end is closed
+    os.waitpid(pid, 0)
+    os.close(terminal)
+    return output.decode()
+
+
+def test_a_terminal_gets_lines_that_fit_and_colour_unless_unwanted(spm: Spm) -> None:
+    spm("start", "web", nasty("--say", "x" * 200))
+    assert all(len(line) <= 60 for line in in_terminal(spm, "list").splitlines())
+    assert "\033[32m[OK]\033[0m" in in_terminal(spm, "touch", "web")
+    assert "\033[" not in in_terminal(spm, "touch", "web", NO_COLOR="1")
+    assert "\033[" not in spm("touch", "web").stdout
+    spm("stop", "web")
+
+
+def test_status_tells_everything(spm: Spm, port: int) -> None:
+    spm("start", "web", nasty("--port", port, "--child"), "--env", "TOKEN=abc")
+    eventually(lambda: len(spm.json("status", "web")["tree"]) == 2, what="the child")
+    status = spm.json("status", "web")
+    assert status["supervisor"] == spm.supervisor("web")
+    assert status["identity"]["pid"] == status["pid"]
+    assert status["env"] == ["TOKEN"] and status["cwd"] == str(spm.cwd)
+    assert status["log"] == str(spm.home / "services" / "web" / "output.log")
+    assert [event["event"] for event in status["events"]] == ["started"]
+    text = spm("status", "web").stdout
+    for part in ("running", str(status["pid"]), status["log"], "main process", "start token"):
+        assert part in text
+    spm("stop", "web")
+
+
+def test_status_of_what_does_not_run_is_exit_3_with_the_whole_page(spm: Spm) -> None:
+    spm("start", "web", nasty("--exit", 3))
+    eventually(lambda: spm.service("web")["status"] == "failed", what="its end")
+    done = spm("status", "web", code=3)
+    assert "exit code 3" in done.stdout and "events:" in done.stdout
+    assert "web is not running: failed (exit code 3)" in done.stderr
+    assert spm.json("status", "web", code=3)["exit"]["code"] == 3
+    spm("status", "nobody", code=3)
+
+
+@pytest.mark.parametrize(
+    ("switches", "status", "told"),
+    [
+        (("--exit", 0), "exited", "exit code 0"),
+        (("--exit", 3), "failed", "exit code 3"),
+        (("--signal", int(signal.SIGSEGV)), "failed", "killed by SIGSEGV"),
+        (("--signal", int(signal.SIGKILL)), "failed", "killed by SIGKILL"),
+    ],
+)
+def test_an_end_is_recorded_with_code_or_signal(
+    spm: Spm, switches: tuple[object, ...], status: str, told: str
+) -> None:
+    spm("start", "web", nasty(*switches))
+    eventually(lambda: spm.service("web")["status"] == status, what="its end")
+    assert spm.service("web")["why"] == told
+    assert not spm.bearers()
+    assert "web was not running" in spm("stop", "web").stdout
+
+
+def test_uptime_cpu_and_memory_are_of_the_process(spm: Spm) -> None:
+    busy = "while True: pass"
+    spm("start", "busy", "--", sys.executable, "-c", busy)
+    row = eventually(
+        lambda: [row for row in [spm.service("busy")] if row["uptime_s"] > 0.8], what="some uptime"
+    )[0]
+    assert row["cpu_percent"] > 20
+    assert 10**6 < row["memory_bytes"] < 10**9
+    spm("stop", "busy")
+
+
+def test_logs_shows_the_last_lines_of_this_instance_only(spm: Spm) -> None:
+    spm("start", "web", nasty("--say", "first"))
+    eventually(lambda: spm.log("web"), what="output")
+    spm("restart", "web")
+    spm("stop", "web")
+    spm("start", "web", "--shell", "seq 1 500; exec sleep 100")
+    eventually(lambda: "500" in spm.log("web"), what="output")
+    assert spm("logs", "web").stdout.split() == [str(n) for n in range(401, 501)]
+    assert spm("logs", "web", "-n", 2).stdout == "499\n500\n"
+    assert spm.json("logs", "web", "-n", 1)["lines"] == ["500"]
+    assert spm("logs", "web", "-n", 0).stdout == ""
+    spm("stop", "web")
+    assert spm("logs", "web", "-n", 1).stdout == "500\n", "what is stopped keeps its log"
+    spm("logs", "web", "-n", "-3", code=2)
+
+
+def test_bytes_that_are_not_utf8_break_nothing(spm: Spm) -> None:
+    spm("start", "web", nasty("--garbage"))
+    eventually(lambda: "after" in spm.log("web"), what="output")
+    assert re.fullmatch("before \ufffd+ after\n", spm("logs", "web").stdout)
+    assert "before" in spm.json("logs", "web")["lines"][0]
+    spm.env["PYTHONIOENCODING"] = "ascii"
+    assert "before" in spm("logs", "web").stdout
+    spm("stop", "web")
+
+
+def test_follow_goes_on_until_the_service_ends(spm: Spm) -> None:
+    spm("start", "web", "--shell", "echo early; sleep 0.4; echo late; sleep 0.3; echo last")
+    done = spm("logs", "web", "-f")
+    assert done.stdout == "early\nlate\nlast\n"
+    spm("logs", "web", "-f", "--json", code=2)
+
+
+def test_follow_goes_through_a_rotation(spm: Spm) -> None:
+    step = 'for i in $(seq 1 60); do seq -f "$i-%g" 1 1000; sleep 0.02; done; echo done'
+    spm("start", "web", "--shell", step, "--log-size", "100kB")
+    followed = spm("logs", "web", "-f", "-n", 0, timeout=60).stdout.splitlines()
+    assert followed[-1] == "done"
+    assert (spm.home / "services" / "web" / "output.log.1").exists()
+    numbers = [line for line in followed if line.endswith("-1000")]
+    assert len(numbers) > 50, "most of the rounds arrive"
+
+
+def test_since_shows_only_what_is_young(spm: Spm) -> None:
+    spm("start", "web", "--shell", "echo old; sleep 100")
+    eventually(lambda: spm.log("web"), what="output")
+    assert spm("logs", "web", "--since", "1h").stdout == "old\n"
+    samples = spm.home / "services" / "web" / "metrics.jsonl"
+    eventually(lambda: '"size": 4' in samples.read_text(), within=8, what="a sample of the log")
+    began = time.monotonic()
+    eventually(lambda: time.monotonic() - began > 1.1, what="a second to pass")
+    with open(spm.home / "services" / "web" / "output.log", "a", encoding="utf-8") as log:
+        log.write("young\n")
+    assert spm("logs", "web", "--since", "1s").stdout == "young\n"
+    spm("stop", "web")
+
+
+def test_touch_renews_last_active(spm: Spm) -> None:
+    spm("start", "web", "sleep 100")
+    before = spm.record("web")["last_active"]
+    spm("touch", "web")
+    assert spm.record("web")["last_active"] > before
+    before = spm.record("web")["last_active"]
+    for words in (["list"], ["status", "web"], ["logs", "web"]):
+        spm(*words)
+    assert spm.record("web")["last_active"] == before, "looking is no activity"
+    spm("stop", "web")
+    spm("touch", "web", code=3)
+
+
+def test_the_log_is_rotated_while_the_service_writes_and_the_disk_stays_bounded(spm: Spm) -> None:
+    spm("start", "web", nasty("--spam", 300), "--log-size", "2MB")
+    directory = spm.home / "services" / "web"
+    sizes = []
+
+    def last_line() -> bool:
+        sizes.append(sum(file.stat().st_size for file in directory.glob("output.log*")))
+        return "spam is over" in spm("logs", "web", "-n", 1).stdout
+
+    eventually(last_line, within=60, what="the end of 300 MB")
+    assert max(sizes) < 200e6, "far less than was written"
+    eventually(lambda: (directory / "output.log").stat().st_size < 2e6, what="the last rotation")
+    assert spm.service("web")["status"] == "running"
+    spm("stop", "web")
+
+
+def test_an_idle_supervisor_is_small_and_sleeps(spm: Spm) -> None:
+    spm("start", "web", "sleep 100")
+    pid = spm.supervisor("web")
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    pss = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    assert pss <= 12 * 1024, f"{pss} kB"
+
+    def wakeups() -> int:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+
+    def wakeups_in(seconds: float) -> int:
+        began, before = time.monotonic(), wakeups()
+        eventually(lambda: time.monotonic() - began > seconds, what="time to pass")
+        return wakeups() - before
+
+    # the log is looked at every 5 s once the service has shown to be quiet
+    eventually(lambda: wakeups_in(4) <= 1, within=20, what="an idle supervisor")
+    spm("stop", "web")
+
+
+def test_help_and_version_need_no_psutil_and_everything_else_says_how_to_get_it(spm: Spm) -> None:
+    bare = [sys.executable, "-S", str(SCRIPT)]
+    for words in (["--help"], ["--version"], ["start", "--help"]):
+        done = subprocess.run([*bare, *words], capture_output=True, text=True, env=spm.env)
+        assert done.returncode == 0 and done.stdout, done.stderr
+    for words in (["list"], ["start", "x", "sleep 5"], ["stop", "x"]):
+        done = subprocess.run([*bare, *words], capture_output=True, text=True, env=spm.env)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "pip install psutil" in done.stderr and "uv run" in done.stderr
+
+
+def test_usage_errors_are_one_line_and_advice(spm: Spm) -> None:
+    done = spm("strat", "x", code=2)
+    assert "did you mean start?" in done.stderr
+    for words in (["list", "extra"], ["stop"], ["stop", "x", "--timeout", "0"], ["logs"], ["-x"]):
+        done = spm(*words, code=2)
+        assert done.stderr.startswith("[ERROR] ") and done.stderr.count("\n") <= 2, done.stderr
+        assert spm.json(*words, code=2)["error"]["kind"] == "usage"
+
+
+def test_json_and_home_may_stand_before_or_behind_the_command(spm: Spm) -> None:
+    for words in (
+        ["--json", "list"],
+        ["list", "--json"],
+        ["--home", str(spm.home), "--json", "list"],
+    ):
+        assert '"services": []' in spm(*words).stdout

@@ -1,0 +1,293 @@
+"""start: what it executes, what it refuses, what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import SCRIPT, Spm, eventually, is_running, nasty
+
+
+def test_a_started_service_runs_and_is_listed(spm: Spm) -> None:
+    done = spm("start", "api", nasty("--say", "hello"))
+    assert done.stdout.startswith("[OK] api started (pid ")
+    row = spm.service("api")
+    assert (row["status"], row["supervised"]) == ("running", True)
+    assert is_running(row["pid"])
+    eventually(lambda: spm.log("api") == "hello\n", what="its output in the log")
+    spm("stop", "api")
+
+
+def test_starting_what_runs_is_success_and_a_heartbeat(spm: Spm) -> None:
+    spm("start", "api", nasty())
+    before = spm.record("api")
+    again = spm("start", "api", nasty())
+    assert "already running" in again.stdout
+    after = spm.record("api")
+    assert after["main"] == before["main"]
+    assert after["last_active"] > before["last_active"]
+    spm("stop", "api")
+
+
+def test_another_spec_under_a_running_name_is_refused_and_told(spm: Spm, port: int) -> None:
+    spm("start", "api", nasty(), "--env", "MODE=one")
+    refused = spm("start", "api", nasty("--port", port), "--env", "MODE=one", code=8)
+    assert "command: " in refused.stderr and f"port: none → {port}" in refused.stderr
+    assert "--replace" in refused.stderr
+    other_value = spm("start", "api", nasty(), "--env", "MODE=two", code=8)
+    assert "--env MODE: another value" in other_value.stderr
+    assert "two" not in other_value.stderr
+    error = spm.json("start", "api", nasty(), "--cwd", "/", code=8)["error"]
+    assert error["kind"] == "refused" and "cwd" in " ".join(error["differences"])
+    spm("stop", "api")
+
+
+def test_replace_ends_the_old_one_first(spm: Spm) -> None:
+    spm("start", "api", nasty())
+    old = spm.service("api")["pid"]
+    spm("start", "api", nasty("--say", "new"), "--replace")
+    assert not is_running(old)
+    assert spm.service("api")["pid"] != old
+    spm("stop", "api")
+
+
+def test_start_with_the_name_alone_repeats_the_last_start(spm: Spm) -> None:
+    spm("start", "api", nasty("--say", "again"), "--env", "SECRET=s3cr3t")
+    spm("stop", "api")
+    spm("start", "api")
+    assert spm.service("api")["command"] == nasty("--say", "again")
+    environ = psutil.Process(spm.service("api")["pid"]).environ()
+    assert environ["SECRET"] == "s3cr3t"
+    spm("stop", "api")
+    assert "the command is missing" in spm("start", "nobody", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "reason", "advice"),
+    [
+        ("no-such-program-here x", "No such file", "PATH"),
+        ("./not-here", "No such file", "there is no "),
+        ("./plain.txt", "Permission denied", "chmod +x"),
+        ("./no-first-line", "Exec format error", "#!"),
+        ("./bad-first-line", "No such file", "#!"),
+        ("pyhton3 -V", "No such file", "did you mean python3?"),
+        ("only-in-venv", "No such file", ".venv/bin/only-in-venv"),
+    ],
+)
+def test_what_cannot_be_executed_fails_at_once_and_says_why(
+    spm: Spm, command: str, reason: str, advice: str
+) -> None:
+    (spm.cwd / "plain.txt").write_text("text")
+    for name, first in (("no-first-line", ""), ("bad-first-line", "#!/no/such/shell\n")):
+        (spm.cwd / name).write_text(first + "\x00binary" * (first == ""))
+        (spm.cwd / name).chmod(0o755)
+    (spm.cwd / ".venv" / "bin").mkdir(parents=True)
+    (spm.cwd / ".venv" / "bin" / "only-in-venv").write_text("")
+    failed = spm("start", "api", command, code=4)
+    assert reason in failed.stderr and advice in failed.stderr
+    assert command.split()[0] in failed.stderr
+    assert spm.service("api")["status"] == "failed"
+    assert not spm.bearers()
+    spm("status", "api", code=3)
+
+
+def test_a_missing_directory_fails_before_anything_is_recorded(spm: Spm) -> None:
+    failed = spm("start", "api", "sleep 5", "--cwd", spm.cwd / "nowhere", code=4)
+    assert "no such directory" in failed.stderr
+    spm("status", "api", code=3)
+
+
+def test_a_failed_start_keeps_nobody_from_trying_again(spm: Spm) -> None:
+    spm("start", "api", "slep 100", code=4)
+    spm("start", "api", "sleep 100")
+    assert spm.service("api")["status"] == "running"
+    spm("stop", "api")
+
+
+def test_bare_words_work_as_long_as_they_are_unambiguous(spm: Spm) -> None:
+    spm("start", "a", "sleep", "100")
+    spm("start", "--cwd", "/", "b", "sleep", "100")
+    assert spm.record("b")["spec"]["cwd"] == "/"
+    spm("start", "c", "--", "sleep", "100")
+    assert [spm.service(name)["command"] for name in "abc"] == ["sleep 100"] * 3
+    spm("cleanup")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["uvicorn", "main:app", "--port", "8000"],
+        ["uvicorn", "main:app", "--reload"],
+        ["node", "--inspect", "server.js"],
+    ],
+)
+def test_options_behind_bare_words_are_refused_with_both_ways(spm: Spm, words: list[str]) -> None:
+    refused = spm("start", "api", *words, code=2)
+    assert "quote" in refused.stderr and " -- " in refused.stderr
+    assert not (spm.home / "state.json").exists()
+
+
+@pytest.mark.parametrize("command", ["a && b", "a | b", "echo $HOME", "X=1 run", "a > b", "`a`"])
+def test_what_needs_a_shell_is_refused_with_that_advice(spm: Spm, command: str) -> None:
+    refused = spm("start", "api", command, code=2)
+    assert "--shell" in refused.stderr
+
+
+def test_a_shell_runs_what_needs_one(spm: Spm) -> None:
+    spm("start", "api", "--shell", "echo $GREETING && exec sleep 100", "--env", "GREETING=hi")
+    eventually(lambda: spm.log("api") == "hi\n", what="the shell's output")
+    spm("stop", "api")
+
+
+def test_quotes_and_unicode_reach_the_program_unharmed(spm: Spm) -> None:
+    show = "import sys; print(sys.argv[1:])"
+    words = ["a b", "it's", 'say "x"', "grüße 世界", "", "*"]
+    spm("start", "api", "--", sys.executable, "-c", show, *words)
+    eventually(lambda: spm.log("api") == f"{words}\n", what="the program's arguments")
+
+
+def test_the_environment_is_caller_then_files_then_options(spm: Spm) -> None:
+    file = spm.cwd / "my.env"
+    file.write_text('# comment\nexport A=file\nB="file \\"b\\""\nC=file # c\nD=\n')
+    spm.env.update(A="caller", B="caller", E="caller")
+    options = ("--env-file", "my.env", "--env", "C=option", "--env", "E")
+    spm("start", "api", nasty(), *options, "--port", 18999)
+    environ = psutil.Process(spm.service("api")["pid"]).environ()
+    assert [environ[key] for key in "ABCDE"] == ["file", 'file "b"', "option", "", "caller"]
+    assert environ["PORT"] == "18999"
+    assert environ["SPM_SERVICE"] == "api" and environ["SPM_HOME"] == str(spm.home)
+    spm("stop", "api")
+
+
+def test_bad_environment_is_told_all_at_once_and_nothing_starts(spm: Spm) -> None:
+    (spm.cwd / "bad.env").write_text("GOOD=1\nthis is s3cr3t\n")
+    options = ("--env-file", "bad.env", "--env-file", "missing.env", "--env", "UNSET_VARIABLE")
+    failed = spm("start", "api", "sleep 5", *options, code=6)
+    for part in ("bad.env, line 2", "missing.env: No such file", "UNSET_VARIABLE"):
+        assert part in failed.stderr
+    assert "s3cr3t" not in failed.stderr
+    assert "api" not in json.dumps(spm.json("list"))
+
+
+def test_values_of_variables_are_nowhere_but_in_their_file(spm: Spm) -> None:
+    spm.env["FROM_CALLER"] = "caller-s3cr3t"
+    (spm.cwd / "my.env").write_text("FROM_FILE=file-s3cr3t\n")
+    spm("start", "api", nasty(), "--env", "TOKEN=given-s3cr3t", "--env-file", "my.env")
+    shown = [spm(*words).stdout for words in (["list"], ["status", "api"], ["logs", "api"])]
+    spm("stop", "api")
+    files = [path for path in spm.home.rglob("*") if path.is_file()]
+    texts = {str(path): path.read_bytes().decode("utf-8", "replace") for path in files}
+    holders = [path for path, text in texts.items() if "s3cr3t" in text]
+    assert holders == [str(spm.home / "services" / "api" / "env.json")]
+    assert os.stat(holders[0]).st_mode & 0o777 == 0o600
+    assert "s3cr3t" not in "".join(shown)
+
+
+def test_a_declared_port_is_exported_and_put_into_the_command(spm: Spm, port: int) -> None:
+    spm("start", "api", nasty("--port", "{port}"), "--port", port)
+    assert spm.service("api")["port"] == port
+    assert spm.service("api")["port_origin"] == "declared"
+    spm("wait-healthy", "api", 10)
+    spm("stop", "api")
+
+
+def test_a_port_in_the_command_is_recognised_not_declared(spm: Spm, port: int) -> None:
+    spm("start", "api", nasty("--port", port))
+    row = spm.service("api")
+    assert (row["port"], row["port_origin"]) == (port, "recognised")
+    assert "PORT" not in psutil.Process(row["pid"]).environ()
+    spm("stop", "api")
+
+
+def test_a_held_port_is_refused_naming_who_holds_it(spm: Spm, port: int) -> None:
+    with socket.create_server(("127.0.0.1", port)):
+        refused = spm("start", "api", nasty(), "--port", port, code=5)
+        assert f"pid {os.getpid()}" in refused.stderr and "--force" in refused.stderr
+        warned = spm("start", "api", nasty("--port", port))
+        assert f"[WARN] port {port} is held already: pid {os.getpid()}" in warned.stderr
+        spm("stop", "api")
+        spm("start", "api", nasty(), "--port", port, "--force")
+        spm("stop", "api")
+
+
+@pytest.mark.parametrize("name", ["", "-x", "a/b", "a b", "ä", "..", ".x", "x" * 65])
+def test_a_bad_name_is_one_line_and_exit_2(spm: Spm, name: str) -> None:
+    refused = spm("start", "--cwd", "/", name, "sleep 5", code=2)
+    assert refused.stderr.count("\n") == 2
+    assert not spm.home.exists()
+
+
+def test_names_are_compared_without_case(spm: Spm) -> None:
+    spm("start", "Api", "sleep 100")
+    assert "already running" in spm("start", "API", "sleep 100").stdout
+    assert "Api stopped" in spm("stop", "aPI").stdout
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "http", "8e3", "\uff11\uff12"])
+def test_a_bad_port_is_exit_2(spm: Spm, port: str) -> None:
+    assert "is not a port" in spm("start", "api", "sleep 5", f"--port={port}", code=2).stderr
+
+
+def test_the_first_start_of_a_copied_file_leaves_the_project_clean(spm: Spm) -> None:
+    project = spm.base / "project"
+    project.mkdir()
+    shutil.copy(SCRIPT, project)
+    subprocess.run(["git", "init", "-q", str(project)], check=True)
+    env = {key: value for key, value in spm.env.items() if key != "SPM_HOME"}
+    for words in (["start", "x", "sleep 100"], ["list"], ["cleanup"]):
+        command = [sys.executable, "simple_process_manager.py", *words]
+        subprocess.run(command, cwd=project, env=env, check=True, stdout=subprocess.DEVNULL)
+    git = ["git", "-C", str(project), "status", "--porcelain", "-uall"]
+    assert subprocess.check_output(git, text=True) == "?? simple_process_manager.py\n"
+    assert (project / ".spm").stat().st_mode & 0o777 == 0o700
+
+
+def test_modules_of_the_project_do_not_shadow_the_standard_library(spm: Spm) -> None:
+    shutil.copy(SCRIPT, spm.cwd)
+    for module in ("json", "queue", "select", "signal", "socket", "subprocess", "re", "typing"):
+        (spm.cwd / f"{module}.py").write_text("raise SystemExit('the wrong module')\n")
+    for words in (["start", "x", "sleep 100"], ["list"], ["stop", "x"]):
+        command = [sys.executable, "simple_process_manager.py", *words]
+        subprocess.run(command, cwd=spm.cwd, env=spm.env, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_service_can_start_services_that_live_on_without_it(spm: Spm) -> None:
+    inner = f"{sys.executable} {SCRIPT} start inner 'sleep 100' && exec sleep 100"
+    spm("start", "outer", "--shell", inner)
+    eventually(lambda: "inner started" in spm.log("outer"), what="the inner start")
+    pid = spm.service("inner")["pid"]
+    spm("stop", "outer")
+    assert is_running(pid)
+    assert spm.service("inner")["supervised"] is True
+    spm("stop", "inner")
+    assert not is_running(pid)
+
+
+def test_the_home_is_found_from_a_directory_below(spm: Spm) -> None:
+    env = {key: value for key, value in spm.env.items() if key != "SPM_HOME"}
+    (spm.cwd / "package.json").write_text("{}")
+    below = spm.cwd / "a" / "b"
+    below.mkdir(parents=True)
+    spm("start", "x", "sleep 100", env=env)
+    assert (spm.cwd / ".spm" / "state.json").exists()
+    assert "x" in spm("list", env=env, cwd=below).stdout
+    worktree = spm.cwd / "worktree"
+    worktree.mkdir()
+    (worktree / ".git").write_text("gitdir: elsewhere\n")
+    assert "no services" in spm("list", env=env, cwd=worktree).stdout
+    spm("stop", "x", env=env, cwd=below)
+
+
+def test_a_home_with_a_very_long_path_works(spm: Spm) -> None:
+    home = spm.base / ("long" * 30) / "home"
+    home.parent.mkdir()
+    spm("--home", home, "start", "x", "sleep 100")
+    assert "x stopped" in spm("stop", "x", "--home", home, cwd="/").stdout
+    assert Path(home, "services", "x").is_dir()

@@ -1,0 +1,422 @@
+"""One truth: concurrency, kills and damaged state lose no service and touch no stranger."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import SCRIPT, Spm, end, eventually, is_running, nasty
+
+
+def test_twenty_starts_of_one_name_make_one_process(spm: Spm) -> None:
+    commands = [spm.popen("start", "api", "sleep 100") for _ in range(20)]
+    answers = [command.communicate(timeout=60) for command in commands]
+    assert [command.returncode for command in commands] == [0] * 20, answers
+    assert sum("started" in stdout for stdout, _ in answers) == 1
+    assert sum("already running" in stdout for stdout, _ in answers) == 19
+    sleepers = [p for p in spm.bearers() if p.cmdline() == ["sleep", "100"]]
+    assert len(sleepers) == 1 and len(spm.bearers()) == 2
+    spm("stop", "api")
+
+
+def test_thirty_starts_of_different_names_make_thirty_records(spm: Spm) -> None:
+    commands = [spm.popen("start", f"s{n}", "sleep 100") for n in range(30)]
+    for command in commands:
+        command.communicate(timeout=60)
+        assert command.returncode == 0
+    rows = spm.json("list")["services"]
+    assert len(rows) == 30 and {row["status"] for row in rows} == {"running"}
+    assert "30 services stopped" in spm("cleanup").stdout
+
+
+def test_starts_and_stops_at_once_end_in_one_of_both(spm: Spm) -> None:
+    for _ in range(5):
+        commands = [spm.popen("start", "api", "sleep 100"), spm.popen("stop", "api")]
+        commands += [spm.popen("restart", "api"), spm.popen("start", "api", "sleep 100")]
+        for command in commands:
+            command.communicate(timeout=60)
+            assert command.returncode in (0, 3), "3: it wasn't known yet"
+        assert len(spm.bearers()) in (0, 2)
+        assert len(spm.bearers()) == 2 * (spm.service("api")["status"] == "running")
+    spm("cleanup")
+
+
+@pytest.mark.parametrize("command", ["start", "stop"])
+def test_a_command_killed_at_any_moment_loses_nothing(spm: Spm, command: str) -> None:
+    for delay in range(0, 120, 6):
+        if command == "stop":
+            spm("start", "api", nasty("--child"))
+        words = ("start", "api", "sleep 100") if command == "start" else ("stop", "api")
+        one = spm.popen(*words)
+        time.sleep(delay / 1000)
+        one.kill()
+        one.communicate()
+
+        def is_settled() -> bool:
+            rows = spm.json("list")["services"]
+            status = rows[0]["status"] if rows else "unknown"
+            return len(spm.bearers()) == {"running": 2}.get(status, 0)
+
+        eventually(is_settled if command == "start" else lambda: known(spm), what="one truth")
+        spm("cleanup")
+        assert not spm.bearers()
+
+
+def known(spm: Spm) -> bool:
+    """Whether every process of ours that lives is in the tree of a service, or its supervisor."""
+    rows = spm.json("list")["services"]
+    pids = set()
+    for row in rows:
+        status = spm.json("status", row["name"], code=None if row["pid"] is None else 0)
+        pids |= {one["pid"] for one in status.get("tree", [])} | {status.get("supervisor")}
+    return {process.pid for process in spm.bearers()} <= pids
+
+
+def test_a_killed_supervisor_costs_the_exit_code_never_the_service(spm: Spm) -> None:
+    spm("start", "api", nasty("--say", "hello"))
+    pid = spm.service("api")["pid"]
+    spm.kill_supervisor("api")
+    assert is_running(pid)
+    listed = spm("list")
+    assert "running" in listed.stdout and "its supervisor is gone" in listed.stderr
+    assert spm.service("api")["supervised"] is False
+    adopted = spm("start", "api", nasty("--say", "hello"))
+    assert "taken back" in adopted.stdout
+    row = spm.service("api")
+    assert (row["pid"], row["supervised"], row["status"]) == (pid, True, "running")
+    assert spm("list").stderr == ""
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: spm.service("api")["status"] == "exited", what="its end to be noticed")
+    assert "exit code not known" in spm.service("api")["why"]
+
+
+def test_stop_and_restart_work_without_the_supervisor(spm: Spm) -> None:
+    for command in ("stop", "restart"):
+        spm("start", "api", nasty("--child"))
+        pid = spm.service("api")["pid"]
+        spm.kill_supervisor("api")
+        spm(command, "api")
+        assert not is_running(pid)
+        spm("stop", "api")
+        assert spm.service("api")["status"] == "stopped" and not spm.bearers()
+
+
+def test_a_service_that_dies_with_its_supervisor_is_not_called_running(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    pid = spm.service("api")["pid"]
+    spm.kill_supervisor("api")
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not psutil.pid_exists(pid), what="its end")
+    row = spm.service("api")
+    assert row["status"] == "exited" and "not seen" in row["why"]
+    spm("status", "api", code=3)
+    spm("start", "api", "sleep 100")
+    spm("stop", "api")
+
+
+def test_a_hanging_supervisor_is_put_aside(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    pid, supervisor = spm.service("api")["pid"], spm.supervisor("api")
+    os.kill(supervisor, signal.SIGSTOP)
+    began = time.monotonic()
+    spm("stop", "api")
+    assert time.monotonic() - began < 15
+    assert not is_running(pid) and not is_running(supervisor)
+
+
+Damage = Callable[[Path], object]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def make_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES: dict[str, Damage] = {
+    "truncated": truncate,
+    "garbage": lambda path: path.write_bytes(b"\xff\x00garbage"),
+    "empty": lambda path: path.write_bytes(b""),
+    "deleted": Path.unlink,
+    "a list": lambda path: path.write_text("[1, 2]"),
+    "one bad field": lambda path: path.write_text(path.read_text().replace('"phase"', '"phrase"')),
+    "deeply nested": lambda path: path.write_text("[" * 100_000),
+    "another's name": lambda path: path.write_text(path.read_text().replace('"api"', '"../x"')),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("supervised", [True, False])
+def test_damaged_state_loses_no_service(spm: Spm, damage: str, supervised: bool) -> None:
+    spm("start", "api", nasty("--say", "x"), "--env", "A=1")
+    spm("start", "other", "sleep 100")
+    spm("stop", "other")
+    before = {name: spm.service(name)["pid"] for name in ("api", "other")}
+    if not supervised:
+        spm.kill_supervisor("api")
+    DAMAGES[damage](spm.home / "state.json")
+    listed = spm("list")
+    assert listed.stderr.count("state.json was damaged") == (damage != "deleted")
+    after = {name: spm.service(name)["pid"] for name in ("api", "other")}
+    assert after == before
+    assert [spm.service(name)["status"] for name in ("api", "other")] == ["running", "stopped"]
+    aside = list(spm.home.glob("state.json.corrupt-*"))
+    assert len(aside) == (damage != "deleted"), "nothing is overwritten"
+    spm("stop", "api")
+    assert not is_running(before["api"] or 0)
+    assert "damaged" not in spm("list").stderr
+
+
+def test_a_home_that_was_removed_is_found_again_by_the_cookies(spm: Spm) -> None:
+    spm("start", "api", nasty("--child"), "--cwd", "/")
+    pid, supervisor = spm.service("api")["pid"], spm.supervisor("api")
+    shutil.rmtree(spm.home)
+    spm.home.mkdir(mode=0o700)
+    row = spm.service("api")
+    assert (row["pid"], row["status"], row["supervised"]) == (pid, "running", False)
+    assert row["command"] == nasty("--child")
+    done = spm("cleanup")
+    assert "api stopped" in done.stdout
+    assert not is_running(pid)
+    eventually(lambda: not is_running(supervisor), what="the end of the old supervisor")
+
+
+def test_state_that_is_in_the_way_is_exit_9_and_one_clear_message(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    make_directory(spm.home / "state.json")
+    for words in (["list"], ["stop", "api"], ["start", "x", "sleep 1"]):
+        failed = spm(*words, code=9)
+        assert "state.json" in failed.stderr and failed.stderr.count("\n") == 2
+    (spm.home / "state.json").rmdir()
+    assert spm.service("api")["status"] == "running"
+    spm("stop", "api")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_unreadable_state_is_exit_9_for_who_may_not_read_it(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    spm("stop", "api")
+    spm.base.chmod(0o711)
+    refused = as_nobody(spm, "list")
+    assert "exit 9" in refused and "belongs to another user" in refused and "chown" in refused
+    os.chown(spm.home, 65534, 65534)
+    (spm.home / "state.json").chmod(0)
+    unreadable = as_nobody(spm, "list")
+    assert "Traceback" not in unreadable, unreadable
+    assert "exit 9" in unreadable and "Permission denied" in unreadable and "chmod" in unreadable
+    os.chown(spm.home, 0, 0)
+    assert spm.service("api")["status"] == "stopped"
+
+
+def as_nobody(spm: Spm, *words: str) -> str:
+    """What a command says to another user, who can't execute our interpreter: hence the fork."""
+    program = (
+        "import os, sys\n"
+        "sys.path.insert(0, os.path.dirname(sys.argv[1]))\n"
+        "import simple_process_manager as spm\n"
+        "spm.run(sys.argv[2:])  # imports what it needs\n"
+        "os.setgid(65534); os.setuid(65534); spm.my_user_id = os.geteuid()\n"
+        "code = spm.run(sys.argv[2:])\n"
+        "print('exit', code, file=sys.stderr)\n"
+    )
+    words = (sys.executable, "-c", program, str(SCRIPT), *words)
+    done = subprocess.run(words, env=spm.env, cwd="/", capture_output=True, text=True, timeout=30)
+    return done.stderr
+
+
+def test_a_home_that_others_can_write_is_refused_with_the_remedy(spm: Spm) -> None:
+    spm.home.mkdir(mode=0o777)
+    spm.home.chmod(0o777)
+    for words in (["list"], ["start", "x", "sleep 1"]):
+        assert f"chmod 700 {spm.home}" in spm(*words, code=9).stderr
+    spm.home.chmod(0o700)
+    spm("list")
+
+
+@pytest.fixture
+def small_disk(spm: Spm) -> Iterator[Path]:
+    """A tmpfs of 1 MB as the home's parent."""
+    disk = spm.base / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    spm.home = disk / "home"
+    spm.env["SPM_HOME"] = str(spm.home)
+    yield disk
+    left = spm.bearers()
+    end(left)
+    eventually(lambda: not spm.bearers(), what="the end of what is left")
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+    assert not left, left
+
+
+def test_a_full_disk_loses_no_service_and_is_told(spm: Spm, small_disk: Path) -> None:
+    spm("start", "api", "sleep 100")
+    pid = spm.service("api")["pid"]
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+    failed = spm("start", "other", "sleep 100", code=9)
+    assert "No space left on device" in failed.stderr and "free some disk space" in failed.stderr
+    assert spm.service("api")["pid"] == pid
+    assert len(spm.bearers()) == 2, "nothing half-started"
+    spm("stop", "api")
+    assert not is_running(pid)
+    filler.unlink()
+    eventually(lambda: spm.service("api")["status"] == "stopped", what="the record to be written")
+    eventually(lambda: not spm.bearers(), what="the supervisor's end")
+    spm("start", "other", "sleep 100")
+    spm("cleanup")
+
+
+@pytest.fixture
+def stranger() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of this user that is nobody's service."""
+    process = subprocess.Popen(["sleep", "1000"])
+    yield process
+    assert process.poll() is None, "a stranger was signalled"
+    process.kill()
+    process.wait()
+
+
+def identity_of(pid: int) -> dict[str, object]:
+    """A forged identity, token and all."""
+    import simple_process_manager
+
+    look = simple_process_manager.stat_of(pid)
+    assert look
+    return {"pid": pid, "token": look.identity.token}
+
+
+@pytest.mark.parametrize("supervised", [True, False])
+@pytest.mark.parametrize("token", ["right", "wrong"])
+def test_a_forged_record_that_names_a_stranger_is_refused(
+    spm: Spm, stranger: subprocess.Popen[bytes], supervised: bool, token: str
+) -> None:
+    spm("start", "api", "sleep 100")
+    pid = spm.service("api")["pid"]
+    if not supervised:
+        spm.kill_supervisor("api")
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: not psutil.pid_exists(pid), what="its end")
+    forge(spm, "api", stranger.pid, token)
+    for words in (["stop", "api"], ["stop", "api", "--force"]):
+        refused = spm(*words, code=8)
+        assert str(stranger.pid) in refused.stderr and "nothing was signalled" in refused.stderr
+        assert (
+            not list(spm.json("stop", "api", "--dry-run")["services"][0]["processes"]) or supervised
+        )
+        if supervised:
+            forge(spm, "api", stranger.pid, token)
+    if supervised:
+        spm("stop", "api", code=8)
+        spm("stop", "api")
+        assert not is_running(pid)
+    forge(spm, "api", stranger.pid, token)
+    spm("restart", "api", code=None)
+    spm("cleanup", code=None)
+    spm("cleanup")
+
+
+def forge(spm: Spm, name: str, pid: int, token: str) -> None:
+    """Have state.json say that another process is the service."""
+    state = spm.state()
+    record = state["services"][name]
+    record["main"] = identity_of(pid)
+    if token == "wrong":
+        record["main"]["token"] = "12345@deadbeef"
+    record["phase"], record["wanted"], record["exit"] = "running", "running", None
+    (spm.home / "state.json").write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize(
+    ("place", "status"),
+    [
+        ({"boot": "0ld-b00t"}, "exited"),
+        ({"host": "elsewhere"}, "lost"),
+        ({"namespace": "pid:[42]"}, "lost"),
+    ],
+)
+def test_state_from_elsewhere_is_recognised_and_nothing_of_it_signalled(
+    spm: Spm, stranger: subprocess.Popen[bytes], place: dict[str, str], status: str
+) -> None:
+    spm("start", "api", "sleep 100")
+    spm.json("stop", "api")
+    forge(spm, "api", stranger.pid, "right")
+    state = spm.state()
+    state["services"]["api"]["place"].update(place)
+    (spm.home / "state.json").write_text(json.dumps(state))
+    row = spm.service("api")
+    assert row["status"] == status
+    assert row["why"].startswith("machine restarted" if status == "exited" else "recorded on host")
+    spm("stop", "api", code=0 if status == "exited" else 8)
+    spm("start", "api", "sleep 100")
+    assert spm.service("api")["status"] == "running"
+    spm("stop", "api")
+
+
+def test_processes_with_an_empty_or_partial_cookie_match_nothing(
+    spm: Spm, stranger: subprocess.Popen[bytes]
+) -> None:
+    spm("start", "api", "sleep 100")
+    instance = spm.record("api")["instance"]
+    environments = [
+        {"SPM_INSTANCE": ""},
+        {"SPM_INSTANCE": instance[:-1]},
+        {"SPM_INSTANCE": "", "SPM_SERVICE": "api"},
+        {"SPM_SERVICE": "api"},
+    ]
+    others = [subprocess.Popen(["sleep", "1000"], env=env) for env in environments]
+    spm("cleanup")
+    assert [other.poll() for other in others] == [None] * 4
+    for other in others:
+        other.kill()
+        other.wait()
+
+
+def test_a_supervisor_that_never_gets_its_order_goes_away(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    program = next(spm.home.glob("cache/*/simple_process_manager.pyc"))
+    words = [sys.executable, "-S", "-E", str(program), "supervise", "x"]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=10)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    spm("stop", "api")
+
+
+def test_garbage_on_the_control_socket_disturbs_nobody(spm: Spm) -> None:
+    import socket
+
+    spm("start", "api", "sleep 100")
+    path = spm.home / "services" / "api" / "control.sock"
+    silent = [socket.socket(socket.AF_UNIX) for _ in range(20)]
+    for one in silent:
+        one.connect(str(path))
+    for line in (b"garbage\n", b"{}\n", b"[1]\n", b'{"op": "nonsense"}\n', b"[" * 60000 + b"\n"):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(5)
+            client.connect(str(path))
+            client.sendall(line)
+            assert json.loads(client.makefile().readline())["error"]["kind"] == "usage"
+    silent[0].sendall(b'{"op": "sta')
+    assert spm.service("api")["status"] == "running"
+    assert "touched" in spm("touch", "api").stdout
+    for one in silent:
+        one.close()
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    spm("stop", "api")
+    assert not path.exists()

@@ -1,0 +1,252 @@
+"""stop, restart, cleanup: the whole tree goes, nothing else does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import SCRIPT, Spm, eventually, is_running, nasty
+
+TREES = [
+    ("--child",),
+    ("--setsid-child",),
+    ("--daemon",),
+    ("--scrubbed-daemon",),
+    ("--child", "--setsid-child", "--daemon", "--scrubbed-daemon", "--ignore-term"),
+]
+
+
+def started_pids(spm: Spm, count: int) -> list[int]:
+    """The pids that the nasty service wrote down."""
+    file = spm.cwd / "pids"
+
+    def read() -> list[int]:
+        pids = [int(line) for line in file.read_text().split()] if file.exists() else []
+        return pids if len(pids) == count else []
+
+    return eventually(read, what=f"{count} pids")
+
+
+@pytest.mark.parametrize("switches", TREES)
+@pytest.mark.parametrize("supervised", [True, False])
+def test_the_whole_tree_goes(spm: Spm, switches: tuple[str, ...], supervised: bool) -> None:
+    if not supervised and "--scrubbed-daemon" in switches:
+        pytest.skip(
+            "without cookie and without supervisor nothing tells whose it is (README, limits)"
+        )
+    daemons = [switch for switch in switches if switch != "--ignore-term"]
+    spm("start", "api", nasty("--pids", spm.cwd / "pids", *switches))
+    pids = started_pids(spm, len(daemons) + 1)
+    if not supervised:
+        spm.kill_supervisor("api")
+    done = spm.json("stop", "api", "--timeout", "300ms")["services"][0]
+    assert not [pid for pid in pids if is_running(pid)]
+    assert done["status"] == "stopped" and done["processes"] >= len(pids)
+    assert not spm.bearers()
+
+
+def test_a_shell_wrapper_goes_with_its_children(spm: Spm) -> None:
+    spm("start", "api", "--shell", "sleep 100 & sleep 101 & wait")
+    eventually(lambda: len(spm.json("status", "api")["tree"]) == 3, what="the shell's children")
+    spm("stop", "api")
+
+
+def test_stop_tells_time_exit_and_port(spm: Spm, port: int) -> None:
+    spm("start", "api", nasty("--port", port))
+    spm("wait-healthy", "api", 10)
+    line = spm("stop", "api").stdout
+    assert line.startswith("[OK] api stopped in 0.")
+    assert "killed by SIGTERM, 1 process ended" in line
+    assert line.endswith(f"port {port} is free\n")
+
+
+def test_an_exit_code_is_told(spm: Spm) -> None:
+    obey = (
+        "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(7)); print(1, flush=True)"
+    )
+    spm("start", "api", "--", sys.executable, "-c", f"{obey}; time.sleep(100)")
+    eventually(lambda: spm.log("api"), what="the handler")
+    assert "exit code 7" in spm("stop", "api").stdout
+
+
+def test_stopping_what_is_stopped_is_success(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    spm("stop", "api")
+    again = spm.json("stop", "api")["services"][0]
+    assert again["already_stopped"] is True
+    assert "was not running" in spm("stop", "api").stdout
+    assert "no service 'apu'" in spm("stop", "apu", code=3).stderr
+
+
+def test_several_are_stopped_side_by_side(spm: Spm) -> None:
+    for name in "abc":
+        spm("start", name, nasty("--ignore-term", "--say", "up"))
+    eventually(lambda: all(spm.log(name) for name in "abc"), what="three services")
+    began = time.monotonic()
+    spm("stop", "a", "b", "c", "--timeout", "1s")
+    assert time.monotonic() - began < 2.5
+    assert {spm.service(name)["status"] for name in "abc"} == {"stopped"}
+
+
+def test_sigkill_comes_after_the_timeout_and_at_once_with_force(spm: Spm) -> None:
+    spm("start", "api", nasty("--ignore-term", "--say", "up"))
+    eventually(lambda: spm.log("api"), what="the service")
+    done = spm.json("stop", "api", "--timeout", "0.4s")["services"][0]
+    assert done["killed"] and done["exit"]["signal"] == "SIGKILL"
+    assert 0.4 <= done["seconds"] < 2
+    spm("start", "api", nasty("--ignore-term", "--say", "up"))
+    eventually(lambda: spm.log("api"), what="the service")
+    assert spm.json("stop", "api", "--force")["services"][0]["seconds"] < 0.4
+
+
+def test_force_overtakes_a_stop_that_waits_politely(spm: Spm) -> None:
+    spm("start", "api", nasty("--ignore-term", "--say", "up"))
+    eventually(lambda: spm.log("api"), what="the service")
+    polite = spm.popen("stop", "api", "--timeout", "50s")
+    eventually(lambda: spm.service("api")["status"] == "stopping", what="the polite stop")
+    spm("stop", "api", "--force")
+    assert polite.wait(5) == 0
+    polite.communicate()
+
+
+def test_ctrl_c_in_a_stop_does_not_stop_the_stop(spm: Spm) -> None:
+    spm("start", "api", nasty("--ignore-term", "--say", "up"))
+    eventually(lambda: spm.log("api"), what="the service")
+    command = spm.popen("stop", "api", "--timeout", "700ms")
+    eventually(lambda: spm.service("api")["status"] == "stopping", what="the stop")
+    command.send_signal(signal.SIGINT)
+    assert command.wait(5) == 130
+    command.communicate()
+    eventually(lambda: spm.service("api")["status"] == "stopped", what="the end of the stop")
+
+
+def test_a_stopped_process_obeys_sigterm_all_the_same(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    os.kill(spm.service("api")["pid"], signal.SIGSTOP)
+    eventually(lambda: "SIGSTOP" in spm.service("api")["why"], what="the status to tell")
+    assert spm.json("stop", "api")["services"][0]["killed"] is False
+
+
+def test_dry_run_lists_each_process_and_why_and_signals_none(spm: Spm) -> None:
+    switches = ("--child", "--setsid-child", "--daemon", "--pids", spm.cwd / "pids")
+    spm("start", "api", nasty(*switches))
+    pids = started_pids(spm, 4)
+    listed = spm.json("stop", "api", "--dry-run")["services"][0]["processes"]
+    why = {one["pid"]: one["why"] for one in listed}
+    assert why[pids[0]] == "main process"
+    assert set(pids) == set(why)
+    assert f"child of {pids[0]}" in why.values()
+    assert {"adopted by its supervisor"} & set(why.values())
+    assert all(is_running(pid) for pid in pids)
+    assert f"pid {pids[0]}: main process: " in spm("stop", "api", "--dry-run").stdout
+    spm("stop", "api", "--force")
+
+
+def test_stop_leaves_a_foreign_process_alone(spm: Spm) -> None:
+    same_command = subprocess.Popen(["sleep", "100"])
+    spm("start", "api", "sleep 100")
+    try:
+        spm("stop", "api")
+        assert same_command.poll() is None
+    finally:
+        same_command.kill()
+        same_command.wait()
+
+
+def test_a_service_that_stops_itself_is_refused(spm: Spm) -> None:
+    inner = f"{sys.executable} {SCRIPT} stop api; echo exit $?; exec sleep 100"
+    spm("start", "api", "--shell", inner)
+    eventually(lambda: "exit 8" in spm.log("api"), what="the refusal")
+    assert "above this command" in spm.log("api")
+    assert spm.service("api")["status"] == "running"
+    spm("stop", "api")
+
+
+def test_the_supervisor_obeys_sigterm_by_stopping_its_service(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    pid, supervisor = spm.service("api")["pid"], spm.supervisor("api")
+    os.kill(supervisor, signal.SIGTERM)
+    eventually(lambda: not is_running(supervisor) and not is_running(pid), what="both ends")
+    assert spm.service("api")["status"] == "stopped"
+
+
+def test_restart_takes_the_recorded_spec_and_the_callers_environment(spm: Spm) -> None:
+    file = spm.cwd / "my.env"
+    file.write_text("FROM_FILE=old\n")
+    spm.env["FROM_CALLER"] = "old"
+    spm("start", "api", nasty(), "--env", "GIVEN=kept", "--env-file", "my.env")
+    old = spm.service("api")["pid"]
+    file.write_text("FROM_FILE=new\n")
+    spm.env["FROM_CALLER"] = "new"
+    assert "api restarted" in spm("restart", "api", cwd="/").stdout
+    new = psutil.Process(spm.service("api")["pid"])
+    assert new.pid != old and not is_running(old)
+    environ = new.environ()
+    values = [environ[key] for key in ("FROM_FILE", "FROM_CALLER", "GIVEN")]
+    assert values == ["new", "new", "kept"]
+    assert new.cwd() == str(spm.cwd)
+    spm("stop", "api")
+    assert spm("restart", "api").returncode == 0
+    spm("stop", "api")
+    spm("restart", "nobody", code=3)
+
+
+def test_cleanup_stops_everything_and_forgets_it(spm: Spm) -> None:
+    for name in "abc":
+        spm("start", name, nasty("--child"))
+    spm("stop", "c")
+    done = spm("cleanup")
+    assert "a stopped in" in done.stdout and "b stopped in" in done.stdout
+    assert "3 services forgotten" in done.stdout
+    assert spm.json("list")["services"] == []
+    assert not spm.bearers()
+    assert (spm.home / "services" / "a" / "output.log").exists()
+    assert "nothing" in spm("cleanup", "--purge").stdout
+    assert not list((spm.home / "services").iterdir())
+
+
+def test_cleanup_keep_keeps_them_known(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    spm("cleanup", "--keep")
+    assert spm.service("api")["status"] == "stopped"
+    assert spm.json("cleanup", "--purge")["forgotten"] == ["api"]
+
+
+def test_cleanup_of_a_home_that_does_not_exist_is_success(spm: Spm) -> None:
+    assert "nothing to clean up" in spm("cleanup").stdout
+    assert not spm.home.exists()
+
+
+def test_what_a_crashed_main_process_left_is_known_and_ended(spm: Spm) -> None:
+    spm("start", "api", nasty("--child", "--pids", spm.cwd / "pids", "--exit", 3))
+    main, child = started_pids(spm, 2)
+    eventually(lambda: spm.service("api")["status"] == "failed", what="the end of the main process")
+    assert is_running(child)
+    assert "1 process of its tree live on" in spm.service("api")["why"]
+    assert spm.json("stop", "api")["services"][0]["processes"] == 1
+    assert not is_running(child) and not is_running(main)
+
+
+def test_start_ends_what_the_former_instance_left(spm: Spm) -> None:
+    spm("start", "api", nasty("--child", "--pids", spm.cwd / "pids", "--exit", 3))
+    child = started_pids(spm, 2)[1]
+    eventually(lambda: spm.service("api")["status"] == "failed", what="the end of the main process")
+    started = spm("start", "api", nasty())
+    assert "1 process of its former instance ended" in started.stdout
+    assert not is_running(child)
+    spm("stop", "api")
+
+
+def test_no_zombie_stays_behind(spm: Spm) -> None:
+    spm("start", "api", nasty("--daemon", "--pids", spm.cwd / "pids"))
+    daemon = started_pids(spm, 2)[1]
+    os.kill(daemon, signal.SIGKILL)
+    eventually(lambda: not psutil.pid_exists(daemon), what="the orphan to be reaped")
+    spm("stop", "api")
+    assert not Path(f"/proc/{daemon}").exists()

@@ -1,0 +1,181 @@
+"""wait-healthy: healthy only when it is the service's own process that answers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+
+import pytest
+from conftest import Spm, eventually, free_port, nasty
+
+
+@pytest.mark.parametrize("target", ["name", "port"])
+@pytest.mark.parametrize("family", [(), ("--ipv6",)])
+def test_it_returns_when_the_service_answers(
+    spm: Spm, port: int, target: str, family: tuple[str, ...]
+) -> None:
+    spm("start", "web", nasty("--port", port, "--slow", 0.3, *family))
+    done = spm("wait-healthy", port if target == "port" else "web", 10)
+    address = f"[::1]:{port}" if family else f"127.0.0.1:{port}"
+    assert f"[OK] web answers on {address} after " in done.stdout
+    data = spm.json("wait-healthy", "web")
+    assert (data["port"], data["pid"]) == (port, spm.service("web")["pid"])
+    spm("stop", "web")
+
+
+def test_it_fails_at_once_when_the_service_dies(spm: Spm, port: int) -> None:
+    spm("start", "web", nasty("--exit", 3, "--after", 0.3, "--say", "boom"), "--port", port)
+    began = time.monotonic()
+    failed = spm("wait-healthy", port, 30, code=1)
+    assert time.monotonic() - began < 3
+    assert "web is not running: failed" in failed.stderr and "exit code 3" in failed.stderr
+    assert "  | boom\n  | last words\n" in failed.stderr
+    error = spm.json("wait-healthy", "web", 30, code=1)["error"]
+    assert error["exit"]["code"] == 3 and error["log_tail"] == ["boom", "last words"]
+
+
+def test_it_fails_at_once_when_the_service_is_dead_already(spm: Spm, port: int) -> None:
+    spm("start", "web", nasty("--signal", int(signal.SIGSEGV)), "--port", port)
+    eventually(lambda: spm.service("web")["status"] == "failed", what="its end")
+    for target in ("web", port):
+        assert "killed by SIGSEGV" in spm("wait-healthy", target, 30, code=1).stderr
+
+
+def test_a_process_killed_without_its_supervisor_is_noticed_too(spm: Spm, port: int) -> None:
+    spm("start", "web", nasty(), "--port", port)
+    pid = spm.service("web")["pid"]
+    spm.kill_supervisor("web")
+    wait = spm.popen("wait-healthy", "web", "30")
+    eventually(lambda: wait.poll() is None, what="the wait")
+    os.kill(pid, signal.SIGKILL)
+    _, stderr = wait.communicate(timeout=5)
+    assert wait.returncode == 1 and "its end was not seen" in stderr
+
+
+def test_somebody_elses_listener_is_never_healthy(spm: Spm, port: int) -> None:
+    with socket.create_server(("127.0.0.1", port)):
+        spm("start", "web", nasty(), "--port", port, "--force")
+        began = time.monotonic()
+        failed = spm("wait-healthy", port, 1, code=5)
+        assert time.monotonic() - began >= 1
+        assert f"pid {os.getpid()} (" in failed.stderr and os.getcwd() in failed.stderr
+        assert "left running" in failed.stderr
+        assert spm.json("wait-healthy", "web", 1, code=5)["error"]["kind"] == "port_conflict"
+    spm("stop", "web")
+
+
+def test_it_goes_on_waiting_while_a_stranger_answers(spm: Spm, port: int) -> None:
+    stranger = socket.create_server(("127.0.0.1", port))
+    script = f"sleep 1; exec {nasty('--port', port)}"
+    spm("start", "web", "--shell", script, "--port", port, "--force")
+    wait = spm.popen("wait-healthy", "web", "15")
+    began = time.monotonic()
+    eventually(lambda: time.monotonic() - began > 0.5, what="half a second to pass")
+    stranger.close()
+    stdout, stderr = wait.communicate(timeout=20)
+    assert wait.returncode == 0, stderr
+    assert "web answers" in stdout
+    spm("stop", "web")
+
+
+def test_a_child_that_listens_is_the_service(spm: Spm, port: int) -> None:
+    spm("start", "web", "--shell", f"{nasty('--port', port)} & wait")
+    done = spm.json("wait-healthy", port, 10)
+    assert done["name"] == "web" and done["pid"] != spm.service("web")["pid"]
+    spm("stop", "web")
+
+
+def test_without_a_known_port_any_port_it_listens_on_will_do(spm: Spm, port: int) -> None:
+    program = f"import runpy, sys; sys.argv[1:] = ['--port', '{port}']; runpy.run_path('NASTY')"
+    program = program.replace("NASTY", str(nasty().split()[1]).replace("'", ""))
+    spm(
+        "start",
+        "web",
+        "--",
+        sys.executable,
+        "-c",
+        program.replace("run_path(", "run_path(run_name='__main__', path_name="),
+    )
+    assert spm.service("web")["port"] is None
+    assert spm.json("wait-healthy", "web", 10)["port"] == port
+    spm("stop", "web")
+
+
+def test_the_timeout_is_124_with_what_was_tried_and_leaves_it_running(spm: Spm, port: int) -> None:
+    spm("start", "web", nasty("--say", "not listening"), "--port", port)
+    failed = spm("wait-healthy", "web", "700ms", code=124)
+    assert "127.0.0.1: connection refused, ::1: connection refused" in failed.stderr
+    assert "alive and left running" in failed.stderr and "  | not listening" in failed.stderr
+    assert spm.service("web")["status"] == "running"
+    assert spm.json("wait-healthy", "web", "0.1", code=124)["error"]["retryable"] is True
+    spm("stop", "web")
+
+
+def test_a_port_that_nobody_here_claims_is_simply_waited_for(spm: Spm, port: int) -> None:
+    assert "didn't answer" in spm("wait-healthy", port, "0.2", code=124).stderr
+    with socket.create_server(("127.0.0.1", port)):
+        assert "no service here claims this port" in spm("wait-healthy", port, 5).stdout
+    with socket.create_server(("::1", port), family=socket.AF_INET6):
+        assert f"[::1]:{port}" in spm("wait-healthy", port, 5).stdout
+    assert not spm.home.exists()
+
+
+def test_a_stopped_service_no_longer_claims_its_port(spm: Spm, port: int) -> None:
+    spm("start", "web", nasty("--port", port))
+    spm("stop", "web")
+    with socket.create_server(("127.0.0.1", port)):
+        assert "no service here claims" in spm("wait-healthy", port, 5).stdout
+
+
+@pytest.mark.parametrize("timeout", ["0", "-1", "inf", "nan", "soon", "1e400", "9" * 400])
+def test_a_bad_timeout_is_exit_2(spm: Spm, timeout: str) -> None:
+    done = spm("wait-healthy", 8000, f"{timeout}", code=2)
+    assert done.stderr.startswith("[ERROR] ")
+
+
+@pytest.mark.parametrize("target", ["0", "65536", "99999999999", "a/b"])
+def test_a_bad_target_is_exit_2_and_an_unknown_name_3(spm: Spm, target: str) -> None:
+    spm("wait-healthy", target, 1, code=2)
+    spm("wait-healthy", "nobody", 1, code=3)
+
+
+def test_waiting_by_name_renews_last_active(spm: Spm, port: int) -> None:
+    spm("start", "web", nasty("--port", port))
+    before = spm.record("web")["last_active"]
+    spm("wait-healthy", "web", 10)
+    assert spm.record("web")["last_active"] > before
+    spm("stop", "web")
+
+
+def test_a_connection_to_itself_is_nobody_answering() -> None:
+    import simple_process_manager
+
+    with socket.socket() as probe:  # a free port of the ephemeral range
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    began = time.monotonic()
+    tries = 0
+    while time.monotonic() - began < 2:
+        tries += 1
+        address, seen = simple_process_manager.probe_tcp(port)
+        assert address is None, f"try {tries}: {seen}"
+
+
+def test_the_lines_of_steering_documents_work_unchanged(spm: Spm) -> None:
+    (spm.cwd / "main.py").write_text(
+        "async def app(scope, receive, send):\n"
+        "    assert scope['type'] == 'http'\n"
+        "    await send({'type': 'http.response.start', 'status': 200, 'headers': []})\n"
+        "    await send({'type': 'http.response.body', 'body': b'ok'})\n"
+    )
+    port = free_port()
+    spm.env["PATH"] = f"{os.path.dirname(sys.executable)}{os.pathsep}{spm.env['PATH']}"
+    spm("start", "api", f"uvicorn main:app --host 0.0.0.0 --port {port}")
+    spm("wait-healthy", port, 30)
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert b"200 OK" in client.recv(4096)
+    assert f"port {port} is free" in spm("stop", "api").stdout
