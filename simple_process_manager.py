@@ -234,7 +234,7 @@ def counted(number: int, noun: str) -> str:
 PORT_FLAG = re.compile(r"--port=(\d{1,5})")
 PORT_ASSIGNED = re.compile(r"PORT=(\d{1,5})")
 PORT_IN_ADDRESS = re.compile(r"(?:(?:https?|tcp)://)?[^\s/]*?:(\d{1,5})(?:/.*)?")
-PORT_PUBLISHED = re.compile(r"[\d.]*:?\d+:\d+(?:/\w+)?")
+PORT_PUBLISHED = re.compile(r"(?:[\d.]+:)?\d+:\d+(?:/\w+)?")
 # Another process than theirs listens on the ports they name.
 NO_PORT_PROGRAMS = ("docker", "podman", "nerdctl", "docker-compose", "kubectl", "ssh")
 

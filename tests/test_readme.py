@@ -1,0 +1,102 @@
+"""Every example of README.md and of the steering document does what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SCRIPT, Spm, free_port
+
+README = (ROOT / "README.md").read_text("utf-8")
+STEERING = (ROOT / ".kiro" / "steering" / "process-manager-tool.md").read_text("utf-8")
+NUMBER = re.compile(r"\d+(?:\.\d+)?|N m N")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def transcript() -> list[tuple[str, str]]:
+    """(command, output) of each console block, in order."""
+    parts = "".join(blocks(README, "console")).split("$ python ")[1:]
+    return [(part.partition("\n")[0], part.partition("\n")[2]) for part in parts]
+
+
+def normal(text: str) -> str:
+    """The text without what differs from run to run: numbers, and how wide columns are."""
+    return re.sub(r" +", " ", NUMBER.sub("N", text)).strip()
+
+
+def test_the_transcripts_print_what_they_show(spm: Spm) -> None:
+    shutil.copy(SCRIPT, spm.cwd)
+    del spm.env["SPM_HOME"]
+    spm.env["PATH"] = f"{os.path.dirname(sys.executable)}{os.pathsep}{spm.env['PATH']}"
+    ports = {"8000": str(free_port()), "8001": str(free_port())}
+    assert len(transcript()) > 15
+    for command, expected in transcript():
+        line = re.sub(r"800[01]", lambda match: ports[match[0]], command)
+        done = subprocess.run(
+            ["/bin/sh", "-c", f"python {line} 2>&1"],
+            cwd=spm.cwd,
+            env=spm.env,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            timeout=60,
+        )
+        assert normal(done.stdout) == normal(expected), command
+
+
+def test_the_command_for_a_fresh_machine_does_the_main_job(spm: Spm) -> None:
+    command = next(block for block in blocks(README, "sh") if "urllib" in block)
+    shutil.copy(SCRIPT, spm.cwd)
+    del spm.env["SPM_HOME"]
+    command = command.replace("8000", str(free_port())).replace("python3 -m venv", "$PY -m venv")
+    done = subprocess.run(
+        ["/bin/sh", "-c", command],
+        cwd=spm.cwd,
+        env={**spm.env, "PY": getattr(sys, "_base_executable", sys.executable)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if "No matching distribution" in done.stderr:
+        pytest.skip("no package index can be reached")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["[OK]", "[OK]", "200", "[OK]"], lines
+
+
+def test_the_steering_document_is_always_included_and_its_commands_parse() -> None:
+    import simple_process_manager as spm
+
+    assert STEERING.startswith("---\ninclusion: always\n---\n")
+    lines = "".join(blocks(STEERING, "sh")).splitlines()
+    commands = [part for line in lines for part in line.split(" && ") if "simple_pro" in part]
+    assert len(commands) >= 9
+    for command in commands:
+        spm.parse(spm.split_command(command)[2:])
+
+
+def test_the_first_screen_is_short() -> None:
+    first = README[: README.index("## ")].splitlines()
+    assert len(first) <= 45
+
+
+def test_the_exit_codes_are_those_of_the_program() -> None:
+    import simple_process_manager as spm
+
+    table = dict(re.findall(r"^\| (\d+) \| (\w+) \|", README, re.MULTILINE))
+    codes = {str(cls.exit_code): kind for kind, cls in spm.ERRORS.items()}
+    assert table == {"0": "ok", "1": "failed", **codes}
+
+
+def test_the_files_that_are_named_exist() -> None:
+    for path in re.findall(r"`((?:tests|\.kiro|\.ci)/[\w./-]+)`", README):
+        assert Path(ROOT, path).exists(), path
