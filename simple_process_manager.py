@@ -213,7 +213,7 @@ def parse_port(text: str) -> int:
 def format_duration(seconds: float) -> str:
     """`0.42 s`, `12 s`, `3 m 4 s`, `2 h 5 m`, `3 d 4 h`."""
     if seconds < 60:
-        return f"{max(seconds, 0):.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{max(seconds, 0):.2f} s" if seconds < 9.995 else f"{int(seconds)} s"
     units = (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1))
     unit, size, lower, lower_size = next(row for row in units if seconds >= row[1])
     return f"{seconds // size:.0f} {unit} {seconds % size // lower_size:.0f} {lower}"
@@ -233,7 +233,7 @@ def counted(number: int, noun: str) -> str:
 
 PORT_FLAG = re.compile(r"--port=(\d{1,5})")
 PORT_ASSIGNED = re.compile(r"PORT=(\d{1,5})")
-PORT_IN_ADDRESS = re.compile(r"(?:(?:https?|tcp)://)?[^\s/]*?:(\d{1,5})(?:/.*)?")
+PORT_IN_ADDRESS = re.compile(r"(?:(?:https?|tcp)://)?(?:[^\s/:\[\]]*|\[[^\]]*\]):(\d{1,5})(?:/.*)?")
 PORT_PUBLISHED = re.compile(r"(?:[\d.]+:)?\d+:\d+(?:/\w+)?")
 # Another process than theirs listens on the ports they name.
 NO_PORT_PROGRAMS = ("docker", "podman", "nerdctl", "docker-compose", "kubectl", "ssh")
@@ -256,7 +256,7 @@ def recognise_port(words: Sequence[str]) -> int | None:
     return next((port for port in map(as_port, found) if port), None)
 
 
-ENV_LINE = re.compile(rf"\s*(?:export\s+)?({VARIABLE.pattern})\s*=\s*(.*?)\s*")
+ENV_LINE = re.compile(rf"\s*(?:export\s+)?({VARIABLE.pattern})\s*=(.*)", re.DOTALL)
 ENV_QUOTED = re.compile(r"""(?:"((?:[^"\\]|\\.)*)"|'([^']*)')(?:\s+#.*)?""")
 ENV_COMMENT = re.compile(r"(?:^|\s)#.*")
 ENV_ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
@@ -268,11 +268,11 @@ def parse_env_text(text: str, source: str) -> dict[str, str]:
     The line itself is never shown: it may hold a secret.
     """
     values: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = ENV_LINE.fullmatch(line)
-        value = _env_value(match[2]) if match else None
+        value = _env_value(match[2].strip()) if match else None
         if match is None or value is None:
             advice = "write NAME=value, NAME='value' or NAME=\"value\"; a comment begins with #"
             raise ConfigError(f"{source}, line {number}: not NAME=value", advice)
@@ -317,6 +317,7 @@ def _list_of(kind: Kind) -> Kind:
 _text = _kind("a string", lambda value: isinstance(value, str) and "\0" not in value)
 _flag = _kind("true or false", lambda value: isinstance(value, bool))
 _integer = _kind("an integer", lambda value: type(value) is int and abs(value) < 2**62)
+_size = _kind("a size", lambda value: type(value) is int and 1000 <= value <= 2**60)
 _pid = _kind("a process id", lambda value: type(value) is int and 1 < value < 2**31)
 _number = _kind(
     "a number from 0 on",
@@ -334,11 +335,18 @@ def _or_none(kind: Kind) -> Kind:
     return lambda value, path: None if value is None else kind(value, path)
 
 
-def read_object(data: object, path: str, kinds: Mapping[str, Kind]) -> list[object]:
+def read_object(
+    data: object, path: str, kinds: Mapping[str, Kind], defaults: Mapping[str, object] = NOTHING
+) -> list[object]:
     """The fields of a JSON object in the order of `kinds`; RecordError if one doesn't fit."""
     if not isinstance(data, dict):
         raise RecordError(f"{path}: an object was expected")
-    return [kind(data.get(key), f"{path}.{key}") for key, kind in kinds.items()]
+    return [
+        defaults[key]
+        if key in defaults and key not in data
+        else kind(data.get(key), f"{path}.{key}")
+        for key, kind in kinds.items()
+    ]
 
 
 def unknown_keys(data: object, kinds: Mapping[str, Kind]) -> dict[str, object]:
@@ -374,7 +382,9 @@ class Spec(NamedTuple):
     @classmethod
     def from_json(cls, data: object, path: str = "spec") -> Spec:
         """The Spec of a JSON object, or RecordError."""
-        spec = cls._make([*read_object(data, path, SPEC), unknown_keys(data, SPEC)])
+        spec = cls._make(
+            [*read_object(data, path, SPEC, cls._field_defaults), unknown_keys(data, SPEC)]
+        )
         if not spec.argv or not spec.argv[0]:
             raise RecordError(f"{path}.argv: a command was expected")
         if spec.port is not None and not 1 <= spec.port <= 65535:
@@ -458,7 +468,8 @@ class Record(NamedTuple):
     @classmethod
     def from_json(cls, data: object, path: str = "record") -> Record:
         """The Record of a JSON object, or RecordError."""
-        return cls._make([*read_object(data, path, RECORD), unknown_keys(data, RECORD)])
+        known = read_object(data, path, RECORD, cls._field_defaults)
+        return cls._make([*known, unknown_keys(data, RECORD)])
 
 
 SPEC: dict[str, Kind] = {
@@ -470,7 +481,7 @@ SPEC: dict[str, Kind] = {
     "env_given": _list_of(_text),
     "env_taken": _list_of(_text),
     "env_files": _list_of(_text),
-    "log_bytes": _integer,
+    "log_bytes": _size,
 }
 RECORD: dict[str, Kind] = {
     "name": _text,
@@ -521,8 +532,9 @@ COOKIE_NAMES = ("SPM_INSTANCE", "SPM_SERVICE", "SPM_HOME", "SPM_SUPERVISOR")
 
 CONTROL_SOCKET = "control.sock"
 QUOTED = re.compile(r"""\\.|'[^']*'|"((?:[^"\\]|\\.)*)\"""", re.DOTALL)
-EXPANSION = re.compile(r"\$[\w({]|`")
-OPERATOR = re.compile(r"&&|\|\||[|&;<>]")
+CONTINUED = re.compile(r"('[^']*')|\\\n")
+EXPANSION = re.compile(r"\$(?:\w+|[({?$@!#*])|`")
+OPERATOR = re.compile(r"&&|\|\||[|&;<>()\n]")
 ASSIGNMENT = re.compile(r"\s*([A-Za-z_]\w*=)")
 
 
@@ -1035,7 +1047,7 @@ else:
         """The words of a command line as a POSIX shell splits them; ValueError if it can't be."""
         import shlex
 
-        return shlex.split(text)
+        return shlex.split(CONTINUED.sub(r"\1", text))
 
     def join_command(words: Sequence[str]) -> str:
         """One line that splits into these words again."""
@@ -1045,10 +1057,11 @@ else:
 
     def shell_sign(text: str) -> str | None:
         """What only a shell would understand in this command line, else None."""
-        bare = QUOTED.sub("_", text)
+        text = CONTINUED.sub(r"\1", text).strip()
+        bare = QUOTED.sub(".", text)
         inside = " ".join(found[1] for found in QUOTED.finditer(text) if found[1])
         inside = re.sub(r"\\.", "", inside)
-        looks = ((OPERATOR, bare), (EXPANSION, bare), (EXPANSION, inside))
+        looks = ((EXPANSION, bare), (OPERATOR, bare), (EXPANSION, inside))
         signs = [found[0] for pattern, part in looks for found in [pattern.search(part)] if found]
         assignment = ASSIGNMENT.match(text)
         return signs[0] if signs else assignment and assignment[1]
@@ -1323,8 +1336,9 @@ def append_line(path: str, line: dict[str, object]) -> None:
                 old.seek(-JOURNAL_BYTES // 2, os.SEEK_END)
                 old.readline()
                 write_file(path, old.read(), durable=False)
-    with open(path, "ab", buffering=0, opener=private) as file:
-        file.write(json.dumps(line).encode() + b"\n")
+    with open(path, "a+b", buffering=0, opener=private) as file:
+        torn = file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n"
+        file.write(b"\n" * bool(torn) + json.dumps(line).encode() + b"\n")
 
 
 def json_lines(path: str) -> list[dict[str, object]]:
@@ -1415,6 +1429,8 @@ class Store:
         if why:
             self._move_aside(why)
         records = self._rebuild()
+        if records and not why:
+            self.notes.append("state.json was missing: rebuilt from services/")
         try:
             self._write(records)
         except StateError as error:
@@ -1442,7 +1458,8 @@ class Store:
             write_file(self.state_path, text.encode())
 
     def _move_aside(self, why: str) -> None:
-        aside = f"{self.state_path}.corrupt-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
+        now = f"{time.strftime('%Y%m%dT%H%M%S')}.{time.time_ns() % 10**9:09}"
+        aside = f"{self.state_path}.corrupt-{now}"
         with state_errors(self.state_path):
             os.replace(self.state_path, aside)
         name = os.path.basename(aside)
@@ -1456,7 +1473,7 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             names = [name for name in os.listdir(self.path("")) if NAME.fullmatch(name)]
         known = {name: self.ask_record(name) or self.journal_record(name) for name in names}
-        found = {name: record for name, record in known.items() if record}
+        found = {key: r for key, r in known.items() if r and r.name.lower() == key}
         found.update(records_from_cookies(self.home, [r.instance for r in found.values()]))
         return found
 
@@ -1539,6 +1556,10 @@ class Store:
                     text = file.read(step) + text
         return as_lines(text)[-count:] if count else []
 
+    def log_start(self, name: str) -> int:
+        """How many bytes had been written before the present output.log began."""
+        return last_sample(self.path(name, "metrics.jsonl")).start
+
     def lines_since(self, name: str, moment: float) -> list[str]:
         """The output since a time (seconds since the epoch), as exact as the samples are (5 s)."""
         text, sizes = b"", []
@@ -1558,6 +1579,15 @@ def as_lines(text: bytes) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
+def read_tail(path: str, count: int, end: int | None = None) -> bytes:
+    """The `count` bytes before `end`, or before the end of the file; fewer if it has fewer."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, (size if end is None else end) - count))
+        return file.read(max(0, count))
+    return b""
+
+
 class Sample(NamedTuple):
     """How much had been written by when."""
 
@@ -1566,13 +1596,24 @@ class Sample(NamedTuple):
     size: int  # bytes in the present file
 
 
+SAMPLE: dict[str, Kind] = {"at": _number, "start": _integer, "size": _integer}
+
+
 def log_samples(path: str) -> list[Sample]:
     """The samples of a log, oldest first."""
-    samples, kinds = [], {"at": _number, "start": _integer, "size": _integer}
+    samples = []
     for line in json_lines(path):
         with contextlib.suppress(RecordError):
-            samples.append(Sample._make(read_object(line, "sample", kinds)))
+            samples.append(Sample._make(read_object(line, "sample", SAMPLE)))
     return samples
+
+
+def last_sample(path: str) -> Sample:
+    """The youngest sample, read from the end of the file."""
+    lines = read_tail(path, 400).splitlines()
+    with contextlib.suppress(IndexError, ValueError):
+        return Sample._make(read_object(json.loads(lines[-1]), "sample", SAMPLE))
+    return Sample(0.0, 0, 0)
 
 
 def receive(connection: socket.socket, wait_s: float) -> dict[str, object]:
@@ -1594,10 +1635,12 @@ def accepted(line: bytes) -> dict[str, object]:
     if not isinstance(answer, dict):
         raise RecordError("answer: an object was expected")
     if answer.get("ok") is not True:
-        error = dict(answer.get("error") or {})
-        cls = ERRORS.get(error.pop("kind", ""), Failed)
-        error.pop("retryable", None)
-        raise cls(str(error.pop("message", "?")), str(error.pop("advice", "")), **error)
+        facts = answer.get("error")
+        kinds = {"kind": _text, "message": _text, "advice": _text, "retryable": _flag}
+        kind, message, advice, _ = map(str, read_object(facts, "answer.error", kinds))
+        error = ERRORS.get(kind, Failed)(message, advice)
+        error.facts.update(unknown_keys(facts, kinds))
+        raise error
     return answer
 
 
@@ -1627,7 +1670,7 @@ def _record_from_process(main: Identity, cookie: Cookie) -> Record:
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(main.pid)
         started_at, cwd = process.create_time(), process.cwd()
-        argv = tuple(process.cmdline()) or argv
+        argv = tuple(process.cmdline()) if "".join(process.cmdline()[:1]) else argv
     spec = Spec(argv, cwd, port=recognise_port(argv))
     why = "found by its cookie: its record was lost"
     record = new_record(cookie.service, spec, cookie.instance)
@@ -1741,8 +1784,8 @@ def spec_differences(old: Spec, new: Spec) -> list[str]:
         words = value if isinstance(value, tuple) else (str(value),)
         return "none" if value in (None, (), False) else join_command(words)
 
-    pairs = ((key, shown(getattr(old, key)), shown(getattr(new, key))) for key in SPEC)
-    return [f"{SPEC_WORDS.get(key, key)}: {was} → {new}" for key, was, new in pairs if was != new]
+    pairs = ((SPEC_WORDS.get(key, key), getattr(old, key), getattr(new, key)) for key in SPEC)
+    return [f"{word}: {shown(was)} → {shown(now)}" for word, was, now in pairs if was != now]
 
 
 def refusal(
@@ -1844,7 +1887,7 @@ class Log:
                 os.unlink(path)
         # O_APPEND: after a truncation the service goes on at the new end, not at its old offset
         self.descriptor = private(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
-        _, start, size = (log_samples(self.samples) or [Sample(0.0, 0, 0)])[-1]
+        _, start, size = last_sample(self.samples)
         self.start = start + size if anew else start
         self.size = os.fstat(self.descriptor).st_size
         self.sample()
@@ -2091,8 +2134,8 @@ class Supervisor:
         try:
             self.step_at = time.monotonic() + self.ending.send(force)
         except StopIteration as done:
-            self.ending, self.outcome = None, done.value
             self.take_note()
+            self.ending, self.outcome = None, done.value
             if done.value.left:
                 pids = ", ".join(map(str, done.value.left))
                 self.change("stop_failed", "running", f"pid {pids} outlived SIGKILL")
@@ -2360,7 +2403,15 @@ def start(store: Store, args: argparse.Namespace) -> Result:
     """Start a service, unless it runs already."""
     name = check_name(args.name)
     known = store.record(name)
-    asked = (args.command, args.tail, args.cwd, args.env, args.env_file, args.port, args.shell)
+    asked = (
+        args.command,
+        args.tail is not None,
+        args.cwd,
+        args.env,
+        args.env_file,
+        args.port,
+        args.shell,
+    )
     if known and not any(asked):
         spec, given = known.spec, store.given_env(name)
     else:
@@ -2387,7 +2438,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     pairs = [item.partition("=") for item in args.env]
     bad = [key for key, _, _ in pairs if not VARIABLE.fullmatch(key)]
     if bad:
-        raise UsageError(f"--env {bad[0]!r}: not a variable's name", "write --env NAME=value")
+        raise UsageError("--env: what precedes = is no name", "write --env NAME=value")
     argv = command_words(name, args)
     if args.port:
         argv = tuple(word.replace("{port}", str(args.port)) for word in argv)
@@ -2407,29 +2458,28 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
 
 def command_words(name: str, args: argparse.Namespace) -> tuple[str, ...]:
     """The words to execute, from a quoted string, from bare words or from behind `--`."""
-    words, tail = args.command, args.tail or []
+    words, tail = args.command, args.tail
     how = f'write: start {name} "COMMAND"'
     if bool(words) == bool(tail):
         raise UsageError("there are two commands" if words else "the command is missing", how)
-    if tail or len(words) > 1:
-        argv = tuple(tail or words)
-        return shell_argv(join_command(argv)) if args.shell else argv
-    text = words[0]
-    if args.shell:
-        return shell_argv(text)
-    sign = shell_sign(text)
-    if sign:
-        instead = f"set it with --env {sign}…, or " if sign.endswith("=") else ""
-        raise UsageError(
-            f"the command needs a shell ({sign}), and none is used unless asked for",
-            f"{instead}add --shell: start {name} --shell {join_command([text])}",
-        )
+    text = words[0] if len(words) == 1 else join_command(tail or words)
     try:
-        argv = tuple(split_command(text))
+        argv = tuple(tail or words if tail or len(words) > 1 else split_command(text))
     except ValueError as error:
         raise UsageError(f"the command can't be split: {error}", "close its quotes") from error
     if not argv or not argv[0]:
         raise UsageError("the command is empty", how)
+    if args.shell:
+        return shell_argv(text)
+    sign = shell_sign(text) if len(words) == 1 else None
+    if sign:
+        instead = f"set it with --env {sign}…, or " if sign.endswith("=") else ""
+        again = f"start {name} --shell {join_command([text])}"
+        raise UsageError(
+            f"the command needs a shell ({sign.strip() or 'a line break'}), and none is used unless "
+            "asked for",
+            f"{instead}add --shell" + f": {again}" * ("=" not in text),  # values aren't repeated
+        )
     return argv
 
 
@@ -2450,7 +2500,7 @@ def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
     problems = [f"--env {key}: not set here" for key in spec.env_taken if key not in os.environ]
     for path in spec.env_files:
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8-sig") as file:
                 values.update(parse_env_text(file.read(), path))
         except (OSError, UnicodeDecodeError) as error:
             problems.append(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}")
@@ -2458,7 +2508,7 @@ def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
             problems.append(error.message)
     if problems:
         raise ConfigError("; ".join(problems), "mend that and start again; nothing was started")
-    if spec.port_declared:
+    if spec.port_declared and spec.port:
         values["PORT"] = str(spec.port)
     return {**values, **given}
 
@@ -3044,28 +3094,28 @@ def follow(store: Store, name: str) -> Iterator[str]:
     """What is written from now on, through rotations, until the service has ended."""
     path = store.path(name, "output.log")
     position = os.path.getsize(path) if os.path.exists(path) else 0
-    return _follow(store, name, path, position)
+    return _follow(store, name, path, store.log_start(name), position)
 
 
-def _follow(store: Store, name: str, path: str, position: int) -> Iterator[str]:
+def _follow(store: Store, name: str, path: str, start: int, position: int) -> Iterator[str]:
     import codecs
 
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     while True:
         is_live = find(store, name).verdict.is_live
-        size = os.path.getsize(path) if os.path.exists(path) else 0
-        parts = [(path, position)]
-        if size < position:  # rotated: first the rest of what is the older file now
-            parts = [(path + ".1", position), (path, 0)]
-        for part, start_at in parts:
-            with contextlib.suppress(FileNotFoundError), open(part, "rb") as file:
-                file.seek(start_at)
-                while chunk := file.read(1 << 20):
-                    yield decode(chunk)
-                position = file.tell()
-        if not is_live:
+        size, began = os.path.getsize(path) if os.path.exists(path) else 0, store.log_start(name)
+        if began > start:  # rotated: the older file ends where the present one begins
+            missed = began - start - position
+            yield decode(read_tail(path + ".1", missed))
+            start, position = began, 0
+        elif size > position:
+            chunk = read_tail(path, size - position, size)
+            position += len(chunk)
+            yield decode(chunk)
+        elif not is_live:
             return
-        time.sleep(0.1)
+        else:
+            time.sleep(0.1)
 
 
 @command("touch", "a heartbeat: renew last_active", Option("name", "NAME"))
@@ -3237,6 +3287,7 @@ GLOBAL_OPTIONS = (
     Option("--home", "DIR", help="state directory (default: SPM_HOME, or the nearest .spm)"),
     Option("--json", help="print one JSON document"),
 )
+LEADING = ("--home", "--json", "--version", "--help", "-h")  # what may stand before the command
 COLOURS = {"[OK]": "32", "[WARN]": "33", "[ERROR]": "31"}
 
 
@@ -3247,9 +3298,9 @@ class HelpWanted(Exception):
 def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     """The command and its arguments; only the parser of that command is built."""
     cut = argv.index("--") if "--" in argv else len(argv)
-    head, tail = list(argv[:cut]), list(argv[cut + 1 :])
+    head, tail = list(argv[:cut]), None if cut == len(argv) else list(argv[cut + 1 :])
     at = 0
-    while at < len(head) and head[at].startswith("-"):
+    while at < len(head) and head[at].partition("=")[0] in LEADING:
         at += 2 if head[at] == "--home" else 1
     leading, name, rest = head[:at], "".join(head[at : at + 1]), head[at + 1 :]
     if name not in COMMANDS:
@@ -3259,7 +3310,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     words = getattr(args, "command", [])
     if len(words) > 1 and rest[-len(words) :] != words:
         # Options behind bare words could be start's or the command's: nobody should have to guess.
-        line = join_command([words[0], *rest[rest.index(words[0]) + 1 :]])
+        line = join_command(without_values(rest[rest.index(words[0], rest.index(args.name) + 1) :]))
         raise UsageError(
             "options behind an unquoted command: are they the command's or start's?",
             f"quote the command: start {args.name} {join_command([line])}, "
@@ -3270,11 +3321,18 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     return COMMANDS[name], args
 
 
+def without_values(words: Sequence[str]) -> list[str]:
+    """The words, but of NAME=value only the name: a message may be logged."""
+    return [
+        re.sub(rf"^((?:--env=)?{VARIABLE.pattern}=).*", r"\1…", word, flags=re.S) for word in words
+    ]
+
+
 def no_command(leading: Sequence[str], name: str) -> Exception:
     """What to say when no command of ours was called."""
     if "--version" in leading:
         return HelpWanted(f"{PROGRAM} {__version__}")
-    if not name and not set(leading) - {"-h", "--help"}:
+    if not name and ("--json" not in leading or set(leading) & {"-h", "--help"}):
         listing = "\n".join(f"  {key:14}{one.help}" for key, one in COMMANDS.items())
         usage = f"usage: {PROGRAM} [--home DIR] [--json] COMMAND …\n       {PROGRAM} COMMAND --help"
         doc = (__doc__ or "").partition("\n")[0]
