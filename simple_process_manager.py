@@ -1907,15 +1907,16 @@ class Log:
     def rotate(self) -> None:
         """Copy the youngest bytes to the older file, then empty this one.
 
-        The service holds it open, so it can't be renamed. What is written between the last read
-        and the truncation, some microseconds, is lost.
+        The service holds it open, so it can't be renamed. What is written between the last look at
+        its size and the truncation, two system calls, is lost.
         """
-        position = max(0, self.size - self.most)
-        with contextlib.suppress(OSError):  # no room for the older file: the disk comes first
-            with open(self.path + ".1.new", "wb", opener=private) as older:
-                while chunk := read_at(self.descriptor, 1 << 20, position):
-                    position += older.write(chunk)
-            replace_file(self.path + ".1.new", self.path + ".1")
+        position, most = max(0, self.size - self.most), self.size + self.most
+        new = self.path + ".1.new"
+        # OSError: no room for the older file, but bounding the disk matters more.
+        with contextlib.suppress(OSError), open(new, "wb", buffering=0, opener=private) as older:
+            replace_file(new, self.path + ".1")
+            while position < min(os.fstat(self.descriptor).st_size, most):
+                position += older.write(read_at(self.descriptor, 1 << 20, position))
         with contextlib.suppress(OSError):  # Windows: not while the service holds it; at restart
             os.ftruncate(self.descriptor, 0)
             self.start, self.size = self.start + position, 0
@@ -2476,7 +2477,7 @@ def command_words(name: str, args: argparse.Namespace) -> tuple[str, ...]:
         instead = f"set it with --env {sign}…, or " if sign.endswith("=") else ""
         again = f"start {name} --shell {join_command([text])}"
         raise UsageError(
-            f"the command needs a shell ({sign.strip() or 'a line break'}), and none is used unless "
+            f"the command needs a shell ({sign.strip() or 'line break'}), and none is used unless "
             "asked for",
             f"{instead}add --shell" + f": {again}" * ("=" not in text),  # values aren't repeated
         )
