@@ -164,6 +164,9 @@ def spm(base: Path) -> Iterator[Spm]:
     """The command line; a process left alive at the end fails the test."""
     one = Spm(base)
     yield one
+    settled = time.monotonic() + 1  # a supervisor whose service has just ended is about to leave
+    while one.bearers() and time.monotonic() < settled:
+        time.sleep(0.01)
     left = one.bearers()
     shown = str(one) if left else ""
     end(left)
