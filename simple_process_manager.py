@@ -1284,8 +1284,8 @@ def tree_of(record: Record) -> list[Member]:
     reasons: dict[int, str] = {}
 
     def add(pid: int, why: str) -> None:
-        cookie = cookies.get(pid)
-        if pid in reasons or cookie is None or cookie.supervises:
+        cookie = cookies.get(pid, Cookie())  # none to be seen: it may be in the middle of exec
+        if pid in reasons or pid <= 1 or cookie.supervises:
             return
         if cookie.instance in ("", record.instance):
             reasons[pid] = why
@@ -2069,9 +2069,10 @@ class Log:
         """Copy the youngest bytes to the older file, then empty this one.
 
         The service holds it open, so it can't be renamed. What is written between the last look at
-        its size and the truncation, two system calls, is lost.
+        its size and the truncation, two system calls, is lost; and more of what is written faster
+        than it can be copied.
         """
-        position, most = max(0, self.size - self.most), self.size + self.most
+        position, most = max(0, self.size - self.most), self.size + 4 * self.most
         new = self.path + ".1.new"
         # OSError: no room for the older file, but bounding the disk matters more.
         with contextlib.suppress(OSError), open(new, "wb", buffering=0, opener=private) as older:
@@ -2833,15 +2834,24 @@ def supervisor_command(store: Store, name: str) -> list[str]:
     target = os.path.join(directory, tag, "simple_process_manager.pyc")
     if not os.path.exists(target):
         import py_compile
-        import shutil
 
         with contextlib.suppress(OSError):  # no room: the source does as well, only slower
-            shutil.rmtree(directory, ignore_errors=True)
             os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
             mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
             py_compile.compile(SELF, target, doraise=True, invalidation_mode=mode)
+            forget_older(directory, tag)
     program = target if os.path.exists(target) else SELF
     return [sys.executable, "-S", "-E", program, "supervise", name]
+
+
+def forget_older(directory: str, tag: str) -> None:
+    """Remove compiled forms that nobody has started from for a day."""
+    import shutil
+
+    for name in os.listdir(directory):
+        path = os.path.join(directory, name)
+        if name != tag and os.stat(path).st_mtime < time.time() - 86400:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:

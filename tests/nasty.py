@@ -121,8 +121,10 @@ def main() -> None:
         threading.Thread(target=serve, args=(args,), daemon=True).start()
     if args.spam:
         block = b"x" * 99 + b"\n"
-        for _ in range(args.spam * 10):
+        began = time.monotonic()
+        for tenth in range(args.spam * 10):
             os.write(1, block * 1000)
+            time.sleep(max(0.0, began + tenth / 1000 - time.monotonic()))
         os.write(1, b"spam is over\n")
     if args.exit is not None or args.signal is not None:
         time.sleep(args.after)
