@@ -540,6 +540,7 @@ class Stat(NamedTuple):
     cpu_s: float
     memory_bytes: int
     is_mine: bool  # it runs as this user
+    born: float  # to compare with that of others
 
     @property
     def is_dead(self) -> bool:
@@ -583,10 +584,10 @@ def _psutil_stat(pid: int) -> Stat | None:
             identity = Identity(pid, f"{process.create_time():.2f}")
             state = "Z" if process.status() == psutil.STATUS_ZOMBIE else "R"
             cpu, memory = sum(process.cpu_times()[:2]), process.memory_info().rss
-            group, mine = process_group(pid), is_mine(process)
-            return Stat(identity, process.ppid(), group, state, cpu, memory, mine)
+            group, mine, born = process_group(pid), is_mine(process), process.create_time()
+            return Stat(identity, process.ppid(), group, state, cpu, memory, mine, born)
     except psutil.ZombieProcess:
-        return Stat(Identity(pid, ""), 0, 0, "Z", 0.0, 0, False)
+        return Stat(Identity(pid, ""), 0, 0, "Z", 0.0, 0, False, 0.0)
     except (psutil.Error, OSError, ValueError, OverflowError):
         return None
 
@@ -721,8 +722,8 @@ if sys.platform == "win32":
 
     def launch_service(
         argv: Sequence[str], cwd: str, env: dict[str, str], log: int, instance: str
-    ) -> subprocess.Popen[bytes]:
-        """The service, suspended until it is in its named job; OSError if it can't be executed."""
+    ) -> int:
+        """The pid of the service, suspended until it is in its job; OSError if it can't run."""
         import subprocess
         import threading
 
@@ -744,7 +745,7 @@ if sys.platform == "win32":
         ctypes.WinDLL("ntdll").NtResumeProcess(handle)
         _children.append(process)
         threading.Thread(target=_wait_for, args=(process,), name="child", daemon=True).start()
-        return process
+        return process.pid
 
     def become_subreaper() -> bool:
         """There is no such thing; the job object holds the tree."""
@@ -898,13 +899,14 @@ else:
         field = text[text.rindex(b")") + 2 :].split()
         return Stat(
             # starttime in ticks since boot doesn't move with the clock, unlike create_time()
-            identity=Identity(pid, f"{int(field[19])}@{_boot()}"),
-            parent=int(field[1]),
-            group=int(field[2]),
-            state=field[0].decode(),
-            cpu_s=(int(field[11]) + int(field[12])) / os.sysconf("SC_CLK_TCK"),
-            memory_bytes=int(field[21]) * os.sysconf("SC_PAGE_SIZE"),
-            is_mine=owner == my_user_id,
+            Identity(pid, f"{field[19].decode()}@{_boot()}"),
+            int(field[1]),
+            int(field[2]),
+            field[0].decode(),
+            (int(field[11]) + int(field[12])) / os.sysconf("SC_CLK_TCK"),
+            int(field[21]) * os.sysconf("SC_PAGE_SIZE"),
+            owner == my_user_id,
+            float(field[19]),
         )
 
     def all_stats() -> dict[int, Stat]:
@@ -1067,19 +1069,30 @@ else:
 
     def launch_service(
         argv: Sequence[str], cwd: str, env: dict[str, str], log: int, instance: str
-    ) -> subprocess.Popen[bytes]:
-        """The service in a session of its own; OSError if it can't be executed."""
-        import subprocess
+    ) -> int:
+        """The pid of the service, in a session of its own; OSError if it can't be executed.
 
-        return subprocess.Popen(
-            list(argv),
-            cwd=cwd,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        posix_spawn(3) as in launch_supervisor(); it knows no directory, and searches our own PATH.
+        """
+        import signal
+
+        null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+        output = [(os.POSIX_SPAWN_DUP2, log, to) for to in (1, 2)]
+        ignored = [signal.SIGPIPE, signal.SIGXFSZ]  # by Python, for itself
+        os.environ["PATH"] = env.get("PATH", os.defpath)
+        os.chdir(cwd)
+        try:
+            return os.posix_spawnp(
+                argv[0],
+                list(argv),
+                env,
+                file_actions=[null, *output],
+                setsid=True,
+                setsigmask=[],
+                setsigdef=ignored,
+            )
+        finally:
+            os.chdir("/")
 
     def become_subreaper() -> bool:
         """Have orphaned descendants come back to us: PR_SET_CHILD_SUBREAPER(2const), Linux 3.4."""
@@ -1225,7 +1238,7 @@ else:
 # a member of a tree that was read just before, and only if its token still matches.
 
 GIVE_UP_AFTER_KILL_S = 5.0  # a process in uninterruptible sleep outlives even SIGKILL
-LOOK_AGAIN_S = (0.001, 0.05)  # shortest and longest wait between two looks at a tree that ends
+LOOK_AGAIN_S = (0.0005, 0.05)  # shortest and longest wait between two looks at a tree that ends
 
 
 class Member(NamedTuple):
@@ -1279,8 +1292,10 @@ def tree_of(record: Record) -> list[Member]:
     children: dict[int, list[int]] = {}
     for pid, look in stats.items():
         children.setdefault(look.parent, []).append(pid)
-    # what has no memory has no environment either: zombies, and the threads of the kernel
-    cookies = {pid: cookie_of(pid) for pid, look in stats.items() if pid > 1 and look.memory_bytes}
+    born = [look.born for look in stats.values() if look.identity == record.main]
+    # Only the younger ones can bear the cookie; what has no memory has no environment either.
+    young = [pid for pid, look in stats.items() if look.born >= max(born, default=0)]
+    cookies = {pid: cookie_of(pid) for pid in young if stats[pid].memory_bytes}
     reasons: dict[int, str] = {}
 
     def add(pid: int, why: str) -> None:
@@ -1418,6 +1433,8 @@ def port_holder(port: int) -> int | None:
 LOCK_WAIT_S = 10.0
 HUNG_S = 3.0  # a supervisor answers within milliseconds; this one is stopped or hangs
 JOURNAL_BYTES = 1_000_000
+LOG_PARTS = ("output.log.1", "output.log")
+LONGEST_LOG = 1 << 30
 STATE_ADVICE = {
     "ENOSPC": "free some disk space and run the command again; running services go on",
     "EROFS": "give another directory with --home or SPM_HOME",
@@ -1701,14 +1718,8 @@ class Store:
 
     def last_lines(self, name: str, count: int) -> list[str]:
         """The last lines of its output, from the older file too if the younger has too few."""
-        text = b""
-        for part in ("output.log", "output.log.1"):
-            with contextlib.suppress(FileNotFoundError), open(self.path(name, part), "rb") as file:
-                position = file.seek(0, os.SEEK_END)
-                while position > 0 and text.count(b"\n") <= count:
-                    step = min(position, 65536)
-                    position = file.seek(position - step)
-                    text = file.read(step) + text
+        most = max(1 << 20, 400 * count)  # bytes; who writes longer lines gets fewer of them
+        text = b"".join(read_tail(self.path(name, part), most) for part in LOG_PARTS)
         return as_lines(text)[-count:] if count else []
 
     def log_start(self, name: str) -> int:
@@ -1717,15 +1728,11 @@ class Store:
 
     def lines_since(self, name: str, moment: float) -> list[str]:
         """The output since a time (seconds since the epoch), as exact as the samples are (5 s)."""
-        text, sizes = b"", []
-        for part in ("output.log.1", "output.log"):
-            with contextlib.suppress(FileNotFoundError), open(self.path(name, part), "rb") as file:
-                sizes.append(len(text))
-                text += file.read()
+        parts = [read_tail(self.path(name, part), LONGEST_LOG) for part in LOG_PARTS]
         samples = log_samples(self.path(name, "metrics.jsonl"))
         then = max((start + size for at, start, size in samples if at <= moment), default=0)
         start = samples[-1][1] if samples else 0
-        return as_lines(text[max(0, then - start + (sizes or [0])[-1]) :])
+        return as_lines(b"".join(parts)[max(0, then - start + len(parts[0])) :])
 
 
 def as_lines(text: bytes) -> list[str]:
@@ -1988,6 +1995,7 @@ def log_check_s(size: int, grown: int, elapsed_s: float, most: int) -> float:
 # (SIGCHLD, pidfd, socket), it doesn't poll; the log's size is its only timer. While it lives it
 # alone writes the record of its service. It meets the commands in files and on its socket only.
 
+SOON_S = 0.03
 TICK_S = 1.0  # where nobody tells of an adopted process's end, or state.json could not be written
 REQUEST_BYTES = 65536
 STOP_TIMEOUT_S = 10.0
@@ -2116,12 +2124,13 @@ class Supervisor:
         look = stat_of(os.getpid())
         self.store, self.record = store, record._replace(supervisor=look and look.identity)
         self.lock = self._take_lock()
-        self.process: subprocess.Popen[bytes] | None = None
+        self.child: int | None = None  # None: adopted, somebody else is its parent
         self.ending: Generator[float, bool, Ended] | None = None
         self.outcome: Ended | None = None
         self.step_at = 0.0
         self.waiters: list[Client] = []
-        self.finished = self.unsaved = False
+        self.finished = False
+        self.save_at: float | None = None  # when the record is to be written (again)
         self.events = selectors.DefaultSelector()
         self.wake, self.waker = socket.socketpair()
         self.wake.setblocking(False)
@@ -2163,7 +2172,7 @@ class Supervisor:
             "SPM_HOME": self.store.home,
         }
         try:
-            self.process = launch_service(
+            self.child = launch_service(
                 spec.argv,
                 spec.cwd,
                 {**values, **env, **cookie},
@@ -2178,8 +2187,8 @@ class Supervisor:
             raise StartFailed(
                 f"{record.name} could not be started: {reason}", errno=code
             ) from error
-        look = stat_of(self.process.pid)
-        main = look.identity if look else Identity(self.process.pid, "")
+        look = stat_of(self.child)
+        main = look.identity if look else Identity(self.child, "")
         self.record = record._replace(main=main)
         self.change("started", "running")
 
@@ -2208,21 +2217,25 @@ class Supervisor:
         self.record = self.record._replace(phase=phase, reason=why, wanted=wanted)
         with contextlib.suppress(SpmError):  # a full disk: state.json is what is tried again
             self.store.write_event(event, self.record.name, self.record, why)
-        self.save()
+        # What ends within milliseconds needs no "stopping" in state.json on the way.
+        self.save_at = time.monotonic() + SOON_S
+        if event != "stopping":
+            self.save()
 
     def save(self) -> None:
         """Write the record; what can't be written now is tried again at each tick."""
         try:
             self.store.save({self.record.name: self.record})
-            self.unsaved = False
-        except SpmError:
-            self.unsaved = os.path.isdir(self.store.home)  # a removed home is nothing to wait for
+            self.save_at = None
+        except SpmError:  # a removed home is nothing to wait for
+            is_there = os.path.isdir(self.store.home)
+            self.save_at = time.monotonic() + TICK_S if is_there else None
 
     # -- the loop
 
     def run(self) -> None:
         """Until the service and everything of it is gone and that is written down."""
-        while not self.finished or self.unsaved:
+        while not self.finished or self.save_at:
             for key, _ in self.events.select(self._wait_s()):
                 key.data(key.fileobj)
             self.take_note()
@@ -2230,7 +2243,7 @@ class Supervisor:
                 self.step()
             if time.monotonic() >= self.log.due_at:
                 self.log.check(time.monotonic())
-            if self.unsaved:
+            if self.save_at and time.monotonic() >= self.save_at:
                 self.save()
         self.leave()
 
@@ -2238,7 +2251,9 @@ class Supervisor:
         due = [self.log.due_at]
         if self.ending:
             due.append(self.step_at)
-        if self.unsaved or self.process is None:
+        if self.save_at:
+            due.append(self.save_at)
+        if self.child is None:
             due.append(time.monotonic() + TICK_S)
         return max(0.0, min(due) - time.monotonic())
 
@@ -2265,10 +2280,9 @@ class Supervisor:
     def take_note(self) -> None:
         """Reap every child that ended, the adopted ones too; leave when nothing is left."""
         for pid, code, signal in reap():
-            if self.process and pid == self.process.pid:
-                self.process.returncode = code or 0  # Popen must neither wait again nor warn
+            if pid == self.child:
                 self.main_ended(Exit(time.time(), code, signal))
-        if self.process is None and self.record.exit is None and not is_alive(self.record.main):
+        if self.child is None and self.record.exit is None and not is_alive(self.record.main):
             self.main_ended(Exit(time.time()))
         if self.record.phase in ("exited", "failed") and not tree_of(self.record):
             self.finished = True
@@ -2312,14 +2326,18 @@ class Supervisor:
             self.record = self.record._replace(exit=self.record.exit or Exit(time.time()))
             self.change("stopped", "stopped", self.record.reason)
             self.finished = True
-            if self.unsaved:  # else they hear of it when we have left
+            if self.save_at:  # else they hear of it when we have left
                 self.answer_waiters()
 
     def answer_waiters(self) -> None:
         """Tell everybody who asked for the end what came of it."""
         ended = self.outcome and self.outcome._asdict()
         for client in self.waiters:
-            answer = {"record": self.record.to_json(), "ended": ended, "unsaved": self.unsaved}
+            answer = {
+                "record": self.record.to_json(),
+                "ended": ended,
+                "unsaved": self.save_at is not None,
+            }
             client.answer({"ok": True, **answer})
         self.waiters.clear()
 
@@ -2377,7 +2395,7 @@ class Supervisor:
         """End the service; refused if the caller means another process or stands in the tree."""
         asked = StopRequest.from_json(request)
         if self.finished:  # only its record waits to be written, and who asks writes the next
-            self.unsaved, self.outcome = False, Ended(0, 0.0, False, ())
+            self.save_at, self.outcome = None, Ended(0, 0.0, False, ())
             client.answer({"ok": True}, hang_up=False)
             self.waiters.append(client)
             return
@@ -2587,16 +2605,8 @@ def start(store: Store, args: argparse.Namespace) -> Result:
     """Start a service, unless it runs already."""
     name = check_name(args.name)
     known = store.record(name)
-    asked = (
-        args.command,
-        args.tail is not None,
-        args.cwd,
-        args.env,
-        args.env_file,
-        args.port,
-        args.shell,
-    )
-    if known and not any(asked):
+    options = (args.cwd, args.env, args.env_file, args.port, args.shell)
+    if known and not any((args.command, args.tail is not None, *options)):
         spec, given = known.spec, store.given_env(name)
     else:
         spec, given = spec_of(name, args)
@@ -2800,11 +2810,7 @@ def boot_early(argv: Sequence[str]) -> Boot | None:
 def launch(store: Store, record: Record, env: dict[str, str], adopt: bool) -> Record:
     """The record after a new supervisor took it over; its interpreter starts while we write."""
     booted = BOOTED.pop() if BOOTED else None
-    if booted is None or (booted.home, booted.name, booted.instance) != (
-        store.home,
-        record.name,
-        record.instance,
-    ):
+    if booted is None or booted[:3] != (store.home, record.name, record.instance):
         booted = boot(store, record.name, record.instance)
     try:
         if not adopt:
@@ -2838,7 +2844,7 @@ def supervisor_command(store: Store, name: str) -> list[str]:
         with contextlib.suppress(OSError):  # no room: the source does as well, only slower
             os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
             mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-            py_compile.compile(SELF, target, doraise=True, invalidation_mode=mode)
+            py_compile.compile(SELF, target, doraise=True, optimize=2, invalidation_mode=mode)
             forget_older(directory, tag)
     program = target if os.path.exists(target) else SELF
     return [sys.executable, "-S", "-E", program, "supervise", name]
@@ -2925,16 +2931,21 @@ def stop(store: Store, args: argparse.Namespace) -> Result:
     return stop_all(store, [one.record.name for one in seen], args.timeout, args.force)
 
 
+def member_data(member: Member) -> dict[str, object]:
+    """The JSON of a process of a tree."""
+    pid = member.identity.pid
+    return {"pid": pid, "why": member.why, "command": command_line(pid)}
+
+
 def dry_run(store: Store, services: Sequence[Seen]) -> Result:
     """What a stop would signal."""
     lines, data = [], []
     for seen in services:
-        members = [(m.identity.pid, m.why) for m in tree_of(trusted(store, seen))]
-        shown = [{"pid": pid, "why": why, "command": command_line(pid)} for pid, why in members]
-        data.append({"name": seen.record.name, "processes": shown})
+        members = [member_data(member) for member in tree_of(trusted(store, seen))]
+        data.append({"name": seen.record.name, "processes": members})
         count = counted(len(members), "process")
         lines.append(f"[INFO] stop {seen.record.name} would signal {count}")
-        lines += [f"  pid {one['pid']}: {one['why']}: {one['command']}" for one in shown]
+        lines += [f"  pid {one['pid']}: {one['why']}: {one['command']}" for one in members]
     return Result({"dry_run": True, "services": data}, lines)
 
 
@@ -3163,8 +3174,11 @@ def list_services(store: Store, args: argparse.Namespace) -> Result:
         for one in seen
         if one.verdict.why and (one.verdict.is_live or one.verdict.status == "lost")
     ]
-    columns = ("name", "status", "pid", "port", "uptime", "cpu", "memory", "command")
-    table = [columns, *map(table_row, services)]
+    keys = ("name", "status", "pid", "port", "uptime_s", "cpu_percent", "memory_bytes", "command")
+    table = [tuple(key.partition("_")[0] for key in keys)]
+    for data in services:
+        guess = "?" * (data["port_origin"] == "recognised")
+        table.append(tuple(shown(key, data[key]) + guess * (key == "port") for key in keys))
     return Result({"home": store.home, "services": services}, lines, table)
 
 
@@ -3191,25 +3205,29 @@ def service_data(seen: Seen) -> dict[str, object]:
     }
 
 
-def table_row(service: dict[str, object]) -> tuple[str, ...]:
-    """The cells of one service; a port with ? was recognised, not declared."""
+def moment(at: float) -> str:
+    """`2026-11-21 08:00:42 (3 m 4 s ago)`."""
+    ago = format_duration(max(time.time() - at, 0))
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))} ({ago} ago)"
 
-    def cell(key: str, form: Callable[[float], str]) -> str:
-        value = service[key]
-        return form(value) if isinstance(value, (int, float)) else "-"
 
-    port = cell("port", str) + "?" * (service["port_origin"] == "recognised")
-    figures = (cell("uptime_s", format_duration), cell("cpu_percent", "{:.1f}%".format))
-    memory, pid = cell("memory_bytes", format_bytes), cell("pid", str)
-    return (
-        str(service["name"]),
-        str(service["status"]),
-        pid,
-        port,
-        *figures,
-        memory,
-        str(service["command"]),
-    )
+SHOWN: dict[str, Callable[..., str]] = {
+    "uptime_s": format_duration,
+    "cpu_percent": "{:.1f}%".format,
+    "memory_bytes": format_bytes,
+    **dict.fromkeys(("at", "started_at", "last_active"), moment),
+}
+
+
+def shown(key: str, value: object) -> str:
+    """A value of a JSON document as people read it; lists of objects take a line for each."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "".join(f"\n    {shown('', item)}" for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {shown(k, v)}" for k, v in value.items() if v not in (None, ""))
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "-" if value is None else SHOWN.get(key, str)(value)
 
 
 @command(
@@ -3220,22 +3238,17 @@ def status(store: Store, args: argparse.Namespace) -> Result:
     seen = find(store, args.name)
     record, verdict = seen.record, seen.verdict
     members = tree_of(trusted(store, seen)) if seen.facts.here else []
-    tree = [
-        {"pid": pid, "why": why, "command": command_line(pid)}
-        for pid, why in ((member.identity.pid, member.why) for member in members)
-    ]
+    guard = record.supervisor if seen.facts.supervised else None
     events = json_lines(store.path(record.name, "events.jsonl"))[-10:]
     data = {
         **service_data(seen),
         "instance": record.instance,
         "wanted": record.wanted,
         "identity": record.main and record.main._asdict(),
-        "supervisor": record.supervisor.pid
-        if record.supervisor and seen.facts.supervised
-        else None,
+        "supervisor": guard and guard.pid,
         "started_at": record.started_at,
         "last_active": record.last_active,
-        "tree": tree,
+        "tree": [member_data(member) for member in members],
         "cwd": record.spec.cwd,
         "env": sorted({*record.spec.env_given, *record.spec.env_taken}),
         "env_files": list(record.spec.env_files),
@@ -3247,45 +3260,9 @@ def status(store: Store, args: argparse.Namespace) -> Result:
         why = f"{verdict.status} ({verdict.why})" if verdict.why else verdict.status
         advice = f"its output: logs {record.name}; start it again: restart {record.name}"
         error = NotFound(f"{record.name} is not running: {why}", advice)
-    return Result(data, status_page(seen, data), error=error)
-
-
-def status_page(seen: Seen, data: dict[str, object]) -> list[str]:
-    """Everything about a service, one fact a line."""
-    record, (state, why) = seen.record, seen.verdict
-    ended = record.exit and f"{moment(record.exit.at)}: {record.exit}"
-    figures = table_row(data)[4:7]
-    facts = {
-        "status": f"{state}: {why}" if why else state,
-        "command": data["command"],
-        "directory": record.spec.cwd,
-        "pid": data["pid"],
-        "supervisor": data["supervisor"] or ("none" if seen.verdict.is_live else ""),
-        "instance": record.instance,
-        "identity": record.main and f"pid {record.main.pid}, start token {record.main.token}",
-        "port": record.spec.port and f"{record.spec.port} ({port_origin(record.spec)})",
-        "started": moment(record.started_at),
-        "last active": moment(record.last_active),
-        "ended": ended,
-        "uptime": data["pid"] and "{}, cpu {}, memory {}".format(*figures),
-        "variables": ", ".join((*record.spec.env_given, *record.spec.env_taken)),
-        "env files": ", ".join(record.spec.env_files),
-        "log": data["log"],
-    }
-    lines = [record.name, *(f"  {key + ':':12} {value}" for key, value in facts.items() if value)]
-    for title, form in (("tree", "{pid:<8} {why}: {command}"), ("events", "{at} {event}: {why}")):
-        items = data[title]
-        assert isinstance(items, list)
-        lines += [f"  {title}:"] * bool(items)
-        shown = ({**item, "at": moment(item["at"])} if "at" in item else item for item in items)
-        lines += ["    " + form.format(**item).rstrip(": ") for item in shown]
-    return lines
-
-
-def moment(at: float) -> str:
-    """`2026-11-21 08:00:42 (3 m 4 s ago)`."""
-    ago = format_duration(max(time.time() - at, 0))
-    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))} ({ago} ago)"
+    facts = {key: shown(key, value) for key, value in data.items() if value not in (None, "", [])}
+    page = [f"{key + ':':14}{text}" for key, text in facts.items()]
+    return Result(data, "\n".join(page).split("\n"), error=error)
 
 
 @command(
@@ -3305,9 +3282,10 @@ def logs(store: Store, args: argparse.Namespace) -> Result:
     follower = follow(store, name) if args.follow else None
     with state_errors(path):
         if args.since:
-            lines = store.lines_since(name, time.time() - args.since)[-args.lines or 0 :]
+            lines = store.lines_since(name, time.time() - args.since)
         else:
             lines = store.last_lines(name, args.lines)
+    lines = lines[max(0, len(lines) - args.lines) :]
     return Result({"name": name, "log": path, "lines": lines}, lines, stream=follower)
 
 
@@ -3679,7 +3657,7 @@ def main() -> NoReturn:
         if sys.argv[1:2] == ["supervise"]:
             settle()
             become_subreaper()
-            for module in ("selectors", "signal", "socket", "subprocess"):
+            for module in ("selectors", "signal", "socket"):
                 __import__(module)  # now, while the command still prepares the order
             line = sys.stdin.buffer.readline()
             if line.endswith(b"\n"):  # else the command that launched us is gone
