@@ -70,7 +70,7 @@ def test_status_tells_everything(spm: Spm, port: int) -> None:
     assert status["log"] == str(spm.home / "services" / "web" / "output.log")
     assert [event["event"] for event in status["events"]] == ["started"]
     text = spm("status", "web").stdout
-    for part in ("running", str(status["pid"]), status["log"], "main process", "start token"):
+    for part in ("running", str(status["pid"]), status["log"], "main process", "token"):
         assert part in text
     spm("stop", "web")
 
@@ -165,10 +165,10 @@ def test_since_shows_only_what_is_young(spm: Spm) -> None:
     samples = spm.home / "services" / "web" / "metrics.jsonl"
     eventually(lambda: '"size": 4' in samples.read_text(), within=8, what="a sample of the log")
     began = time.monotonic()
-    eventually(lambda: time.monotonic() - began > 1.1, what="a second to pass")
+    eventually(lambda: time.monotonic() - began > 3.2, what="three seconds to pass")
     with open(spm.home / "services" / "web" / "output.log", "a", encoding="utf-8") as log:
         log.write("young\n")
-    assert spm("logs", "web", "--since", "1s").stdout == "young\n"
+    assert spm("logs", "web", "--since", "3s").stdout == "young\n"
     spm("stop", "web")
 
 
