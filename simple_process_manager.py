@@ -183,6 +183,12 @@ class TimedOut(SpmError):
     kind, exit_code, retryable = "timeout", 124, True
 
 
+class Interrupted(SpmError):
+    """Ctrl-C."""
+
+    kind, exit_code, retryable = "interrupted", 130, True
+
+
 ERRORS: dict[str, type[SpmError]] = {cls.kind: cls for cls in SpmError.__subclasses__()}
 
 # == Values ========================================================================================
@@ -204,7 +210,9 @@ def parse_duration(text: str) -> float:
     match = re.fullmatch(DURATION, text.strip())
     seconds = float(match[1]) * DURATION_UNITS[match[2]] if match else 0.0
     if not 0 < seconds <= LONGEST_S:
-        raise UsageError(f"{text!r} is not a duration", "write 500ms, 30s, 2m, 1h or seconds")
+        raise UsageError(
+            f"{text!r} is not a duration above 0", "write 500ms, 30s, 2m, 1h or seconds"
+        )
     return seconds
 
 
@@ -687,10 +695,10 @@ if sys.platform == "win32":
         """Only psutil knows."""
         return []
 
-    def launch_supervisor(argv: list[str], env: dict[str, str]) -> tuple[int, int]:
+    def launch_supervisor(argv: list[str], env: dict[str, str]) -> tuple[int, int, int]:
         """Start a supervisor apart from our console and, where it lets us, from our job.
 
-        The descriptors to write its order to and to read its answer from.
+        Its pid, and the descriptors to write its order to and to read its answer from.
         """
         import subprocess
 
@@ -706,7 +714,7 @@ if sys.platform == "win32":
                 argv, env=env, stdin=pipe, stdout=pipe, stderr=out, creationflags=flags
             )
         assert process.stdin and process.stdout
-        ends = (os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno()))
+        ends = (process.pid, os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno()))
         process.stdin.close()
         process.stdout.close()
         process.returncode = 0  # it goes on without us; Popen must neither wait nor warn
@@ -716,6 +724,11 @@ if sys.platform == "win32":
         """What is to be read until the first line end or the end; a pipe has no time limit here."""
         with open(descriptor, "rb", closefd=False) as file:
             return file.readline()
+
+    def dismiss(pid: int) -> None:
+        """End a supervisor that got no order: TerminateProcess."""
+        with contextlib.suppress(OSError):
+            os.kill(pid, 9)
 
     def settle() -> None:
         """CreateProcess has seen to it."""
@@ -1016,8 +1029,8 @@ else:
                     found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
         return found
 
-    def launch_supervisor(argv: list[str], env: dict[str, str]) -> tuple[int, int]:
-        """Start a supervisor; the descriptors to write its order to and to read its answer from.
+    def launch_supervisor(argv: list[str], env: dict[str, str]) -> tuple[int, int, int]:
+        """Start a supervisor: its pid, and where to write its order to and read its answer from.
 
         posix_spawn(3), because importing subprocess takes 3 ms; session, directory and inherited
         descriptors are the supervisor's own first business: see settle().
@@ -1028,11 +1041,17 @@ else:
             (os.POSIX_SPAWN_DUP2, end, to) for end, to in ((order, 0), (answer, 1), (answer, 2))
         ]
         try:
-            os.posix_spawn(argv[0], argv, env, file_actions=moves)
+            pid = os.posix_spawn(argv[0], argv, env, file_actions=moves)
         finally:
             os.close(order)
             os.close(answer)
-        return write_order, read_answer
+        return pid, write_order, read_answer
+
+    def dismiss(pid: int) -> None:
+        """End a supervisor that got no order; it is our child, so the pid is still its own."""
+        with contextlib.suppress(OSError):
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
 
     def _above_standard(descriptor: int) -> int:
         # With a standard stream closed a pipe may get its number, which dup2 must be free to use.
@@ -1384,6 +1403,8 @@ def describe_process(pid: int | None) -> str:
     with contextlib.suppress(psutil.Error, OSError):
         facts.append(psutil.Process(pid).name())
         facts.append(f"in {psutil.Process(pid).cwd()}")
+    cookie = cookie_of(pid)
+    facts += [f"service {cookie.service} of {cookie.home}"] if cookie.service else []
     return f"pid {pid} ({', '.join(facts)})" if facts else f"pid {pid}"
 
 
@@ -1589,7 +1610,9 @@ class Store:
         except FileNotFoundError:
             why = ""
             if not os.path.isdir(self.home):
-                return {}
+                if not records_from_cookies(self.home, []):
+                    return {}
+                self.prepare()  # removed under a service that still runs
         except (ValueError, RecursionError) as problem:
             why = str(problem) or "nested too deeply"
         except OSError as error:
@@ -1602,7 +1625,7 @@ class Store:
             self._move_aside(why)
         records = self._rebuild()
         if records and not why:
-            self.notes.append("state.json was missing: rebuilt from services/")
+            self.notes.append("state.json was missing: rebuilt from services/ and what runs")
         try:
             self._write(records)
         except StateError as error:
@@ -2293,7 +2316,8 @@ class Supervisor:
         if self.ending:
             return
         left = tree_of(self.record)
-        remark = f"; {counted(len(left), 'process')} of its tree live on" if left else ""
+        remark = f"; {counted(len(left), 'process')} of its tree left alive" if left else ""
+        remark += " (a daemon? have it run in the foreground)" if left and ended.code == 0 else ""
         phase = "exited" if ended.code in (0, None) and not ended.signal else "failed"
         self.change("exited", phase, f"{ended}{remark}")
 
@@ -2478,6 +2502,7 @@ class Boot(NamedTuple):
     home: str
     name: str
     instance: str
+    pid: int
     order: int  # descriptors
     answer: int
 
@@ -2559,9 +2584,12 @@ def find(store: Store, name: str) -> Seen:
     import difflib
 
     names = [known.name for known in records.values()]
-    near = difflib.get_close_matches(name, names, 3) or names[:5]
-    advice = f"services here: {', '.join(near)}" if near else f'start it: start {name} "COMMAND"'
-    raise NotFound(f"no service {name!r} in {store.home}", advice)
+    near = difflib.get_close_matches(name, names, 1)
+    advice = f"did you mean {near[0]}? " if near else ""
+    raise NotFound(
+        f"no service {name!r} in {store.home}",
+        f"{advice}services here: {', '.join(names) or 'none'}",
+    )
 
 
 def shown_path(path: str) -> str:
@@ -2667,13 +2695,15 @@ def command_words(name: str, args: argparse.Namespace) -> tuple[str, ...]:
         return shell_argv(text)
     sign = shell_sign(text) if len(words) == 1 else None
     if sign:
-        instead = f"set it with --env {sign}…, or " if sign.endswith("=") else ""
-        again = f"start {name} --shell {join_command([text])}"
-        raise UsageError(
-            f"the command needs a shell ({sign.strip() or 'line break'}), and none is used unless "
-            "asked for",
-            f"{instead}add --shell" + f": {again}" * ("=" not in text),  # values aren't repeated
-        )
+        advice = "add --shell, or quote what is meant literally"
+        if text.rstrip().endswith("&"):
+            advice = "leave the & out: start returns at once anyway"
+        elif sign.endswith("="):
+            advice = f"set it with --env {sign}…, or add --shell"
+        elif "=" not in text:  # values aren't repeated
+            advice += f": start {name} --shell {join_command([text])}"
+        shown = sign.strip() or "a line break"
+        raise UsageError(f"the command needs a shell for {shown}, and none is used unasked", advice)
     return argv
 
 
@@ -2773,11 +2803,13 @@ def check_port(spec: Spec, force: bool) -> list[str]:
     """PortConflict if the declared port is held; a warning if it was only recognised."""
     if spec.port is None or probe_tcp(spec.port)[0] is None:
         return []
-    who = describe_process(port_holder(spec.port))
+    holder = port_holder(spec.port)
+    who, theirs = describe_process(holder), cookie_of(holder) if holder else Cookie()
     if spec.port_declared and not force:
+        end = f"stop {theirs.service}" if theirs.service else "end that process"
         raise PortConflict(
             f"port {spec.port} is held: {who} listens there; nothing was started",
-            "end that process, take another --port, or start anyway with --force",
+            f"{end}, take another --port, or start anyway with --force",
             port=spec.port,
         )
     return [f"[WARN] port {spec.port} is held already: {who} listens there"]
@@ -2794,7 +2826,7 @@ def boot(store: Store, name: str, instance: str) -> Boot:
 def boot_early(argv: Sequence[str]) -> Boot | None:
     """A supervisor for a `start` that looks plain: its interpreter starts while we parse.
 
-    A start that turns out to need none, or another one, leaves it without an order.
+    Where it turns out that another one is needed, or none, main() dismisses it.
     """
     if len(argv) < 3 or argv[0] != "start" or not re.fullmatch(NAME, argv[1]):
         return None
@@ -2809,8 +2841,10 @@ def boot_early(argv: Sequence[str]) -> Boot | None:
 
 def launch(store: Store, record: Record, env: dict[str, str], adopt: bool) -> Record:
     """The record after a new supervisor took it over; its interpreter starts while we write."""
-    booted = BOOTED.pop() if BOOTED else None
-    if booted is None or booted[:3] != (store.home, record.name, record.instance):
+    wanted = (store.home, record.name, record.instance)
+    if BOOTED and BOOTED[0][:3] == wanted:
+        booted = BOOTED.pop()
+    else:
         booted = boot(store, record.name, record.instance)
     try:
         if not adopt:
@@ -3096,7 +3130,7 @@ def stop_report(record: Record, ended: Ended | None) -> tuple[dict[str, object],
         ago = f" {format_duration(time.time() - record.exit.at)} ago" if record.exit else ""
         return data, f"[OK] {name} was not running: {record.phase}{ago} ({how}){remark}"
     data.update(seconds=round(ended.seconds, 3), processes=ended.processes, killed=ended.killed)
-    count = counted(ended.processes, "process") + " ended" + ", SIGKILL was needed" * ended.killed
+    count = counted(ended.processes, "process") + " ended" + ", by SIGKILL" * ended.killed
     return data, f"[OK] {name} stopped in {format_duration(ended.seconds)} ({how}, {count}){remark}"
 
 
@@ -3123,9 +3157,9 @@ def restart(store: Store, args: argparse.Namespace) -> Result:
 def cleanup(store: Store, args: argparse.Namespace) -> Result:
     """Stop everything of this home, look for what is left, forget what is stopped."""
     where = shown_path(store.home)
+    records = store.records()
     if not os.path.isdir(store.home):
         return Result({"services": []}, [f"[OK] nothing to clean up: there is no {where}"])
-    records = store.records()
     strays = records_from_cookies(store.home, [record.instance for record in records.values()])
     if strays:
         store.save(dict(strays))
@@ -3399,12 +3433,14 @@ class Wait:
             if ended
             else ""
         )
+        tail = self.store.last_lines(name, 20)
+        read = "read its last lines above" if tail else "it wrote nothing"
         raise Failed(
             f"{name} is not running: {seen.verdict.status}{after} ({seen.verdict.why or ended})",
-            f"read its last lines above, mend the cause, then: restart {name}",
+            f"{read}; mend the cause, then: restart {name}",
             name=name,
             exit=ended and ended._asdict(),
-            log_tail=self.store.last_lines(name, 20),
+            log_tail=tail,
         )
 
     def find_listener(self) -> tuple[int, str, int | None] | None:
@@ -3463,6 +3499,8 @@ class Wait:
             message = f"port {self.port} isn't {name}'s after {waited}: {self.seen}; {alive}"
             return PortConflict(message, advice, **facts)
         where = f"port {self.port}: {self.seen}" if self.port else self.seen
+        ports = listening_ports(member.identity.pid for member in tree_of(self.record))
+        where += f"; it listens on {', '.join(map(str, sorted(ports)))}" if ports else ""
         advice = f"read logs {name}, wait longer, or stop {name}"
         return TimedOut(
             f"{name} did not become healthy in {waited} ({where}); {alive}", advice, **facts
@@ -3475,11 +3513,13 @@ class Wait:
 
 PROGRAM = "spm" if os.path.basename(sys.argv[0]) == "spm" else "simple_process_manager.py"
 NO_PSUTIL = (
-    "psutil is missing: run `python -m pip install psutil`, or `uv run {0}`, which fetches it"
+    "psutil is missing: run `{0} -m pip install psutil` (on a managed system: in a virtual "
+    "environment, python3 -m venv .venv), or `uv run {1}`, which fetches it"
 )
 EXIT_CODES = """exit codes:
   0 ok   1 failed   2 usage   3 not found or not running   4 could not be started
-  5 port is somebody else's   6 configuration   8 refused   9 state directory   124 timeout"""
+  5 port is somebody else's   6 configuration   8 refused   9 state directory   124 timeout
+  130 interrupted"""
 GLOBAL_OPTIONS = (
     Option("--home", "DIR", help="state directory (default: SPM_HOME, or the nearest .spm)"),
     Option("--json", help="print one JSON document"),
@@ -3581,7 +3621,8 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> None:
     if as_json:
         document: dict[str, object] = {"ok": error is None, **result.data}
         document.update({"error": error.to_json()} if error else {})
-        document.update({"notes": list(notes)} if notes else {})
+        warnings = [*notes, *(line[7:] for line in result.lines if line.startswith("[WARN] "))]
+        document.update({"warnings": warnings} if warnings else {})
         write(sys.stdout, json.dumps(document) + "\n")
         return
     for line in (*(f"[WARN] {note}" for note in notes), *table_lines(result.table), *result.lines):
@@ -3636,7 +3677,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         command, args = parse(argv)
         if not has_psutil():
-            raise UsageError(NO_PSUTIL.format(PROGRAM))
+            raise UsageError(NO_PSUTIL.format(sys.executable, PROGRAM))
         store = Store(find_home(args.home))
         notes = store.notes
         if os.path.lexists(store.home):
@@ -3646,6 +3687,9 @@ def run(argv: Sequence[str]) -> int:
         result = Result({"help": str(answer)}, [str(answer)])
     except SpmError as error:
         result = Result({}, error=error)
+    except KeyboardInterrupt:
+        advice = "what was started, or is being stopped, goes on without this command: see list"
+        result = Result({}, error=Interrupted("interrupted", advice))
     render(result, "--json" in argv[: argv.index("--") if "--" in argv else None], notes)
     return result.error.exit_code if result.error else 0
 
@@ -3668,10 +3712,15 @@ def main() -> NoReturn:
             BOOTED.extend(filter(None, [boot_early(sys.argv[1:])]))
             code = run(sys.argv[1:])
     except KeyboardInterrupt:
-        code = 130
-        write(sys.stderr, "[ERROR] interrupted\n  → what is under way goes on: see list\n")
+        code = Interrupted.exit_code
     except BrokenPipeError:
         code = 141  # as a shell reports SIGPIPE: who read us went away
+    except OSError as error:
+        code = Failed.exit_code
+        with contextlib.suppress(OSError):
+            write(sys.stderr, f"[ERROR] the output can't be written: {error.strerror}\n")
+    for booted in BOOTED:
+        dismiss(booted.pid)
     # Nothing of ours waits for the interpreter's own end, which takes some milliseconds.
     os._exit(code)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -149,13 +150,13 @@ def test_follow_goes_on_until_the_service_ends(spm: Spm) -> None:
 
 
 def test_follow_goes_through_a_rotation(spm: Spm) -> None:
-    step = 'sleep 1; for i in $(seq 1 60); do seq -f "$i-%g" 1 1000; sleep 0.02; done; echo done'
-    spm("start", "web", "--shell", step, "--log-size", "100kB")
+    rounds = 'for i in $(seq 1 60); do seq -f "$i-%g" 1 1000; sleep 0.05; done; echo done'
+    spm("start", "web", "--shell", rounds, "--log-size", "100kB")
     followed = spm("logs", "web", "-f", "-n", 0, timeout=60).stdout.splitlines()
     assert followed[-1] == "done"
     assert (spm.home / "services" / "web" / "output.log.1").exists()
-    numbers = [line for line in followed if line.endswith("-1000")]
-    assert len(numbers) >= 58, numbers
+    ends = [int(line.partition("-")[0]) for line in followed if line.endswith("-1000")]
+    assert len(ends) >= 60 - ends[0], f"from the first round seen on they all arrive: {ends}"
 
 
 def test_since_shows_only_what_is_young(spm: Spm) -> None:
@@ -250,3 +251,27 @@ def test_json_and_home_may_stand_before_or_behind_the_command(spm: Spm) -> None:
         ["--home", str(spm.home), "--json", "list"],
     ):
         assert '"services": []' in spm(*words).stdout
+
+
+def test_json_carries_the_warnings_too(spm: Spm) -> None:
+    spm("start", "web", "sleep 100")
+    spm.kill_supervisor("web")
+    assert "its supervisor is gone" in spm.json("list")["warnings"][0]
+    spm("stop", "web")
+
+
+def test_an_interrupted_command_prints_its_json_document_all_the_same(spm: Spm, port: int) -> None:
+    wait = spm.popen("wait-healthy", port, "30", "--json")
+    eventually(lambda: Path(f"/proc/{wait.pid}/wchan").exists(), what="the command")
+    began = time.monotonic()
+    eventually(lambda: time.monotonic() - began > 0.5, what="the wait to begin")
+    wait.send_signal(signal.SIGINT)
+    stdout, _ = wait.communicate(timeout=10)
+    assert wait.returncode == 130
+    assert json.loads(stdout)["error"]["kind"] == "interrupted"
+
+
+def test_output_that_cannot_be_written_is_one_line(spm: Spm) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = spm("list", code=1, stdout=full)
+    assert done.stderr == "[ERROR] the output can't be written: No space left on device\n"

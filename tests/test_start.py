@@ -291,3 +291,11 @@ def test_a_home_with_a_very_long_path_works(spm: Spm) -> None:
     spm("--home", home, "start", "x", "sleep 100")
     assert "x stopped" in spm("stop", "x", "--home", home, cwd="/").stdout
     assert Path(home, "services", "x").is_dir()
+
+
+def test_a_port_held_by_a_service_of_ours_is_told_by_its_name(spm: Spm, port: int) -> None:
+    spm("start", "web", nasty("--port", port))
+    spm("wait-healthy", "web", 10)
+    refused = spm("start", "other", nasty(), "--port", port, code=5)
+    assert f"service web of {spm.home}" in refused.stderr and "→ stop web" in refused.stderr
+    spm("stop", "web")

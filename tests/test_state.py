@@ -181,11 +181,13 @@ def test_damaged_state_loses_no_service(spm: Spm, damage: str, supervised: bool)
     assert "damaged" not in spm("list").stderr
 
 
-def test_a_home_that_was_removed_is_found_again_by_the_cookies(spm: Spm) -> None:
+@pytest.mark.parametrize("recreated", [True, False])
+def test_a_home_that_was_removed_is_found_again_by_the_cookies(spm: Spm, recreated: bool) -> None:
     spm("start", "api", nasty("--child"), "--cwd", "/")
     pid, supervisor = spm.service("api")["pid"], spm.supervisor("api")
     shutil.rmtree(spm.home)
-    spm.home.mkdir(mode=0o700)
+    if recreated:
+        spm.home.mkdir(mode=0o700)
     row = spm.service("api")
     assert (row["pid"], row["status"], row["supervised"]) == (pid, "running", False)
     assert row["command"] == nasty("--child")

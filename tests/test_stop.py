@@ -228,7 +228,7 @@ def test_what_a_crashed_main_process_left_is_known_and_ended(spm: Spm) -> None:
     main, child = started_pids(spm, 2)
     eventually(lambda: spm.service("api")["status"] == "failed", what="the end of the main process")
     assert is_running(child)
-    assert "1 process of its tree live on" in spm.service("api")["why"]
+    assert "1 process of its tree left alive" in spm.service("api")["why"]
     assert spm.json("stop", "api")["services"][0]["processes"] == 1
     assert not is_running(child) and not is_running(main)
 

@@ -179,3 +179,11 @@ def test_the_lines_of_steering_documents_work_unchanged(spm: Spm) -> None:
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert b"200 OK" in client.recv(4096)
     assert f"port {port} is free" in spm("stop", "api").stdout
+
+
+def test_a_service_that_listens_on_another_port_is_told_so(spm: Spm, port: int) -> None:
+    other = free_port()
+    spm("start", "web", "--shell", nasty("--port", other), "--port", port)
+    spm("wait-healthy", other, 10)
+    assert f"it listens on {other}" in spm("wait-healthy", "web", "0.2", code=124).stderr
+    spm("stop", "web")
