@@ -213,6 +213,9 @@ def test_unreadable_state_is_exit_9_for_who_may_not_read_it(spm: Spm) -> None:
     spm("start", "api", "sleep 100")
     spm("stop", "api")
     spm.base.chmod(0o711)
+    above = [Path(psutil.__file__), *Path(psutil.__file__).parents]
+    if not all(path.stat().st_mode & 0o001 for path in above[1:]):
+        pytest.skip("another user can't reach this virtual environment")
     refused = as_nobody(spm, "list")
     assert "exit 9" in refused and "belongs to another user" in refused and "chown" in refused
     os.chown(spm.home, 65534, 65534)
