@@ -437,6 +437,12 @@ class Identity(NamedTuple):
     pid: int
     token: str
 
+    @property
+    def born(self) -> float:
+        """When it was started, to compare with others: each system's tokens begin with that."""
+        number = self.token.partition("@")[0]
+        return float(number) if number.replace(".", "", 1).isdecimal() else 0.0
+
     @classmethod
     def from_json(cls, data: object, path: str) -> Identity:
         """The Identity of a JSON object, or RecordError."""
@@ -548,7 +554,6 @@ class Stat(NamedTuple):
     cpu_s: float
     memory_bytes: int
     is_mine: bool  # it runs as this user
-    born: float  # to compare with that of others
 
     @property
     def is_dead(self) -> bool:
@@ -592,10 +597,10 @@ def _psutil_stat(pid: int) -> Stat | None:
             identity = Identity(pid, f"{process.create_time():.2f}")
             state = "Z" if process.status() == psutil.STATUS_ZOMBIE else "R"
             cpu, memory = sum(process.cpu_times()[:2]), process.memory_info().rss
-            group, mine, born = process_group(pid), is_mine(process), process.create_time()
-            return Stat(identity, process.ppid(), group, state, cpu, memory, mine, born)
+            group, mine = process_group(pid), is_mine(process)
+            return Stat(identity, process.ppid(), group, state, cpu, memory, mine)
     except psutil.ZombieProcess:
-        return Stat(Identity(pid, ""), 0, 0, "Z", 0.0, 0, False, 0.0)
+        return Stat(Identity(pid, ""), 0, 0, "Z", 0.0, 0, False)
     except (psutil.Error, OSError, ValueError, OverflowError):
         return None
 
@@ -919,7 +924,6 @@ else:
             (int(field[11]) + int(field[12])) / os.sysconf("SC_CLK_TCK"),
             int(field[21]) * os.sysconf("SC_PAGE_SIZE"),
             owner == my_user_id,
-            float(field[19]),
         )
 
     def all_stats() -> dict[int, Stat]:
@@ -1311,10 +1315,10 @@ def tree_of(record: Record) -> list[Member]:
     children: dict[int, list[int]] = {}
     for pid, look in stats.items():
         children.setdefault(look.parent, []).append(pid)
-    born = [look.born for look in stats.values() if look.identity == record.main]
     # Only the younger ones can bear the cookie; what has no memory has no environment either.
-    young = [pid for pid, look in stats.items() if look.born >= max(born, default=0)]
-    cookies = {pid: cookie_of(pid) for pid in young if stats[pid].memory_bytes}
+    born = record.main.born if record.main else 0.0
+    young = [pid for pid, look in stats.items() if look.identity.born >= born and look.memory_bytes]
+    cookies = {pid: cookie_of(pid) for pid in young}
     reasons: dict[int, str] = {}
 
     def add(pid: int, why: str) -> None:
@@ -2594,8 +2598,10 @@ def find(store: Store, name: str) -> Seen:
 
 def shown_path(path: str) -> str:
     """A path as short as it can be written from here."""
-    relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative
+    with contextlib.suppress(ValueError):  # Windows: it is on another drive
+        relative = os.path.relpath(path)
+        return path if relative.startswith("..") else relative
+    return path
 
 
 def shown_command(spec: Spec) -> str:
