@@ -634,11 +634,25 @@ if sys.platform == "win32":
 
     _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
     _kernel32.CreateJobObjectW.restype = _kernel32.OpenJobObjectW.restype = HANDLE
+    _kernel32.ReOpenFile.restype = HANDLE
     _children: list[subprocess.Popen[bytes]] = []
     _wakes: list[socket.socket] = []
     _jobs: list[int] = []  # kept open: a job that nobody holds loses its name
+    CMD_SWITCHES = ("/d", "/s", "/c")
     my_user_id = 0
-    stat_of, all_stats, cookie_of = _psutil_stat, _psutil_stats, _psutil_cookie
+    stat_of, cookie_of = _psutil_stat, _psutil_cookie
+
+    def all_stats() -> dict[int, Stat]:
+        """One look at every process that can be seen, by pid.
+
+        An orphan keeps its parent's number, which a later process may have: no parent then.
+        """
+        stats = _psutil_stats()
+        began = {pid: float(look.identity.token or 0) for pid, look in stats.items()}
+        for pid, look in stats.items():
+            if began.get(look.parent, 0.0) > began[pid]:
+                stats[pid] = look._replace(parent=0)
+        return stats
 
     def place() -> Place:
         """Where pids mean something."""
@@ -736,25 +750,38 @@ if sys.platform == "win32":
             os.kill(pid, 9)
 
     def settle() -> None:
-        """CreateProcess has seen to it."""
+        """Leave the caller's directory: nobody could remove it. CreateProcess did the rest."""
+        os.chdir(os.environ.get("SYSTEMROOT", "/"))
 
     def launch_service(
         argv: Sequence[str], cwd: str, env: dict[str, str], log: int, instance: str
     ) -> int:
         """The pid of the service, suspended until it is in its job; OSError if it can't run."""
+        import shutil
         import subprocess
         import threading
 
         create_suspended = 0x4
-        process = subprocess.Popen(
-            list(argv),
-            cwd=cwd,
-            env={"PYTHONUTF8": "1", **env},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            creationflags=subprocess.CREATE_NEW_PROCESS_GROUP | create_suspended,
-        )
+        output = _appender(log)
+        os.chdir(cwd)  # CreateProcess looks for the program from the caller's directory
+        try:
+            # CreateProcess alone adds only .exe, and doesn't look in the PATH of `env`
+            program = shutil.which(argv[0], path=env.get("PATH")) or argv[0]
+            line = join_command([program, *argv[1:]])
+            if tuple(argv[1:-1]) == CMD_SWITCHES:  # cmd knows no \": it strips the outer quotes
+                line = f'{join_command([program, *CMD_SWITCHES])} "{argv[-1]}"'
+            process = subprocess.Popen(
+                line,
+                cwd=cwd,
+                env={"PYTHONUTF8": "1", **env},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                creationflags=subprocess.CREATE_NEW_PROCESS_GROUP | create_suspended,
+            )
+        finally:
+            os.close(output)
+            settle()
         handle = HANDLE(int(process._handle))  # type: ignore[attr-defined]
         job = _kernel32.CreateJobObjectW(None, f"Local\\spm-{instance}")
         if job:
@@ -764,6 +791,15 @@ if sys.platform == "win32":
         _children.append(process)
         threading.Thread(target=_wait_for, args=(process,), name="child", daemon=True).start()
         return process.pid
+
+    def _appender(log: int) -> int:
+        # The system knows no O_APPEND, and an inherited handle shares our position in the file: a
+        # handle of its own that may append but not write elsewhere goes on behind a truncation.
+        append, share_all = 0x120114, 7  # FILE_GENERIC_WRITE without FILE_WRITE_DATA
+        handle = _kernel32.ReOpenFile(HANDLE(msvcrt.get_osfhandle(log)), append, share_all, 0)
+        if handle == HANDLE(-1).value:
+            return os.dup(log)
+        return msvcrt.open_osfhandle(handle, os.O_APPEND)
 
     def become_subreaper() -> bool:
         """There is no such thing; the job object holds the tree."""
@@ -811,6 +847,7 @@ if sys.platform == "win32":
 
     def read_at(descriptor: int, size: int, offset: int) -> bytes:
         """Up to `size` bytes from an offset of an open file."""
+        msvcrt.setmode(descriptor, os.O_BINARY)  # else CR LF is read as one byte, ^Z as the end
         os.lseek(descriptor, offset, os.SEEK_SET)
         return os.read(descriptor, size)
 
@@ -842,7 +879,7 @@ if sys.platform == "win32":
         split = ctypes.WinDLL("shell32").CommandLineToArgvW
         split.restype = ctypes.POINTER(LPWSTR)
         count = ctypes.c_int()
-        words = split(ctypes.c_wchar_p(text), ctypes.byref(count))
+        words = split(ctypes.c_wchar_p(text.strip()), ctypes.byref(count))
         return [str(words[index]) for index in range(count.value)] if text.strip() else []
 
     def join_command(words: Sequence[str]) -> str:
@@ -858,7 +895,7 @@ if sys.platform == "win32":
 
     def shell_argv(text: str) -> tuple[str, ...]:
         """The words that run `text` in the system's shell."""
-        return (os.environ.get("COMSPEC", "cmd.exe"), "/d", "/s", "/c", text)
+        return (os.environ.get("COMSPEC", "cmd.exe"), *CMD_SWITCHES, text)
 
 else:
     import fcntl
@@ -1764,7 +1801,7 @@ class Store:
 
 def as_lines(text: bytes) -> list[str]:
     """Output as lines; bytes that aren't UTF-8 are replaced."""
-    lines = text.decode("utf-8", "replace").split("\n")
+    lines = text.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
     return lines[:-1] if lines[-1] == "" else lines
 
 
@@ -2108,12 +2145,12 @@ class Log:
         than it can be copied.
         """
         position, most = max(0, self.size - self.most), self.size + 4 * self.most
-        new = self.path + ".1.new"
         # OSError: no room for the older file, but bounding the disk matters more.
-        with contextlib.suppress(OSError), open(new, "wb", buffering=0, opener=private) as older:
-            replace_file(new, self.path + ".1")
-            while position < min(os.fstat(self.descriptor).st_size, most):
-                position += older.write(read_at(self.descriptor, 1 << 20, position))
+        with contextlib.suppress(OSError):
+            write_file(self.path + ".1", b"", durable=False)  # Windows renames no open file
+            with open(self.path + ".1", "wb", buffering=0, opener=private) as older:
+                while position < min(os.fstat(self.descriptor).st_size, most):
+                    position += older.write(read_at(self.descriptor, 1 << 20, position))
         with contextlib.suppress(OSError):  # Windows: not while the service holds it; at restart
             os.ftruncate(self.descriptor, 0)
             self.start, self.size = self.start + position, 0
