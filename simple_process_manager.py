@@ -1119,8 +1119,11 @@ else:
 
     def settle() -> None:
         """Leave the caller's session and directory, let go of its descriptors."""
+        import signal
+
         with contextlib.suppress(PermissionError):  # we lead a session already
             os.setsid()
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])  # what the caller blocked is inherited
         os.chdir("/")
         for name in os.listdir("/dev/fd"):
             if int(name) > 2:
@@ -1360,9 +1363,10 @@ def tree_of(record: Record) -> list[Member]:
 
     def add(pid: int, why: str) -> None:
         cookie = cookies.get(pid, Cookie())  # none to be seen: it may be in the middle of exec
-        if pid in reasons or pid <= 1 or cookie.supervises:
+        if pid in reasons or pid <= 1:
             return
-        if cookie.instance in ("", record.instance):
+        is_ours = not cookie.supervises and cookie.instance in ("", record.instance)
+        if is_ours or why == "main process":
             reasons[pid] = why
             for child in children.get(pid, ()):
                 add(child, f"child of {pid}")
@@ -1774,7 +1778,7 @@ class Store:
                 return texts_by_name(json.loads(file.read()), path)
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             advice = f"start {name} anew, with --replace and its --env options"
             raise StateError(f"{path} can't be read", advice) from error
 
@@ -2412,7 +2416,11 @@ class Supervisor:
         """A command connects."""
         import selectors
 
-        connection, _address = self.server.accept()
+        try:
+            connection, _address = self.server.accept()
+        except OSError:  # no descriptor is left, or the caller has gone
+            time.sleep(0.05)
+            return
         connection.setblocking(False)
         client = Client(connection)
         self.events.register(connection, selectors.EVENT_READ, lambda _: self.on_data(client))
@@ -2635,7 +2643,7 @@ def find(store: Store, name: str) -> Seen:
 
 def shown_path(path: str) -> str:
     """A path as short as it can be written from here."""
-    with contextlib.suppress(ValueError):  # Windows: it is on another drive
+    with contextlib.suppress(ValueError, OSError):  # on another Windows drive, or here is gone
         relative = os.path.relpath(path)
         return path if relative.startswith("..") else relative
     return path
@@ -2900,6 +2908,7 @@ def launch(store: Store, record: Record, env: dict[str, str], adopt: bool) -> Re
         os.close(booted.order)
         os.close(booted.answer)
     if not line.startswith(b"{"):  # the end of a traceback, or nothing
+        dismiss(booted.pid)
         why = line.decode("utf-8", "replace").strip().rpartition("\n")[2]
         raise StartFailed(f"the supervisor of {record.name} died: {why or 'it gave no reason'}")
     return Record.from_json(accepted(line).get("record"))
@@ -3032,22 +3041,25 @@ def stop_all(store: Store, names: Sequence[str], timeout_s: float, force: bool) 
     errors: list[SpmError] = []
     under_way: list[Stopping] = []
     with contextlib.ExitStack() as claims:
-        for name in names:
+        for name in sorted({name.lower() for name in names}):  # one order for all: no deadlock
             try:
                 if not force:  # force overtakes a stop that waits politely
                     claims.enter_context(store.claim(name, timeout_s + CLAIM_S))
                 under_way.append(begin_stop(store, find(store, name), timeout_s, force))
             except SpmError as error:
+                error.facts.setdefault("name", name)
                 errors.append(error)
         for stopping in under_way:
             try:
                 outcomes.append(finish_stop(store, stopping))
             except SpmError as error:
+                error.facts.setdefault("name", stopping.seen.record.name)
                 errors.append(error)
     reports = [stop_report(record, ended) for record, ended in outcomes]
     lines = [line for _, line in reports] + [f"[ERROR] {one.message}" for one in errors[1:]]
     first = errors[0] if errors else None
-    return Result({"services": [data for data, _ in reports]}, lines, error=first)
+    failures = {"errors": [one.to_json() for one in errors]} if errors else {}
+    return Result({"services": [data for data, _ in reports], **failures}, lines, error=first)
 
 
 def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Stopping:
@@ -3131,6 +3143,7 @@ def stop_unsupervised(store: Store, stopping: Stopping) -> tuple[Record, Ended |
         raise Refused(
             f"{name}: {who or seen.verdict.why}; nothing was signalled",
             f"nothing of {name} runs here: start {name} anew, or forget it with cleanup",
+            nothing_runs=True,
         )
     error = refusal(record, record.main, members, lineage())
     if error:
@@ -3209,10 +3222,18 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
         records.update(strays)
     result = stop_all(store, list(records), STOP_TIMEOUT_S, force=False)
     left = records_from_cookies(store.home, [])
-    error = result.error if result.error and result.error.kind != "refused" else None
+    failures = result.data.get("errors")
+    failed = (
+        [one for one in failures if not one.get("nothing_runs")]
+        if isinstance(failures, list)
+        else []
+    )
+    names = {str(one["name"]).lower() for one in failed}
+    error = result.error if failed else None
     if left and not error:
         error = Failed(f"still running: {', '.join(sorted(left))}", "run cleanup again")
-    gone = [] if args.keep else [record.name for key, record in records.items() if key not in left]
+    kept = {*left, *names, *(records if args.keep else ())}
+    gone = [record.name for key, record in records.items() if key not in kept]
     forget(store, gone, args.purge)
     stopped = [line for line in result.lines if " was not running: " not in line]
     summary = f"[OK] {counted(len(stopped), 'service')} stopped, nothing of {where} runs"
@@ -3227,11 +3248,14 @@ def forget(store: Store, names: Sequence[str], purge: bool) -> None:
 
     for name in names:
         store.write_event("forgotten", name, None)
+        with contextlib.suppress(OSError):  # values that nobody needs any more
+            os.unlink(store.path(name, "env.json"))
     store.save(dict.fromkeys(names))
     known = store.records() if purge else {}
-    for name in os.listdir(store.path("")) if purge else ():
-        if name not in known:
-            shutil.rmtree(store.path(name), ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(store.path("")) if purge else ():
+            if name not in known and os.path.exists(store.path(name, "events.jsonl")):
+                shutil.rmtree(store.path(name), ignore_errors=True)
 
 
 # -- list, status, logs, touch
@@ -3304,7 +3328,9 @@ def shown(key: str, value: object) -> str:
         return ", ".join(f"{k} {shown(k, v)}" for k, v in value.items() if v not in (None, ""))
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    return "-" if value is None else SHOWN.get(key, str)(value)
+    if value is None or isinstance(value, str):
+        return value or "-"
+    return SHOWN.get(key, str)(value)
 
 
 @command(
@@ -3633,7 +3659,8 @@ def parser_of(name: str) -> argparse.ArgumentParser:
             if name == "start" and message.startswith("unrecognized arguments"):
                 advice = 'if they belong to the command, quote it: start NAME "COMMAND --option", '
                 advice += "or put it behind --: start NAME -- COMMAND --option"
-            raise UsageError(f"{name}: {message}", advice)
+            # an unknown option may have been meant to carry a secret
+            raise UsageError(f"{name}: {re.sub('=[^ ]+', '=…', message)}", advice)
 
         def print_help(self, file: object = None) -> None:
             raise HelpWanted(self.format_help().rstrip())
@@ -3681,17 +3708,19 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> None:
         write(sys.stderr, "".join([line, "\n", *shown, advice]))
 
 
-def write(stream: TextIO, text: str) -> None:
+def write(stream: TextIO | None, text: str) -> None:
     """Write at once; what the stream can't encode is replaced."""
+    if stream is None:  # the caller closed it
+        return
     encoding = stream.encoding or "utf-8"
     stream.write(text.encode(encoding, "replace").decode(encoding))
     stream.flush()
 
 
-def coloured(line: str, stream: TextIO) -> str:
+def coloured(line: str, stream: TextIO | None) -> str:
     """The line, its tag in colour on a terminal (https://no-color.org: unless NO_COLOR is set)."""
     tag = line.partition(" ")[0]
-    if tag not in COLOURS or os.environ.get("NO_COLOR") or not stream.isatty():
+    if tag not in COLOURS or os.environ.get("NO_COLOR") or not (stream and stream.isatty()):
         return line
     return f"\033[{COLOURS[tag]}m{tag}\033[0m{line[len(tag) :]}"
 
@@ -3700,7 +3729,7 @@ def table_lines(table: Sequence[tuple[str, ...]]) -> list[str]:
     """The rows in columns; on a terminal cut to its width."""
     widths = [max(map(len, column)) for column in zip(*table)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-    if lines and sys.stdout.isatty():
+    if lines and sys.stdout and sys.stdout.isatty():
         with contextlib.suppress(OSError):
             columns = os.get_terminal_size(sys.stdout.fileno()).columns
             lines = [line[: columns or None] for line in lines]
@@ -3730,6 +3759,11 @@ def run(argv: Sequence[str]) -> int:
         result = Result({"help": str(answer)}, [str(answer)])
     except SpmError as error:
         result = Result({}, error=error)
+    except OSError as error:
+        where = error.filename or os.curdir
+        result = Result(
+            {}, error=StateError(f"{where}: {error.strerror}", "see that it can be used")
+        )
     except KeyboardInterrupt:
         advice = "what was started, or is being stopped, goes on without this command: see list"
         result = Result({}, error=Interrupted("interrupted", advice))
