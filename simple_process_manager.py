@@ -59,6 +59,7 @@ if __name__ == "__main__" and sys.path[:1] == [os.path.dirname(os.path.abspath(_
     del sys.path[0]  # the user's repository: its queue.py must not shadow the standard library's
 
 import contextlib
+import itertools
 import json
 import re
 import time
@@ -569,6 +570,11 @@ class Cookie(NamedTuple):
     home: str = ""
     supervises: str = ""  # the instance that this process is the supervisor of
 
+    @property
+    def is_supervisor(self) -> bool:
+        """Whether it is a supervisor: these bear no instance, what a service starts does."""
+        return bool(self.supervises) and not self.instance
+
 
 COOKIE_NAMES = ("SPM_INSTANCE", "SPM_SERVICE", "SPM_HOME", "SPM_SUPERVISOR")
 
@@ -639,7 +645,8 @@ if sys.platform == "win32":
     _wakes: list[socket.socket] = []
     _jobs: list[int] = []  # kept open: a job that nobody holds loses its name
     CMD_SWITCHES = ("/d", "/s", "/c")
-    my_user_id = 0
+    my_user_id = 0  # as os.stat() has it: the access list of the profile protects the directory
+    NO_WAIT = 0
     stat_of, cookie_of = _psutil_stat, _psutil_cookie
 
     def all_stats() -> dict[int, Stat]:
@@ -657,10 +664,6 @@ if sys.platform == "win32":
     def place() -> Place:
         """Where pids mean something."""
         return Place(os.environ.get("COMPUTERNAME", ""), _psutil_boot(), "")
-
-    def user_id(path: str) -> int:
-        """Always this user's: the access list of the profile protects the directory."""
-        return my_user_id
 
     def is_open_to_others(mode: int) -> bool:
         """Never: Windows has no such bits."""
@@ -818,11 +821,14 @@ if sys.platform == "win32":
         """Never: only its socket asks a supervisor to stop."""
         return False
 
-    def reap() -> list[tuple[int, int | None, str | None]]:
-        """(pid, exit code, signal name) of the children that have ended since the last call."""
+    def reap() -> tuple[list[tuple[int, int | None, str | None]], bool]:
+        """(pid, exit code, signal name) of the children that have ended since the last call.
+
+        And whether the system knows of no other child: never, it keeps no such list.
+        """
         ended = [child for child in _children if child.poll() is not None]
         _children[:] = [child for child in _children if child not in ended]
-        return [(child.pid, child.returncode, None) for child in ended]
+        return [(child.pid, child.returncode, None) for child in ended], False
 
     def death_watch(identity: Identity) -> int | None:
         """None: a process that isn't our child has to be looked at."""
@@ -902,6 +908,7 @@ else:
 
     _facts: dict[str, str] = {}  # read once, they don't change while we live
     my_user_id = os.geteuid()
+    NO_WAIT = os.O_NONBLOCK
     replace_file = os.replace
 
     def _has_proc() -> bool:
@@ -923,10 +930,6 @@ else:
         with contextlib.suppress(OSError):
             namespace = os.readlink("/proc/self/ns/pid")
         return Place(os.uname().nodename, _boot(), namespace)
-
-    def user_id(path: str) -> int:
-        """The owner of a file."""
-        return os.lstat(path).st_uid
 
     def is_open_to_others(mode: int) -> bool:
         """Whether these permissions let others write."""
@@ -1142,6 +1145,7 @@ else:
         null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
         output = [(os.POSIX_SPAWN_DUP2, log, to) for to in (1, 2)]
         ignored = [signal.SIGPIPE, signal.SIGXFSZ]  # by Python, for itself
+        ignored += [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM]  # by the caller
         os.environ["PATH"] = env.get("PATH", os.defpath)
         os.chdir(cwd)
         try:
@@ -1169,10 +1173,7 @@ else:
         return False
 
     def watch(wake: socket.socket) -> None:
-        """Have a byte sent to `wake` when a child ends or somebody signals us, from now on.
-
-        Handlers, not SIG_IGN: what is ignored stays ignored in the service, handlers don't.
-        """
+        """Have a byte sent to `wake` when a child ends or somebody signals us, from now on."""
         import signal
 
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
@@ -1186,8 +1187,11 @@ else:
 
         return signal.SIGTERM in wakes
 
-    def reap() -> list[tuple[int, int | None, str | None]]:
-        """(pid, exit code, signal name) of the children that have ended since the last call."""
+    def reap() -> tuple[list[tuple[int, int | None, str | None]], bool]:
+        """(pid, exit code, signal name) of the children that have ended since the last call.
+
+        And whether no other child is left: ECHILD of waitpid(2).
+        """
         import signal
 
         ended: list[tuple[int, int | None, str | None]] = []
@@ -1195,7 +1199,7 @@ else:
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
-                    break
+                    return ended, False
                 if not os.WIFSIGNALED(status):
                     ended.append((pid, os.WEXITSTATUS(status), None))
                     continue
@@ -1204,7 +1208,7 @@ else:
                 ended.append(
                     (pid, None, signal.Signals(number).name if known else f"signal {number}")
                 )
-        return ended
+        return ended, True
 
     def death_watch(identity: Identity) -> int | None:
         """A descriptor of the process that becomes readable when it ends: pidfd_open(2)."""
@@ -1363,13 +1367,15 @@ def tree_of(record: Record) -> list[Member]:
 
     def add(pid: int, why: str) -> None:
         cookie = cookies.get(pid, Cookie())  # none to be seen: it may be in the middle of exec
-        if pid in reasons or pid <= 1:
+        if cookie.instance not in ("", record.instance) and why != "main process":
             return
-        is_ours = not cookie.supervises and cookie.instance in ("", record.instance)
-        if is_ours or why == "main process":
-            reasons[pid] = why
-            for child in children.get(pid, ()):
-                add(child, f"child of {pid}")
+        found = [(pid, why)]
+        while found:  # whom one of ours started is ours, whatever it did to its cookie
+            pid, why = found.pop()
+            is_supervisor = cookies.get(pid, Cookie()).is_supervisor and why != "main process"
+            if pid > 1 and pid not in reasons and not is_supervisor:
+                reasons[pid] = why
+                found += [(child, f"child of {pid}") for child in children.get(pid, ())]
 
     def is_there(identity: Identity | None) -> bool:
         look = stats.get(identity.pid) if identity else None
@@ -1389,14 +1395,27 @@ def tree_of(record: Record) -> list[Member]:
     return [Member(stats[p].identity, why) for p, why in reasons.items() if not stats[p].is_dead]
 
 
+def has_guests(parent: int, record: Record) -> bool:
+    """Whether children of a process are another instance's, or supervisors: not to wait for."""
+    children = [pid for pid, look in all_stats().items() if look.parent == parent]
+    cookies = map(cookie_of, children)
+    return any(c.is_supervisor or c.instance not in ("", record.instance) for c in cookies)
+
+
 def end_tree(
-    record: Record, members: Sequence[Member], timeout_s: float, force: bool
+    record: Record,
+    members: Sequence[Member],
+    timeout_s: float,
+    force: bool,
+    is_empty: Callable[[], bool | None] = lambda: None,
 ) -> Generator[float, bool, Ended]:
     """End everything that belongs to an instance; `members` is the first look at it.
 
         look ─▶ SIGTERM to each (SIGKILL if force) ─▶ look … until timeout_s
              ─▶ SIGKILL to each                    ─▶ look … until two looks find nothing
 
+    `is_empty` is what the kernel says: True and one look is enough; False and there is something
+    that the look didn't show; None where the kernel can't be asked.
     Yields how many seconds to wait at most before the next step; send True to go over to SIGKILL.
     Who waits is the caller's business: a supervisor's loop, or `drive`.
     """
@@ -1415,7 +1434,8 @@ def end_tree(
         if (yield max(0.0, wait_s if kill else min(wait_s, kill_at - time.monotonic()))):
             kill_at = min(kill_at, time.monotonic())
         members = tree_of(record)
-        quiet = 0 if members else quiet + 1
+        empty = None if members else is_empty()
+        quiet = 0 if members or empty is False else quiet + 1 + bool(empty)
         wait_s = LOOK_AGAIN_S[0] if quiet else min(wait_s * 2, LOOK_AGAIN_S[1])
     left = tuple(member.identity.pid for member in members)
     return Ended(len(signalled), time.monotonic() - began, killed, left)
@@ -1497,6 +1517,7 @@ def port_holder(port: int) -> int | None:
 # half a file. What can't be parsed is moved aside and rebuilt; nothing here signals a process.
 
 LOCK_WAIT_S = 10.0
+BEGINS_S = 1.0  # a supervisor answers the start first, then opens its socket
 HUNG_S = 3.0  # a supervisor answers within milliseconds; this one is stopped or hangs
 JOURNAL_BYTES = 1_000_000
 LOG_PARTS = ("output.log.1", "output.log")
@@ -1508,6 +1529,7 @@ STATE_ADVICE = {
     "EPERM": "make it readable and writable for this user: chmod -R u+rwX {path}",
     "EISDIR": "a directory is in the way: move it aside",
 }
+OWN_FILES = ("services", "lock", "cache", "state.json", ".gitignore")
 PROJECT_MARKS = (".git", "pyproject.toml", "package.json")
 
 
@@ -1546,8 +1568,8 @@ def state_errors(path: str) -> Iterator[None]:
 
 
 def private(path: str, flags: int) -> int:
-    """An opener for files that only this user may read."""
-    return os.open(path, flags, 0o600)
+    """An opener for files that only this user may read; a FIFO in their place is no wait."""
+    return os.open(path, flags | NO_WAIT, 0o600)
 
 
 def write_file(path: str, data: bytes, durable: bool = True) -> None:
@@ -1582,28 +1604,39 @@ def append_line(path: str, line: dict[str, object]) -> None:
 def json_lines(path: str) -> list[dict[str, object]]:
     """The objects in a file of JSON lines, oldest first; what can't be read is left out."""
     found = []
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+    with contextlib.suppress(FileNotFoundError), open(path, "rb", opener=private) as file:
         for line in file:
             with contextlib.suppress(ValueError, RecursionError):
                 found.append(json.loads(line))
     return [item for item in found if isinstance(item, dict)]
 
 
+def is_same_file(descriptor: int, path: str) -> bool:
+    """Whether the path still leads to this open file."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    return False
+
+
 @contextlib.contextmanager
 def locked(path: str, wait_s: float, busy: str) -> Iterator[None]:
     """Hold the lock of a file; TimedOut, saying `busy`, if it isn't free within wait_s seconds."""
-    with state_errors(path):
-        descriptor = private(path, os.O_RDWR | os.O_CREAT)
-    try:
-        deadline, pause_s = time.monotonic() + wait_s, 0.001
-        while not try_lock(descriptor):
-            if time.monotonic() >= deadline:
-                raise TimedOut(busy, "see who holds it: another spm command may hang or be stopped")
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, 0.02)
-        yield
-    finally:
-        os.close(descriptor)
+    deadline, pause_s = time.monotonic() + wait_s, 0.001
+    while True:
+        with state_errors(path):
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            descriptor = private(path, os.O_RDWR | os.O_CREAT)
+        try:
+            # Who held it may have removed the file, and somebody have made another since.
+            if try_lock(descriptor) and is_same_file(descriptor, path):
+                yield
+                return
+        finally:
+            os.close(descriptor)
+        if time.monotonic() >= deadline:
+            raise TimedOut(busy, "see who holds it: another spm command may hang or be stopped")
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, 0.02)
 
 
 class Store:
@@ -1613,6 +1646,7 @@ class Store:
         self.home, self.lock_wait_s = home, lock_wait_s
         self.state_path = os.path.join(home, "state.json")
         self.notes: list[str] = []  # what had to be mended on the way; the renderer shows them
+        self.claims: set[str] = set()  # the services that this very command starts or stops
 
     def prepare(self) -> None:
         """Create the directory, or check that it is ours alone; StateError if it isn't."""
@@ -1620,12 +1654,17 @@ class Store:
             if not os.path.lexists(self.home):
                 os.makedirs(self.home, mode=0o700, exist_ok=True)
                 write_file(os.path.join(self.home, ".gitignore"), b"*\n", durable=False)
-            mode = os.lstat(self.home).st_mode
-        if user_id(self.home) != my_user_id:
+            mode = os.stat(self.home).st_mode
+        if {os.stat(self.home).st_uid, os.lstat(self.home).st_uid} != {my_user_id}:
             advice = f"use your own with --home, or take it over: chown -R {my_user_id} {self.home}"
             raise StateError(f"{self.home} belongs to another user", advice)
         if is_open_to_others(mode):
             raise StateError(f"{self.home} can be written by others", f"run: chmod 700 {self.home}")
+        with state_errors(self.home):
+            names = os.listdir(self.home)
+        if names and not any(name.startswith(OWN_FILES) for name in names):
+            advice = "give a directory that doesn't exist yet, or an empty one"
+            raise StateError(f"{self.home} is no state directory: it holds other files", advice)
 
     def path(self, name: str, *parts: str) -> str:
         """A path in the directory of a service."""
@@ -1672,14 +1711,15 @@ class Store:
         if records and not why:
             self.notes.append("state.json was missing: rebuilt from services/ and what runs")
         try:
-            self._write(records)
+            if records or why:
+                self._write(records)
         except StateError as error:
             self.notes.append(f"the rebuilt state can't be written: {error.message}")
         return records
 
     def _read(self) -> dict[str, Record]:
         """What state.json says; OSError, or ValueError and RecursionError if it is damaged."""
-        with open(self.state_path, "rb") as file:
+        with open(self.state_path, "rb", opener=private) as file:
             document = json.loads(file.read())
         services = document.get("services") if isinstance(document, dict) else None
         if not isinstance(services, dict):
@@ -1719,17 +1759,28 @@ class Store:
 
     # -- the directory of one service
 
-    def claim(self, name: str, wait_s: float) -> contextlib.AbstractContextManager[None]:
-        """The lock of the command that starts or stops this service."""
-        with state_errors(self.home):
-            os.makedirs(self.path(name), mode=0o700, exist_ok=True)
+    @contextlib.contextmanager
+    def claim(self, name: str, wait_s: float) -> Iterator[None]:
+        """Hold the lock of the command that starts or stops this service."""
         busy = f"{name}: another command starts or stops it (not done after {wait_s:g} s)"
-        return locked(self.path(name, "lock"), wait_s, busy)
+        with locked(self.path(name, "lock"), wait_s, busy):
+            self.claims.add(name.lower())
+            try:
+                yield
+            finally:
+                self.claims.discard(name.lower())
+
+    def is_claimed(self, name: str) -> bool:
+        """Whether another command is starting or stopping this service right now."""
+        return name.lower() not in self.claims and self._is_held(name, "lock")
 
     def is_supervised(self, name: str) -> bool:
         """Whether a supervisor lives: it holds its lock, and the kernel knows."""
+        return self._is_held(name, "supervisor.lock")
+
+    def _is_held(self, name: str, lock: str) -> bool:
         try:
-            descriptor = os.open(self.path(name, "supervisor.lock"), os.O_RDWR)
+            descriptor = os.open(self.path(name, lock), os.O_RDWR)
         except OSError:
             return False
         try:
@@ -1739,7 +1790,15 @@ class Store:
 
     def send(self, name: str, request: dict[str, object]) -> socket.socket:
         """A connection over which the request went to the supervisor; OSError if it can't."""
-        connection, token = connect_local(self.path(name), HUNG_S)
+        deadline = time.monotonic() + BEGINS_S
+        while True:
+            try:
+                connection, token = connect_local(self.path(name), HUNG_S)
+                break
+            except (FileNotFoundError, ConnectionRefusedError):
+                if time.monotonic() > deadline or not self.is_supervised(name):
+                    raise
+                time.sleep(0.002)
         connection.sendall(json.dumps({**request, "token": token}).encode() + b"\n")
         return connection
 
@@ -1784,19 +1843,24 @@ class Store:
 
     # -- what a service wrote
 
-    def last_lines(self, name: str, count: int) -> list[str]:
-        """The last lines of its output, from the older file too if the younger has too few."""
+    def last_lines(self, name: str, count: int, end: int | None = None) -> list[str]:
+        """The last lines of its output, from the older file too if the younger has too few.
+
+        `end` is where in the younger file they end, None: at its end.
+        """
         most = max(1 << 20, 400 * count)  # bytes; who writes longer lines gets fewer of them
-        text = b"".join(read_tail(self.path(name, part), most) for part in LOG_PARTS)
+        text = read_tail(self.path(name, LOG_PARTS[0]), most)
+        text += read_tail(self.path(name, LOG_PARTS[1]), most, end)
         return as_lines(text)[-count:] if count else []
 
     def log_start(self, name: str) -> int:
         """How many bytes had been written before the present output.log began."""
         return last_sample(self.path(name, "metrics.jsonl")).start
 
-    def lines_since(self, name: str, moment: float) -> list[str]:
+    def lines_since(self, name: str, moment: float, end: int) -> list[str]:
         """The output since a time (seconds since the epoch), as exact as the samples are (5 s)."""
-        parts = [read_tail(self.path(name, part), LONGEST_LOG) for part in LOG_PARTS]
+        ends = (None, end)
+        parts = [read_tail(self.path(name, p), LONGEST_LOG, e) for p, e in zip(LOG_PARTS, ends)]
         samples = log_samples(self.path(name, "metrics.jsonl"))
         then = max((start + size for at, start, size in samples if at <= moment), default=0)
         start = samples[-1][1] if samples else 0
@@ -1811,10 +1875,9 @@ def as_lines(text: bytes) -> list[str]:
 
 def read_tail(path: str, count: int, end: int | None = None) -> bytes:
     """The `count` bytes before `end`, or before the end of the file; fewer if it has fewer."""
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, (size if end is None else end) - count))
-        return file.read(max(0, count))
+    with contextlib.suppress(FileNotFoundError), open(path, "rb", opener=private) as file:
+        end = file.seek(0, os.SEEK_END) if end is None else end
+        return file.read(end - file.seek(max(0, end - count)))
     return b""
 
 
@@ -1974,6 +2037,7 @@ class Facts(NamedTuple):
 
     here: bool  # its pids mean something here: same boot, host and PID namespace
     same_host: bool
+    claimed: bool  # another command is starting or stopping it
     supervised: bool
     main: str  # alive, gone, stranger (another process has its number), stopped (SIGSTOP)
 
@@ -1998,7 +2062,7 @@ def status_of(record: Record, facts: Facts) -> Verdict:
         return Verdict("exited", "machine restarted")
     if not facts.here:
         return Verdict("lost", f"recorded on host {record.place.host!r} or in another container")
-    if record.main is None and facts.supervised:
+    if record.main is None and (facts.supervised or facts.claimed):
         return Verdict("starting")
     if record.main is None:
         return Verdict("failed", "the start was interrupted before anything ran")
@@ -2185,13 +2249,11 @@ class Client:
 class Supervisor:
     """One service while it lives: its record, its control socket, its loop."""
 
-    def __init__(self, store: Store, record: Record) -> None:
-        import selectors
-        import socket
-
+    def __init__(self, store: Store, record: Record, is_subreaper: bool) -> None:
         look = stat_of(os.getpid())
         self.store, self.record = store, record._replace(supervisor=look and look.identity)
         self.lock = self._take_lock()
+        self.is_subreaper, self.is_childless = is_subreaper, False
         self.child: int | None = None  # None: adopted, somebody else is its parent
         self.ending: Generator[float, bool, Ended] | None = None
         self.outcome: Ended | None = None
@@ -2199,16 +2261,29 @@ class Supervisor:
         self.waiters: list[Client] = []
         self.finished = False
         self.save_at: float | None = None  # when the record is to be written (again)
+        self.log = Log(store, record.name, record.spec.log_bytes)
+
+    def listen(self) -> None:
+        """Hear of signals, of ended children and of commands; what came before counts too.
+
+        After the answer to the start: what this imports takes a tenth of a start's time.
+        """
+        import selectors
+        import socket
+
         self.events = selectors.DefaultSelector()
         self.wake, self.waker = socket.socketpair()
         self.wake.setblocking(False)
         self.waker.setblocking(False)
-        self.log = Log(store, record.name, record.spec.log_bytes)
-        with state_errors(store.path(record.name)):
-            self.server, self.token = listen_local(store.path(record.name))
+        self.server, self.token = listen_local(self.store.path(self.record.name))
         self.events.register(self.wake, selectors.EVENT_READ, self.on_wake)
         self.events.register(self.server, selectors.EVENT_READ, self.on_connect)
         watch(self.waker)
+        self.waker.send(b"\0")
+        adopted = self.record.main if self.child is None else None
+        descriptor = adopted and death_watch(adopted)
+        if descriptor is not None:
+            self.events.register(descriptor, selectors.EVENT_READ, self.on_adopted_death)
 
     def _take_lock(self) -> int:
         """The descriptor of supervisor.lock, held for life; a predecessor may still be leaving."""
@@ -2262,15 +2337,9 @@ class Supervisor:
 
     def adopt(self) -> None:
         """Take back a service whose supervisor is gone; we aren't its parent."""
-        import selectors
-
-        main = self.record.main
-        if main is None or not is_alive(main):
+        if not is_alive(self.record.main):
             self.leave()
             raise NotFound(f"{self.record.name} ended just now", f"start {self.record.name} again")
-        descriptor = death_watch(main)
-        if descriptor is not None:
-            self.events.register(descriptor, selectors.EVENT_READ, self.on_adopted_death)
         with state_errors(self.log.path):
             self.log.open(anew=False)
         self.change("adopted", "running", "its former supervisor was gone")
@@ -2347,13 +2416,28 @@ class Supervisor:
 
     def take_note(self) -> None:
         """Reap every child that ended, the adopted ones too; leave when nothing is left."""
-        for pid, code, signal in reap():
-            if pid == self.child:
-                self.main_ended(Exit(time.time(), code, signal))
+        self.reap()
         if self.child is None and self.record.exit is None and not is_alive(self.record.main):
             self.main_ended(Exit(time.time()))
         if self.record.phase in ("exited", "failed") and not tree_of(self.record):
-            self.finished = True
+            self.finished = self.is_empty() is not False
+
+    def reap(self) -> None:
+        """Hear of the children that ended."""
+        ended, self.is_childless = reap()
+        for pid, code, signal in ended:
+            if pid == self.child:
+                self.main_ended(Exit(time.time(), code, signal))
+
+    def is_empty(self) -> bool | None:
+        """Whether the kernel says that nothing of the service is left; None if it can't know.
+
+        Whatever descends from a child subreaper and was orphaned is its child.
+        """
+        self.reap()
+        if self.child is None or not self.is_subreaper:
+            return None
+        return self.is_childless or (None if has_guests(os.getpid(), self.record) else False)
 
     def main_ended(self, ended: Exit) -> None:
         """The main process is gone; what it left behind is watched until it is gone too."""
@@ -2373,7 +2457,7 @@ class Supervisor:
     ) -> None:
         """Start to end the tree, or hurry an ending that goes on."""
         if self.ending is None:
-            self.ending = end_tree(self.record, members, timeout_s, force)
+            self.ending = end_tree(self.record, members, timeout_s, force, self.is_empty)
             self.step_at = time.monotonic() + next(self.ending)
             self.change("stopping", "stopping", why)
         elif force:
@@ -2490,11 +2574,11 @@ OPERATIONS: dict[str, Callable[[Supervisor, Client, dict[str, object]], None]] =
 }
 
 
-def supervise(order: Order) -> None:
+def supervise(order: Order, is_subreaper: bool) -> None:
     """The life of a supervisor, from the order of the command that launched it."""
     store = Store(order.home, lock_wait_s=1.0)
     try:
-        supervisor = Supervisor(store, order.record)
+        supervisor = Supervisor(store, order.record, is_subreaper)
         supervisor.adopt() if order.adopt else supervisor.spawn(order.env)
     except SpmError as error:
         reply({"ok": False, "error": error.to_json()})
@@ -2504,6 +2588,7 @@ def supervise(order: Order) -> None:
     for descriptor in (0, 1, 2):  # the command's pipes: it waits for their end
         os.dup2(null, descriptor)
     try:
+        supervisor.listen()
         supervisor.run()
     except Exception as error:  # the last chance to say why: nobody reads its stderr any more
         import traceback
@@ -2607,12 +2692,17 @@ def observe(store: Store, record: Record, here: Place) -> Seen:
         # One that left just now wrote why before it did.
         known = store.ask_record(record.name) or store.record(record.name)
         return _look(store, known or record, here)
+    if seen.verdict.status == "failed" and record.phase == "starting":
+        # Its supervisor may have been killed before it could note what it had just started.
+        found = records_from_cookies(store.home, []).get(record.name.lower())
+        if found and found.instance == record.instance:
+            return _look(store, record._replace(phase="running", main=found.main), here)
     return seen
 
 
 def _look(store: Store, record: Record, here: Place) -> Seen:
     same_host = record.place._replace(boot=here.boot) == here
-    facts = Facts(record.place == here, same_host, supervised=False, main="gone")
+    facts = Facts(record.place == here, same_host, claimed=False, supervised=False, main="gone")
     if facts.here and record.phase in LIVE_PHASES:
         look = stat_of(record.main.pid) if record.main else None
         main = (
@@ -2620,7 +2710,9 @@ def _look(store: Store, record: Record, here: Place) -> Seen:
         )
         if look and look.identity != record.main:
             main = "stranger"
-        facts = facts._replace(supervised=store.is_supervised(record.name), main=main)
+        claimed = record.main is None and store.is_claimed(record.name)
+        supervised = store.is_supervised(record.name)
+        facts = facts._replace(claimed=claimed, supervised=supervised, main=main)
     return Seen(record, facts, status_of(record, facts))
 
 
@@ -2678,14 +2770,13 @@ def port_origin(spec: Spec) -> str | None:
     Option("--shell", help="run COMMAND in the shell"),
     Option("--replace", help="end what runs under this name with another spec"),
     Option("--force", help="start though the port is held"),
-    Option("--log-size", "SIZE", parse_size, 10**7, "rotate the log at this size (10MB)"),
+    Option("--log-size", "SIZE", parse_size, None, "rotate the log at this size (10MB)"),
 )
 def start(store: Store, args: argparse.Namespace) -> Result:
     """Start a service, unless it runs already."""
     name = check_name(args.name)
     known = store.record(name)
-    options = (args.cwd, args.env, args.env_file, args.port, args.shell)
-    if known and not any((args.command, args.tail is not None, *options)):
+    if known and is_bare(args):
         spec, given = known.spec, store.given_env(name)
     else:
         spec, given = spec_of(name, args)
@@ -2706,6 +2797,12 @@ def start(store: Store, args: argparse.Namespace) -> Result:
         return begin(store, name, spec, given, seen, args.force, "started")
 
 
+def is_bare(args: argparse.Namespace) -> bool:
+    """Whether nothing was given but the name, and what doesn't belong to a spec."""
+    asked = {key: value for key, value in vars(args).items() if value not in (None, False, [])}
+    return set(asked) <= {"name", "home", "json", "replace", "force"}
+
+
 def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     """The spec that the arguments ask for, and the values given with --env K=V."""
     pairs = [item.partition("=") for item in args.env]
@@ -2724,7 +2821,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         env_given=tuple(sorted({key for key, equals, _ in pairs if equals})),
         env_taken=tuple(sorted({key for key, equals, _ in pairs if not equals})),
         env_files=tuple(os.path.abspath(path) for path in args.env_file),
-        log_bytes=args.log_size,
+        log_bytes=args.log_size or 10**7,
     )
     return spec, {key: value for key, equals, value in pairs if equals}
 
@@ -2761,12 +2858,12 @@ def command_words(name: str, args: argparse.Namespace) -> tuple[str, ...]:
 def differences_of(store: Store, old: Record, spec: Spec, given: dict[str, str]) -> list[str]:
     """How what runs differs from what is asked for; values of variables aren't shown."""
     differences = spec_differences(old.spec, spec)
-    if old.spec.env_given == spec.env_given:
-        known = store.given_env(old.name)
-        differences += [
+    with contextlib.suppress(StateError):  # damaged: what it was started with isn't known
+        known = store.given_env(old.name) if old.spec.env_given == spec.env_given else given
+        return differences + [
             f"--env {key}: another value" for key in given if known.get(key) != given[key]
         ]
-    return differences
+    return [*differences, "--env: the recorded values can't be read"]
 
 
 def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
@@ -2824,6 +2921,8 @@ def begin(
     if not os.path.isdir(spec.cwd):
         raise StartFailed(f"{name}: no such directory: {spec.cwd}", "check --cwd")
     values = environment_of(spec, given)
+    if former and former.verdict.is_live:
+        check_program(name, spec, values)
     notes = end_former(store, former) if former else []
     notes += check_port(spec, force)
     with state_errors(store.home):
@@ -2836,6 +2935,19 @@ def begin(
         error.message += f" ({shown_command(spec)})"
         error.advice = start_advice(spec, values, error.facts.get("errno")) or error.advice
         raise
+
+
+def check_program(name: str, spec: Spec, values: dict[str, str]) -> None:
+    """StartFailed before anything is ended, if what is to replace it can't be executed."""
+    import errno
+    import shutil
+
+    program = spec.argv[0]
+    path = values.get("PATH", os.environ.get("PATH", os.defpath))
+    where = os.path.join(spec.cwd, program) if os.path.dirname(program) else program
+    if not shutil.which(where, path=path):
+        advice = start_advice(spec, values, errno.ENOENT)
+        raise StartFailed(f"{name}: {program} can't be executed; what runs was left alone", advice)
 
 
 def end_former(store: Store, seen: Seen) -> list[str]:
@@ -2890,13 +3002,13 @@ def boot_early(argv: Sequence[str]) -> Boot | None:
     return None
 
 
-def launch(store: Store, record: Record, env: dict[str, str], adopt: bool) -> Record:
+def launch(
+    store: Store, record: Record, env: dict[str, str], adopt: bool, has_retry: bool = True
+) -> Record:
     """The record after a new supervisor took it over; its interpreter starts while we write."""
     wanted = (store.home, record.name, record.instance)
-    if BOOTED and BOOTED[0][:3] == wanted:
-        booted = BOOTED.pop()
-    else:
-        booted = boot(store, record.name, record.instance)
+    is_early = bool(BOOTED) and BOOTED[0][:3] == wanted
+    booted = BOOTED.pop() if is_early else boot(store, record.name, record.instance)
     try:
         if not adopt:
             store.save({record.name: record})  # if that fails the pipe closes and it goes away
@@ -2909,6 +3021,8 @@ def launch(store: Store, record: Record, env: dict[str, str], adopt: bool) -> Re
         os.close(booted.answer)
     if not line.startswith(b"{"):  # the end of a traceback, or nothing
         dismiss(booted.pid)
+        if has_retry and forget_compiled(store):
+            return launch(store, record, env, adopt, has_retry=False)
         why = line.decode("utf-8", "replace").strip().rpartition("\n")[2]
         raise StartFailed(f"the supervisor of {record.name} died: {why or 'it gave no reason'}")
     return Record.from_json(accepted(line).get("record"))
@@ -2920,10 +3034,7 @@ def supervisor_command(store: Store, name: str) -> list[str]:
     -S and -E: neither site-packages nor PYTHON* variables of the caller take part; what psutil
     needs of sys.path goes along with the order.
     """
-    facts = os.stat(SELF)
-    tag = f"{sys.implementation.cache_tag}-{facts.st_mtime_ns:x}-{facts.st_size:x}"
-    directory = os.path.join(store.home, "cache")
-    target = os.path.join(directory, tag, "simple_process_manager.pyc")
+    target = compiled_path(store)
     if not os.path.exists(target):
         import py_compile
 
@@ -2931,18 +3042,34 @@ def supervisor_command(store: Store, name: str) -> list[str]:
             os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
             mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
             py_compile.compile(SELF, target, doraise=True, optimize=2, invalidation_mode=mode)
-            forget_older(directory, tag)
+            forget_older(os.path.dirname(target))
     program = target if os.path.exists(target) else SELF
     return [sys.executable, "-S", "-E", program, "supervise", name]
 
 
-def forget_older(directory: str, tag: str) -> None:
-    """Remove compiled forms that nobody has started from for a day."""
+def compiled_path(store: Store) -> str:
+    """Where the compiled form of this very file is, for this interpreter."""
+    facts = os.stat(SELF)
+    tag = f"{sys.implementation.cache_tag}-{facts.st_mtime_ns:x}-{facts.st_size:x}"
+    return os.path.join(store.home, "cache", tag, "simple_process_manager.pyc")
+
+
+def forget_compiled(store: Store) -> bool:
+    """Remove a compiled form that may be damaged; False if there was none."""
+    with contextlib.suppress(OSError):
+        os.unlink(compiled_path(store))
+        return True
+    return False
+
+
+def forget_older(kept: str) -> None:
+    """Remove the compiled forms beside this one that nobody has started from for a day."""
     import shutil
 
-    for name in os.listdir(directory):
-        path = os.path.join(directory, name)
-        if name != tag and os.stat(path).st_mtime < time.time() - 86400:
+    directory = os.path.dirname(kept)
+    for name in os.listdir(os.path.dirname(directory)):
+        path = os.path.join(os.path.dirname(directory), name)
+        if path != directory and os.stat(path).st_mtime < time.time() - 86400:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -3011,10 +3138,10 @@ class Stopping(NamedTuple):
 )
 def stop(store: Store, args: argparse.Namespace) -> Result:
     """End services and everything that belongs to them."""
-    seen = [find(store, name) for name in dict.fromkeys(args.names)]
+    names = [check_name(name) for name in args.names]
     if args.dry_run:
-        return dry_run(store, seen)
-    return stop_all(store, [one.record.name for one in seen], args.timeout, args.force)
+        return dry_run(store, [find(store, name) for name in dict.fromkeys(names)])
+    return stop_all(store, names, args.timeout, args.force)
 
 
 def member_data(member: Member) -> dict[str, object]:
@@ -3043,8 +3170,9 @@ def stop_all(store: Store, names: Sequence[str], timeout_s: float, force: bool) 
     with contextlib.ExitStack() as claims:
         for name in sorted({name.lower() for name in names}):  # one order for all: no deadlock
             try:
-                if not force:  # force overtakes a stop that waits politely
-                    claims.enter_context(store.claim(name, timeout_s + CLAIM_S))
+                name = find(store, name).record.name
+                if not (force and store.is_supervised(name)):  # it overtakes a polite stop
+                    claims.enter_context(store.claim(name, timeout_s))
                 under_way.append(begin_stop(store, find(store, name), timeout_s, force))
             except SpmError as error:
                 error.facts.setdefault("name", name)
@@ -3098,8 +3226,6 @@ def finish_stop(store: Store, stopping: Stopping) -> tuple[Record, Ended | None]
         store.notes.append(
             f"{where} can't be written now; {record.name}'s supervisor will go on trying"
         )
-    else:
-        wait_until_gone(record.supervisor, 2.0)
     return Record.from_json(answer.get("record")), ended
 
 
@@ -3159,8 +3285,10 @@ def stop_unsupervised(store: Store, stopping: Stopping) -> tuple[Record, Ended |
     after = seen.record._replace(
         phase="stopped", wanted="stopped", reason=why, exit=Exit(time.time())
     )
-    store.write_event("stopped", name, after, why)
-    store.save({name: after})
+    now = store.record(name)
+    if now is None or now.instance == after.instance:  # else it was started anew meanwhile
+        store.write_event("stopped", name, after, why)
+        store.save({name: after})
     return after, ended
 
 
@@ -3222,19 +3350,16 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
         records.update(strays)
     result = stop_all(store, list(records), STOP_TIMEOUT_S, force=False)
     left = records_from_cookies(store.home, [])
-    failures = result.data.get("errors")
-    failed = (
-        [one for one in failures if not one.get("nothing_runs")]
-        if isinstance(failures, list)
-        else []
-    )
+    listed = result.data.get("errors")
+    failures = listed if isinstance(listed, list) else []
+    # What another cleanup has just forgotten, or what isn't ours and doesn't run here, is done.
+    failed = [one for one in failures if one["kind"] != "not_found" and "nothing_runs" not in one]
     names = {str(one["name"]).lower() for one in failed}
     error = result.error if failed else None
     if left and not error:
         error = Failed(f"still running: {', '.join(sorted(left))}", "run cleanup again")
     kept = {*left, *names, *(records if args.keep else ())}
-    gone = [record.name for key, record in records.items() if key not in kept]
-    forget(store, gone, args.purge)
+    gone = forget(store, [records[key] for key in records if key not in kept], args.purge)
     stopped = [line for line in result.lines if " was not running: " not in line]
     summary = f"[OK] {counted(len(stopped), 'service')} stopped, nothing of {where} runs"
     summary += f"; {counted(len(gone), 'service')} forgotten" if gone else ""
@@ -3242,19 +3367,33 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
     return Result({**result.data, "forgotten": gone}, lines, error=error)
 
 
-def forget(store: Store, names: Sequence[str], purge: bool) -> None:
-    """Take services out of the state; the journal says so, in case it has to be rebuilt."""
+def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
+    """Take services out of the state, unless they were started anew; the names of those."""
+    gone = []
+    for record in records:
+        # TimedOut: somebody is starting it, so there is nothing to forget.
+        with contextlib.suppress(TimedOut), store.claim(record.name, HUNG_S):
+            now = store.record(record.name)
+            if now is None or now.instance != record.instance:
+                continue
+            store.write_event("forgotten", record.name, None)
+            with contextlib.suppress(OSError):  # values that nobody needs any more
+                os.unlink(store.path(record.name, "env.json"))
+            store.save({record.name: None})
+            gone.append(record.name)
+    if purge and os.path.isdir(store.path("")):
+        for name in set(os.listdir(store.path(""))) - set(store.records()):
+            purge_directory(store, name)
+    return gone
+
+
+def purge_directory(store: Store, name: str) -> None:
+    """Remove the files of a service that is not known any more."""
     import shutil
 
-    for name in names:
-        store.write_event("forgotten", name, None)
-        with contextlib.suppress(OSError):  # values that nobody needs any more
-            os.unlink(store.path(name, "env.json"))
-    store.save(dict.fromkeys(names))
-    known = store.records() if purge else {}
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(store.path("")) if purge else ():
-            if name not in known and os.path.exists(store.path(name, "events.jsonl")):
+    if os.path.exists(store.path(name, "events.jsonl")):
+        with contextlib.suppress(TimedOut), store.claim(name, HUNG_S):
+            if store.record(name) is None:
                 shutil.rmtree(store.path(name), ignore_errors=True)
 
 
@@ -3308,6 +3447,8 @@ def service_data(seen: Seen) -> dict[str, object]:
 
 def moment(at: float) -> str:
     """`2026-11-21 08:00:42 (3 m 4 s ago)`."""
+    if not 0 <= at < 1e11:  # beyond the year 5138, and beyond what some systems can show
+        return str(at)
     ago = format_duration(max(time.time() - at, 0))
     return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))} ({ago} ago)"
 
@@ -3382,25 +3523,23 @@ def logs(store: Store, args: argparse.Namespace) -> Result:
         raise UsageError("--json is one document, -f has no end", "leave one of them out")
     name = find(store, args.name).record.name
     path = store.path(name, "output.log")
-    follower = follow(store, name) if args.follow else None
+    start, end = store.log_start(name), os.path.getsize(path) if os.path.exists(path) else 0
     with state_errors(path):
         if args.since:
-            lines = store.lines_since(name, time.time() - args.since)
+            lines = store.lines_since(name, time.time() - args.since, end)
         else:
-            lines = store.last_lines(name, args.lines)
+            lines = store.last_lines(name, args.lines, end)
     lines = lines[max(0, len(lines) - args.lines) :]
-    return Result({"name": name, "log": path, "lines": lines}, lines, stream=follower)
+    text = (line + "\n" for line in lines)
+    stream = itertools.chain(text, follow(store, name, start, end)) if args.follow else text
+    return Result({"name": name, "log": path, "lines": lines}, stream=stream)
 
 
-def follow(store: Store, name: str) -> Iterator[str]:
-    """What is written from now on, through rotations, until the service has ended."""
-    path = store.path(name, "output.log")
-    position = os.path.getsize(path) if os.path.exists(path) else 0
-    return _follow(store, name, path, store.log_start(name), position)
-
-
-def _follow(store: Store, name: str, path: str, start: int, position: int) -> Iterator[str]:
+def follow(store: Store, name: str, start: int, position: int) -> Iterator[str]:
+    """What is written behind a position, through rotations, until the service has ended."""
     import codecs
+
+    path = store.path(name, "output.log")
 
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     while True:
@@ -3697,15 +3836,20 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> None:
         return
     for line in (*(f"[WARN] {note}" for note in notes), *table_lines(result.table), *result.lines):
         stream = sys.stderr if line.startswith(("[WARN]", "[ERROR]")) else sys.stdout
-        write(stream, coloured(line, stream) + "\n")
+        write(stream, coloured(neutral(line), stream) + "\n")
     for chunk in result.stream or ():
         write(sys.stdout, chunk)
     if error:
         tail = error.facts.get("log_tail")
-        shown = [f"  | {line}\n" for line in tail] if isinstance(tail, list) else []
-        advice = f"  → {error.advice}\n" if error.advice else ""
-        line = coloured(f"[ERROR] {error.message}", sys.stderr)
+        shown = [f"  | {neutral(line)}\n" for line in tail] if isinstance(tail, list) else []
+        advice = f"  → {neutral(error.advice)}\n" if error.advice else ""
+        line = coloured(neutral(f"[ERROR] {error.message}"), sys.stderr)
         write(sys.stderr, "".join([line, "\n", *shown, advice]))
+
+
+def neutral(line: str) -> str:
+    """One line that moves no cursor and rings no bell: control characters are written out."""
+    return re.sub(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], line)
 
 
 def write(stream: TextIO | None, text: str) -> None:
@@ -3756,7 +3900,7 @@ def run(argv: Sequence[str]) -> int:
             store.prepare()
         result = command.run(store, args)
     except HelpWanted as answer:
-        result = Result({"help": str(answer)}, [str(answer)])
+        result = Result({"help": str(answer)}, str(answer).split("\n"))
     except SpmError as error:
         result = Result({}, error=error)
     except OSError as error:
@@ -3777,14 +3921,12 @@ def main() -> NoReturn:
     try:
         if sys.argv[1:2] == ["supervise"]:
             settle()
-            become_subreaper()
-            for module in ("selectors", "signal", "socket"):
-                __import__(module)  # now, while the command still prepares the order
+            is_subreaper = become_subreaper()
             line = sys.stdin.buffer.readline()
             if line.endswith(b"\n"):  # else the command that launched us is gone
                 order = json.loads(line)
                 sys.path[:] = order["sys_path"]
-                supervise(Order.from_json(order))
+                supervise(Order.from_json(order), is_subreaper)
         else:
             BOOTED.extend(filter(None, [boot_early(sys.argv[1:])]))
             code = run(sys.argv[1:])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
+import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import Spm, eventually, is_running, nasty
 
@@ -48,8 +52,6 @@ def test_a_directory_that_is_gone_is_one_line(spm: Spm) -> None:
     gone.mkdir()
     env = {key: value for key, value in spm.env.items() if key != "SPM_HOME"}
     line = f"cd {gone} && rmdir {gone} && exec {' '.join(spm.argv('list'))}"
-    import subprocess
-
     done = subprocess.run(["sh", "-c", line], env=env, capture_output=True, text=True)
     assert done.returncode == 9 and "Traceback" not in done.stderr
 
@@ -63,3 +65,151 @@ def test_forgetting_a_service_forgets_its_values(spm: Spm) -> None:
     spm("start", "api", nasty(), "--env", "TOKEN=hunter2")
     spm("cleanup")
     assert not Path(spm.home, "services", "api", "env.json").exists()
+
+
+@pytest.mark.parametrize("variable", ["SPM_SUPERVISOR=1", "SPM_INSTANCE=other"])
+def test_a_child_belongs_whatever_its_environment_says(spm: Spm, variable: str) -> None:
+    spm("start", "api", "--", "sh", "-c", f"{variable} sleep 100 & exec sleep 100")
+    main = psutil.Process(spm.service("api")["pid"])
+    child = eventually(main.children, what="the child")[0]
+    assert spm.json("stop", "api")["services"][0]["processes"] == 2
+    assert not is_running(child.pid)
+
+
+def test_a_process_that_forks_and_exits_all_the_time_does_not_escape(spm: Spm) -> None:
+    script = """import os, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+while True:
+    if os.fork():
+        os._exit(0)
+"""
+    spm("start", "api", "--", "python3", "-c", script)
+    eventually(lambda: spm.service("api")["status"] == "exited", what="the first one's end")
+    spm("stop", "api", "--timeout", "300ms")
+    assert not spm.bearers()
+
+
+def test_a_start_under_way_is_starting_and_one_broken_off_is_failed(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    spm("stop", "api")
+    document = spm.state()
+    document["services"]["api"].update(phase="starting", main=None, supervisor=None)
+    (spm.home / "state.json").write_text(json.dumps(document))
+    with open(spm.home / "services" / "api" / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert spm.service("api")["status"] == "starting"
+    assert spm.service("api")["status"] == "failed"
+
+
+def test_a_service_whose_supervisor_died_before_it_noted_the_pid_is_taken_back(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    pid = spm.service("api")["pid"]
+    spm.kill_supervisor("api")
+    document = spm.state()
+    document["services"]["api"].update(phase="starting", main=None, supervisor=None)
+    (spm.home / "state.json").write_text(json.dumps(document))
+    row = spm.service("api")
+    assert (row["status"], row["pid"], row["supervised"]) == ("running", pid, False)
+    assert spm.json("start", "api", "sleep 100")["pid"] == pid
+    assert spm.service("api")["supervised"]
+    spm("stop", "api")
+
+
+def test_what_runs_is_not_ended_for_a_program_that_does_not_exist(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    pid = spm.service("api")["pid"]
+    done = spm("start", "api", "slep 100", "--replace", code=4)
+    assert "left alone" in done.stderr and "sleep" in done.stderr
+    assert spm.service("api")["pid"] == pid
+    spm("stop", "api")
+
+
+def test_a_damaged_compiled_form_is_made_anew(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    spm("stop", "api")
+    (compiled,) = spm.home.glob("cache/*/*.pyc")
+    compiled.write_bytes(compiled.read_bytes()[:5000])
+    spm("start", "api", "sleep 100")
+    spm("stop", "api")
+
+
+def test_damaged_values_do_not_prevent_a_replacement(spm: Spm) -> None:
+    spm("start", "api", "sleep 100", "--env", "A=1")
+    (spm.home / "services" / "api" / "env.json").write_text("{")
+    assert "can't be read" in spm("start", "api", "sleep 100", "--env", "A=1", code=8).stderr
+    spm("start", "api", "sleep 100", "--env", "A=1", "--replace")
+    spm("stop", "api")
+
+
+def test_a_fifo_in_place_of_the_state_does_not_hang(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    (spm.home / "state.json").unlink()
+    os.mkfifo(spm.home / "state.json")
+    assert spm.service("api")["status"] == "running"
+    spm("stop", "api")
+
+
+def test_stop_stops_what_it_can_and_names_what_it_cannot(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    pid = spm.service("api")["pid"]
+    done = spm("stop", "nosuch", "api", code=3)
+    assert "nosuch" in done.stderr and "api stopped" in done.stdout
+    assert not is_running(pid)
+
+
+def test_an_option_without_a_command_is_not_ignored(spm: Spm) -> None:
+    spm("start", "api", "sleep 100", "--log-size", "1MB")
+    spm("stop", "api")
+    assert "command is missing" in spm("start", "api", "--log-size", "2MB", code=2).stderr
+
+
+def test_control_characters_in_a_command_stay_in_their_line(spm: Spm) -> None:
+    spm("start", "api", "--", "sh", "-c", "exec sleep 100\n# \x1b[31m")
+    assert r"\x1b" in spm("list").stdout and "\x1b" not in spm("status", "api").stdout
+    assert len(spm("list").stdout.splitlines()) == 2
+    spm("stop", "api")
+
+
+def test_a_home_behind_a_link_is_used(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    (spm.base / "link").symlink_to(spm.home)
+    spm("stop", "api", "--home", spm.base / "link")
+
+
+def test_a_directory_with_other_files_is_no_home(spm: Spm) -> None:
+    (spm.base / "photos").mkdir()
+    (spm.base / "photos" / "a.jpg").touch()
+    done = spm("start", "api", "sleep 1", "--home", spm.base / "photos", code=9)
+    assert "holds other files" in done.stderr
+    assert os.listdir(spm.base / "photos") == ["a.jpg"]
+
+
+def test_following_a_log_shows_no_line_twice(spm: Spm) -> None:
+    script = "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo line $i; done; exec sleep 0.5"
+    spm("start", "api", "--", "sh", "-c", script)
+    shown = spm("logs", "api", "-n", "10000", "-f").stdout.splitlines()
+    assert shown == [f"line {i}" for i in range(1, 3001)]
+
+
+def test_a_start_during_cleanup_is_whole_or_was_not(spm: Spm) -> None:
+    for _ in range(5):
+        spm("start", "api", "sleep 100")
+        cleanup, start = spm.popen("cleanup", "--purge"), spm.popen("start", "api", "sleep 100")
+        outputs = [one.communicate(timeout=60) for one in (cleanup, start)]
+        assert cleanup.returncode == 0 and start.returncode == 0, outputs
+        alive = [p for p in spm.bearers() if p.name() == "sleep"]
+        rows = spm.json("list")["services"]
+        assert [p.pid for p in alive] == [row["pid"] for row in rows if row["pid"]]
+        spm("cleanup", "--purge")
+    assert not any(os.scandir(spm.home / "services"))
+
+
+def test_force_does_not_overtake_a_start(spm: Spm) -> None:
+    for _ in range(5):
+        start, stop = spm.popen("start", "api", "sleep 100"), spm.popen("stop", "api", "--force")
+        outputs = [one.communicate(timeout=60) for one in (start, stop)]
+        assert start.returncode == 0 and stop.returncode in (0, 3), outputs
+        alive = [p.pid for p in spm.bearers() if p.name() == "sleep"]
+        rows = spm.json("list")["services"]
+        assert alive == [row["pid"] for row in rows if row["status"] == "running"]
+        spm("cleanup")

@@ -730,9 +730,9 @@ MAIN_FACTS = ("alive", "gone", "stranger", "stopped")
 
 def test_a_status_is_true_to_the_facts_in_every_case() -> None:
     flags = (False, True)
-    cases = itertools.product(PHASES, (MAIN, None), flags, flags, flags, MAIN_FACTS)
-    for phase, main, here, same_host, supervised, seen in cases:
-        facts = spm.Facts(here, same_host, supervised, seen)
+    cases = itertools.product(PHASES, (MAIN, None), *[flags] * 4, MAIN_FACTS)
+    for phase, main, here, same_host, claimed, supervised, seen in cases:
+        facts = spm.Facts(here, same_host, claimed, supervised, seen)
         record = RECORD._replace(phase=phase, main=main, reason="a reason")
         verdict = spm.status_of(record, facts)
         case = f"{phase}, main {main}, {facts}: {verdict}"
@@ -915,7 +915,7 @@ def test_an_event_behind_a_torn_line_is_not_lost(tmp_path: Path) -> None:
 
 def test_a_forgotten_service_does_not_come_back_with_a_damaged_state(tmp_path: Path) -> None:
     store = state_of(str(tmp_path), RECORD, RECORD._replace(name="web"))
-    spm.forget(store, ["api"], purge=False)
+    spm.forget(store, [RECORD], purge=False)
     Path(store.state_path).write_bytes(b"{")
     assert set(anew(store).records()) == {"web"}
 
@@ -957,7 +957,7 @@ class StateAndItsFaults(RuleBasedStateMachine):
     def forget(self, name: str, purge: bool) -> None:
         """What cleanup does; it forgets what is known only."""
         if name.lower() in self.known:
-            spm.forget(self.store, [name], purge)
+            spm.forget(self.store, [self.known[name.lower()]], purge)
             del self.known[name.lower()]
 
     @rule(share=st.floats(0, 1))
