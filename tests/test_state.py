@@ -409,6 +409,7 @@ def test_garbage_on_the_control_socket_disturbs_nobody(spm: Spm) -> None:
 
     spm("start", "api", "sleep 100")
     path = spm.home / "services" / "api" / "control.sock"
+    eventually(path.exists, what="the control socket")
     silent = [socket.socket(socket.AF_UNIX) for _ in range(20)]
     for one in silent:
         one.connect(str(path))

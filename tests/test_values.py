@@ -730,9 +730,10 @@ MAIN_FACTS = ("alive", "gone", "stranger", "stopped")
 
 def test_a_status_is_true_to_the_facts_in_every_case() -> None:
     flags = (False, True)
-    cases = itertools.product(PHASES, (MAIN, None), *[flags] * 4, MAIN_FACTS)
-    for phase, main, here, same_host, claimed, supervised, seen in cases:
-        facts = spm.Facts(here, same_host, claimed, supervised, seen)
+    known = itertools.product(flags, flags, flags, flags, MAIN_FACTS)
+    all_facts = [spm.Facts(*facts) for facts in known]
+    for phase, main, facts in itertools.product(PHASES, (MAIN, None), all_facts):
+        here, supervised, seen = facts.here, facts.supervised, facts.main
         record = RECORD._replace(phase=phase, main=main, reason="a reason")
         verdict = spm.status_of(record, facts)
         case = f"{phase}, main {main}, {facts}: {verdict}"
