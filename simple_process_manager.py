@@ -3807,8 +3807,12 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     command = COMMANDS[name]
     # A width of our own: argparse would import shutil and the compression libraries to find one.
     width = partial(argparse.HelpFormatter, width=98)
-    parser = Parser(f"{PROGRAM} {name}", description=command.help, allow_abbrev=False)
-    parser.formatter_class = width
+    parser = Parser(
+        f"{PROGRAM} {name}",
+        description=command.help,
+        formatter_class=width,
+        allow_abbrev=False,
+    )
     for words, metavar, kind, default, text in (*command.options, *GLOBAL_OPTIONS):
         flags = words.split()
         if not metavar:
