@@ -646,7 +646,6 @@ if sys.platform == "win32":
     _jobs: list[int] = []  # kept open: a job that nobody holds loses its name
     CMD_SWITCHES = ("/d", "/s", "/c")
     my_user_id = 0  # as os.stat() has it: the access list of the profile protects the directory
-    NO_WAIT = 0
     stat_of, cookie_of = _psutil_stat, _psutil_cookie
 
     def all_stats() -> dict[int, Stat]:
@@ -703,8 +702,10 @@ if sys.platform == "win32":
         try:
             if force:
                 psutil.Process(identity.pid).kill()
+            elif identity.pid not in [child.pid for child in _children]:
+                return False  # it leads no group on our console: the event might reach ourselves
             else:
-                os.kill(identity.pid, signal.CTRL_BREAK_EVENT)  # only on the caller's own console
+                os.kill(identity.pid, signal.CTRL_BREAK_EVENT)
         except (psutil.Error, OSError):
             return False
         return True
@@ -841,15 +842,23 @@ if sys.platform == "win32":
             return True
         return False
 
-    def replace_file(source: str, target: str) -> None:
-        """os.replace, retried for a second while a reader holds the target open."""
+    def _patiently(act: Callable[..., object], *args: object) -> object:
+        # A file that somebody else has open just now is refused: tried again for a second.
         for _ in range(50):
-            try:
-                os.replace(source, target)
-                return
-            except PermissionError:
-                time.sleep(0.02)
-        os.replace(source, target)
+            with contextlib.suppress(PermissionError):
+                return act(*args)
+            time.sleep(0.02)
+        return act(*args)
+
+    def replace_file(source: str, target: str) -> None:
+        """os.replace, retried while a reader holds the target open."""
+        _patiently(os.replace, source, target)
+
+    def private(path: str, flags: int) -> int:
+        """An opener, retried while the file is being replaced."""
+        descriptor = _patiently(os.open, path, flags)
+        assert isinstance(descriptor, int)
+        return descriptor
 
     def read_at(descriptor: int, size: int, offset: int) -> bytes:
         """Up to `size` bytes from an offset of an open file."""
@@ -908,7 +917,6 @@ else:
 
     _facts: dict[str, str] = {}  # read once, they don't change while we live
     my_user_id = os.geteuid()
-    NO_WAIT = os.O_NONBLOCK
     replace_file = os.replace
 
     def _has_proc() -> bool:
@@ -1223,6 +1231,10 @@ else:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         return False
+
+    def private(path: str, flags: int) -> int:
+        """An opener for files that only this user may read; a FIFO in their place is no wait."""
+        return os.open(path, flags | os.O_NONBLOCK, 0o600)
 
     def read_at(descriptor: int, size: int, offset: int) -> bytes:
         """Up to `size` bytes from an offset of an open file."""
@@ -1567,11 +1579,6 @@ def state_errors(path: str) -> Iterator[None]:
         raise StateError(f"{error.filename or path}: {reason}", advice.format(path=path)) from error
 
 
-def private(path: str, flags: int) -> int:
-    """An opener for files that only this user may read; a FIFO in their place is no wait."""
-    return os.open(path, flags | NO_WAIT, 0o600)
-
-
 def write_file(path: str, data: bytes, durable: bool = True) -> None:
     """Replace a file whole: temporary file beside it, flush, fsync, os.replace."""
     temporary = f"{path}.{os.getpid()}.tmp"
@@ -1741,7 +1748,7 @@ class Store:
         now = f"{time.strftime('%Y%m%dT%H%M%S')}.{time.time_ns() % 10**9:09}"
         aside = f"{self.state_path}.corrupt-{now}"
         with state_errors(self.state_path):
-            os.replace(self.state_path, aside)
+            replace_file(self.state_path, aside)
         name = os.path.basename(aside)
         self.notes.append(
             f"state.json was damaged ({why}): moved to {name}, rebuilt from services/"
@@ -3013,7 +3020,7 @@ def launch(
         if not adopt:
             store.save({record.name: record})  # if that fails the pipe closes and it goes away
         order = {"home": store.home, "record": record.to_json(), "env": env, "adopt": adopt}
-        with contextlib.suppress(BrokenPipeError), open(booted.order, "wb", closefd=False) as file:
+        with contextlib.suppress(OSError), open(booted.order, "wb", closefd=False) as file:
             file.write(json.dumps({**order, "sys_path": sys.path}).encode() + b"\n")
         line = read_answer(booted.answer, BOOT_S)
     finally:
