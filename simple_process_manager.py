@@ -1535,13 +1535,13 @@ class Holder(NamedTuple):
     cwd: str = ""
     cookie: Cookie = Cookie()  # its own or, if it cleared its environment, an ancestor's
     addresses: tuple[str, ...] = ()
+    kind: str = ""  # as classify_holder() says
 
     def to_json(self) -> dict[str, object]:
         """Its JSON object."""
-        data = {key: getattr(self, key) or None for key in ("user", "name", "command", "cwd")}
-        owner = {"service": self.cookie.service or None, "home": self.cookie.home or None}
-        pid = self.identity and self.identity.pid
-        return {"pid": pid, **data, **owner, "addresses": list(self.addresses)}
+        keys = ("kind", "user", "name", "command", "cwd", "addresses")
+        data = {"pid": self.identity and self.identity.pid, **{k: getattr(self, k) for k in keys}}
+        return {**data, "service": self.cookie.service or None, "home": self.cookie.home or None}
 
     def __str__(self) -> str:
         """`pid 812 (python3, user ann, in /srv/app)`."""
@@ -1559,17 +1559,19 @@ def look_at(pid: int | None, listening: Sequence[Listener] = ()) -> Holder:
 
     look = stat_of(pid) if pid else None
     holder = Holder(addresses=tuple(sorted({one.address for one in listening})))
-    if pid is None or look is None:
+    if not pid or look is None:
         return holder._replace(user=user_name(listening[0].uid) if listening else "")
     cookies = (cookie_of(one) for one in lineage(pid) if one > 1)
     cookie = next((one for one in cookies if one.home and one.service), Cookie())
     cookie = cookie._replace(instance=cookie.instance or cookie.supervises)
+    cookie = cookie._replace(supervises=cookie_of(pid).supervises)
     holder = holder._replace(identity=look.identity, command=command_line(pid), cookie=cookie)
     with contextlib.suppress(psutil.Error, OSError, KeyError):
         process = psutil.Process(pid)
         holder = holder._replace(name=process.name(), user=process.username())
-        # To root its own process and one that gave up root look alike in /proc.
-        holder = holder._replace(is_mine=look.is_mine and is_mine(process), cwd=process.cwd())
+        # Who gave up root looks like root's own in /proc; a socket may be somebody else's gift.
+        mine = is_mine(process) and {one.uid for one in listening} <= {None, my_user_id}
+        holder = holder._replace(is_mine=look.is_mine and mine, cwd=process.cwd())
     return holder
 
 
@@ -1644,11 +1646,11 @@ def is_in_project(path: str, home: str) -> bool:
     root = os.path.realpath(os.path.dirname(home) if is_at_root else project_root(os.getcwd()))
     path, inner = os.path.realpath(path), (".git", ".spm")
     while path != root and not any(os.path.lexists(os.path.join(path, one)) for one in inner):
-        if path == os.path.dirname(path):
+        path, below = os.path.dirname(path), path
+        if path == below:
             return False
-        path = os.path.dirname(path)
-    wide = (os.path.expanduser("~"), tempfile.gettempdir())
-    return path == root and all(os.path.commonpath([root, one]) != root for one in wide)
+    wide = [os.path.realpath(one) for one in (os.path.expanduser("~"), tempfile.gettempdir())]
+    return path == root and not any(f"{one}{os.sep}".startswith(f"{root}{os.sep}") for one in wide)
 
 
 @contextlib.contextmanager
@@ -2163,12 +2165,8 @@ def spec_differences(old: Spec, new: Spec) -> list[str]:
     """How two specs differ, one text for each field."""
 
     def asked(spec: Spec, key: str) -> object:
-        special = {
-            "argv": spec.words,
-            "port": spec.port or spec.port_asked or None,
-            "port_asked": None,
-        }
-        return special.get(key, getattr(spec, key))
+        port = spec.port or spec.port_asked or None
+        return {"argv": spec.words, "port": port, "port_asked": ""}.get(key, getattr(spec, key))
 
     def shown(value: object) -> str:
         words = value if isinstance(value, tuple) else (str(value),)
@@ -2197,7 +2195,7 @@ def refusal(
     return None
 
 
-# Who may hold a port, the least touchable first, and what to do about it by hand.
+# Who may hold a port, the least touchable first, and what a person can do about it.
 NOT_OURS, THIS, LEFTOVER = "not ours to touch", "this service", "a leftover of this project"
 HERE, ELSEWHERE, FOREIGN = "another service of this home", "a service of another home", "foreign"
 HOLDER_KINDS = {
@@ -2208,37 +2206,30 @@ HOLDER_KINDS = {
     LEFTOVER: "have it ended: port {port} --free",
     THIS: "have it ended with --on-conflict auto",
 }
-SYSTEM_PROGRAMS = r"""(?xi)(com\.)?(docker|containerd|podman|conmon|rootless|slirp4netns|passt|pasta
-    |gvproxy|vpnkit|wslrelay|system|launchd|init$)"""
-ON_CONFLICT = {  # which kinds of holders are ended
-    "auto": (THIS, LEFTOVER),
-    "kill": (THIS, LEFTOVER, FOREIGN),
-    "fail": (),
-    "next": (),
-}
+SYSTEM_PROGRAMS = r"(?i)(com\.)?(docker|containerd|podman|conmon|rootless|slirp4netns|pasta|system)"
+# Whom --on-conflict ends.
+ON_CONFLICT = {"auto": (THIS, LEFTOVER), "kill": (THIS, LEFTOVER, FOREIGN), "fail": (), "next": ()}
 AUTO_PORTS = range(20000, 30000)  # below what systems give out by themselves
 
 
-def classify_holder(
-    holder: Holder, name: str, home: str, in_project: bool, above: Sequence[int]
-) -> str:
-    """Of which kind a holder is for the service `name`; `above`: the caller and its ancestors."""
+def classify_holder(holder: Holder, name: str, home: str, inside: bool, is_above: bool) -> str:
+    """Of which kind a holder is for the service `name`: it runs inside the project, above us."""
     cookie, pid = holder.cookie, holder.identity.pid if holder.identity else 0
     is_system = re.match(SYSTEM_PROGRAMS, holder.name) or (holder.user, holder.cwd) == ("root", "/")
-    if pid <= 1 or pid in above or not holder.is_mine or is_system or cookie.supervises:
+    if pid <= 1 or is_above or not holder.is_mine or is_system or cookie.supervises:
         return NOT_OURS
     if cookie.home and cookie.home != home:
         return ELSEWHERE
     if cookie.home:
         return THIS if cookie.service.lower() == name.lower() else HERE
-    return LEFTOVER if in_project else FOREIGN
+    return LEFTOVER if inside else FOREIGN
 
 
 def port_decision(kind: str, flag: str, production: bool) -> str:
     """What to do about a held port: take back, end, next port, fail or refuse."""
     if production:
         return "refuse"
-    if kind in ON_CONFLICT[flag]:
+    if kind in ON_CONFLICT.get(flag, ()):
         return "end" if kind == FOREIGN else "take back"
     return "next port" if flag == "next" else "fail"
 
@@ -2250,10 +2241,10 @@ def parse_conflict(text: str) -> str:
     return text
 
 
-def is_production(environ: Mapping[str, str]) -> bool:
+def is_production(*environs: Mapping[str, str]) -> bool:
     """Whether nothing may be ended for a port."""
-    names = ("ENVIRONMENT", "SPM_ENVIRONMENT")
-    return any(environ.get(name, "").lower() == "production" for name in names)
+    pairs = [(one, name) for one in environs for name in ("ENVIRONMENT", "SPM_ENVIRONMENT")]
+    return any(one.get(name, "").lower() == "production" for one, name in pairs)
 
 
 def kept_port(spec: Spec, old: Spec, is_running: bool, flag: str) -> Spec:
@@ -2949,14 +2940,12 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     if bad:
         raise UsageError("--env: what precedes = is no name", "write --env NAME=value")
     argv = command_words(name, args)
-    port = args.port if isinstance(args.port, int) else None
-    if args.port is None:
-        port = recognise_port(argv[-1].split() if args.shell else argv)
+    recognised = recognise_port(argv[-1].split() if args.shell else argv)
     spec = Spec(
         argv=argv,
         cwd=os.path.abspath(args.cwd or os.getcwd()),
         shell=args.shell,
-        port=port,
+        port={None: recognised, "auto": None}.get(args.port, args.port),
         port_declared=args.port is not None,
         env_given=tuple(sorted({key for key, equals, _ in pairs if equals})),
         env_taken=tuple(sorted({key for key, equals, _ in pairs if not equals})),
@@ -3067,8 +3056,7 @@ def begin(
     notes = end_former(store, former) if former else []
     instance = BOOTED[0].instance if BOOTED else os.urandom(16).hex()
     record = new_record(name, spec, instance)
-    record, done = with_port(store, record, conflict, force, is_production(values))
-    notes += done
+    record = with_port(store, record, "force" if force else conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
     with state_errors(store.home):
         write_file(store.path(name, "env.json"), json.dumps(given).encode())
@@ -3093,17 +3081,19 @@ def end_former(store: Store, seen: Seen) -> list[str]:
 
 
 class Held(NamedTuple):
-    """A port that somebody listens on: by whom, the least touchable first, and of which kind."""
+    """A port that somebody listens on: by whom, the least touchable first."""
 
     port: int
-    holders: tuple[Holder, ...]
-    kinds: tuple[str, ...]
+    holders: list[Holder]
+
+    @property
+    def kind(self) -> str:
+        """The kind that decides."""
+        return self.holders[0].kind
 
     def __str__(self) -> str:
-        """`port 8000 is held: pid 812 (python3, user ann, in /srv/app) listens there (foreign)`."""
-        who = ", ".join(map(str, self.holders))
-        listen = "listens" if len(self.holders) == 1 else "listen"
-        return f"port {self.port} is held: {who} {listen} there ({self.kinds[0]})"
+        """`port 8000 is held: pid 812 (python3, user ann, in /srv/app), foreign`."""
+        return f"port {self.port} is held: {', '.join(map(str, self.holders))}, {self.kind}"
 
 
 def held_port(store: Store, port: int, name: str) -> Held | None:
@@ -3118,16 +3108,17 @@ def held_port(store: Store, port: int, name: str) -> Held | None:
         if owner and not holder.cookie.home:  # it cleared its environment, its supervisor is gone
             cookie = Cookie(owner.instance, owner.name, store.home)
             holder = holder._replace(cookie=cookie)
-        is_inside = bool(holder.cwd) and is_in_project(holder.cwd, store.home)
-        ranked.append((classify_holder(holder, name, store.home, is_inside, above), holder))
-    ranked.sort(key=lambda pair: list(HOLDER_KINDS).index(pair[0]))
-    return Held(port, tuple(holder for _, holder in ranked), tuple(kind for kind, _ in ranked))
+        inside = bool(holder.cwd) and is_in_project(holder.cwd, store.home)
+        is_above = holder.identity is not None and holder.identity.pid in above
+        kind = classify_holder(holder, name, store.home, inside, is_above)
+        ranked.append(holder._replace(kind=kind))
+    return Held(port, sorted(ranked, key=lambda one: list(HOLDER_KINDS).index(one.kind)))
 
 
 def port_error(held: Held, decision: str, more: str = "", way: str = "") -> SpmError:
     """The error of a held port, with the facts and the way on."""
     pids = " ".join(str(one.identity.pid) for one in held.holders if one.identity)
-    holders = [{**one.to_json(), "kind": kind} for one, kind in zip(held.holders, held.kinds)]
+    holders = [holder.to_json() for holder in held.holders]
     facts = {"port": held.port, "decision": decision, "holders": holders}
     if decision == "refuse":
         more = f"; this is production: nothing is ended for a port{more}"
@@ -3135,67 +3126,63 @@ def port_error(held: Held, decision: str, more: str = "", way: str = "") -> SpmE
         return Refused(f"{held}{more}", advice, **facts)
     cookie = held.holders[0].cookie
     place = {"service": cookie.service, "home": join_command([cookie.home])}
-    advice = HOLDER_KINDS[held.kinds[0]].format(port=held.port, pids=pids, **place)
+    advice = HOLDER_KINDS[held.kind].format(port=held.port, pids=pids, **place)
     return PortConflict(f"{held}{more}", advice + way, **facts)
 
 
 def clear_port(store: Store, held: Held, name: str) -> str:
     """End who holds a port, each with its descendants; what was done, once nobody listens there."""
-    began, gone, killed = time.monotonic(), 0, False
+    began, trees = time.monotonic(), []
     for holder in held.holders:
         record = new_record(holder.name, Spec(("?",), "/"), holder.cookie.instance)
         record = record._replace(main=holder.identity)
-        members = tree_of(record)
-        error = refusal(record, record.main, members, lineage())
+        trees.append((record, tree_of(record)))
+    for error in [refusal(record, record.main, tree, lineage()) for record, tree in trees]:
         if error:
             raise error
-        ended = drive(end_tree(record, members, PORT_GRACE_S, force=False))
-        gone, killed = gone + ended.processes, killed or ended.killed
+    ended = [drive(end_tree(*tree, PORT_GRACE_S, force=False)) for tree in trees]
+    count = counted(sum(one.processes for one in ended), "process") + " ended"
+    count += ", by SIGKILL" * any(one.killed for one in ended)
     after = held_port(store, held.port, name)
     if after:
-        raise port_error(after, "fail", f"; {counted(gone, 'process')} of its holders ended before")
+        raise port_error(after, "fail", f"; {count} before")
     seconds = format_duration(time.monotonic() - began)
-    count = counted(gone, "process") + " ended" + ", by SIGKILL" * killed
-    who = ", ".join(map(str, held.holders))
-    return f"port {held.port} was held by {who} ({held.kinds[0]}): {count} in {seconds}"
+    return f"{held}: {count} in {seconds}".replace(" is held:", " was held:", 1)
 
 
 def with_port(
-    store: Store, record: Record, flag: str, force: bool, production: bool
-) -> tuple[Record, list[str]]:
-    """The record with a port that it can have, and what was done for that; each step is an event.
+    store: Store, record: Record, flag: str, values: Mapping[str, str], notes: list[str]
+) -> Record:
+    """The record with a port that it can have, after what has to be done for that.
 
     For a port that was only recognised nobody is ended but stale processes of this very service.
     """
-    spec, name = record.spec, record.name
-    lines: list[str] = []
+    spec = record.spec
 
-    def tell(event: str, why: str) -> None:
-        store.write_event(event, name, store.record(name), why)
+    def tell(event: str, why: str, note: str = "[WARN] ") -> None:
+        store.write_event(event, record.name, store.record(record.name), why)
+        notes.extend([note + why] if note else [])
 
-    flag = "next" if spec.port_asked else flag
-    looks = spec.port is not None and spec.port_asked != "auto"
-    held = held_port(store, spec.port, name) if looks and spec.port else None
+    is_named = spec.port and spec.port_asked != "auto"
+    held = held_port(store, spec.port, record.name) if is_named and spec.port else None
+    moves = spec.port_declared and (flag == "next" or bool(spec.port_asked))
     if held:
-        decision = port_decision(held.kinds[0], flag, production or is_production(os.environ))
-        is_stale = (held.kinds[0], decision) == (THIS, "take back")
-        warns = force or not (spec.port_declared or is_stale)
-        tell("port_held", f"{held}: {'start anyway' if warns else decision}")
-        if warns:
-            return record, [f"[WARN] {held}".replace(" is held:", " is held already:")]
+        kind, production = held.kind, is_production(os.environ, values)
+        decision = port_decision(kind, "next" if moves else flag, production)
+        if flag == "force" or not (spec.port_declared or (kind, decision) == (THIS, "take back")):
+            tell("port_held", str(held).replace(" is held:", " is held already:", 1))
+            return record
+        tell("port_held", f"{held}: {decision}", note="")
         if decision in ("fail", "refuse"):
             raise port_error(held, decision, "; nothing was started", OTHER_WAYS)
         if decision != "next port":
-            lines.append(f"[WARN] {clear_port(store, held, name)}")
-            tell("port_freed", lines[0][7:])
-    if not spec.port_declared or flag != "next":
-        return record, lines
-    record = reserve_port(store, record)
+            tell("port_freed", clear_port(store, held, record.name))
+    if moves:
+        record = reserve_port(store, record)
     if record.spec.port != spec.port:
-        why = f"{held}; took port" if held else "took port"
-        tell("port_chosen", f"{why} {record.spec.port}")
-        lines += [f"[WARN] {held}; took port {record.spec.port}"] if held else []
-    return record, lines
+        why = f"{held or spec.port_asked}: took port {record.spec.port}"
+        tell("port_chosen", why, "[WARN] " * bool(held))
+    return record
 
 
 def reserve_port(store: Store, record: Record) -> Record:
@@ -3223,21 +3210,20 @@ def reserve_port(store: Store, record: Record) -> Record:
 def show_port(store: Store, args: argparse.Namespace) -> Result:
     """Who listens on a port; free it, if that may be done."""
     held = held_port(store, args.port, "")
-    free = {"port": args.port, "free": True}
+    lines, free = [f"[OK] port {args.port} is free"], {"port": args.port, "free": True}
     if held is None:
-        return Result({**free, "holders": []}, [f"[OK] port {args.port} is free"])
-    decision = port_decision(held.kinds[0], args.on_conflict, is_production(os.environ))
+        return Result(free, lines)
+    decision = port_decision(held.kind, args.on_conflict, is_production(os.environ))
     if args.free and decision in ("take back", "end"):
-        done = clear_port(store, held, "")
-        lines = [f"[WARN] {done}", f"[OK] port {args.port} is free"]
-        return Result({**free, "holders": [one.to_json() for one in held.holders]}, lines)
+        return Result(free, [f"[WARN] {clear_port(store, held, '')}", *lines])
     error = port_error(held, decision)
     if args.free:
         raise error
-    error = PortConflict(str(held), error.advice, **error.facts)
-    lines = [f"  {holder}: {holder.command}" for holder in held.holders if holder.command]
+    lines = [f"  pid {one.identity.pid}: {one.command}" for one in held.holders if one.identity]
     lines.append(f"[INFO] port {args.port} --free would: {decision}")
-    return Result({"port": args.port, "free": False}, lines, error=error)
+    return Result(
+        {**free, "free": False}, lines, error=PortConflict(str(held), error.advice, **error.facts)
+    )
 
 
 def boot(store: Store, name: str, instance: str) -> Boot:

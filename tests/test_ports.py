@@ -121,7 +121,7 @@ def test_port_free_ends_a_leftover_and_nobody_else(
     leftover = hold(port, spm.cwd)
     assert spm.json("port", port, code=5)["error"]["decision"] == "take back"
     freed = spm("port", port, "--free")
-    assert f"[WARN] port {port} was held by pid {leftover.pid}" in freed.stderr
+    assert f"[WARN] port {port} was held: pid {leftover.pid}" in freed.stderr
     assert "1 process ended" in freed.stderr and f"[OK] port {port} is free" in freed.stdout
     assert leftover.wait(5) == -15
     foreign = hold(port, elsewhere)
@@ -159,7 +159,7 @@ def test_a_leftover_of_this_project_is_taken_back_and_that_is_told(
     leftover = hold(port, spm.cwd, host=host)
     started = spm("start", "api", nasty("--port", "{port}"), "--port", port)
     assert leftover.wait(5) == -15
-    assert f"[WARN] port {port} was held by pid {leftover.pid}" in started.stderr
+    assert f"[WARN] port {port} was held: pid {leftover.pid}" in started.stderr
     assert "a leftover of this project" in started.stderr and "ended in" in started.stderr
     spm("wait-healthy", "api", 10)
     assert events(spm, "api") == ["port_held", "port_freed", "started"]
@@ -260,6 +260,7 @@ def test_a_process_of_another_user_is_never_touched(spm: Spm, port: int, hold: H
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_without_the_rights_to_see_the_holder_that_is_what_is_said(port: int, base: Path) -> None:
+    base.chmod(0o711)
     ask = (
         "import os, sys; sys.path.insert(0, sys.argv[1]); import simple_process_manager as p\n"
         "look = lambda: p.held_port(p.Store(sys.argv[2]), int(sys.argv[3]), 'api')\n"
@@ -271,7 +272,7 @@ def test_without_the_rights_to_see_the_holder_that_is_what_is_said(port: int, ba
     with socket.create_server(("127.0.0.1", port)):
         said = subprocess.check_output([*argv, str(port)], cwd="/", text=True)
     who = "a process of user root that this user can't see"
-    assert said == f"port {port} is held: {who} listens there (not ours to touch) None\n"
+    assert said == f"port {port} is held: {who}, not ours to touch None\n"
 
 
 def test_what_an_instance_of_this_service_left_is_taken_back(spm: Spm, port: int) -> None:
@@ -283,7 +284,7 @@ def test_what_an_instance_of_this_service_left_is_taken_back(spm: Spm, port: int
     (spm.home / "state.json").write_text('{"schema": 1, "services": {}}', "utf-8")
     assert spm.json("port", port, code=5)["error"]["holders"][0]["service"] == "api"
     started = spm("start", "api", nasty("--port", port), "--port", port)
-    assert "(this service)" in started.stderr and f"pid {stale.pid}" in started.stderr
+    assert ", this service: " in started.stderr and f"pid {stale.pid}" in started.stderr
     assert not is_running(stale.pid)
     spm("wait-healthy", "api", 10)
     spm("stop", "api")
@@ -440,7 +441,7 @@ OURS = program.Cookie("i", "api", "/h")
         (SEEN, True, "a leftover of this project"),
         (SEEN, False, "foreign"),
         (SEEN._replace(is_mine=False), True, "not ours to touch"),
-        (SEEN._replace(identity=program.Identity(700, "1@b")), True, "not ours to touch"),
+
         (SEEN._replace(identity=None), True, "not ours to touch"),
         (SEEN._replace(identity=program.Identity(1, "1@b")), True, "not ours to touch"),
         (SEEN._replace(user="root", cwd="/"), False, "not ours to touch"),
@@ -451,7 +452,9 @@ OURS = program.Cookie("i", "api", "/h")
     ],
 )  # fmt: skip
 def test_the_kind_of_a_holder(holder: program.Holder, in_project: bool, kind: str) -> None:
-    assert program.classify_holder(holder, "API", "/h", in_project, (900, 700)) == kind
+    assert program.classify_holder(holder, "API", "/h", in_project, is_above=False) == kind
+    above = program.classify_holder(holder, "API", "/h", in_project, is_above=True)
+    assert above == "not ours to touch"
 
 
 @given(
@@ -473,3 +476,64 @@ def test_only_the_word_production_is_production() -> None:
         assert program.is_production({"SPM_ENVIRONMENT": value, "ENVIRONMENT": "test"})
     for value in ("prod", "", "staging", "development"):
         assert not program.is_production({"ENVIRONMENT": value})
+
+
+# -- servers of several processes
+
+
+PREFORK = """
+import os, signal, socket, sys, time
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+workers = [os.fork() for _ in range(3) if os.getpid() == int(os.environ["LEADER"])]
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_all_who_share_a_listening_socket_are_its_holders(spm: Spm, port: int) -> None:
+    argv = [sys.executable, "-S", "-c", "import os; os.environ['LEADER'] = str(os.getpid())"]
+    argv[-1] += PREFORK
+    with subprocess.Popen([*argv, str(port)], cwd=spm.cwd, stdout=subprocess.PIPE) as master:
+        assert master.stdout
+        for _ in range(4):
+            master.stdout.readline()
+        everybody = [master.pid, *(one.pid for one in psutil.Process(master.pid).children())]
+        os.kill(master.pid, 9)
+        eventually(lambda: not is_running(master.pid))
+        workers = {one["pid"] for one in spm.json("port", port, code=5)["error"]["holders"]}
+        assert workers == set(everybody[1:]) and len(workers) == 3
+        assert "3 processes ended" in spm("port", port, "--free").stderr
+        eventually(lambda: not any(map(is_running, everybody)))
+
+
+def test_a_reloading_server_left_over_is_ended_with_its_watcher(
+    spm: Spm, port: int, hold: Hold
+) -> None:
+    (spm.cwd / "app.py").write_text(
+        "async def app(scope, receive, send):\n"
+        "    await send({'type': 'http.response.start', 'status': 200})\n"
+        "    await send({'type': 'http.response.body', 'body': b'ok'})\n",
+        "utf-8",
+    )
+    argv = [sys.executable, "-m", "uvicorn", "app:app", "--reload", "--port", str(port)]
+    null = subprocess.DEVNULL
+    with subprocess.Popen(argv, cwd=spm.cwd, stdout=null, stderr=null) as watcher:
+        eventually(lambda: listens(port))
+        started = spm("start", "api", nasty("--port", port), "--port", port)
+        assert "a leftover of this project" in started.stderr
+        assert watcher.wait(10) is not None
+    assert spm.json("wait-healthy", "api", 10)["pid"] == spm.service("api")["pid"]
+    spm("stop", "api")
+
+
+def test_a_service_that_cleared_its_environment_is_still_known_as_one(spm: Spm, port: int) -> None:
+    clean = f"/usr/bin/env -i {sys.executable} -S {nasty('--port', port).split(maxsplit=1)[1]}"
+    spm("start", "web", clean, "--cwd", spm.cwd)
+    spm("wait-healthy", "web", 10)
+    (holder,) = spm.json("port", port, code=5)["error"]["holders"]
+    assert (holder["kind"], holder["service"]) == ("another service of this home", "web")
+    spm.kill_supervisor("web")
+    (holder,) = spm.json("port", port, code=5)["error"]["holders"]
+    assert (holder["kind"], holder["service"]) == ("another service of this home", "web")
+    assert "→ stop web" in spm("start", "api", nasty(), "--port", port, code=5).stderr
+    spm("stop", "web")
