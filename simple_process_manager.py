@@ -1529,7 +1529,7 @@ class Holder(NamedTuple):
 
     identity: Identity | None = None  # None: this user can't see which one it is
     user: str = ""
-    is_mine: bool = False
+    is_ours: bool = False  # it runs as this user, and not above this process
     name: str = ""
     command: str = ""
     cwd: str = ""
@@ -1571,7 +1571,8 @@ def look_at(pid: int | None, listening: Sequence[Listener] = ()) -> Holder:
         holder = holder._replace(name=process.name(), user=process.username())
         # Who gave up root looks like root's own in /proc; a socket may be somebody else's gift.
         mine = is_mine(process) and {one.uid for one in listening} <= {None, my_user_id}
-        holder = holder._replace(is_mine=look.is_mine and mine, cwd=process.cwd())
+        holder = holder._replace(is_ours=look.is_mine and mine and pid not in lineage())
+        holder = holder._replace(cwd=process.cwd())
     return holder
 
 
@@ -2212,17 +2213,17 @@ ON_CONFLICT = {"auto": (THIS, LEFTOVER), "kill": (THIS, LEFTOVER, FOREIGN), "fai
 AUTO_PORTS = range(20000, 30000)  # below what systems give out by themselves
 
 
-def classify_holder(holder: Holder, name: str, home: str, inside: bool, is_above: bool) -> str:
-    """Of which kind a holder is for the service `name`: it runs inside the project, above us."""
+def classify_holder(holder: Holder, name: str, home: str, in_project: bool) -> str:
+    """Of which kind the holder of a port is for the service `name` that wants it."""
     cookie, pid = holder.cookie, holder.identity.pid if holder.identity else 0
     is_system = re.match(SYSTEM_PROGRAMS, holder.name) or (holder.user, holder.cwd) == ("root", "/")
-    if pid <= 1 or is_above or not holder.is_mine or is_system or cookie.supervises:
+    if pid <= 1 or not holder.is_ours or is_system or cookie.supervises:
         return NOT_OURS
     if cookie.home and cookie.home != home:
         return ELSEWHERE
     if cookie.home:
         return THIS if cookie.service.lower() == name.lower() else HERE
-    return LEFTOVER if inside else FOREIGN
+    return LEFTOVER if in_project else FOREIGN
 
 
 def port_decision(kind: str, flag: str, production: bool) -> str:
@@ -3102,15 +3103,14 @@ def held_port(store: Store, port: int, name: str) -> Held | None:
     if port not in [one.port for one in listening] and probe_tcp(port)[0] is None:
         return None
     mains = {record.main: record for record in store.records().values() if record.main}
-    above, ranked = lineage(), []
+    ranked = []
     for holder in holders_of(port) or [Holder()]:
         owner = mains.get(holder.identity) if holder.identity else None
         if owner and not holder.cookie.home:  # it cleared its environment, its supervisor is gone
             cookie = Cookie(owner.instance, owner.name, store.home)
             holder = holder._replace(cookie=cookie)
         inside = bool(holder.cwd) and is_in_project(holder.cwd, store.home)
-        is_above = holder.identity is not None and holder.identity.pid in above
-        kind = classify_holder(holder, name, store.home, inside, is_above)
+        kind = classify_holder(holder, name, store.home, inside)
         ranked.append(holder._replace(kind=kind))
     return Held(port, sorted(ranked, key=lambda one: list(HOLDER_KINDS).index(one.kind)))
 
@@ -3170,7 +3170,8 @@ def with_port(
         kind, production = held.kind, is_production(os.environ, values)
         decision = port_decision(kind, "next" if moves else flag, production)
         if flag == "force" or not (spec.port_declared or (kind, decision) == (THIS, "take back")):
-            tell("port_held", str(held).replace(" is held:", " is held already:", 1))
+            hint = "" if spec.port_declared else " (declare it with --port to have that settled)"
+            tell("port_held", str(held).replace(" is held:", " is held already:", 1) + hint)
             return record
         tell("port_held", f"{held}: {decision}", note="")
         if decision in ("fail", "refuse"):

@@ -440,7 +440,7 @@ OURS = program.Cookie("i", "api", "/h")
         (SEEN._replace(cookie=OURS._replace(home="/x")), True, "a service of another home"),
         (SEEN, True, "a leftover of this project"),
         (SEEN, False, "foreign"),
-        (SEEN._replace(is_mine=False), True, "not ours to touch"),
+        (SEEN._replace(is_ours=False), True, "not ours to touch"),
 
         (SEEN._replace(identity=None), True, "not ours to touch"),
         (SEEN._replace(identity=program.Identity(1, "1@b")), True, "not ours to touch"),
@@ -452,9 +452,7 @@ OURS = program.Cookie("i", "api", "/h")
     ],
 )  # fmt: skip
 def test_the_kind_of_a_holder(holder: program.Holder, in_project: bool, kind: str) -> None:
-    assert program.classify_holder(holder, "API", "/h", in_project, is_above=False) == kind
-    above = program.classify_holder(holder, "API", "/h", in_project, is_above=True)
-    assert above == "not ours to touch"
+    assert program.classify_holder(holder, "API", "/h", in_project) == kind
 
 
 @given(
