@@ -1584,13 +1584,11 @@ def describe_process(pid: int | None) -> str:
 def holders_of(port: int) -> list[Holder]:
     """Each process that listens on a port; one without identity for all that can't be seen."""
     found = port_listeners(port)
-    looks = {
-        pid: look_at(pid, [one for one in found if one.pid == pid])
-        for pid in dict.fromkeys(one.pid for one in found)
-    }
+    pids = dict.fromkeys(one.pid for one in found)
+    looks = {pid: look_at(pid, [one for one in found if one.pid == pid]) for pid in pids}
     # A number may have changed hands since: who was just identified must listen there too.
     sure = {one.pid for one in listeners(filter(None, looks)) if one.port == port}
-    return [look for pid, look in looks.items() if look.identity is None or pid in sure]
+    return [look for pid, look in looks.items() if pid is None or pid in sure]
 
 
 # == Store =========================================================================================
@@ -3099,12 +3097,13 @@ class Held(NamedTuple):
 
 def held_port(store: Store, port: int, name: str) -> Held | None:
     """Who listens on a port that the service `name` wants; None, in a millisecond, if nobody."""
-    listening = (listen_sockets() or {}).values()
-    if port not in [one.port for one in listening] and probe_tcp(port)[0] is None:
+    answers = probe_tcp(port)[0] is not None
+    holders = holders_of(port) if answers or listen_sockets() else []
+    if not (answers or holders):
         return None
     mains = {record.main: record for record in store.records().values() if record.main}
     ranked = []
-    for holder in holders_of(port) or [Holder()]:
+    for holder in holders or [Holder()]:
         owner = mains.get(holder.identity) if holder.identity else None
         if owner and not holder.cookie.home:  # it cleared its environment, its supervisor is gone
             cookie = Cookie(owner.instance, owner.name, store.home)
