@@ -663,7 +663,7 @@ if sys.platform == "win32":
     _jobs: list[int] = []  # kept open: a job that nobody holds loses its name
     CMD_SWITCHES = ("/d", "/s", "/c")
     my_user_id = 0
-    stat_of, cookie_of = _psutil_stat, _psutil_cookie
+    stat_of, cookie_of, user_name = _psutil_stat, _psutil_cookie, str
 
     def all_stats() -> dict[int, Stat]:
         """One look at every process that can be seen, by pid.
@@ -732,10 +732,6 @@ if sys.platform == "win32":
     def listen_sockets() -> dict[str, Listener] | None:
         """Only psutil knows."""
         return None
-
-    def user_name(uid: int | None) -> str:
-        """Not told by a socket."""
-        return ""
 
     def sockets_of(pid: int) -> list[str]:
         """Only psutil knows."""
@@ -1090,12 +1086,12 @@ else:
             return None
         return found
 
-    def user_name(uid: int | None) -> str:
+    def user_name(uid: int) -> str:
         """The name of a user, or the number if it has none."""
         import pwd
 
         with contextlib.suppress(KeyError):
-            return pwd.getpwuid(uid).pw_name if uid is not None else ""
+            return pwd.getpwuid(uid).pw_name
         return str(uid)
 
     def sockets_of(pid: int) -> list[str]:
@@ -1509,12 +1505,9 @@ def listening_ports(pids: Iterable[int]) -> dict[int, int]:
 def port_listeners(port: int) -> list[Listener]:
     """Who listens on a TCP port, also whom this user can't see; if nobody, no process is read."""
     known = listen_sockets()
-    if known is None:
-        import psutil
-
-        return [one for one in listeners(psutil.pids()) if one.port == port]
-    hidden = [one for one in known.values() if one.port == port]
-    found = [one for one in listeners(all_stats() if hidden else ()) if one.port == port]
+    hidden = [one for one in (known or {}).values() if one.port == port]
+    pids = all_stats() if hidden or known is None else ()
+    found = [one for one in listeners(pids) if one.port == port]
     seen = [one._replace(pid=None) for one in found]
     return found + [one for one in hidden if one not in seen]
 
@@ -1557,20 +1550,20 @@ def look_at(pid: int | None, listening: Sequence[Listener] = ()) -> Holder:
     """What can be seen of a process."""
     import psutil
 
-    look = stat_of(pid) if pid else None
+    look, uids = stat_of(pid) if pid else None, {one.uid for one in listening} - {None}
     holder = Holder(addresses=tuple(sorted({one.address for one in listening})))
     if not pid or look is None:
-        return holder._replace(user=user_name(listening[0].uid) if listening else "")
-    cookies = (cookie_of(one) for one in lineage(pid) if one > 1)
+        return holder._replace(user=", ".join(user_name(uid) for uid in uids if uid is not None))
+    cookies = [cookie_of(one) for one in lineage(pid)]
     cookie = next((one for one in cookies if one.home and one.service), Cookie())
-    cookie = cookie._replace(instance=cookie.instance or cookie.supervises)
-    cookie = cookie._replace(supervises=cookie_of(pid).supervises)
-    holder = holder._replace(identity=look.identity, command=command_line(pid), cookie=cookie)
+    own = {"instance": cookie.instance or cookie.supervises, "supervises": cookies[0].supervises}
+    holder = holder._replace(identity=look.identity, command=command_line(pid))
+    holder = holder._replace(cookie=cookie._replace(**own))
     with contextlib.suppress(psutil.Error, OSError, KeyError):
         process = psutil.Process(pid)
         holder = holder._replace(name=process.name(), user=process.username())
         # Who gave up root looks like root's own in /proc; a socket may be somebody else's gift.
-        mine = is_mine(process) and {one.uid for one in listening} <= {None, my_user_id}
+        mine = is_mine(process) and uids <= {my_user_id}
         holder = holder._replace(is_ours=look.is_mine and mine and pid not in lineage())
         holder = holder._replace(cwd=process.cwd())
     return holder
@@ -1767,14 +1760,14 @@ class Store:
 
     def reserve(self, record: Record) -> bool:
         """Write a record about to start, unless a service wanted running has its port."""
+        key, facts = record.name.lower(), (record.spec.port, "running", record.place)
         with self._lock():
             known = self.records(has_lock=True)
-            others = [other for key, other in known.items() if key != record.name.lower()]
-            facts = (record.spec.port, "running", record.place)
-            if facts in [(other.spec.port, other.wanted, other.place) for other in others]:
+            others = [one for other, one in known.items() if other != key]
+            if facts in [(one.spec.port, one.wanted, one.place) for one in others]:
                 return False
-            self._write({**known, record.name.lower(): record})
-            return True
+            self._write({**known, key: record})
+        return True
 
     def _lock(self) -> contextlib.AbstractContextManager[None]:
         path = os.path.join(self.home, "lock")
@@ -2249,9 +2242,8 @@ def is_production(*environs: Mapping[str, str]) -> bool:
 def kept_port(spec: Spec, old: Spec, is_running: bool, flag: str) -> Spec:
     """The spec with the port that its service was given before, if it asks for the same."""
     asked = spec.port_asked or (str(spec.port) if flag == "next" and is_running else "")
-    if old.port is None or not asked or asked != old.port_asked:
-        return spec
-    return spec._replace(port=old.port, port_asked=asked)
+    is_same = asked and asked == old.port_asked
+    return spec._replace(port=old.port, port_asked=asked) if is_same else spec
 
 
 def port_choices(spec: Spec, seed: int) -> Iterator[int]:
@@ -3083,12 +3075,8 @@ class Held(NamedTuple):
     """A port that somebody listens on: by whom, the least touchable first."""
 
     port: int
+    kind: str  # of the first
     holders: list[Holder]
-
-    @property
-    def kind(self) -> str:
-        """The kind that decides."""
-        return self.holders[0].kind
 
     def __str__(self) -> str:
         """`port 8000 is held: pid 812 (python3, user ann, in /srv/app), foreign`."""
@@ -3111,7 +3099,8 @@ def held_port(store: Store, port: int, name: str) -> Held | None:
         inside = bool(holder.cwd) and is_in_project(holder.cwd, store.home)
         kind = classify_holder(holder, name, store.home, inside)
         ranked.append(holder._replace(kind=kind))
-    return Held(port, sorted(ranked, key=lambda one: list(HOLDER_KINDS).index(one.kind)))
+    ranked.sort(key=lambda one: list(HOLDER_KINDS).index(one.kind))
+    return Held(port, ranked[0].kind, ranked)
 
 
 def port_error(held: Held, decision: str, more: str = "", way: str = "") -> SpmError:
@@ -3221,9 +3210,8 @@ def show_port(store: Store, args: argparse.Namespace) -> Result:
         raise error
     lines = [f"  pid {one.identity.pid}: {one.command}" for one in held.holders if one.identity]
     lines.append(f"[INFO] port {args.port} --free would: {decision}")
-    return Result(
-        {**free, "free": False}, lines, error=PortConflict(str(held), error.advice, **error.facts)
-    )
+    error = PortConflict(str(held), error.advice, **error.facts)
+    return Result({**free, "free": False}, lines, error=error)
 
 
 def boot(store: Store, name: str, instance: str) -> Boot:
