@@ -255,6 +255,11 @@ def parse_port(text: str) -> int:
     return port
 
 
+def parse_port_or_auto(text: str) -> int | str:
+    """A port, or `auto`."""
+    return text if text == "auto" else parse_port(text)
+
+
 def format_duration(seconds: float) -> str:
     """`0.42 s`, `12 s`, `3 m 4 s`, `2 h 5 m`, `3 d 4 h`."""
     if seconds < 60:
@@ -413,7 +418,15 @@ class Spec(NamedTuple):
     env_taken: tuple[str, ...] = ()  # names taken from the caller at each start
     env_files: tuple[str, ...] = ()  # absolute paths, read anew at each start
     log_bytes: int = 10**7
+    port_asked: str = ""  # "auto", or the number that was asked for when --on-conflict next left it
     extra: Mapping[str, object] = NOTHING
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What is executed: argv with the declared port in place of {port}."""
+        if not self.port_declared or self.port is None:
+            return self.argv
+        return tuple(word.replace("{port}", str(self.port)) for word in self.argv)
 
     def to_json(self) -> dict[str, object]:
         """Its JSON object."""
@@ -528,6 +541,7 @@ SPEC: dict[str, Kind] = {
     "env_taken": _list_of(_text),
     "env_files": _list_of(_text),
     "log_bytes": _size,
+    "port_asked": _text,
 }
 RECORD: dict[str, Kind] = {
     "name": _text,
@@ -574,6 +588,15 @@ class Cookie(NamedTuple):
     def is_supervisor(self) -> bool:
         """Whether it is a supervisor: these bear no instance, what a service starts does."""
         return bool(self.supervises) and not self.instance
+
+
+class Listener(NamedTuple):
+    """A TCP socket that listens."""
+
+    port: int
+    address: str
+    pid: int | None = None  # None: this user can't see it
+    uid: int | None = None  # the owner of the socket, where the system tells
 
 
 COOKIE_NAMES = ("SPM_INSTANCE", "SPM_SERVICE", "SPM_HOME", "SPM_SUPERVISOR")
@@ -646,7 +669,7 @@ if sys.platform == "win32":
     _jobs: list[int] = []  # kept open: a job that nobody holds loses its name
     CMD_SWITCHES = ("/d", "/s", "/c")
     my_user_id = 0  # as os.stat() has it: the access list of the profile protects the directory
-    stat_of, cookie_of = _psutil_stat, _psutil_cookie
+    stat_of, cookie_of, user_name = _psutil_stat, _psutil_cookie, str
 
     def all_stats() -> dict[int, Stat]:
         """One look at every process that can be seen, by pid.
@@ -710,7 +733,7 @@ if sys.platform == "win32":
             return False
         return True
 
-    def ports_by_inode() -> dict[str, int] | None:
+    def listen_sockets() -> dict[str, Listener] | None:
         """Only psutil knows."""
         return None
 
@@ -1036,8 +1059,8 @@ else:
                 os.close(handle)
         return True
 
-    def ports_by_inode() -> dict[str, int] | None:
-        """The port of each listening TCP socket by its name in /proc/PID/fd; None: ask psutil.
+    def listen_sockets() -> dict[str, Listener] | None:
+        """Each listening TCP socket by its name in /proc/PID/fd; None: ask psutil.
 
         sock_diag(7) hands out the listening sockets alone: 0.05 ms, where the kernel walks all of
         its tables to write /proc/net/tcp: 5 ms.
@@ -1047,7 +1070,7 @@ else:
 
         if sys.platform != "linux" or not _has_proc():
             return None
-        found: dict[str, int] = {}
+        found: dict[str, Listener] = {}
         sock_diag_by_family, request_dump, listen_only, done = 20, 0x301, 1 << 10, 3
         try:
             with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as netlink:
@@ -1060,17 +1083,27 @@ else:
                         data = netlink.recv(1 << 16)
                         while data and kind != done:
                             size, kind = struct.unpack_from("=IH", data)
-                            if (
-                                kind == sock_diag_by_family
-                            ):  # inet_diag_msg: sport at 4, inode at 68
-                                inode = struct.unpack_from("=I", data, 16 + 68)[0]
-                                found[f"socket:[{inode}]"] = int.from_bytes(data[20:22], "big")
+                            if kind == sock_diag_by_family:
+                                # inet_diag_msg: port at 4, address at 8, uid at 64, inode at 68
+                                port = int.from_bytes(data[20:22], "big")
+                                end = 28 if family == socket.AF_INET else 40
+                                address = socket.inet_ntop(family, data[24:end])
+                                uid, inode = struct.unpack_from("=II", data, 16 + 64)
+                                found[f"socket:[{inode}]"] = Listener(port, address, None, uid)
                             elif kind != done:
                                 return None
                             data = data[(size + 3) & ~3 :]
         except (OSError, struct.error):  # not allowed here
             return None
         return found
+
+    def user_name(uid: int) -> str:
+        """The name of a user, or the number if it has none."""
+        import pwd
+
+        with contextlib.suppress(KeyError):
+            return pwd.getpwuid(uid).pw_name
+        return str(uid)
 
     def sockets_of(pid: int) -> list[str]:
         """What /proc/PID/fd says of the open files of a process, as far as we may read it."""
@@ -1348,9 +1381,9 @@ def is_alive(identity: Identity | None) -> bool:
     return look is not None and look.identity == identity and not look.is_dead
 
 
-def lineage() -> tuple[int, ...]:
-    """The pids of this process and its ancestors: never to be signalled."""
-    pids, look = [os.getpid()], stat_of(os.getpid())
+def lineage(pid: int = 0) -> tuple[int, ...]:
+    """The pids of this process (or another) and its ancestors: ours are never to be signalled."""
+    pids, look = [pid or os.getpid()], stat_of(pid or os.getpid())
     while look and look.parent > 0 and look.parent not in pids:
         pids.append(look.parent)
         look = stat_of(look.parent)
@@ -1470,21 +1503,6 @@ def wait_until_gone(identity: Identity | None, wait_s: float) -> None:
         time.sleep(0.001)
 
 
-def describe_process(pid: int | None) -> str:
-    """`pid 812 (python3, in /srv/app)`, as far as it can be seen."""
-    import psutil
-
-    if pid is None:
-        return "a process that this user can't see"
-    facts = []
-    with contextlib.suppress(psutil.Error, OSError):
-        facts.append(psutil.Process(pid).name())
-        facts.append(f"in {psutil.Process(pid).cwd()}")
-    cookie = cookie_of(pid)
-    facts += [f"service {cookie.service} of {cookie.home}"] if cookie.service else []
-    return f"pid {pid} ({', '.join(facts)})" if facts else f"pid {pid}"
-
-
 def command_line(pid: int) -> str:
     """The command line of a process as one line, "" if it can't be seen."""
     import psutil
@@ -1494,34 +1512,108 @@ def command_line(pid: int) -> str:
     return ""
 
 
-def listening_ports(pids: Iterable[int]) -> dict[int, int]:
-    """The TCP ports that these processes listen on, each with the pid that does."""
-    known = ports_by_inode()
+def listeners(pids: Iterable[int]) -> list[Listener]:
+    """The TCP sockets that these processes listen on."""
+    known = listen_sockets()
     if known is not None:
-        return {known[name]: pid for pid in pids for name in sockets_of(pid) if name in known}
+        pairs = ((pid, name) for pid in pids for name in sockets_of(pid) if name in known)
+        return [known[name]._replace(pid=pid) for pid, name in dict.fromkeys(pairs)]
     import psutil
 
-    ports: dict[int, int] = {}
+    listening: list[Listener] = []
     for pid in pids:
         with contextlib.suppress(psutil.Error, OSError):
-            connections = psutil.Process(pid).net_connections(kind="tcp")
-            listening = [one.laddr for one in connections if one.status == psutil.CONN_LISTEN]
-            ports.update((address.port, pid) for address in listening if address)
-    return ports
+            for one in psutil.Process(pid).net_connections(kind="tcp"):
+                if one.status == psutil.CONN_LISTEN and one.laddr:
+                    listening.append(Listener(one.laddr.port, one.laddr.ip, pid))
+    return listening
+
+
+def listening_ports(pids: Iterable[int]) -> dict[int, int]:
+    """The TCP ports that these processes listen on, each with the pid that does."""
+    return {one.port: one.pid for one in listeners(pids) if one.pid}
+
+
+def port_listeners(port: int) -> list[Listener]:
+    """Who listens on a TCP port, also whom this user can't see; if nobody, no process is read."""
+    known = listen_sockets()
+    hidden = [one for one in (known or {}).values() if one.port == port]
+    pids = all_stats() if hidden or known is None else ()
+    found = [one for one in listeners(pids) if one.port == port]
+    seen = [one._replace(pid=None) for one in found]
+    return found + [one for one in hidden if one not in seen]
 
 
 def port_holder(port: int) -> int | None:
-    """The pid that listens on a TCP port; None if nobody does or it can't be seen.
+    """The pid that listens on a TCP port; None if nobody does or it can't be seen."""
+    return next((one.pid for one in port_listeners(port) if one.pid), None)
 
-    System-wide net_connections() needs root on macOS; the look at each process doesn't.
-    """
+
+class Holder(NamedTuple):
+    """A process that listens on a port, as far as it can be seen."""
+
+    identity: Identity | None = None  # None: this user can't see which one it is
+    user: str = ""
+    is_ours: bool = False  # it runs as this user, and not above this process
+    name: str = ""
+    command: str = ""
+    cwd: str = ""
+    cookie: Cookie = Cookie()  # its own or, if it cleared its environment, an ancestor's
+    addresses: tuple[str, ...] = ()
+    kind: str = ""  # as classify_holder() says
+
+    def to_json(self) -> dict[str, object]:
+        """Its JSON object."""
+        keys = ("kind", "user", "name", "command", "cwd", "addresses")
+        data = {"pid": self.identity and self.identity.pid, **{k: getattr(self, k) for k in keys}}
+        return {**data, "service": self.cookie.service or None, "home": self.cookie.home or None}
+
+    def __str__(self) -> str:
+        """`pid 812 (python3, user ann, in /srv/app)`."""
+        if self.identity is None:
+            return f"a process {self.user and f'of user {self.user} '}that this user can't see"
+        words = [self.name, self.user and f"user {self.user}", self.cwd and f"in {self.cwd}"]
+        words += [f"service {self.cookie.service} of {self.cookie.home}"] * bool(self.cookie.home)
+        facts = ", ".join(filter(None, words))
+        return f"pid {self.identity.pid}" + (f" ({facts})" if facts else "")
+
+
+def look_at(pid: int | None, listening: Sequence[Listener] = ()) -> Holder:
+    """What can be seen of a process."""
     import psutil
 
-    with contextlib.suppress(psutil.AccessDenied, OSError):
-        connections = psutil.net_connections(kind="tcp")
-        listening = (one for one in connections if one.status == psutil.CONN_LISTEN)
-        return next((one.pid for one in listening if one.laddr and one.laddr.port == port), None)
-    return listening_ports(psutil.pids()).get(port)
+    look, uids = stat_of(pid) if pid else None, {one.uid for one in listening} - {None}
+    holder = Holder(addresses=tuple(sorted({one.address for one in listening})))
+    if not pid or look is None:
+        return holder._replace(user=", ".join(user_name(uid) for uid in uids if uid is not None))
+    cookies = [cookie_of(one) for one in lineage(pid)]
+    cookie = next((one for one in cookies if one.home and one.service), Cookie())
+    own = {"instance": cookie.instance or cookie.supervises, "supervises": cookies[0].supervises}
+    holder = holder._replace(identity=look.identity, command=command_line(pid))
+    holder = holder._replace(cookie=cookie._replace(**own))
+    with contextlib.suppress(psutil.Error, OSError, KeyError):
+        process = psutil.Process(pid)
+        holder = holder._replace(name=process.name(), user=process.username())
+        # Who gave up root looks like root's own in /proc; a socket may be somebody else's gift.
+        mine = is_mine(process) and uids <= {my_user_id}
+        holder = holder._replace(is_ours=look.is_mine and mine and pid not in lineage())
+        holder = holder._replace(cwd=process.cwd())
+    return holder
+
+
+def describe_process(pid: int | None) -> str:
+    """`pid 812 (python3, user ann, in /srv/app)`, as far as it can be seen."""
+    return str(look_at(pid))
+
+
+def holders_of(port: int) -> list[Holder]:
+    """Each process that listens on a port; one without identity for all that can't be seen."""
+    found = port_listeners(port)
+    pids = dict.fromkeys(one.pid for one in found)
+    looks = {pid: look_at(pid, [one for one in found if one.pid == pid]) for pid in pids}
+    # A number may have changed hands since: who was just identified must listen there too.
+    sure = {one.pid for one in listeners(filter(None, looks)) if one.port == port}
+    return [look for pid, look in looks.items() if pid is None or pid in sure]
 
 
 # == Store =========================================================================================
@@ -1553,7 +1645,11 @@ def find_home(given: str | None) -> str:
     explicit = given or os.environ.get("SPM_HOME")
     if explicit:
         return os.path.abspath(explicit)
-    here = os.getcwd()
+    return os.path.join(project_root(os.getcwd()), ".spm")
+
+
+def project_root(here: str) -> str:
+    """The directory whose .spm/ serves this one: the nearest that has it, else the project's."""
     parents = [here]
     while not os.path.lexists(os.path.join(parents[-1], ".git")):
         if os.path.dirname(parents[-1]) == parents[-1]:
@@ -1562,7 +1658,25 @@ def find_home(given: str | None) -> str:
     homes = [path for path in parents if os.path.isdir(os.path.join(path, ".spm"))]
     marks = [(path, os.path.join(path, mark)) for path in parents for mark in PROJECT_MARKS]
     roots = [path for path, mark in marks if os.path.lexists(mark)]
-    return os.path.join((homes + roots + [here])[0], ".spm")
+    return (homes + roots + [here])[0]
+
+
+def is_in_project(path: str, home: str) -> bool:
+    """Whether a directory is in a home's project and in none further in.
+
+    Where everything is kept (/, ~, the temporary directory, what holds them) is no project.
+    """
+    import tempfile
+
+    is_at_root = os.path.basename(home) == ".spm"
+    root = os.path.realpath(os.path.dirname(home) if is_at_root else project_root(os.getcwd()))
+    path, inner = os.path.realpath(path), (".git", ".spm")
+    while path != root and not any(os.path.lexists(os.path.join(path, one)) for one in inner):
+        path, below = os.path.dirname(path), path
+        if path == below:
+            return False
+    wide = [os.path.realpath(one) for one in (os.path.expanduser("~"), tempfile.gettempdir())]
+    return path == root and not any(f"{one}{os.sep}".startswith(f"{root}{os.sep}") for one in wide)
 
 
 @contextlib.contextmanager
@@ -1689,6 +1803,17 @@ class Store:
             known: dict[str, Record | None] = {**self.records(has_lock=True)}
             known.update({name.lower(): record for name, record in records.items()})
             self._write({key: record for key, record in known.items() if record})
+
+    def reserve(self, record: Record) -> bool:
+        """Write a record about to start, unless a service wanted running has its port."""
+        key, facts = record.name.lower(), (record.spec.port, "running", record.place)
+        with self._lock():
+            known = self.records(has_lock=True)
+            others = [one for other, one in known.items() if other != key]
+            if facts in [(one.spec.port, one.wanted, one.place) for one in others]:
+                return False
+            self._write({**known, key: record})
+        return True
 
     def _lock(self) -> contextlib.AbstractContextManager[None]:
         path = os.path.join(self.home, "lock")
@@ -2025,6 +2150,21 @@ def probe_tcp(port: int) -> tuple[str | None, str]:
     return None, ", ".join(seen)
 
 
+def is_free(port: int) -> bool:
+    """Whether a server could listen on a port: it can be bound, IPv4 and IPv6; nobody answers."""
+    import socket
+
+    option: int = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
+    for address, family in (("0.0.0.0", socket.AF_INET), ("::", socket.AF_INET6)):
+        with contextlib.suppress(OSError), socket.socket(family) as probe:  # there may be no IPv6
+            probe.setsockopt(socket.SOL_SOCKET, option, 1)
+            try:
+                probe.bind((address, port))
+            except OSError:
+                return False
+    return probe_tcp(port)[0] is None
+
+
 # == Policies ======================================================================================
 # Pure decisions over facts and times: nothing here reads, writes or waits.
 
@@ -2087,11 +2227,15 @@ def status_of(record: Record, facts: Facts) -> Verdict:
 def spec_differences(old: Spec, new: Spec) -> list[str]:
     """How two specs differ, one text for each field."""
 
+    def asked(spec: Spec, key: str) -> object:
+        port = spec.port or spec.port_asked or None
+        return {"argv": spec.words, "port": port, "port_asked": ""}.get(key, getattr(spec, key))
+
     def shown(value: object) -> str:
         words = value if isinstance(value, tuple) else (str(value),)
         return "none" if value in (None, (), False) else join_command(words)
 
-    pairs = ((SPEC_WORDS.get(key, key), getattr(old, key), getattr(new, key)) for key in SPEC)
+    pairs = ((SPEC_WORDS.get(key, key), asked(old, key), asked(new, key)) for key in SPEC)
     return [f"{word}: {shown(was)} → {shown(now)}" for word, was, now in pairs if was != now]
 
 
@@ -2112,6 +2256,75 @@ def refusal(
             f"run it from a shell that {record.name} didn't start",
         )
     return None
+
+
+# Who may hold a port, the least touchable first, and what a person can do about it.
+NOT_OURS, THIS, LEFTOVER = "not ours to touch", "this service", "a leftover of this project"
+HERE, ELSEWHERE, FOREIGN = "another service of this home", "a service of another home", "foreign"
+HOLDER_KINDS = {
+    NOT_OURS: "leave it to its owner",
+    ELSEWHERE: "stop {service} --home {home}",
+    HERE: "stop {service}",
+    FOREIGN: "have it ended with --on-conflict kill, or by hand: kill {pids}",
+    LEFTOVER: "have it ended: port {port} --free",
+    THIS: "have it ended with --on-conflict auto",
+}
+SYSTEM_PROGRAMS = r"(?i)(com\.)?(docker|containerd|podman|conmon|rootless|slirp4netns|pasta|system)"
+# Whom --on-conflict ends.
+ON_CONFLICT = {"auto": (THIS, LEFTOVER), "kill": (THIS, LEFTOVER, FOREIGN), "fail": (), "next": ()}
+AUTO_PORTS = range(20000, 30000)  # below what systems give out by themselves
+
+
+def classify_holder(holder: Holder, name: str, home: str, in_project: bool) -> str:
+    """Of which kind the holder of a port is for the service `name` that wants it."""
+    cookie, pid = holder.cookie, holder.identity.pid if holder.identity else 0
+    is_system = re.match(SYSTEM_PROGRAMS, holder.name) or (holder.user, holder.cwd) == ("root", "/")
+    if pid <= 1 or not holder.is_ours or is_system or cookie.supervises:
+        return NOT_OURS
+    if cookie.home and cookie.home != home:
+        return ELSEWHERE
+    if cookie.home:
+        return THIS if cookie.service.lower() == name.lower() else HERE
+    return LEFTOVER if in_project else FOREIGN
+
+
+def port_decision(kind: str, flag: str, production: bool) -> str:
+    """What to do about a held port: take back, end, next port, fail or refuse."""
+    if production:
+        return "refuse"
+    if kind in ON_CONFLICT.get(flag, ()):
+        return "end" if kind == FOREIGN else "take back"
+    return "next port" if flag == "next" else "fail"
+
+
+def parse_conflict(text: str) -> str:
+    """What to do about a held port, or UsageError."""
+    if text not in ON_CONFLICT:
+        raise UsageError(f"--on-conflict {text!r}", f"it is one of {', '.join(ON_CONFLICT)}")
+    return text
+
+
+def is_production(*environs: Mapping[str, str]) -> bool:
+    """Whether nothing may be ended for a port."""
+    pairs = [(one, name) for one in environs for name in ("ENVIRONMENT", "SPM_ENVIRONMENT")]
+    return any(one.get(name, "").lower() == "production" for one, name in pairs)
+
+
+def kept_port(spec: Spec, old: Spec, is_running: bool, flag: str) -> Spec:
+    """The spec with the port that its service was given before, if it asks for the same."""
+    asked = spec.port_asked or (str(spec.port) if flag == "next" and is_running else "")
+    is_same = asked and asked == old.port_asked
+    return spec._replace(port=old.port, port_asked=asked) if is_same else spec
+
+
+def port_choices(spec: Spec, seed: int) -> Iterator[int]:
+    """The ports to try: the one it had or asked for, then upward from it or (auto) the seed's."""
+    if spec.port:
+        yield spec.port
+    if spec.port_asked == "auto":
+        yield from (AUTO_PORTS[(seed + step) % len(AUTO_PORTS)] for step in range(len(AUTO_PORTS)))
+    elif spec.port:
+        yield from range(spec.port + 1, min(spec.port + 1000, 65536))
 
 
 def probe_pause_s(waited_s: float) -> float:
@@ -2323,7 +2536,7 @@ class Supervisor:
         }
         try:
             self.child = launch_service(
-                spec.argv,
+                spec.words,
                 spec.cwd,
                 {**values, **env, **cookie},
                 self.log.descriptor,
@@ -2620,6 +2833,8 @@ CLAIM_S = 30.0
 BOOT_S = 10.0
 SELF = os.path.abspath(__file__)
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
+PORT_GRACE_S = 5.0
+OTHER_WAYS = ", take another port (--on-conflict next, --port auto), or start anyway with --force"
 START_ADVICE = {
     "ENOENT": "check the spelling and PATH, or give the whole path",
     "EACCES": "make it executable (chmod +x) or name its interpreter",
@@ -2750,12 +2965,13 @@ def shown_path(path: str) -> str:
 
 def shown_command(spec: Spec) -> str:
     """The command as it could be typed again."""
-    return spec.argv[-1] if spec.shell else join_command(spec.argv)
+    return spec.words[-1] if spec.shell else join_command(spec.words)
 
 
 def port_origin(spec: Spec) -> str | None:
-    """How the port is known: declared, recognised, or not at all."""
-    return None if spec.port is None else "declared" if spec.port_declared else "recognised"
+    """How the port is known: chosen, declared, recognised, or not at all."""
+    declared = "chosen" if spec.port_asked else "declared"
+    return None if spec.port is None else declared if spec.port_declared else "recognised"
 
 
 # -- start
@@ -2771,9 +2987,8 @@ def port_origin(spec: Spec) -> str | None:
     Option("--cwd", "DIR", help="directory to run in (default: here)"),
     Option("--env", "K=V", default=[], help="set a variable; K alone: the caller's, at each start"),
     Option("--env-file", "FILE", default=[], help="read variables from a dotenv file"),
-    Option(
-        "--port", "N", parse_port, help="the port it listens on: exported as PORT, replaces {port}"
-    ),
+    Option("--port", "N", parse_port_or_auto, help="its port or auto; it is PORT and {port}"),
+    Option("--on-conflict", "HOW", parse_conflict, "auto", "if it is held: auto, kill, fail, next"),
     Option("--shell", help="run COMMAND in the shell"),
     Option("--replace", help="end what runs under this name with another spec"),
     Option("--force", help="start though the port is held"),
@@ -2791,7 +3006,10 @@ def start(store: Store, args: argparse.Namespace) -> Result:
     with store.claim(name, CLAIM_S):
         record = store.record(name)
         seen = observe(store, record, place()) if record else None
-        if seen and seen.verdict.status in ("starting", "running"):
+        is_running = seen is not None and seen.verdict.status in ("starting", "running")
+        if record:
+            spec = kept_port(spec, record.spec, is_running, args.on_conflict)
+        if seen and is_running:
             differences = differences_of(store, seen.record, spec, given)
             if not differences:
                 return keep_running(store, seen)
@@ -2801,13 +3019,13 @@ def start(store: Store, args: argparse.Namespace) -> Result:
                     f"add --replace to end it and start this one, or stop {name} first",
                     differences=differences,
                 )
-        return begin(store, name, spec, given, seen, args.force, "started")
+        return begin(store, name, spec, given, seen, args.force, "started", args.on_conflict)
 
 
 def is_bare(args: argparse.Namespace) -> bool:
     """Whether nothing was given but the name, and what doesn't belong to a spec."""
     asked = {key: value for key, value in vars(args).items() if value not in (None, False, [])}
-    return set(asked) <= {"name", "home", "json", "replace", "force"}
+    return set(asked) <= {"name", "home", "json", "replace", "force", "on_conflict"}
 
 
 def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
@@ -2817,18 +3035,18 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     if bad:
         raise UsageError("--env: what precedes = is no name", "write --env NAME=value")
     argv = command_words(name, args)
-    if args.port:
-        argv = tuple(word.replace("{port}", str(args.port)) for word in argv)
+    recognised = recognise_port(argv[-1].split() if args.shell else argv)
     spec = Spec(
         argv=argv,
         cwd=os.path.abspath(args.cwd or os.getcwd()),
         shell=args.shell,
-        port=args.port or recognise_port(argv[-1].split() if args.shell else argv),
+        port={None: recognised, "auto": None}.get(args.port, args.port),
         port_declared=args.port is not None,
         env_given=tuple(sorted({key for key, equals, _ in pairs if equals})),
         env_taken=tuple(sorted({key for key, equals, _ in pairs if not equals})),
         env_files=tuple(os.path.abspath(path) for path in args.env_file),
         log_bytes=args.log_size or 10**7,
+        port_asked="auto" * (args.port == "auto"),
     )
     return spec, {key: value for key, equals, value in pairs if equals}
 
@@ -2907,7 +3125,8 @@ def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -
     spec, log = record.spec, store.path(record.name, "output.log")
     pid = record.main and record.main.pid
     port = f", port {spec.port}" if spec.port else ""
-    port += "" if spec.port_declared or not port else " recognised in the command"
+    origins = {"recognised": " recognised in the command", "chosen": " chosen"}
+    port += origins.get(port_origin(spec) or "", "")
     data = {"name": record.name, "status": "running", "already_running": how.startswith("already")}
     data.update(pid=pid, port=spec.port, port_origin=port_origin(spec), log=log)
     return Result(
@@ -2923,6 +3142,7 @@ def begin(
     former: Seen | None,
     force: bool,
     how: str,
+    conflict: str = "auto",
 ) -> Result:
     """Check what can be checked, end the former instance, start a new one."""
     if not os.path.isdir(spec.cwd):
@@ -2931,11 +3151,12 @@ def begin(
     if former and former.verdict.is_live:
         check_program(name, spec, values)
     notes = end_former(store, former) if former else []
-    notes += check_port(spec, force)
-    with state_errors(store.home):
-        write_file(store.path(name, "env.json"), json.dumps(given).encode())
     instance = BOOTED[0].instance if BOOTED else os.urandom(16).hex()
     record = new_record(name, spec, instance)
+    record = with_port(store, record, "force" if force else conflict, values, notes)
+    values = values if record.spec == spec else environment_of(record.spec, given)
+    with state_errors(store.home):
+        write_file(store.path(name, "env.json"), json.dumps(given).encode())
     try:
         return started(store, launch(store, record, values, adopt=False), how, notes)
     except StartFailed as error:
@@ -2969,20 +3190,147 @@ def end_former(store: Store, seen: Seen) -> list[str]:
     ]
 
 
-def check_port(spec: Spec, force: bool) -> list[str]:
-    """PortConflict if the declared port is held; a warning if it was only recognised."""
-    if spec.port is None or probe_tcp(spec.port)[0] is None:
-        return []
-    holder = port_holder(spec.port)
-    who, theirs = describe_process(holder), cookie_of(holder) if holder else Cookie()
-    if spec.port_declared and not force:
-        end = f"stop {theirs.service}" if theirs.service else "end that process"
-        raise PortConflict(
-            f"port {spec.port} is held: {who} listens there; nothing was started",
-            f"{end}, take another --port, or start anyway with --force",
-            port=spec.port,
-        )
-    return [f"[WARN] port {spec.port} is held already: {who} listens there"]
+class Held(NamedTuple):
+    """A port that somebody listens on: by whom, the least touchable first."""
+
+    port: int
+    kind: str  # of the first
+    holders: list[Holder]
+
+    def __str__(self) -> str:
+        """`port 8000 is held: pid 812 (python3, user ann, in /srv/app), foreign`."""
+        return f"port {self.port} is held: {', '.join(map(str, self.holders))}, {self.kind}"
+
+
+def held_port(store: Store, port: int, name: str) -> Held | None:
+    """Who listens on a port that the service `name` wants; None, in a millisecond, if nobody."""
+    answers = probe_tcp(port)[0] is not None
+    holders = holders_of(port) if answers or listen_sockets() else []
+    if not (answers or holders):
+        return None
+    mains = {record.main: record for record in store.records().values() if record.main}
+    ranked = []
+    for holder in holders or [Holder()]:
+        owner = mains.get(holder.identity) if holder.identity else None
+        if owner and not holder.cookie.home:  # it cleared its environment, its supervisor is gone
+            cookie = Cookie(owner.instance, owner.name, store.home)
+            holder = holder._replace(cookie=cookie)
+        inside = bool(holder.cwd) and is_in_project(holder.cwd, store.home)
+        kind = classify_holder(holder, name, store.home, inside)
+        ranked.append(holder._replace(kind=kind))
+    ranked.sort(key=lambda one: list(HOLDER_KINDS).index(one.kind))
+    return Held(port, ranked[0].kind, ranked)
+
+
+def port_error(held: Held, decision: str, more: str = "", way: str = "") -> SpmError:
+    """The error of a held port, with the facts and the way on."""
+    pids = " ".join(str(one.identity.pid) for one in held.holders if one.identity)
+    holders = [holder.to_json() for holder in held.holders]
+    facts = {"port": held.port, "decision": decision, "holders": holders}
+    if decision == "refuse":
+        more = f"; this is production: nothing is ended for a port{more}"
+        advice = f"a person who is sure could run: kill {pids}" if pids else "ask its owner"
+        return Refused(f"{held}{more}", advice, **facts)
+    cookie = held.holders[0].cookie
+    place = {"service": cookie.service, "home": join_command([cookie.home])}
+    advice = HOLDER_KINDS[held.kind].format(port=held.port, pids=pids, **place)
+    return PortConflict(f"{held}{more}", advice + way, **facts)
+
+
+def clear_port(store: Store, held: Held, name: str) -> str:
+    """End who holds a port, each with its descendants; what was done, once nobody listens there."""
+    began, trees = time.monotonic(), []
+    for holder in held.holders:
+        record = new_record(holder.name, Spec(("?",), "/"), holder.cookie.instance)
+        record = record._replace(main=holder.identity)
+        trees.append((record, tree_of(record)))
+    for error in [refusal(record, record.main, tree, lineage()) for record, tree in trees]:
+        if error:
+            raise error
+    ended = [drive(end_tree(*tree, PORT_GRACE_S, force=False)) for tree in trees]
+    count = counted(sum(one.processes for one in ended), "process") + " ended"
+    count += ", by SIGKILL" * any(one.killed for one in ended)
+    after = held_port(store, held.port, name)
+    if after:
+        raise port_error(after, "fail", f"; {count} before")
+    seconds = format_duration(time.monotonic() - began)
+    return f"{held}: {count} in {seconds}".replace(" is held:", " was held:", 1)
+
+
+def with_port(
+    store: Store, record: Record, flag: str, values: Mapping[str, str], notes: list[str]
+) -> Record:
+    """The record with a port that it can have, after what has to be done for that.
+
+    For a port that was only recognised nobody is ended but stale processes of this very service.
+    """
+    spec = record.spec
+
+    def tell(event: str, why: str, note: str = "[WARN] ") -> None:
+        store.write_event(event, record.name, store.record(record.name), why)
+        notes.extend([note + why] if note else [])
+
+    is_named = spec.port and spec.port_asked != "auto"
+    held = held_port(store, spec.port, record.name) if is_named and spec.port else None
+    moves = spec.port_declared and (flag == "next" or bool(spec.port_asked))
+    if held:
+        kind, production = held.kind, is_production(os.environ, values)
+        decision = port_decision(kind, "next" if moves else flag, production)
+        if flag == "force" or not (spec.port_declared or (kind, decision) == (THIS, "take back")):
+            hint = "" if spec.port_declared else " (declare it with --port to have that settled)"
+            tell("port_held", str(held).replace(" is held:", " is held already:", 1) + hint)
+            return record
+        tell("port_held", f"{held}: {decision}", note="")
+        if decision in ("fail", "refuse"):
+            raise port_error(held, decision, "; nothing was started", OTHER_WAYS)
+        if decision != "next port":
+            tell("port_freed", clear_port(store, held, record.name))
+    if moves:
+        record = reserve_port(store, record)
+    if record.spec.port != spec.port:
+        why = f"{held or spec.port_asked}: took port {record.spec.port}"
+        tell("port_chosen", why, "[WARN] " * bool(held))
+    return record
+
+
+def reserve_port(store: Store, record: Record) -> Record:
+    """The record with the first port that is free and that no other service here has."""
+    import zlib
+
+    spec = record.spec
+    seed = zlib.crc32(os.fsencode(f"{store.home}\0{record.name.lower()}"))
+    for port in port_choices(spec, seed):
+        asked = spec.port_asked or str(spec.port) * (port != spec.port)
+        chosen = record._replace(spec=spec._replace(port=port, port_asked=asked))
+        if is_free(port) and store.reserve(chosen):
+            return chosen
+    first = spec.port or AUTO_PORTS[0]
+    raise PortConflict(f"{record.name}: no port is free from {first} on", "give another --port")
+
+
+@command(
+    "port",
+    "who listens on a port, and what would be done about it; --free does it",
+    Option("port", "N", parse_port),
+    Option("--free", help="end who listens there, if it is a leftover of this project"),
+    Option("--on-conflict", "HOW", parse_conflict, "auto", "kill: --free ends a foreign one too"),
+)
+def show_port(store: Store, args: argparse.Namespace) -> Result:
+    """Who listens on a port; free it, if that may be done."""
+    held = held_port(store, args.port, "")
+    lines, free = [f"[OK] port {args.port} is free"], {"port": args.port, "free": True}
+    if held is None:
+        return Result(free, lines)
+    decision = port_decision(held.kind, args.on_conflict, is_production(os.environ))
+    if args.free and decision in ("take back", "end"):
+        return Result(free, [f"[WARN] {clear_port(store, held, '')}", *lines])
+    error = port_error(held, decision)
+    if args.free:
+        raise error
+    lines = [f"  pid {one.identity.pid}: {one.command}" for one in held.holders if one.identity]
+    lines.append(f"[INFO] port {args.port} --free would: {decision}")
+    error = PortConflict(str(held), error.advice, **error.facts)
+    return Result({**free, "free": False}, lines, error=error)
 
 
 def boot(store: Store, name: str, instance: str) -> Boot:
