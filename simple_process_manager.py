@@ -2927,9 +2927,10 @@ def lease_lines(record: Record) -> list[str]:
     left, idle_s = left_s(record, steady_s())[0], record.spec.idle_timeout_s
     lives = record.owner and f"as long as pid {record.owner.pid} ({record.owner_name}) lives"
     lives = lives or "forever, only pid 1 is above us" * (record.spec.lease == "session")
-    parts = (lives, left and f"for {format_duration(left)}")
-    parts += (idle_s and f"until it is idle for {format_duration(idle_s)}",)
-    return [f"[INFO] lease: {', '.join(map(str, filter(None, parts)))}"] if any(parts) else []
+    while_s = left and f"for {format_duration(left)}"
+    idle = idle_s and f"until it is idle for {format_duration(idle_s)}"
+    parts = [part for part in (lives, while_s, idle) if part]
+    return [f"[INFO] lease: {', '.join(parts)}"] if parts else []
 
 
 def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
@@ -3987,7 +3988,11 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
 
     program = shutil.which((args.tail or [""])[0])
     if program is None:
-        what = f"the test command {args.tail[0]!r} can't be found" if args.tail else "no tests"
+        what = (
+            f"the test command {args.tail[0]!r} can't be found"
+            if args.tail
+            else "there are no tests"
+        )
         raise UsageError(what, f'write: run {args.name} "COMMAND" -- pytest tests/')
     options = COMMANDS["start"].options
     keys = [one.words.split()[-1].strip("-+*?").replace("-", "_") for one in options]
@@ -4019,7 +4024,7 @@ def tests_result(
         failure.message += stopped
     elif code:
         failure = Failed(f"the tests failed: {ended}{stopped}")
-        failure.exit_code = code
+        failure.exit_code = code if code < 2**31 else code - 2**32  # Windows: unsigned
     else:
         chain.say(f"[OK] the tests passed{stopped}")
     services = [{"name": name, **data} for name, data in chain.services.items()]
