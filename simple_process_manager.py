@@ -1481,12 +1481,14 @@ def wait_until_gone(identity: Identity | None, wait_s: float) -> None:
         time.sleep(0.001)
 
 
-# Programs that run others for somebody.
+# Programs that run others for somebody, and what pid 1 is where it isn't somebody's program.
 RUNNERS = (
     "(ba|z|fi|da|a|k|mk|c|tc)?sh|nu|busybox|pwsh|powershell|cmd|env|uvx?|np[mx]|pnpm|pnpx|yarn|"
-    "corepack|make|gmake|timeout|xargs|sudo|doas|su|nohup|setsid|time|nice|stdbuf|poetry|tox|nox|"
-    "hatch|pdm|pipenv|just|task|invoke|pre-commit|direnv|mise|watch|simple_process_manager|spm|"
+    "corepack|turbo|nx|make|gmake|timeout|xargs|sudo|doas|su|nohup|setsid|time|nice|stdbuf|poetry|"
+    "tox|nox|hatch|pdm|pipenv|just|task|invoke|rake|bundle|cargo|git|pre-commit|direnv|mise|watch|"
+    "bwrap|unshare|sandbox-exec|codex-linux-sandbox|script|simple_process_manager|spm|"
 ) + re.escape(os.path.basename(__file__).rpartition(".")[0].lower())
+INITS = "systemd|init|launchd|tini|dumb-init|docker-init|catatonit|s6-svscan|runit"
 INTERPRETER = "pythonw?|pypy|node|nodejs"
 PROGRAM_ENDING = r"[\d.]*(?:-cli)?(?:\.exe|\.[cm]?js|\.pyc?)?$"  # python3.11.exe, npm-cli.js
 
@@ -1505,18 +1507,19 @@ def is_runner(name: str, words: Sequence[str]) -> bool:
 def session_owner() -> Owner:
     """Whose session this is, and its name: the nearest ancestor that isn't a runner.
 
-    Else the topmost of those; None if only pid 1 is above us.
+    Else the topmost of those; None if pid 1 is the one, as an agent in a container may be.
     """
     import psutil
 
     owner: Owner = (None, "")
-    for look in map(stat_of, lineage()[1:]):
+    for look in filter(None, map(stat_of, lineage()[1:])):
         with contextlib.suppress(psutil.Error, OSError):
-            if look and look.identity.pid > 1:
-                process = psutil.Process(look.identity.pid)
-                owner = look.identity, f"{process.name()}, the topmost shell"
-                if not is_runner(process.name(), process.cmdline()):
-                    return look.identity, process.name()
+            process = psutil.Process(look.identity.pid)
+            if process.pid == 1:
+                return owner if re.fullmatch(INITS, process.name()) else (None, "")
+            owner = look.identity, f"{process.name()}, the topmost shell"
+            if not is_runner(process.name(), process.cmdline()):
+                return look.identity, process.name()
     return owner
 
 
@@ -2926,7 +2929,7 @@ def lease_lines(record: Record) -> list[str]:
     """How long a service may live, in a line for people; none if that is for ever."""
     left, idle_s = left_s(record, steady_s())[0], record.spec.idle_timeout_s
     lives = record.owner and f"as long as pid {record.owner.pid} ({record.owner_name}) lives"
-    lives = lives or "forever, only pid 1 is above us" * (record.spec.lease == "session")
+    lives = lives or "as long as pid 1 lives" * (record.spec.lease == "session")
     while_s = left and f"for {format_duration(left)}"
     idle = idle_s and f"until it is idle for {format_duration(idle_s)}"
     parts = [part for part in (lives, while_s, idle) if part]
@@ -3901,7 +3904,11 @@ class Chain:
         """The return code of the test command; the services are watched meanwhile."""
         import subprocess
 
-        process = subprocess.Popen(argv, env=self.env, stdout=stdout)
+        try:
+            process = subprocess.Popen(argv, env=self.env, stdout=stdout)
+        except OSError as error:
+            what = f"{argv[0]} can't be executed: {error.strerror}"
+            raise UsageError(what, "give it a first line such as #!/bin/sh") from error
         try:
             while process.poll() is None:
                 self.look()
@@ -3989,7 +3996,7 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
     program = shutil.which((args.tail or [""])[0])
     if program is None:
         what = (
-            f"the test command {args.tail[0]!r} can't be found"
+            f"the test command {args.tail[0]!r} can't be found or executed"
             if args.tail
             else "there are no tests"
         )
@@ -4175,7 +4182,8 @@ def write(stream: TextIO | None, text: str) -> None:
 
 def say(*lines: str) -> None:
     """Write lines on stderr, now."""
-    write(sys.stderr, "".join(coloured(line, sys.stderr) + "\n" for line in lines))
+    with contextlib.suppress(OSError):  # nobody listens: what is to be done is done all the same
+        write(sys.stderr, "".join(coloured(line, sys.stderr) + "\n" for line in lines))
 
 
 def coloured(line: str, stream: TextIO | None) -> str:

@@ -236,7 +236,10 @@ def test_a_start_that_fails_gives_its_own_code(spm: Spm, port: int) -> None:
 
 def test_a_test_command_that_does_not_exist_starts_nothing(spm: Spm, port: int) -> None:
     words = ["run", "api", nasty("--port", port)]
-    assert "the test command 'pytset' can't be found" in spm(*words, "--", "pytset", code=2).stderr
+    assert (
+        "the test command 'pytset' can't be found or executed"
+        in spm(*words, "--", "pytset", code=2).stderr
+    )
     assert "there are no tests" in spm(*words, code=2).stderr
     assert "there are no tests" in spm(*words, "--", code=2).stderr
     spm("run", "a/b", nasty("--port", port), *shell("true"), code=2)
@@ -361,3 +364,21 @@ def test_a_run_killed_leaves_no_service(spm: Spm, port: int, chains: Chains) -> 
     spm("start", "api")
     assert spm.record("api")["owner"] is None
     spm("stop", "api", "db")
+
+
+def test_a_test_command_that_cannot_be_executed_stops_everything(spm: Spm, port: int) -> None:
+    (spm.cwd / "no-program").write_text("no first line")
+    (spm.cwd / "no-program").chmod(0o755)
+    done = spm("run", "api", nasty("--port", port), "--", "./no-program", code=2)
+    assert "Exec format error; stopped: api\n  → give it a first line" in done.stderr
+    assert stopped(spm, "api")
+
+
+def test_with_nobody_reading_its_messages_everything_is_done_all_the_same(
+    spm: Spm, port: int
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = spm("run", "api", nasty("--port", port), *shell("exit 7"), stderr=write, code=None)
+    os.close(write)
+    assert done.returncode in (7, 141) and stopped(spm, "api")
