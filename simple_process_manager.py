@@ -2781,8 +2781,8 @@ class Seen(NamedTuple):
 def observe(store: Store, record: Record, here: Place) -> Seen:
     """Hold a record against the system; where they differ, its supervisor knows better."""
     seen = _look(store, record, here)
-    if seen.facts.supervised and seen.facts.main in ("gone", "stranger"):
-        # One that left just now wrote why before it did.
+    if record.phase in LIVE_PHASES and seen.facts.here and seen.facts.main in ("gone", "stranger"):
+        # One that left just now, also between our two looks, wrote why before it did.
         known = store.ask_record(record.name) or store.record(record.name)
         return _look(store, known or record, here)
     return seen
@@ -3953,9 +3953,13 @@ class Chain:
                 lines += [f"[WARN] {result.error.message}"] if result.error else []
                 data["stopped"] = bool(lines)
                 self.say(*lines)
-        told = (("stopped", "stopped"), ("already_running", "left running, as it was before"))
-        names = [(word, [n for n, d in self.services.items() if d.get(k)]) for k, word in told]
-        return "".join(f"; {word}: {', '.join(those)}" for word, those in names if those)
+                record = self.store.record(name)
+            data["status"] = record and record.phase
+            data["exit"] = record and record.exit and record.exit._asdict()
+        stopped = [name for name, data in self.services.items() if data["stopped"]]
+        left = [name for name, data in self.services.items() if data["status"] == "running"]
+        told = (("stopped", stopped), ("left running, as it was before", left))
+        return "".join(f"; {word}: {', '.join(names)}" for word, names in told if names)
 
 
 def interrupted(number: int, _: object) -> None:
@@ -3993,14 +3997,11 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
     import shutil
     import signal
 
-    program = shutil.which((args.tail or [""])[0])
+    tests = args.tail or [""]
+    program = shutil.which(tests[0])
     if program is None:
-        what = (
-            f"the test command {args.tail[0]!r} can't be found or executed"
-            if args.tail
-            else "there are no tests"
-        )
-        raise UsageError(what, f'write: run {args.name} "COMMAND" -- pytest tests/')
+        advice = f'write: run {args.name} "COMMAND" -- pytest tests/'
+        raise UsageError(f"the test command {tests[0]!r} can't be found or executed", advice)
     options = COMMANDS["start"].options
     keys = [one.words.split()[-1].strip("-+*?").replace("-", "_") for one in options]
     defaults = {k: one.default if one.metavar else False for k, one in zip(keys, options)}
@@ -4012,13 +4013,13 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
             words = [text] if equals else []
             chain.add(type(args)(**{**defaults, "name": name, "command": words}))
         chain.add(type(args)(**{**defaults, **vars(args), "tail": None}))
-        code = chain.test([program, *args.tail[1:]], 2 if args.json else None)
+        code = chain.test([program, *tests[1:]], 2 if args.json else None)
     except SpmError as error:
         failure = error
     finally:
         on_ending_signals(signal.SIG_IGN)
         stopped = chain.stop()
-    return tests_result(chain, args.tail, code, failure, stopped)
+    return tests_result(chain, tests, code, failure, stopped)
 
 
 def tests_result(

@@ -158,6 +158,7 @@ def test_json_is_one_document_and_the_tests_speak_on_stderr(spm: Spm, port: int)
     assert document["tests"] == ["sh", "-c", "echo hello; exit 3"]
     service = document["services"][0]
     assert (service["name"], service["port"], service["stopped"]) == ("api", port, True)
+    assert service["status"] == "stopped" and service["exit"]["signal"] == "SIGTERM"
     assert service["died"] is None and service["already_running"] is False
     assert document["error"]["message"] == "the tests failed: exit code 3; stopped: api"
     assert "\nhello\n" in done.stderr
@@ -240,8 +241,8 @@ def test_a_test_command_that_does_not_exist_starts_nothing(spm: Spm, port: int) 
         "the test command 'pytset' can't be found or executed"
         in spm(*words, "--", "pytset", code=2).stderr
     )
-    assert "there are no tests" in spm(*words, code=2).stderr
-    assert "there are no tests" in spm(*words, "--", code=2).stderr
+    assert "the test command '' can't be found" in spm(*words, code=2).stderr
+    assert "the test command '' can't be found" in spm(*words, "--", code=2).stderr
     spm("run", "a/b", nasty("--port", port), *shell("true"), code=2)
     assert not spm.home.exists() or not spm.json("list")["services"]
 
@@ -278,7 +279,9 @@ def test_a_death_at_the_very_end_is_told_too(spm: Spm, port: int) -> None:
     assert "(killed by SIGKILL); the tests go on\n  | I was up\n" in done.stderr
     (spm.cwd / "pids").unlink()
     document = document_of(spm, "api", command, *shell(f"kill -9 {pid}"))
-    assert "killed by SIGKILL" in document["services"][0]["died"]
+    service = document["services"][0]
+    assert "killed by SIGKILL" in service["died"] and service["status"] == "failed"
+    assert service["exit"]["signal"] == "SIGKILL" and service["stopped"] is False
 
 
 def test_ctrl_c_reaches_the_tests_and_then_everything_stops(
