@@ -3625,7 +3625,7 @@ def status(store: Store, args: argparse.Namespace) -> Result:
         advice = f"its output: logs {record.name}; start it again: restart {record.name}"
         error = NotFound(f"{record.name} is not running: {why}", advice)
     facts = {key: shown(key, value) for key, value in data.items() if value not in (None, "", [])}
-    page = [f"{key + ':':14}{text}" for key, text in facts.items()]
+    page = [f"{key + ':':16}{text}" for key, text in facts.items()]
     return Result(data, "\n".join(page).split("\n"), error=error)
 
 
@@ -3928,9 +3928,13 @@ class Chain:
         """Warn of services that have died since the last look; keep those in use from idling."""
         for wait in list(self.waits):
             record = wait.record
-            assert record
+            if record is None or is_alive(record.main):
+                continue
             try:
-                wait.check_alive(record)
+                with self.store.claim(record.name, 0.0):  # held: the tests restart it
+                    wait.check_alive(record)
+            except TimedOut:
+                continue
             except SpmError as error:
                 self.waits.remove(wait)
                 self.services[record.name]["died"] = error.message
@@ -3984,7 +3988,7 @@ def on_ending_signals(act: Callable[[int, object], None] | signal.Handlers) -> N
 
 @command(
     "run",
-    'services for a test command: NAME "COMMAND" [options] -- TEST…; always stopped afterwards',
+    'run a test command with services: NAME "COMMAND" … -- TEST… (--json: TEST speaks on stderr)',
     *(one for one in COMMANDS["start"].options if one.words not in ("--lease", "--idle-timeout")),
     Option("--timeout", "D", parse_duration, 30.0, "time for each to become ready (30s)"),
     Option("--with", 'NAME="COMMAND"', default=[], help="another service, started before; or NAME"),
