@@ -1486,7 +1486,7 @@ RUNNERS = (
     "(ba|z|fi|da|a|k|mk|c|tc)?sh|nu|busybox|pwsh|powershell|cmd|env|uvx?|np[mx]|pnpm|pnpx|yarn|"
     "corepack|turbo|nx|make|gmake|timeout|xargs|sudo|doas|su|nohup|setsid|time|nice|stdbuf|poetry|"
     "tox|nox|hatch|pdm|pipenv|just|task|invoke|rake|bundle|cargo|git|pre-commit|direnv|mise|watch|"
-    "bwrap|unshare|sandbox-exec|codex-linux-sandbox|script|simple_process_manager|spm|"
+    "bwrap|unshare|sandbox-exec|codex-[a-z]+-sandbox|script|simple_process_manager|spm|"
 ) + re.escape(os.path.basename(__file__).rpartition(".")[0].lower())
 INITS = "systemd|init|launchd|tini|dumb-init|docker-init|catatonit|s6-svscan|runit"
 INTERPRETER = "pythonw?|pypy|node|nodejs"
