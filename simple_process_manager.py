@@ -2159,19 +2159,16 @@ def left_s(record: Record, now: float) -> tuple[float | None, float | None]:
 
 
 def lease_over(record: Record, owner_alive: bool, now: float) -> str | None:
-    """Why its lease is over, else None."""
+    """Why it has lived for long enough, else None."""
+    left, idle_left = left_s(record, now)
     if record.owner and not owner_alive:
         return f"its owner is gone: pid {record.owner.pid} ({record.owner_name})"
-    left = left_s(record, now)[0]
-    return f"its lease of {record.spec.lease} is over" if left is not None and left <= 0 else None
-
-
-def idle_over(record: Record, now: float) -> str | None:
-    """Why it has been idle for too long, else None."""
-    left, limit = left_s(record, now)[1], record.spec.idle_timeout_s
-    if left is None or limit is None or left > 0:
+    if left is not None and left <= 0:
+        return f"its lease of {record.spec.lease} is over"
+    if idle_left is None or idle_left > 0:
         return None
-    return f"idle for {format_duration(limit - left)} (idle timeout {format_duration(limit)})"
+    limit = record.spec.idle_timeout_s or 0.0
+    return f"idle for {format_duration(limit - idle_left)} (idle timeout {format_duration(limit)})"
 
 
 def probe_pause_s(waited_s: float) -> float:
@@ -2520,10 +2517,9 @@ class Supervisor:
 
     def end_if_over(self) -> None:
         """End the service when its lease is over, or when nobody needed it for too long."""
-        record, now = self.record, steady_s()
-        why = lease_over(record, is_alive(record.owner), now) or idle_over(record, now)
+        why = lease_over(self.record, is_alive(self.record.owner), steady_s())
         if why and self.is_leased():
-            self.begin_ending(STOP_TIMEOUT_S, False, why, tree_of(record))
+            self.begin_ending(STOP_TIMEOUT_S, False, why, tree_of(self.record))
 
     # -- ending it
 
@@ -3684,12 +3680,18 @@ def _follow(store: Store, name: str, path: str, start: int, position: int) -> It
 @command("touch", "a heartbeat: renew last_active", Option("name", "NAME"))
 def touch(store: Store, args: argparse.Namespace) -> Result:
     """A heartbeat: renew last_active."""
-    seen = find(store, args.name)
-    name = seen.record.name
-    if not seen.verdict.is_live:
-        raise NotFound(f"{name} is not running: {seen.verdict.status}", f"start it: restart {name}")
-    record = touched(store, seen)
+    seen = find_live(store, args.name)
+    name, record = seen.record.name, touched(store, seen)
     return Result({"name": name, "last_active": record.last_active}, [f"[OK] {name} touched"])
+
+
+def find_live(store: Store, name: str) -> Seen:
+    """A service that runs; NotFound if it doesn't."""
+    seen = find(store, name)
+    if not seen.verdict.is_live:
+        name, status = seen.record.name, seen.verdict.status
+        raise NotFound(f"{name} is not running: {status}", f"start it: restart {name}")
+    return seen
 
 
 @command(
@@ -3704,16 +3706,12 @@ def notify(store: Store, args: argparse.Namespace) -> Result:
     inside = os.environ.get("SPM_SERVICE", "")
     if not (args.name or inside):
         raise UsageError("whose notice is it?", f"outside a service: notify NAME {args.state}")
-    seen = find(store, args.name or inside)
-    record, name = seen.record, seen.record.name
-    if not seen.verdict.is_live:
-        raise NotFound(f"{name} is not running: {seen.verdict.status}", f"start it: restart {name}")
+    record = find_live(store, args.name or inside).record
+    name = record.name
     instance = os.environ.get("SPM_INSTANCE", "") if name.lower() == inside.lower() else ""
     if instance not in ("", record.instance):
-        raise Refused(
-            f"this process is of an earlier instance of {name}, not of the one that runs",
-            "end it: it outlived a restart",
-        )
+        what = f"this process is of an earlier instance of {name}, not of the one that runs"
+        raise Refused(what, "end it: it outlived a restart")
     facts = {"state": args.state, "message": args.message}
     if store.ask_record(name, "notify", **facts) is None:
         raise Failed(f"{name} has no supervisor that could note it", f"start {name} takes it back")

@@ -75,14 +75,13 @@ def test_idle_is_what_nobody_used_for_so_long(now: float, idle: float, later: fl
     record = program.granted(record, None, "", now)
     left = program.left_s(record, now + later)[1]
     assert left is not None
-    assert (program.idle_over(record, now + later) is not None) == (left <= 0)
-    assert program.idle_over(record._replace(active_at=now + later), now + later) is None
+    assert (program.lease_over(record, False, now + later) is not None) == (left <= 0)
+    assert program.lease_over(record._replace(active_at=now + later), False, now + later) is None
 
 
 @given(now=times)
 def test_who_asked_for_no_end_gets_none(now: float) -> None:
     assert program.lease_over(RECORD, False, now) is None
-    assert program.idle_over(RECORD, now) is None
     assert program.left_s(RECORD, now) == (None, None)
 
 
@@ -94,7 +93,7 @@ def test_an_owner_counts_while_it_lives() -> None:
 
 def test_the_reason_of_an_idle_end_has_both_times() -> None:
     record = RECORD._replace(spec=RECORD.spec._replace(idle_timeout_s=60.0), active_at=100.0)
-    assert program.idle_over(record, 160.0) == "idle for 1 m 0 s (idle timeout 1 m 0 s)"
+    assert program.lease_over(record, False, 160.0) == "idle for 1 m 0 s (idle timeout 1 m 0 s)"
 
 
 @pytest.mark.parametrize(
