@@ -40,7 +40,7 @@ The state directory (--home, else SPM_HOME, else the nearest .spm/, else .spm/ i
     cache/                  compiled form of this file, from which supervisors start
     services/NAME/lock      held by the command that starts or stops NAME
     services/NAME/supervisor.lock   held by the supervisor for as long as it lives
-    services/NAME/control.sock      JSON lines: status, touch, stop
+    services/NAME/control.sock      JSON lines: status, touch, notify, stop
     services/NAME/env.json          values given by --env K=V, mode 0600
     services/NAME/output.log[.1]    stdout and stderr of the service
     services/NAME/events.jsonl      what happened and why: the journal state.json is rebuilt from
@@ -67,12 +67,14 @@ import time
 TYPE_CHECKING = False  # type checkers take this name for true; importing typing takes 2 ms
 if TYPE_CHECKING:
     import argparse
+    import signal
     import socket
     import subprocess
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from typing import NamedTuple, NoReturn, TextIO
 
     Kind = Callable[[object, str], object]
+    Owner = tuple["Identity | None", str]  # a process and its name; None: nobody
 else:
     from operator import itemgetter
 
@@ -200,6 +202,9 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 VARIABLE = r"[A-Za-z_][A-Za-z0-9_.]*"
 DURATION = r"(?a)(\d+(?:\.\d+)?)(ms|s|m|h|)"
 DURATION_UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+LEASE = r"forever|session|[0-9]+"
+LEASES = f"{DURATION}|{LEASE}"
+NOTICES = ("ready", "alive", "stopped")
 LONGEST_S = 10 * 365 * 86400.0  # ten years: what comes after must still fit the system's clocks
 SIZE = r"(?a)(\d+)(B|kB|MB|GB|KiB|MiB|GiB|)"
 SIZE_UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -215,6 +220,17 @@ def parse_duration(text: str) -> float:
             f"{text!r} is not a duration above 0", "write 500ms, 30s, 2m, 1h or seconds"
         )
     return seconds
+
+
+def lease_s(lease: str) -> float | None:
+    """Seconds of a lease that is a duration, None for the others; a plain number is a pid."""
+    return None if re.fullmatch(LEASE, lease) else parse_duration(lease)
+
+
+def parse_lease(text: str) -> str:
+    """The lease itself: forever, session, a pid or a duration; or UsageError."""
+    lease_s(text)
+    return text
 
 
 def parse_size(text: str) -> int:
@@ -419,6 +435,8 @@ class Spec(NamedTuple):
     env_files: tuple[str, ...] = ()  # absolute paths, read anew at each start
     log_bytes: int = 10**7
     port_asked: str = ""  # "auto", or the number that was asked for when --on-conflict next left it
+    lease: str = "forever"
+    idle_timeout_s: float | None = None
     extra: Mapping[str, object] = NOTHING
 
     @property
@@ -515,12 +533,17 @@ class Record(NamedTuple):
     supervisor: Identity | None = None
     exit: Exit | None = None
     reason: str = ""
+    owner: Identity | None = None  # the service lives as long as this process
+    owner_name: str = ""
+    lease_until: float | None = None  # by steady_s(), as active_at: means something at its place
+    active_at: float | None = None
     extra: Mapping[str, object] = NOTHING
 
     def to_json(self) -> dict[str, object]:
         """Its JSON object."""
         data: dict[str, object] = {**self.extra, **{key: getattr(self, key) for key in RECORD}}
         nested = {"main": self.main, "supervisor": self.supervisor, "exit": self.exit}
+        nested["owner"] = self.owner
         data.update({key: value and value._asdict() for key, value in nested.items()})
         return {**data, "spec": self.spec.to_json(), "place": self.place._asdict()}
 
@@ -542,6 +565,8 @@ SPEC: dict[str, Kind] = {
     "env_files": _list_of(_text),
     "log_bytes": _size,
     "port_asked": _text,
+    "lease": _kind("a lease", lambda v: isinstance(v, str) and bool(re.fullmatch(LEASES, v))),
+    "idle_timeout_s": _or_none(_number),
 }
 RECORD: dict[str, Kind] = {
     "name": _text,
@@ -556,6 +581,10 @@ RECORD: dict[str, Kind] = {
     "supervisor": _or_none(Identity.from_json),
     "exit": _or_none(Exit.from_json),
     "reason": _text,
+    "owner": _or_none(Identity.from_json),
+    "owner_name": _text,
+    "lease_until": _or_none(_number),
+    "active_at": _or_none(_number),
 }
 
 
@@ -670,6 +699,15 @@ if sys.platform == "win32":
     CMD_SWITCHES = ("/d", "/s", "/c")
     my_user_id = 0  # as os.stat() has it: the access list of the profile protects the directory
     stat_of, cookie_of, user_name = _psutil_stat, _psutil_cookie, str
+
+    def steady_s() -> float:
+        """Seconds since the boot without those asleep, which time.monotonic() counts here.
+
+        QueryUnbiasedInterruptTime(realtimeapiset.h), in units of 100 ns.
+        """
+        ticks = ctypes.c_ulonglong()
+        _kernel32.QueryUnbiasedInterruptTime(ctypes.byref(ticks))
+        return ticks.value / 1e7
 
     def all_stats() -> dict[int, Stat]:
         """One look at every process that can be seen, by pid.
@@ -940,6 +978,10 @@ else:
 
     _facts: dict[str, str] = {}  # read once, they don't change while we live
     my_user_id = os.geteuid()
+    # One clock for all processes of a boot (docs.python.org/3/library/time.html#time.monotonic);
+    # nobody sets it, and it stands still in suspend: CLOCK_MONOTONIC in clock_gettime(2), on macOS
+    # mach_absolute_time().
+    steady_s = time.monotonic
     replace_file = os.replace
 
     def _has_proc() -> bool:
@@ -1503,6 +1545,62 @@ def wait_until_gone(identity: Identity | None, wait_s: float) -> None:
         time.sleep(0.001)
 
 
+# Programs that run others for somebody, and what pid 1 is where it isn't somebody's program.
+RUNNERS = (
+    "(ba|z|fi|da|a|k|mk|c|tc)?sh|nu|busybox|pwsh|powershell|cmd|env|uvx?|np[mx]|pnpm|pnpx|yarn|"
+    "corepack|turbo|nx|make|gmake|timeout|xargs|sudo|doas|su|nohup|setsid|time|nice|stdbuf|poetry|"
+    "tox|nox|hatch|pdm|pipenv|just|task|invoke|rake|bundle|cargo|git|pre-commit|direnv|mise|watch|"
+    "bwrap|unshare|sandbox-exec|codex-[a-z]+-sandbox|script|simple_process_manager|spm|"
+) + re.escape(os.path.basename(__file__).rpartition(".")[0].lower())
+INITS = "systemd|init|launchd|tini|dumb-init|docker-init|catatonit|s6-svscan|runit"
+INTERPRETER = "pythonw?|pypy|node|nodejs"
+PROGRAM_ENDING = r"[\d.]*(?:-cli)?(?:\.exe|\.[cm]?js|\.pyc?)?$"  # python3.11.exe, npm-cli.js
+
+
+def is_runner(name: str, words: Sequence[str]) -> bool:
+    """Whether a process only runs others: a shell, a tool runner, a script of one, this file."""
+    # npm calls itself "npm run dev"; and a name may be that of a thread
+    programs = [word.split(" ")[0] for word in (name, *words[:1])]
+    scripts = [word for word in words[1:6] if not word.startswith("-")][:1]
+    plain = [re.sub(PROGRAM_ENDING, "", os.path.basename(w.lower())) for w in programs + scripts]
+    is_script = any(re.fullmatch(INTERPRETER, word) for word in plain[: len(programs)])
+    used = plain if is_script else plain[: len(programs)]
+    return any(re.fullmatch(RUNNERS, word.lstrip("-")) for word in used)
+
+
+def session_owner() -> Owner:
+    """Whose session this is, and its name: the nearest ancestor that isn't a runner.
+
+    Else the topmost of those; None if pid 1 is the one, as an agent in a container may be.
+    """
+    import psutil
+
+    owner: Owner = (None, "")
+    for look in filter(None, map(stat_of, lineage()[1:])):
+        with contextlib.suppress(psutil.Error, OSError):
+            process = psutil.Process(look.identity.pid)
+            if process.pid == 1:
+                return owner if re.fullmatch(INITS, process.name()) else (None, "")
+            owner = look.identity, f"{process.name()}, the topmost shell"
+            if not is_runner(process.name(), process.cmdline()):
+                return look.identity, process.name()
+    return owner
+
+
+def owner_of(lease: str) -> Owner:
+    """The process as long as which a service may live; UsageError if it doesn't live."""
+    if not lease.isdigit():
+        return session_owner() if lease == "session" else (None, "")
+    import psutil
+
+    look = stat_of(int(lease)) if int(lease) > 1 else None
+    with contextlib.suppress(psutil.Error):
+        if look and not look.is_dead:
+            return look.identity, psutil.Process(look.identity.pid).name()
+    advice = "give the pid of one that does; a duration needs a unit, as in 30s"
+    raise UsageError(f"--lease {lease}: no such process lives", advice)
+
+
 def command_line(pid: int) -> str:
     """The command line of a process as one line, "" if it can't be seen."""
     import psutil
@@ -1934,12 +2032,12 @@ class Store:
         connection.sendall(json.dumps({**request, "token": token}).encode() + b"\n")
         return connection
 
-    def ask_record(self, name: str, operation: str = "status") -> Record | None:
+    def ask_record(self, name: str, operation: str = "status", **facts: object) -> Record | None:
         """What a living supervisor knows, None if there is none or it doesn't answer."""
         if not self.is_supervised(name):
             return None
         try:
-            with self.send(name, {"op": operation}) as connection:
+            with self.send(name, {"op": operation, **facts}) as connection:
                 return Record.from_json(receive(connection, HUNG_S).get("record"))
         except (OSError, ValueError):
             return None
@@ -2176,6 +2274,8 @@ SPEC_WORDS = {
     "env_given": "--env",
     "env_taken": "--env",
     "env_files": "--env-file",
+    "lease": "--lease",
+    "idle_timeout_s": "--idle-timeout",
 }
 
 
@@ -2325,6 +2425,33 @@ def port_choices(spec: Spec, seed: int) -> Iterator[int]:
         yield from (AUTO_PORTS[(seed + step) % len(AUTO_PORTS)] for step in range(len(AUTO_PORTS)))
     elif spec.port:
         yield from range(spec.port + 1, min(spec.port + 1000, 65536))
+
+
+def granted(record: Record, owner: Identity | None, owner_name: str, now: float) -> Record:
+    """The record with what its lease comes to from now on; `now` is steady_s() here and below."""
+    seconds = lease_s(record.spec.lease)
+    until = None if seconds is None else now + seconds
+    return record._replace(owner=owner, owner_name=owner_name, lease_until=until, active_at=now)
+
+
+def left_s(record: Record, now: float) -> tuple[float | None, float | None]:
+    """Seconds until the lease is over, and until the idle timeout; None where nothing counts."""
+    until, active, idle = record.lease_until, record.active_at, record.spec.idle_timeout_s
+    lease_left = None if until is None else until - now
+    return lease_left, None if active is None or idle is None else active + idle - now
+
+
+def lease_over(record: Record, owner_alive: bool, now: float) -> str | None:
+    """Why it has lived for long enough, else None."""
+    left, idle_left = left_s(record, now)
+    if record.owner and not owner_alive:
+        return f"its owner is gone: pid {record.owner.pid} ({record.owner_name})"
+    if left is not None and left <= 0:
+        return f"its lease of {record.spec.lease} is over"
+    if idle_left is None or idle_left > 0:
+        return None
+    limit = record.spec.idle_timeout_s or 0.0
+    return f"idle for {format_duration(limit - idle_left)} (idle timeout {format_duration(limit)})"
 
 
 def probe_pause_s(waited_s: float) -> float:
@@ -2481,6 +2608,7 @@ class Supervisor:
         self.waiters: list[Client] = []
         self.finished = False
         self.save_at: float | None = None  # when the record is to be written (again)
+        self.hears_owner = False  # the system tells when the owner ends
         self.log = Log(store, record.name, record.spec.log_bytes)
 
     def listen(self) -> None:
@@ -2592,10 +2720,12 @@ class Supervisor:
 
     def run(self) -> None:
         """Until the service and everything of it is gone and that is written down."""
+        self.watch_owner()
         while not self.finished or self.save_at:
             for key, _ in self.events.select(self._wait_s()):
                 key.data(key.fileobj)
             self.take_note()
+            self.end_if_over()
             if self.ending and time.monotonic() >= self.step_at:
                 self.step()
             if time.monotonic() >= self.log.due_at:
@@ -2612,6 +2742,9 @@ class Supervisor:
             due.append(self.save_at)
         if self.child is None:
             due.append(time.monotonic() + TICK_S)
+        if self.is_leased():
+            looks = [*left_s(self.record, steady_s()), None if self.hears_owner else TICK_S]
+            due += [time.monotonic() + look for look in looks if look is not None]
         return max(0.0, min(due) - time.monotonic())
 
     def leave(self) -> None:
@@ -2669,6 +2802,27 @@ class Supervisor:
         remark += " (a daemon? have it run in the foreground)" if left and ended.code == 0 else ""
         phase = "exited" if ended.code in (0, None) and not ended.signal else "failed"
         self.change("exited", phase, f"{ended}{remark}")
+
+    # -- how long it may live
+
+    def is_leased(self) -> bool:
+        """Whether the end of a lease would be the end of the service."""
+        return self.record.wanted == "running" and not self.ending and not self.finished
+
+    def watch_owner(self) -> None:
+        """Be woken when the owner ends; where that can't be, it is looked at each second."""
+        import selectors
+
+        descriptor = death_watch(self.record.owner) if self.record.owner else None
+        self.hears_owner = descriptor is not None or self.record.owner is None
+        if descriptor is not None:  # once: the loop looks at the owner itself
+            self.events.register(descriptor, selectors.EVENT_READ, self.events.unregister)
+
+    def end_if_over(self) -> None:
+        """End the service when its lease is over, or when nobody needed it for too long."""
+        why = lease_over(self.record, is_alive(self.record.owner), steady_s())
+        if why and self.is_leased():
+            self.begin_ending(STOP_TIMEOUT_S, False, why, tree_of(self.record))
 
     # -- ending it
 
@@ -2763,9 +2917,27 @@ class Supervisor:
         client.answer({"ok": True, "record": self.record.to_json()})
 
     def on_touch(self, client: Client, request: dict[str, object]) -> None:
-        """A heartbeat."""
-        self.record = self.record._replace(last_active=time.time())
+        """A heartbeat; with a record: a start that renews the lease, or has taken it over."""
+        if "record" in request:
+            asked, former = Record.from_json(request["record"]), self.record.owner
+            spec = self.record.spec._replace(lease=asked.spec.lease)
+            self.record = self.record._replace(spec=spec, lease_until=asked.lease_until)
+            if asked.owner != former:
+                self.record = self.record._replace(owner=asked.owner, owner_name=asked.owner_name)
+                self.watch_owner()
+        self.record = self.record._replace(last_active=time.time(), active_at=steady_s())
         self.save()
+        client.answer({"ok": True, "record": self.record.to_json()})
+
+    def on_notify(self, client: Client, request: dict[str, object]) -> None:
+        """What the service says of itself; `alive` is a heartbeat."""
+        state = str(_one_of(*NOTICES)(request.get("state"), "request.state"))
+        message = str(_text(request.get("message"), "request.message"))
+        if state == "alive":
+            self.on_touch(client, {})
+            return
+        with contextlib.suppress(SpmError):  # a full disk costs the event, not the service
+            self.store.write_event(state, self.record.name, self.record, message)
         client.answer({"ok": True, "record": self.record.to_json()})
 
     def on_stop(self, client: Client, request: dict[str, object]) -> None:
@@ -2790,6 +2962,7 @@ class Supervisor:
 OPERATIONS: dict[str, Callable[[Supervisor, Client, dict[str, object]], None]] = {
     "status": Supervisor.on_status,
     "touch": Supervisor.on_touch,
+    "notify": Supervisor.on_notify,
     "stop": Supervisor.on_stop,
 }
 
@@ -2832,6 +3005,17 @@ def reply(document: dict[str, object]) -> None:
 CLAIM_S = 30.0
 BOOT_S = 10.0
 SELF = os.path.abspath(__file__)
+NOT_OF_A_SPEC = {
+    "name",
+    "home",
+    "json",
+    "replace",
+    "force",
+    "on_conflict",
+    "timeout",
+    "with",
+    "say",
+}
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
 PORT_GRACE_S = 5.0
 OTHER_WAYS = ", take another port (--on-conflict next, --port auto), or start anyway with --force"
@@ -2910,8 +3094,8 @@ class Seen(NamedTuple):
 def observe(store: Store, record: Record, here: Place) -> Seen:
     """Hold a record against the system; where they differ, its supervisor knows better."""
     seen = _look(store, record, here)
-    if seen.facts.supervised and seen.facts.main in ("gone", "stranger"):
-        # One that left just now wrote why before it did.
+    if record.phase in LIVE_PHASES and seen.facts.here and seen.facts.main in ("gone", "stranger"):
+        # One that left just now, also between our two looks, wrote why before it did.
         known = store.ask_record(record.name) or store.record(record.name)
         return _look(store, known or record, here)
     if seen.verdict.status == "failed" and record.phase == "starting":
@@ -2993,8 +3177,12 @@ def port_origin(spec: Spec) -> str | None:
     Option("--replace", help="end what runs under this name with another spec"),
     Option("--force", help="start though the port is held"),
     Option("--log-size", "SIZE", parse_size, None, "rotate the log at this size (10MB)"),
+    Option(
+        "--lease", "LEASE", parse_lease, help="how long it may live: forever, 2h, session, or a PID"
+    ),
+    Option("--idle-timeout", "D", parse_duration, help="end it when nothing used it for so long"),
 )
-def start(store: Store, args: argparse.Namespace) -> Result:
+def start(store: Store, args: argparse.Namespace, owner: Owner | None = None) -> Result:
     """Start a service, unless it runs already."""
     name = check_name(args.name)
     known = store.record(name)
@@ -3002,6 +3190,8 @@ def start(store: Store, args: argparse.Namespace) -> Result:
         spec, given = known.spec, store.given_env(name)
     else:
         spec, given = spec_of(name, args)
+    asked = {"lease": args.lease, "idle_timeout_s": args.idle_timeout}
+    spec = spec._replace(**{key: value for key, value in asked.items() if value is not None})
     store.prepare()
     with store.claim(name, CLAIM_S):
         record = store.record(name)
@@ -3010,22 +3200,69 @@ def start(store: Store, args: argparse.Namespace) -> Result:
         if record:
             spec = kept_port(spec, record.spec, is_running, args.on_conflict)
         if seen and is_running:
-            differences = differences_of(store, seen.record, spec, given)
-            if not differences:
-                return keep_running(store, seen)
-            if not args.replace:
+            alike = spec if args.replace else with_lease_of(seen.record.spec, spec)
+            differences = differences_of(store, seen.record, alike, given)
+            if differences and not args.replace:
                 raise Refused(
                     f"{name} runs already with another spec: {'; '.join(differences)}",
                     f"add --replace to end it and start this one, or stop {name} first",
                     differences=differences,
                 )
-        return begin(store, name, spec, given, seen, args.force, "started", args.on_conflict)
+            kept = None if differences else keep_running(store, seen, spec, owner)
+            if kept:
+                return kept
+        conflict = "force" if args.force else args.on_conflict
+        return begin(store, name, spec, given, seen, conflict, "started", owner)
 
 
 def is_bare(args: argparse.Namespace) -> bool:
     """Whether nothing was given but the name, and what doesn't belong to a spec."""
     asked = {key: value for key, value in vars(args).items() if value not in (None, False, [])}
-    return set(asked) <= {"name", "home", "json", "replace", "force", "on_conflict"}
+    return set(asked) <= NOT_OF_A_SPEC
+
+
+def with_lease_of(old: Spec, new: Spec) -> Spec:
+    """The new spec with the lease of the old one: how long it may live isn't what it is."""
+    return new._replace(lease=old.lease, idle_timeout_s=old.idle_timeout_s)
+
+
+def renewed(record: Record, lease: str, owner: Owner | None) -> Record:
+    """A running service that was asked for again: who owns it stays its owner while alive."""
+    if is_alive(record.owner):
+        return record._replace(active_at=steady_s())
+    if record.owner:
+        record = record._replace(spec=record.spec._replace(lease=lease))
+    owner = (record.owner and owner) or owner_of(record.spec.lease)
+    return granted(record, *owner, steady_s())
+
+
+def lease_kept(record: Record, asked: Spec) -> list[str]:
+    """A warning if a running service keeps another lease than the one just asked for."""
+    kept = spec_differences(record.spec, with_lease_of(asked, record.spec))
+    if asked.lease == record.spec.lease == "session" and record.owner != session_owner()[0]:
+        kept = ["--lease: another session's"]
+    advice = f"{'; '.join(kept)}; --replace starts it anew"
+    return [f"[WARN] {record.name} keeps the lease it was started with: {advice}"] if kept else []
+
+
+def lease_data(record: Record, is_live: bool) -> dict[str, object]:
+    """The JSON of how long a service may live."""
+    left = left_s(record, steady_s()) if is_live else (None, None)
+    lease_left, idle_left = (None if one is None else round(max(one, 0.0), 3) for one in left)
+    owner = record.owner and {"pid": record.owner.pid, "name": record.owner_name}
+    data = {"lease": record.spec.lease, "owner": owner, "lease_left_s": lease_left}
+    return {**data, "idle_timeout_s": record.spec.idle_timeout_s, "idle_left_s": idle_left}
+
+
+def lease_lines(record: Record) -> list[str]:
+    """How long a service may live, in a line for people; none if that is for ever."""
+    left, idle_s = left_s(record, steady_s())[0], record.spec.idle_timeout_s
+    lives = record.owner and f"as long as pid {record.owner.pid} ({record.owner_name}) lives"
+    lives = lives or "as long as pid 1 lives" * (record.spec.lease == "session")
+    while_s = left and f"for {format_duration(left)}"
+    idle = idle_s and f"until it is idle for {format_duration(idle_s)}"
+    parts = [part for part in (lives, while_s, idle) if part]
+    return [f"[INFO] lease: {', '.join(parts)}"] if parts else []
 
 
 def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
@@ -3110,14 +3347,21 @@ def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
     return {**values, **given}
 
 
-def keep_running(store: Store, seen: Seen) -> Result:
-    """The same service runs already: renew last_active; give it a supervisor if it has none."""
+def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> Result | None:
+    """The same service runs already: renew its lease; give it a supervisor if it has none.
+
+    None if its lease was over meanwhile, and it is being ended.
+    """
+    record = renewed(seen.record, spec.lease, owner)
+    notes = lease_kept(record, spec)
     if seen.facts.supervised:
-        return started(store, touched(store, seen), "already running")
-    retire_supervisor(seen.record)
-    record = launch(store, seen.record, {}, adopt=True)
+        record = touched(store, seen, record)
+        is_kept = record.wanted == "running"
+        return started(store, record, "already running", notes) if is_kept else None
+    retire_supervisor(record)
+    record = launch(store, record._replace(last_active=time.time()), {}, adopt=True)
     how = "already running, its supervisor was gone: taken back (its exit code will not be known)"
-    return started(store, record, how)
+    return started(store, record, how, notes)
 
 
 def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -> Result:
@@ -3129,9 +3373,9 @@ def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -
     port += origins.get(port_origin(spec) or "", "")
     data = {"name": record.name, "status": "running", "already_running": how.startswith("already")}
     data.update(pid=pid, port=spec.port, port_origin=port_origin(spec), log=log)
-    return Result(
-        data, [*notes, f"[OK] {record.name} {how} (pid {pid}{port}), log: {shown_path(log)}"]
-    )
+    data.update(lease_data(record, is_live=True))
+    line = f"[OK] {record.name} {how} (pid {pid}{port}), log: {shown_path(log)}"
+    return Result(data, [*notes, line, *lease_lines(record)])
 
 
 def begin(
@@ -3140,11 +3384,12 @@ def begin(
     spec: Spec,
     given: dict[str, str],
     former: Seen | None,
-    force: bool,
+    conflict: str,
     how: str,
-    conflict: str = "auto",
+    owner: Owner | None,
 ) -> Result:
     """Check what can be checked, end the former instance, start a new one."""
+    owner = owner or owner_of(spec.lease)
     if not os.path.isdir(spec.cwd):
         raise StartFailed(f"{name}: no such directory: {spec.cwd}", "check --cwd")
     values = environment_of(spec, given)
@@ -3152,8 +3397,8 @@ def begin(
         check_program(name, spec, values)
     notes = end_former(store, former) if former else []
     instance = BOOTED[0].instance if BOOTED else os.urandom(16).hex()
-    record = new_record(name, spec, instance)
-    record = with_port(store, record, "force" if force else conflict, values, notes)
+    record = granted(new_record(name, spec, instance), *owner, steady_s())
+    record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
     with state_errors(store.home):
         write_file(store.path(name, "env.json"), json.dumps(given).encode())
@@ -3454,11 +3699,12 @@ def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     return f"did you mean {near[0]}? Otherwise {advice}" if near else advice
 
 
-def touched(store: Store, seen: Seen) -> Record:
-    """The record with last_active renewed, by whoever writes it."""
+def touched(store: Store, seen: Seen, lease: Record | None = None) -> Record:
+    """The record with last_active renewed, by whoever writes it; the lease as in another record."""
     if seen.facts.supervised:  # one that hangs isn't worth failing for: stop and status tell
-        return store.ask_record(seen.record.name, "touch") or seen.record
-    record = seen.record._replace(last_active=time.time())
+        facts = {"record": lease.to_json()} if lease else {}
+        return store.ask_record(seen.record.name, "touch", **facts) or seen.record
+    record = seen.record._replace(last_active=time.time(), active_at=steady_s())
     store.save({record.name: record})
     return record
 
@@ -3683,8 +3929,10 @@ def restart(store: Store, args: argparse.Namespace) -> Result:
     name = find(store, args.name).record.name
     with store.claim(name, CLAIM_S):
         seen = find(store, name)
-        spec, given = seen.record.spec, store.given_env(name)
-        return begin(store, name, spec, given, seen, force=False, how="restarted")
+        record, spec, given = seen.record, seen.record.spec, store.given_env(name)
+        is_kept = spec.lease != "session" and is_alive(record.owner)
+        owner = (record.owner, record.owner_name) if is_kept else None
+        return begin(store, name, spec, given, seen, "auto", "restarted", owner)
 
 
 @command(
@@ -3692,9 +3940,12 @@ def restart(store: Store, args: argparse.Namespace) -> Result:
     "stop everything of this home, verify, and forget what is stopped",
     Option("--keep", help="don't forget the stopped services"),
     Option("--purge", help="remove their logs too"),
+    Option("--session", help="only what was started with --lease session from this session"),
 )
 def cleanup(store: Store, args: argparse.Namespace) -> Result:
     """Stop everything of this home, look for what is left, forget what is stopped."""
+    if args.session:
+        return end_session(store, args)
     where = shown_path(store.home)
     records = store.records()
     if not os.path.isdir(store.home):
@@ -3720,6 +3971,20 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
     summary += f"; {counted(len(gone), 'service')} forgotten" if gone else ""
     lines = stopped if error else [*stopped, summary + ", logs too" * bool(gone and args.purge)]
     return Result({**result.data, "forgotten": gone}, lines, error=error)
+
+
+def end_session(store: Store, args: argparse.Namespace) -> Result:
+    """Stop and forget what this session owns, and nothing else."""
+    if args.purge:
+        raise UsageError("--purge is for everything, --session isn't", "leave one of them out")
+    owner, who = session_owner()
+    mine = [one for one in store.records().values() if owner and one.owner == owner]
+    result = stop_all(store, [one.name for one in mine], STOP_TIMEOUT_S, force=False)
+    gone = [] if args.keep or result.error else forget(store, mine, purge=False)
+    whose = f"session of pid {owner and owner.pid} ({who})"
+    line = f"[OK] {counted(len(mine), 'service')} of the {whose}; {len(gone)} forgotten"
+    lines = [*result.lines, line]
+    return result._replace(data={**result.data, "forgotten": gone}, lines=lines)
 
 
 def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
@@ -3809,7 +4074,7 @@ def moment(at: float) -> str:
 
 
 SHOWN: dict[str, Callable[..., str]] = {
-    "uptime_s": format_duration,
+    **dict.fromkeys(("uptime_s", "lease_left_s", "idle_timeout_s", "idle_left_s"), format_duration),
     "cpu_percent": "{:.1f}%".format,
     "memory_bytes": format_bytes,
     **dict.fromkeys(("at", "started_at", "last_active"), moment),
@@ -3843,6 +4108,7 @@ def status(store: Store, args: argparse.Namespace) -> Result:
         **service_data(seen),
         "instance": record.instance,
         "wanted": record.wanted,
+        **lease_data(record, verdict.is_live and seen.facts.here),
         "identity": record.main and record.main._asdict(),
         "supervisor": guard and guard.pid,
         "started_at": record.started_at,
@@ -3860,7 +4126,7 @@ def status(store: Store, args: argparse.Namespace) -> Result:
         advice = f"its output: logs {record.name}; start it again: restart {record.name}"
         error = NotFound(f"{record.name} is not running: {why}", advice)
     facts = {key: shown(key, value) for key, value in data.items() if value not in (None, "", [])}
-    page = [f"{key + ':':14}{text}" for key, text in facts.items()]
+    page = [f"{key + ':':16}{text}" for key, text in facts.items()]
     return Result(data, "\n".join(page).split("\n"), error=error)
 
 
@@ -3917,12 +4183,42 @@ def follow(store: Store, name: str, start: int, position: int) -> Iterator[str]:
 @command("touch", "a heartbeat: renew last_active", Option("name", "NAME"))
 def touch(store: Store, args: argparse.Namespace) -> Result:
     """A heartbeat: renew last_active."""
-    seen = find(store, args.name)
-    name = seen.record.name
-    if not seen.verdict.is_live:
-        raise NotFound(f"{name} is not running: {seen.verdict.status}", f"start it: restart {name}")
-    record = touched(store, seen)
+    seen = find_live(store, args.name)
+    name, record = seen.record.name, touched(store, seen)
     return Result({"name": name, "last_active": record.last_active}, [f"[OK] {name} touched"])
+
+
+def find_live(store: Store, name: str) -> Seen:
+    """A service that runs; NotFound if it doesn't."""
+    seen = find(store, name)
+    if not seen.verdict.is_live:
+        name, status = seen.record.name, seen.verdict.status
+        raise NotFound(f"{name} is not running: {status}", f"start it: restart {name}")
+    return seen
+
+
+@command(
+    "notify",
+    "a service tells of itself: ready, alive (a heartbeat) or stopped; inside it NAME is known",
+    Option("name?", "NAME"),
+    Option("state", "ready|alive|stopped", help="what it says"),
+    Option("--message", "TEXT", default="", help="goes into the event"),
+)
+def notify(store: Store, args: argparse.Namespace) -> Result:
+    """Hand on what a service says of itself; one that was replaced meanwhile isn't heard."""
+    inside = os.environ.get("SPM_SERVICE", "")
+    if not (args.name or inside):
+        raise UsageError("whose notice is it?", f"outside a service: notify NAME {args.state}")
+    record = find_live(store, args.name or inside).record
+    name = record.name
+    instance = os.environ.get("SPM_INSTANCE", "") if name.lower() == inside.lower() else ""
+    if instance not in ("", record.instance):
+        what = f"this process is of an earlier instance of {name}, not of the one that runs"
+        raise Refused(what, "end it: it outlived a restart")
+    facts = {"state": args.state, "message": args.message}
+    if store.ask_record(name, "notify", **facts) is None:
+        raise Failed(f"{name} has no supervisor that could note it", f"start {name} takes it back")
+    return Result({"name": name, **facts}, [f"[OK] {name}: {args.state} noted"])
 
 
 # -- wait-healthy
@@ -4070,6 +4366,185 @@ class Wait:
         )
 
 
+# -- run
+
+
+class Chain:
+    """Services that live as long as a test command: started, waited for, watched, stopped.
+
+    Its own process is their owner: were it killed with -9, their supervisors would end them.
+    """
+
+    def __init__(self, store: Store, say: Callable[..., None], timeout_s: float) -> None:
+        look = stat_of(os.getpid())
+        assert look
+        self.store, self.say, self.timeout_s = store, say, timeout_s
+        self.me, self.env = look.identity, dict(os.environ)
+        self.services: dict[str, dict[str, object]] = {}  # their JSON, in the order of their starts
+        self.waits: list[Wait] = []  # of those that live as far as was seen
+        self.touch_s = self.touch_at = float("inf")
+
+    def add(self, args: argparse.Namespace) -> None:
+        """Start a service, or take the one that runs, and wait until it is ready."""
+        data = self.services.setdefault(args.name, {})
+        result = start(self.store, args, (self.me, "run"))
+        data.update(result.data)
+        self.say(*result.lines)
+        record = find(self.store, args.name).record
+        wait = Wait(self.store, record, None, self.timeout_s)
+        ready = wait.run()
+        self.say(*ready.lines)
+        data.update(port=ready.data["port"], waited_s=ready.data["waited_s"], died=None)
+        variable = re.sub(r"\W", "_", args.name.upper()) + "_PORT"
+        self.env.update(dict.fromkeys(("PORT", variable), str(ready.data["port"])))
+        self.waits.append(wait)
+        self.touch_s = min(self.touch_s, (record.spec.idle_timeout_s or self.touch_s) / 3)
+        self.touch_at = time.monotonic() + self.touch_s
+
+    def test(self, argv: Sequence[str], stdout: int | None) -> int:
+        """The return code of the test command; the services are watched meanwhile."""
+        import subprocess
+
+        try:
+            process = subprocess.Popen(argv, env=self.env, stdout=stdout)
+        except OSError as error:
+            what = f"{argv[0]} can't be executed: {error.strerror}"
+            raise UsageError(what, "give it a first line such as #!/bin/sh") from error
+        try:
+            while process.poll() is None:
+                self.look()
+                time.sleep(0.02)
+        except Interrupted as error:
+            with contextlib.suppress(Interrupted, subprocess.TimeoutExpired):  # a second Ctrl-C
+                if error.facts["signal"] in ("SIGTERM", "SIGHUP"):  # Ctrl-C reaches it by itself
+                    process.terminate()
+                process.wait(STOP_TIMEOUT_S)
+            process.kill()
+            process.wait()
+            raise
+        self.look()
+        return process.returncode
+
+    def look(self) -> None:
+        """Warn of services that have died since the last look; keep those in use from idling."""
+        for wait in list(self.waits):
+            record = wait.record
+            if record is None or is_alive(record.main):
+                continue
+            try:
+                with self.store.claim(record.name, 0.0):  # held: the tests restart it
+                    wait.check_alive(record)
+            except TimedOut:
+                continue
+            except SpmError as error:
+                self.waits.remove(wait)
+                self.services[record.name]["died"] = error.message
+                tail = error.facts.get("log_tail")
+                lines = [f"  | {line}" for line in tail] if isinstance(tail, list) else []
+                self.say(f"[WARN] {error.message}; the tests go on", *lines)
+        if time.monotonic() >= self.touch_at:
+            self.touch_at = time.monotonic() + self.touch_s
+            for name in self.services:
+                self.store.ask_record(name, "touch")
+
+    def stop(self) -> str:
+        """Stop what was started here, the last one first; `; stopped: api, db`."""
+        for name, data in reversed(self.services.items()):
+            record = self.store.record(name)
+            data["stopped"] = record is not None and record.owner == self.me
+            if data["stopped"]:
+                result = stop_all(self.store, [name], STOP_TIMEOUT_S, force=False)
+                lines = [line for line in result.lines if " was not running: " not in line]
+                lines += [f"[WARN] {result.error.message}"] if result.error else []
+                data["stopped"] = bool(lines)
+                self.say(*lines)
+                record = self.store.record(name)
+            data["status"] = record and record.phase
+            data["exit"] = record and record.exit and record.exit._asdict()
+        stopped = [name for name, data in self.services.items() if data["stopped"]]
+        left = [name for name, data in self.services.items() if data["status"] == "running"]
+        told = (("stopped", stopped), ("left running, as it was before", left))
+        return "".join(f"; {word}: {', '.join(names)}" for word, names in told if names)
+
+
+def interrupted(number: int, _: object) -> None:
+    """A handler for the signals that ask to leave."""
+    import signal
+
+    name = signal.Signals(number).name
+    error = Interrupted(f"interrupted by {name}", signal=name)
+    error.exit_code = 128 + number
+    raise error
+
+
+def on_ending_signals(act: Callable[[int, object], None] | signal.Handlers) -> None:
+    """Handle them so from now on; what is ignored (nohup) stays so."""
+    import signal
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, act)
+
+
+@command(
+    "run",
+    'run a test command with services: NAME "COMMAND" … -- TEST… (--json: TEST speaks on stderr)',
+    *(one for one in COMMANDS["start"].options if one.words not in ("--lease", "--idle-timeout")),
+    Option("--timeout", "D", parse_duration, 30.0, "time for each to become ready (30s)"),
+    Option("--with", 'NAME="COMMAND"', default=[], help="another service, started before; or NAME"),
+)
+def run_tests(store: Store, args: argparse.Namespace) -> Result:
+    """Start services, wait until they are ready, run the test command, stop them.
+
+    stdout is the test command's (with --json its output goes to stderr), so we speak on stderr.
+    """
+    import shutil
+    import signal
+
+    tests = args.tail or [""]
+    program = shutil.which(tests[0])
+    if program is None:
+        advice = f'write: run {args.name} "COMMAND" -- pytest tests/'
+        raise UsageError(f"the test command {tests[0]!r} can't be found or executed", advice)
+    options = COMMANDS["start"].options
+    keys = [one.words.split()[-1].strip("-+*?").replace("-", "_") for one in options]
+    defaults = {k: one.default if one.metavar else False for k, one in zip(keys, options)}
+    defaults["tail"] = None
+    chain, code, failure = Chain(store, args.say, args.timeout), None, None
+    on_ending_signals(interrupted)
+    try:
+        for name, equals, text in (item.partition("=") for item in getattr(args, "with")):
+            words = [text] if equals else []
+            chain.add(type(args)(**{**defaults, "name": name, "command": words}))
+        chain.add(type(args)(**{**defaults, **vars(args), "tail": None}))
+        code = chain.test([program, *tests[1:]], 2 if args.json else None)
+    except SpmError as error:
+        failure = error
+    finally:
+        on_ending_signals(signal.SIG_IGN)
+        stopped = chain.stop()
+    return tests_result(chain, tests, code, failure, stopped)
+
+
+def tests_result(
+    chain: Chain, tests: Sequence[str], code: int | None, failure: SpmError | None, stopped: str
+) -> Result:
+    """What came of a chain; its exit code is that of the tests, as a shell tells it."""
+    ended = Exit(0.0, code, None if code is None or code >= 0 else f"signal {-code}")
+    code = None if code is None else 128 - code if code < 0 else code
+    if failure:
+        failure.message += stopped
+    elif code:
+        failure = Failed(f"the tests failed: {ended}{stopped}")
+        failure.exit_code = code if code < 2**31 else code - 2**32  # Windows: unsigned
+    else:
+        chain.say(f"[OK] the tests passed{stopped}")
+    services = [{"name": name, **data} for name, data in chain.services.items()]
+    data: dict[str, object] = {"tests": list(tests), "exit_code": code, "services": services}
+    return Result(data, error=failure)
+
+
 # == Command line ==================================================================================
 # The parser of the command that was called, the rendering, errors to exit codes. Printing happens
 # here and nowhere else: results on stdout, the rest on stderr.
@@ -4116,7 +4591,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
             f"quote the command: start {args.name} {join_command([line])}, "
             f"or put it behind --: start {args.name} -- {line}",
         )
-    if cut < len(argv) and name != "start":
+    if cut < len(argv) and name not in ("start", "run"):
         raise UsageError(f"{name} takes no command behind --", f"see: {PROGRAM} {name} --help")
     return COMMANDS[name], args
 
@@ -4220,6 +4695,12 @@ def write(stream: TextIO | None, text: str) -> None:
     stream.flush()
 
 
+def say(*lines: str) -> None:
+    """Write lines on stderr, now."""
+    with contextlib.suppress(OSError):  # nobody listens: what is to be done is done all the same
+        write(sys.stderr, "".join(coloured(line, sys.stderr) + "\n" for line in lines))
+
+
 def coloured(line: str, stream: TextIO | None) -> str:
     """The line, its tag in colour on a terminal (https://no-color.org: unless NO_COLOR is set)."""
     tag = line.partition(" ")[0]
@@ -4253,6 +4734,7 @@ def run(argv: Sequence[str]) -> int:
         command, args = parse(argv)
         if not has_psutil():
             raise UsageError(NO_PSUTIL.format(sys.executable, PROGRAM))
+        args.say = say
         store = Store(find_home(args.home))
         notes = store.notes
         if os.path.lexists(store.home):
