@@ -3005,17 +3005,8 @@ def reply(document: dict[str, object]) -> None:
 CLAIM_S = 30.0
 BOOT_S = 10.0
 SELF = os.path.abspath(__file__)
-NOT_OF_A_SPEC = {
-    "name",
-    "home",
-    "json",
-    "replace",
-    "force",
-    "on_conflict",
-    "timeout",
-    "with",
-    "say",
-}
+NOT_OF_A_SPEC = {"name", "home", "json", "replace", "force", "on_conflict", "lease", "idle_timeout"}
+NOT_OF_A_SPEC |= {"timeout", "with", "say"}
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
 PORT_GRACE_S = 5.0
 OTHER_WAYS = ", take another port (--on-conflict next, --port auto), or start anyway with --force"
@@ -3094,10 +3085,17 @@ class Seen(NamedTuple):
 def observe(store: Store, record: Record, here: Place) -> Seen:
     """Hold a record against the system; where they differ, its supervisor knows better."""
     seen = _look(store, record, here)
-    if record.phase in LIVE_PHASES and seen.facts.here and seen.facts.main in ("gone", "stranger"):
-        # One that left just now, also between our two looks, wrote why before it did.
-        known = store.ask_record(record.name) or store.record(record.name)
-        return _look(store, known or record, here)
+    # A supervisor that left just now, also between our two looks, wrote why before it did; a main
+    # process with threads is a zombie some moments before anybody can wait for it.
+    for pause_s in (0.0, 0.005, 0.02, 0.1):
+        is_live = record.phase in LIVE_PHASES and seen.facts.here
+        if not is_live or seen.facts.main not in ("gone", "stranger"):
+            break
+        time.sleep(pause_s)
+        record = store.ask_record(record.name) or store.record(record.name) or record
+        seen = _look(store, record, here)
+        if not seen.facts.supervised:
+            break
     if seen.verdict.status == "failed" and record.phase == "starting":
         # Its supervisor may have been killed before it could note what it had just started.
         found = records_from_cookies(store.home, []).get(record.name.lower())
