@@ -254,6 +254,69 @@ def parse_port(text: str) -> int:
     return port
 
 
+URL = r"(https?)://(\[[\da-fA-F:.]+\]|[^\s/:?#@[\]]+)(?::(\d{1,5}))?([/?][^\s#]*)?(?:#\S*)?"
+EXPECTED = r"(?a)([1-5]\d\d)(?:-([1-5]\d\d))?"
+
+
+class Check(NamedTuple):
+    """One thing that must hold before a service counts as healthy."""
+
+    kind: str  # tcp, http, https, log or exec
+    text: str = ""  # of http the path, of log the pattern, of exec the command
+    host: str = ""  # of a URL; none: wherever the service listens
+    port: int | None = None  # none: the service's own
+
+
+def parse_url(text: str) -> Check | None:
+    """The check that a URL asks for, None if `text` isn't a URL."""
+    match = re.fullmatch(URL, text)
+    if match is None:
+        return None
+    path = match[4] or "/"
+    port = parse_port(match[3]) if match[3] else 443 if match[1] == "https" else 80
+    return Check(match[1], path if path[0] == "/" else f"/{path}", match[2].strip("[]"), port)
+
+
+def parse_check(text: str) -> Check:
+    """The check of `tcp[:PORT]`, `http[:PATH]`, a URL, `log:REGEX` or `exec:COMMAND`."""
+    kind, colon, rest = text.partition(":")
+    url = parse_url(text)
+    if url:
+        return url
+    if kind == "tcp":
+        return Check(kind, port=parse_port(rest) if colon else None)
+    if kind == "http" and not re.search(r"^//|\s", rest):
+        return Check(kind, rest if rest[:1] == "/" else f"/{rest}")
+    if kind not in ("log", "exec") or not rest.strip():
+        advice = "write tcp, tcp:PORT, http, http:/PATH, a URL, log:REGEX or exec:COMMAND"
+        raise UsageError(f"{text!r} is not a check", advice)
+    try:
+        re.compile(rest if kind == "log" else "")
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UsageError(f"log: {rest!r} is not a regular expression: {error}") from error
+    return Check(kind, rest)
+
+
+def check_text(text: str) -> str:
+    """The text of a check itself, or UsageError."""
+    parse_check(text)
+    return text
+
+
+def parse_expect(text: str) -> str:
+    """Expected status codes and ranges without spaces, or UsageError."""
+    for item in text.replace(" ", "").split(","):
+        if not re.fullmatch(EXPECTED, item):
+            raise UsageError(f"{item!r} is not a status", "write for example 200,204 or 200-399")
+    return text.replace(" ", "")
+
+
+def is_expected(status: int, expect: str) -> bool:
+    """Whether a status is among the expected codes and ranges."""
+    ranges = [item.partition("-")[::2] for item in expect.split(",")]
+    return any(int(low) <= status <= int(high or low) for low, high in ranges)
+
+
 def format_duration(seconds: float) -> str:
     """`0.42 s`, `12 s`, `3 m 4 s`, `2 h 5 m`, `3 d 4 h`."""
     if seconds < 60:
@@ -357,11 +420,23 @@ _text = _kind("a string", lambda value: isinstance(value, str) and "\0" not in v
 _flag = _kind("true or false", lambda value: isinstance(value, bool))
 _integer = _kind("an integer", lambda value: type(value) is int and abs(value) < 2**62)
 _size = _kind("a size", lambda value: type(value) is int and 1000 <= value <= 2**60)
+_count = _kind("a number from 1 on", lambda value: type(value) is int and 0 < value < 10**9)
 _pid = _kind("a process id", lambda value: type(value) is int and 1 < value < 2**31)
 _number = _kind(
     "a number from 0 on",
     lambda value: (
         isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e15
+    ),
+)
+
+_duration = _kind(
+    "a duration above 0",
+    lambda value: isinstance(value, (int, float)) and value is not True and 0 < value <= LONGEST_S,
+)
+_expect = _kind(
+    "status codes",
+    lambda value: (
+        isinstance(value, str) and all(re.fullmatch(EXPECTED, one) for one in value.split(","))
     ),
 )
 
@@ -412,6 +487,13 @@ class Spec(NamedTuple):
     env_taken: tuple[str, ...] = ()  # names taken from the caller at each start
     env_files: tuple[str, ...] = ()  # absolute paths, read anew at each start
     log_bytes: int = 10**7
+    ready: tuple[str, ...] = ()  # checks, all of which must hold once: see parse_check()
+    expect: str = "200-399"
+    insecure: bool = False
+    health: tuple[str, ...] = ()  # checks that must go on to hold
+    health_interval_s: float = 10.0
+    health_timeout_s: float = 5.0
+    health_retries: int = 3
     extra: Mapping[str, object] = NOTHING
 
     def to_json(self) -> dict[str, object]:
@@ -482,7 +564,8 @@ class Exit(NamedTuple):
         return "exit code not known" if self.code is None else f"exit code {self.code}"
 
 
-LIVE_PHASES = ("starting", "running", "stopping")
+UP_PHASES = ("starting", "running", "ready", "unhealthy")
+LIVE_PHASES = (*UP_PHASES, "stopping")
 ENDED_PHASES = ("stopped", "exited", "failed")
 
 
@@ -527,6 +610,13 @@ SPEC: dict[str, Kind] = {
     "env_taken": _list_of(_text),
     "env_files": _list_of(_text),
     "log_bytes": _size,
+    "ready": _list_of(_text),
+    "expect": _expect,
+    "insecure": _flag,
+    "health": _list_of(_text),
+    "health_interval_s": _duration,
+    "health_timeout_s": _duration,
+    "health_retries": _count,
 }
 RECORD: dict[str, Kind] = {
     "name": _text,
@@ -595,7 +685,8 @@ def _psutil_stat(pid: int) -> Stat | None:
         process = psutil.Process(pid)
         with process.oneshot():
             identity = Identity(pid, f"{process.create_time():.2f}")
-            state = "Z" if process.status() == psutil.STATUS_ZOMBIE else "R"
+            states = {psutil.STATUS_ZOMBIE: "Z", psutil.STATUS_STOPPED: "T"}
+            state = states.get(process.status(), "R")
             cpu, memory = sum(process.cpu_times()[:2]), process.memory_info().rss
             group, mine = process_group(pid), is_mine(process)
             return Stat(identity, process.ppid(), group, state, cpu, memory, mine)
@@ -706,7 +797,7 @@ if sys.platform == "win32":
             return False
         return True
 
-    def ports_by_inode() -> dict[str, int] | None:
+    def ports_by_inode() -> dict[str, tuple[int, str]] | None:
         """Only psutil knows."""
         return None
 
@@ -824,6 +915,13 @@ if sys.platform == "win32":
         _children[:] = [child for child in _children if child not in ended]
         return [(child.pid, child.returncode, None) for child in ended]
 
+    def exit_code_of(process: subprocess.Popen[bytes]) -> int | None:
+        """The exit code of a child, None while it runs."""
+        return process.poll()
+
+    def alarm(wait_s: float, act: Callable[[], None]) -> None:
+        """Nothing: there is no signal that could interrupt us."""
+
     def death_watch(identity: Identity) -> int | None:
         """None: a process that isn't our child has to be looked at."""
         return None
@@ -901,6 +999,7 @@ else:
     import fcntl
 
     _facts: dict[str, str] = {}  # read once, they don't change while we live
+    _reaped: dict[int, int] = {}  # the exit codes that reap() collected last
     my_user_id = os.geteuid()
     replace_file = os.replace
 
@@ -1025,8 +1124,8 @@ else:
                 os.close(handle)
         return True
 
-    def ports_by_inode() -> dict[str, int] | None:
-        """The port of each listening TCP socket by its name in /proc/PID/fd; None: ask psutil.
+    def ports_by_inode() -> dict[str, tuple[int, str]] | None:
+        """Port and address of each listening TCP socket by its name in /proc/PID/fd; None: psutil.
 
         sock_diag(7) hands out the listening sockets alone: 0.05 ms, where the kernel walks all of
         its tables to write /proc/net/tcp: 5 ms.
@@ -1036,7 +1135,7 @@ else:
 
         if sys.platform != "linux" or not _has_proc():
             return None
-        found: dict[str, int] = {}
+        found: dict[str, tuple[int, str]] = {}
         sock_diag_by_family, request_dump, listen_only, done = 20, 0x301, 1 << 10, 3
         try:
             with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as netlink:
@@ -1049,11 +1148,14 @@ else:
                         data = netlink.recv(1 << 16)
                         while data and kind != done:
                             size, kind = struct.unpack_from("=IH", data)
-                            if (
-                                kind == sock_diag_by_family
-                            ):  # inet_diag_msg: sport at 4, inode at 68
+                            # inet_diag_msg, behind 16 bytes: sport at 4, src at 8, inode at 68
+                            if kind == sock_diag_by_family:
                                 inode = struct.unpack_from("=I", data, 16 + 68)[0]
-                                found[f"socket:[{inode}]"] = int.from_bytes(data[20:22], "big")
+                                source = data[24 : 28 if family == socket.AF_INET else 40]
+                                found[f"socket:[{inode}]"] = (
+                                    int.from_bytes(data[20:22], "big"),
+                                    socket.inet_ntop(family, source),
+                                )
                             elif kind != done:
                                 return None
                             data = data[(size + 3) & ~3 :]
@@ -1196,6 +1298,9 @@ else:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     break
+                _reaped[pid] = os.waitstatus_to_exitcode(status)
+                if len(_reaped) > 50:
+                    del _reaped[next(iter(_reaped))]
                 if not os.WIFSIGNALED(status):
                     ended.append((pid, os.WEXITSTATUS(status), None))
                     continue
@@ -1205,6 +1310,22 @@ else:
                     (pid, None, signal.Signals(number).name if known else f"signal {number}")
                 )
         return ended
+
+    def exit_code_of(process: subprocess.Popen[bytes]) -> int | None:
+        """The exit code of a child, None while it runs; reap() may have been faster than we."""
+        try:
+            pid, status = os.waitpid(process.pid, os.WNOHANG)
+            process.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        except ChildProcessError:
+            process.returncode = _reaped.pop(process.pid, None)
+        return process.returncode
+
+    def alarm(wait_s: float, act: Callable[[], None]) -> None:
+        """Have `act` called in wait_s seconds, in the middle of anything; 0: no more."""
+        import signal
+
+        signal.signal(signal.SIGALRM, lambda *_: act())
+        signal.setitimer(signal.ITIMER_REAL, wait_s)
 
     def death_watch(identity: Identity) -> int | None:
         """A descriptor of the process that becomes readable when it ends: pidfd_open(2)."""
@@ -1330,6 +1451,16 @@ def is_alive(identity: Identity | None) -> bool:
     """Whether that very process lives; a zombie doesn't."""
     look = stat_of(identity.pid) if identity else None
     return look is not None and look.identity == identity and not look.is_dead
+
+
+def condition_of(identity: Identity | None) -> str:
+    """`alive`, `stopped` (SIGSTOP), `zombie`, `gone`, or `stranger`: its number is another's."""
+    look = stat_of(identity.pid) if identity else None
+    if look is None:
+        return "gone"
+    if look.identity != identity and look.identity.token:
+        return "stranger"
+    return "zombie" if look.is_dead else "stopped" if look.state in "Tt" else "alive"
 
 
 def lineage() -> tuple[int, ...]:
@@ -1462,20 +1593,47 @@ def command_line(pid: int) -> str:
     return ""
 
 
-def listening_ports(pids: Iterable[int]) -> dict[int, int]:
-    """The TCP ports that these processes listen on, each with the pid that does."""
+def listeners(pids: Iterable[int]) -> list[tuple[int, str, int]]:
+    """(port, address, pid) of each TCP socket that these processes listen on."""
     known = ports_by_inode()
     if known is not None:
-        return {known[name]: pid for pid in pids for name in sockets_of(pid) if name in known}
+        return [(*known[name], pid) for pid in pids for name in sockets_of(pid) if name in known]
     import psutil
 
-    ports: dict[int, int] = {}
+    found: list[tuple[int, str, int]] = []
     for pid in pids:
         with contextlib.suppress(psutil.Error, OSError):
             connections = psutil.Process(pid).net_connections(kind="tcp")
             listening = [one.laddr for one in connections if one.status == psutil.CONN_LISTEN]
-            ports.update((address.port, pid) for address in listening if address)
-    return ports
+            found += [(address.port, address.ip, pid) for address in listening if address]
+    return found
+
+
+def listening_ports(pids: Iterable[int]) -> dict[int, int]:
+    """The TCP ports that these processes listen on, each with the pid that does."""
+    return {port: pid for port, _, pid in listeners(pids)}
+
+
+REACHED_AT = {"0.0.0.0": ("127.0.0.1",), "::": ("::1", "127.0.0.1")}
+
+
+def reached_at(address: str) -> tuple[str, ...]:
+    """The addresses at which a socket that listens on `address` can be reached from here."""
+    address = address[7:] if address.startswith("::ffff:") else address
+    return REACHED_AT.get(address, (address,))
+
+
+def own_listeners(record: Record, port: int | None) -> list[tuple[int, str, int]]:
+    """Where a service's tree listens, on that port or on any; mostly it is the main process."""
+    main = [row for row in listeners([record.main.pid]) if row[0] == port] if record.main else []
+    rows = main or listeners(member.identity.pid for member in tree_of(record))
+    return sorted({row for row in rows if port in (None, row[0])})
+
+
+def holder_at(address: str, port: int) -> int | None:
+    """The pid that answers at that very address, None if it can't be seen."""
+    rows = listeners(all_stats())
+    return next((pid for p, at, pid in rows if p == port and address in reached_at(at)), None)
 
 
 def port_holder(port: int) -> int | None:
@@ -1726,10 +1884,10 @@ class Store:
         busy = f"{name}: another command starts or stops it (not done after {wait_s:g} s)"
         return locked(self.path(name, "lock"), wait_s, busy)
 
-    def is_supervised(self, name: str) -> bool:
+    def is_supervised(self, name: str, lock: str = "supervisor.lock") -> bool:
         """Whether a supervisor lives: it holds its lock, and the kernel knows."""
         try:
-            descriptor = os.open(self.path(name, "supervisor.lock"), os.O_RDWR)
+            descriptor = os.open(self.path(name, lock), os.O_RDWR)
         except OSError:
             return False
         try:
@@ -1737,19 +1895,25 @@ class Store:
         finally:
             os.close(descriptor)
 
+    def is_claimed(self, name: str) -> bool:
+        """Whether a command starts or stops this service right now."""
+        return self.is_supervised(name, "lock")
+
     def send(self, name: str, request: dict[str, object]) -> socket.socket:
         """A connection over which the request went to the supervisor; OSError if it can't."""
         connection, token = connect_local(self.path(name), HUNG_S)
         connection.sendall(json.dumps({**request, "token": token}).encode() + b"\n")
         return connection
 
-    def ask_record(self, name: str, operation: str = "status") -> Record | None:
+    def ask_record(
+        self, name: str, operation: str = "status", wait_s: float = HUNG_S
+    ) -> Record | None:
         """What a living supervisor knows, None if there is none or it doesn't answer."""
         if not self.is_supervised(name):
             return None
         try:
             with self.send(name, {"op": operation}) as connection:
-                return Record.from_json(receive(connection, HUNG_S).get("record"))
+                return Record.from_json(receive(connection, wait_s).get("record"))
         except (OSError, ValueError):
             return None
 
@@ -1816,6 +1980,39 @@ def read_tail(path: str, count: int, end: int | None = None) -> bytes:
         file.seek(max(0, (size if end is None else end) - count))
         return file.read(max(0, count))
     return b""
+
+
+class Output:
+    """What a service wrote, read on from where the last look ended, through rotations."""
+
+    def __init__(self, store: Store, name: str, from_end: bool = False) -> None:
+        self.store, self.name = store, name
+        self.older, self.path = (store.path(name, part) for part in LOG_PARTS)
+        # Counted over all instances. Both files hold this one's only: a start begins them anew.
+        began = store.log_start(name)
+        self.at = began + file_size(self.path) if from_end else began - file_size(self.older)
+
+    def read(self) -> bytes:
+        """What comes next, a megabyte at most; empty if there is nothing new."""
+        began = self.store.log_start(self.name)
+        if self.at < began:  # rotated: the older file ends where the present one begins
+            path, end = self.older, file_size(self.older)
+            left = min(began - self.at, end)
+            self.at = began - left
+        else:
+            path, end = self.path, file_size(self.path)
+            left = began + end - self.at
+        count = max(0, min(left, 1 << 20))
+        chunk = read_tail(path, count, end - left + count)
+        self.at += len(chunk)
+        return chunk
+
+
+def file_size(path: str) -> int:
+    """Its size, 0 if there is no such file."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.getsize(path)
+    return 0
 
 
 class Sample(NamedTuple):
@@ -1933,14 +2130,18 @@ def new_record(name: str, spec: Spec, instance: str) -> Record:
 
 LOOPBACK = ("127.0.0.1", "::1")
 CONNECT_S = 0.25  # loopback refuses at once; only a full backlog takes longer
+TREE_LOOK_S = 0.5  # while loopback refuses: a service may listen on another address
+LONGEST_LINE = 65536
+REDIRECTS = 5
 
 
-def probe_tcp(port: int) -> tuple[str | None, str]:
-    """The loopback address that accepts a connection on `port`, or None; and what was seen."""
+def probe_tcp(port: int, addresses: Sequence[str] = LOOPBACK) -> tuple[str | None, str]:
+    """The first of these addresses that accepts a connection on `port`; and what was seen."""
     import socket
 
     seen = []
-    for address, family in zip(LOOPBACK, (socket.AF_INET, socket.AF_INET6)):
+    for address in addresses:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
                 probe.settimeout(CONNECT_S)
@@ -1955,11 +2156,233 @@ def probe_tcp(port: int) -> tuple[str | None, str]:
     return None, ", ".join(seen)
 
 
+def joined_host(host: str, port: int | None) -> str:
+    """`127.0.0.1:80`, `[::1]:80`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def probe_http(
+    url: Check, address: str, expect: str, insecure: bool, deadline: float
+) -> tuple[bool, str]:
+    """Whether a GET is answered with an expected status; redirects count on the same host only.
+
+    By hand: http.client takes 20 ms to import, and a server that drips could hold it for ever.
+    """
+    for _ in range(REDIRECTS + 1):
+        where = f"{url.kind}://{joined_host(url.host, url.port)}{url.text}"
+        try:
+            head = _http_head(url, address, insecure, deadline)
+        except OSError as error:
+            advice = " (--insecure accepts it)" * hasattr(error, "verify_message")
+            return False, f"{where}: {(error.strerror or str(error)).lower()}{advice}"
+        status = re.match(rb"HTTP/1\.\d (\d{3})", head)
+        if status is None:
+            return False, f"{where}: no HTTP answer"
+        code = int(status[1])
+        found = re.search(rb"(?im)^location:[ \t]*(\S+)", head) if 300 <= code < 400 else None
+        location = found[1][:2000].decode("ascii", "replace") if found else ""
+        onward = _redirected(url, where, location) if location else None
+        if onward is None:
+            away = f", a redirect to {location[:100]}" if location else ""
+            return is_expected(code, expect), f"{where}: status {code}{away}"
+        url = onward
+    return False, f"{where}: more than {REDIRECTS} redirects"
+
+
+def _redirected(url: Check, where: str, location: str) -> Check | None:
+    """Where a redirect leads, None if that is another host, port or scheme."""
+    from urllib.parse import urljoin
+
+    target = None
+    with contextlib.suppress(ValueError, UsageError):
+        target = parse_url(urljoin(where, location))
+    return target if target and target._replace(text=url.text) == url else None
+
+
+def _http_head(url: Check, address: str, insecure: bool, deadline: float) -> bytes:
+    """The answer to a GET as far as the end of its headers."""
+    import socket
+
+    def left_s() -> float:
+        return max(deadline - time.monotonic(), 0.001)
+
+    connection = socket.create_connection((address, url.port or 0), left_s())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(connection)
+        if url.kind == "https":
+            import ssl
+
+            context = ssl.create_default_context()
+            if insecure:
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            connection = context.wrap_socket(connection, server_hostname=url.host)
+            stack.enter_context(connection)
+        lines = (f"GET {url.text} HTTP/1.1", f"Host: {joined_host(url.host, url.port)}")
+        agent = f"User-Agent: simple_process_manager/{__version__}"
+        rest = (agent, "Accept: */*", "Connection: close", "", "")
+        connection.sendall("\r\n".join((*lines, *rest)).encode())
+        head, chunk = b"", b"\n"
+        while chunk and not re.search(rb"\r?\n\r?\n", head) and len(head) < 1 << 16:
+            connection.settimeout(left_s())
+            chunk = connection.recv(4096)
+            head += chunk
+    return head
+
+
+class LogProbe:
+    """Looks for a pattern in all that an instance wrote, each line once."""
+
+    def __init__(self, output: Output, pattern: str) -> None:
+        self.output, self.pattern, self.rest, self.count = output, pattern, b"", 0
+
+    def look(self, deadline: float) -> tuple[bool, str]:
+        """Whether a line matches; what stands behind the last line end is a line too."""
+        chunk = self.output.read()
+        while chunk and time.monotonic() < deadline:
+            *lines, rest = (self.rest + chunk).split(b"\n")
+            self.rest, self.count = rest[:LONGEST_LINE], self.count + len(lines)
+            for line in (*lines, self.rest):
+                text = line[:LONGEST_LINE].decode("utf-8", "replace").rstrip("\r")
+                if re.search(self.pattern, text):
+                    return True, f"its log matches {self.pattern!r}"
+            chunk = self.output.read()
+        return False, f"no match of {self.pattern!r} in {counted(self.count, 'line')} of its log"
+
+
+def probe_exec(
+    text: str, cwd: str, env: Mapping[str, str], deadline: float, is_over: Callable[[], bool]
+) -> tuple[bool, str]:
+    """Whether a shell command exits with 0; too late it is killed with all that it started.
+
+    Its output isn't kept: it may hold secrets. Its cookie is that of an instance of its own, so
+    it is no part of the service's tree.
+    """
+    import subprocess
+
+    record = new_record("probe", Spec((text,), cwd), os.urandom(16).hex())
+    values = {key: value for key, value in env.items() if key not in COOKIE_NAMES}
+    values["SPM_INSTANCE"], null = record.instance, subprocess.DEVNULL
+    try:
+        process = subprocess.Popen(
+            shell_argv(text),
+            cwd=cwd,
+            env=values,
+            stdin=null,
+            stdout=null,
+            stderr=null,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return False, f"exec {text!r}: {error.strerror}"
+    look, code, pause_s = stat_of(process.pid), exit_code_of(process), 0.001
+    while code is None and time.monotonic() < deadline and not is_over():
+        time.sleep(pause_s)
+        pause_s, code = min(pause_s * 2, 0.02), exit_code_of(process)
+    if code is None:
+        record = record._replace(main=look and look.identity)
+        drive(end_tree(record, tree_of(record), 0.0, force=True))
+        process.returncode = exit_code_of(process) or -9
+        return False, f"exec {text!r}: it did not end in time and was killed"
+    return code == 0, f"exec {text!r}: exit code {code}"
+
+
+class Sight(NamedTuple):
+    """What a look at one check saw."""
+
+    is_ok: bool = False
+    seen: str = "not looked at yet"
+    port: int | None = None
+    address: str | None = None
+    pid: int | None = None
+    is_foreign: bool = False  # somebody answers, and it isn't the service
+
+
+class Checks:
+    """The checks of one instance, or of nobody's port, and what the last look at each saw."""
+
+    def __init__(
+        self, store: Store, record: Record | None, checks: Sequence[Check], spec: Spec
+    ) -> None:
+        self.record, self.checks, self.spec = record, checks, spec
+        logs = [check for check in checks if check.kind == "log"] if record else []
+        self.logs = {c: LogProbe(Output(store, record.name), c.text) for c in logs if record}
+        self.sights = dict.fromkeys(checks, Sight())
+        self.tree_at = 0.0
+
+    def waiting(self) -> list[Check]:
+        """The checks that didn't hold when they were looked at last."""
+        return [check for check in self.checks if not self.sights[check].is_ok]
+
+    def look(
+        self, check: Check, env: Mapping[str, str], deadline: float, is_over: Callable[[], bool]
+    ) -> Sight:
+        """Look at one check, until the deadline or until it is over with the service."""
+        if check in self.logs:  # what was written once stays written
+            done = self.sights[check].is_ok
+            sight = self.sights[check] if done else Sight(*self.logs[check].look(deadline))
+        elif check.kind == "exec":
+            port = {"PORT": str(self.spec.port)} if self.spec.port else {}
+            values = {**env, **port}
+            sight = Sight(*probe_exec(check.text, self.spec.cwd, values, deadline, is_over))
+        else:
+            sight = self._find_listener(check)
+            if sight.is_ok and check.kind != "tcp":
+                is_local = sight.address in LOOPBACK
+                host = check.host or ("localhost" if is_local else sight.address or "")
+                url, spec = check._replace(host=host, port=sight.port), self.spec
+                address = sight.address or host
+                result = probe_http(url, address, spec.expect, spec.insecure, deadline)
+                sight = sight._replace(is_ok=result[0], seen=result[1])
+        self.sights[check] = sight
+        return sight
+
+    def _find_listener(self, check: Check) -> Sight:
+        """Where to connect to: of a service's own port only where its own tree listens."""
+        port = check.port or self.spec.port
+        if check.host not in ("", "localhost", *LOOPBACK):
+            return Sight(True, "", port, check.host)
+        hosts: Sequence[str] = (check.host,) if check.host in LOOPBACK else LOOPBACK
+        if self.record and port is None:
+            return self._own(own_listeners(self.record, None), hosts, None, "")
+        if port is None:
+            return Sight(False, "no port is known")
+        answering, seen = probe_tcp(port, hosts)
+        seen = f"port {port}: {seen}"
+        if self.record is None or (check.host and port != self.spec.port):
+            return Sight(answering is not None, seen, port, answering)
+        now = time.monotonic()
+        if answering is None and now < self.tree_at:
+            return self.sights[check]._replace(is_ok=False, seen=seen)
+        self.tree_at = now + TREE_LOOK_S
+        sight = self._own(own_listeners(self.record, port), hosts, answering, seen)
+        if sight.is_ok or answering is None:
+            return sight
+        who = f"{describe_process(holder_at(answering, port))} answers there"
+        return Sight(False, who, port, answering, is_foreign=True)
+
+    @staticmethod
+    def _own(
+        rows: Sequence[tuple[int, str, int]], hosts: Sequence[str], answering: str | None, seen: str
+    ) -> Sight:
+        """The first address of the tree that answers; `answering` is known to."""
+        for port, listened, pid in rows:
+            for at in reached_at(listened):
+                if at in LOOPBACK and at not in hosts:
+                    continue
+                if at == answering or probe_tcp(port, (at,))[0]:
+                    return Sight(True, f"{joined_host(at, port)} answers", port, at, pid)
+        return Sight(False, seen or "it listens on no port yet")
+
+
 # == Policies ======================================================================================
 # Pure decisions over facts and times: nothing here reads, writes or waits.
 
 LOG_CHECK_S = (0.1, 5.0)
 UNSUPERVISED = "its supervisor is gone, the service lives on: start {0} takes it back"
+CONDITIONS = {
+    "stopped": "its main process is stopped (SIGSTOP)",
+    "zombie": "its end was not seen: its main process is a zombie, which its parent doesn't collect",
+}
 SPEC_WORDS = {
     "port_declared": "port declared with --port",
     "argv": "command",
@@ -1975,7 +2398,7 @@ class Facts(NamedTuple):
     here: bool  # its pids mean something here: same boot, host and PID namespace
     same_host: bool
     supervised: bool
-    main: str  # alive, gone, stranger (another process has its number), stopped (SIGSTOP)
+    main: str  # what condition_of() says
 
 
 class Verdict(NamedTuple):
@@ -2006,11 +2429,19 @@ def status_of(record: Record, facts: Facts) -> Verdict:
         return Verdict("lost", f"pid {record.main.pid} now belongs to another process, left alone")
     if facts.main == "gone":
         return Verdict("exited", "its end was not seen: its supervisor was gone")
+    if facts.main == "zombie":
+        return Verdict("exited", CONDITIONS["zombie"])
     if not facts.supervised:
         return Verdict("running", UNSUPERVISED.format(record.name))
-    return Verdict(
-        record.phase, "its main process is stopped (SIGSTOP)" * (facts.main == "stopped")
-    )
+    why = (CONDITIONS.get(facts.main, ""), record.reason * (record.phase == "unhealthy"))
+    return Verdict(record.phase, "; ".join(filter(None, why)))
+
+
+def phase_after(phase: str, is_ok: bool, failures: int, retries: int) -> str:
+    """ready, unhealthy or as before, after a probe and so many failed ones in a row."""
+    if phase not in ("running", "ready", "unhealthy"):
+        return phase
+    return "ready" if is_ok else "unhealthy" if failures >= retries else phase
 
 
 def spec_differences(old: Spec, new: Spec) -> list[str]:
@@ -2048,6 +2479,16 @@ def probe_pause_s(waited_s: float) -> float:
     return 0.002 if waited_s < 5 else 0.01 if waited_s < 30 else 0.05
 
 
+def check_pause_s(kind: str, waited_s: float) -> float:
+    """Seconds between two looks at a check that doesn't hold yet: what costs more, more rarely."""
+    return probe_pause_s(waited_s) if kind in ("tcp", "log") else lazy_pause_s(waited_s)
+
+
+def lazy_pause_s(waited_s: float) -> float:
+    """Seconds between two looks where nobody waits, or where each disturbs the service."""
+    return min(max(0.02, waited_s / 20), 0.5)
+
+
 def log_check_s(size: int, grown: int, elapsed_s: float, most: int) -> float:
     """Seconds until the log should be looked at again.
 
@@ -2069,7 +2510,9 @@ REQUEST_BYTES = 65536
 STOP_TIMEOUT_S = 10.0
 NEXT_PHASES = {
     "starting": ("running", "failed"),
-    "running": ("running", "stopping", "exited", "failed"),
+    "running": ("running", "ready", "unhealthy", "stopping", "exited", "failed"),
+    "ready": ("running", "unhealthy", "stopping", "exited", "failed"),
+    "unhealthy": ("running", "ready", "stopping", "exited", "failed"),
     "stopping": ("stopped", "running"),
     "exited": ("stopping",),
     "failed": ("stopping",),
@@ -2182,6 +2625,55 @@ class Client:
             self.connection.close()
 
 
+class Prober:
+    """Asks apart from the loop whether a service is ready, then whether it still works.
+
+    A thread: it only looks, and leaves what it saw to the loop, which alone changes the record.
+    """
+
+    def __init__(self, store: Store, record: Record, env: dict[str, str], wake: socket.socket):
+        import threading
+        from collections import deque
+
+        self.store, self.record, self.wake = store, record, wake
+        self.env = {**os.environ, **env}
+        self.news: deque[tuple[bool, str]] = deque()
+        self.halt = threading.Event()
+        self.thread = threading.Thread(target=self.run, name="prober", daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        """Readiness until it holds (without --ready: the first success of --health); liveness."""
+        spec, began = self.record.spec, time.monotonic()
+        ready, health = (
+            Checks(self.store, self.record, [parse_check(text) for text in texts], spec)
+            for texts in (spec.ready or spec.health, spec.health)
+        )
+        while not self.probe(ready, ready.waiting()):
+            if self.halt.wait(lazy_pause_s(time.monotonic() - began)):
+                return
+        while health.checks and not self.halt.wait(spec.health_interval_s):
+            self.probe(health, health.checks)
+
+    def probe(self, checks: Checks, due: Sequence[Check]) -> bool:
+        """Whether these hold; the loop is told, except of one that isn't ready yet."""
+        deadline = time.monotonic() + self.record.spec.health_timeout_s
+        sights = [checks.look(check, self.env, deadline, self.halt.is_set) for check in due]
+        failed = [sight.seen for sight in sights if not sight.is_ok]
+        condition = CONDITIONS.get(condition_of(self.record.main), "") if failed else ""
+        seen = "; ".join(filter(None, [condition, *(failed or (s.seen for s in sights))]))
+        if not failed or due is checks.checks:
+            self.news.append((not failed, seen))
+            with contextlib.suppress(OSError):  # it is full: then the loop is awake, or gone
+                self.wake.send(b"\0")
+        return not failed
+
+    def end(self, wait_s: float) -> None:
+        """Have it end; a command it runs is killed."""
+        self.halt.set()
+        self.thread.join(wait_s)
+
+
 class Supervisor:
     """One service while it lives: its record, its control socket, its loop."""
 
@@ -2199,6 +2691,10 @@ class Supervisor:
         self.waiters: list[Client] = []
         self.finished = False
         self.save_at: float | None = None  # when the record is to be written (again)
+        self.prober: Prober | None = None
+        self.failures = 0  # of liveness, in a row
+        for text in (*record.spec.ready, *record.spec.health):
+            parse_check(text)  # a state that was forged: better now than in the thread
         self.events = selectors.DefaultSelector()
         self.wake, self.waker = socket.socketpair()
         self.wake.setblocking(False)
@@ -2307,6 +2803,7 @@ class Supervisor:
             for key, _ in self.events.select(self._wait_s()):
                 key.data(key.fileobj)
             self.take_note()
+            self.take_news()
             if self.ending and time.monotonic() >= self.step_at:
                 self.step()
             if time.monotonic() >= self.log.due_at:
@@ -2330,6 +2827,9 @@ class Supervisor:
         with contextlib.suppress(OSError):
             os.unlink(self.store.path(self.record.name, CONTROL_SOCKET))
         os.close(self.lock)
+        if self.prober:
+            checks = (*self.record.spec.ready, *self.record.spec.health)
+            self.prober.end(1.0 if any(text.startswith("exec:") for text in checks) else 0.0)
         self.answer_waiters()
 
     def on_wake(self, _: object) -> None:
@@ -2355,8 +2855,25 @@ class Supervisor:
         if self.record.phase in ("exited", "failed") and not tree_of(self.record):
             self.finished = True
 
+    def begin_probing(self, env: dict[str, str]) -> None:
+        """Have readiness and liveness looked at, if they were declared."""
+        if self.record.spec.ready or self.record.spec.health:
+            self.prober = Prober(self.store, self.record, env, self.waker)
+
+    def take_news(self) -> None:
+        """What the prober saw becomes a phase; while the service ends, nothing."""
+        while self.prober and self.prober.news:
+            is_ok, seen = self.prober.news.popleft()
+            self.failures = 0 if is_ok else self.failures + 1
+            retries = self.record.spec.health_retries
+            phase = phase_after(self.record.phase, is_ok, self.failures, retries)
+            if phase != self.record.phase:
+                self.change(phase, phase, seen)
+
     def main_ended(self, ended: Exit) -> None:
         """The main process is gone; what it left behind is watched until it is gone too."""
+        if self.prober:
+            self.prober.halt.set()
         self.record = self.record._replace(exit=ended)
         if self.ending:
             return
@@ -2504,6 +3021,7 @@ def supervise(order: Order) -> None:
     for descriptor in (0, 1, 2):  # the command's pipes: it waits for their end
         os.dup2(null, descriptor)
     try:
+        supervisor.begin_probing(order.env)
         supervisor.run()
     except Exception as error:  # the last chance to say why: nobody reads its stderr any more
         import traceback
@@ -2559,6 +3077,9 @@ class Boot(NamedTuple):
 BOOTED: list[Boot] = []  # what boot_early() started, until a start takes it
 
 
+CHECKS_HELP = "tcp[:PORT], http[:/PATH], URL, log:REGEX or exec:COMMAND"
+
+
 class Option(NamedTuple):
     """An option or, without dashes, a positional argument (+, *, ? as in argparse)."""
 
@@ -2603,7 +3124,7 @@ class Seen(NamedTuple):
 def observe(store: Store, record: Record, here: Place) -> Seen:
     """Hold a record against the system; where they differ, its supervisor knows better."""
     seen = _look(store, record, here)
-    if seen.facts.supervised and seen.facts.main in ("gone", "stranger"):
+    if seen.facts.supervised and seen.facts.main in ("gone", "zombie", "stranger"):
         # One that left just now wrote why before it did.
         known = store.ask_record(record.name) or store.record(record.name)
         return _look(store, known or record, here)
@@ -2614,13 +3135,8 @@ def _look(store: Store, record: Record, here: Place) -> Seen:
     same_host = record.place._replace(boot=here.boot) == here
     facts = Facts(record.place == here, same_host, supervised=False, main="gone")
     if facts.here and record.phase in LIVE_PHASES:
-        look = stat_of(record.main.pid) if record.main else None
-        main = (
-            "gone" if look is None or look.is_dead else "stopped" if look.state in "Tt" else "alive"
-        )
-        if look and look.identity != record.main:
-            main = "stranger"
-        facts = facts._replace(supervised=store.is_supervised(record.name), main=main)
+        supervised, main = store.is_supervised(record.name), condition_of(record.main)
+        facts = facts._replace(supervised=supervised, main=main)
     return Seen(record, facts, status_of(record, facts))
 
 
@@ -2659,6 +3175,12 @@ def port_origin(spec: Spec) -> str | None:
     return None if spec.port is None else "declared" if spec.port_declared else "recognised"
 
 
+HTTP_OPTIONS = (
+    Option("--expect", "CODES", parse_expect, help="http status that is good (200-399)"),
+    Option("--insecure", help="accept any TLS certificate"),
+)
+
+
 # -- start
 
 
@@ -2679,12 +3201,33 @@ def port_origin(spec: Spec) -> str | None:
     Option("--replace", help="end what runs under this name with another spec"),
     Option("--force", help="start though the port is held"),
     Option("--log-size", "SIZE", parse_size, 10**7, "rotate the log at this size (10MB)"),
+    Option("--wait", "[D]", parse_duration, help="return when it is ready, or after D (30s)"),
+    Option("--ready", "CHECK", default=[], help=f"when it is ready: {CHECKS_HELP}"),
+    Option("--health", "CHECK", default=[], help="what has to go on to hold while it runs"),
+    Option("--health-interval", "D", parse_duration, 10.0, "time between two looks (10s)"),
+    Option("--health-timeout", "D", parse_duration, 5.0, "how long one look may take (5s)"),
+    Option("--health-retries", "N", parse_count, 3, "failures in a row: unhealthy (3)"),
+    *HTTP_OPTIONS,
 )
 def start(store: Store, args: argparse.Namespace) -> Result:
+    """Start a service, unless it runs already; with --wait until it is ready."""
+    result = start_service(store, args)
+    record = store.record(args.name) if args.wait else None
+    if record is None:
+        return result
+    try:
+        waited = Wait([Target(store, record)], args.wait, args.progress).run()
+    except SpmError as error:
+        return result._replace(error=error)
+    data = {**result.data, **waited.data, "status": "ready"}
+    return result._replace(data=data, lines=[*result.lines, *waited.lines])
+
+
+def start_service(store: Store, args: argparse.Namespace) -> Result:
     """Start a service, unless it runs already."""
     name = check_name(args.name)
     known = store.record(name)
-    options = (args.cwd, args.env, args.env_file, args.port, args.shell)
+    options = (args.cwd, args.env, args.env_file, args.port, args.shell, args.ready, args.health)
     if known and not any((args.command, args.tail is not None, *options)):
         spec, given = known.spec, store.given_env(name)
     else:
@@ -2693,7 +3236,7 @@ def start(store: Store, args: argparse.Namespace) -> Result:
     with store.claim(name, CLAIM_S):
         record = store.record(name)
         seen = observe(store, record, place()) if record else None
-        if seen and seen.verdict.status in ("starting", "running"):
+        if seen and seen.verdict.status in UP_PHASES:
             differences = differences_of(store, seen.record, spec, given)
             if not differences:
                 return keep_running(store, seen)
@@ -2725,6 +3268,13 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         env_taken=tuple(sorted({key for key, equals, _ in pairs if not equals})),
         env_files=tuple(os.path.abspath(path) for path in args.env_file),
         log_bytes=args.log_size,
+        ready=tuple(map(check_text, args.ready)),
+        expect=args.expect or Spec._field_defaults["expect"],
+        insecure=args.insecure,
+        health=tuple(map(check_text, args.health)),
+        health_interval_s=args.health_interval,
+        health_timeout_s=args.health_timeout,
+        health_retries=max(1, args.health_retries),
     )
     return spec, {key: value for key, equals, value in pairs if equals}
 
@@ -2804,7 +3354,11 @@ def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -
     pid = record.main and record.main.pid
     port = f", port {spec.port}" if spec.port else ""
     port += "" if spec.port_declared or not port else " recognised in the command"
-    data = {"name": record.name, "status": "running", "already_running": how.startswith("already")}
+    data = {
+        "name": record.name,
+        "status": record.phase,
+        "already_running": how.startswith("already"),
+    }
     data.update(pid=pid, port=spec.port, port_origin=port_origin(spec), log=log)
     return Result(
         data, [*notes, f"[OK] {record.name} {how} (pid {pid}{port}), log: {shown_path(log)}"]
@@ -2972,10 +3526,10 @@ def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     return f"did you mean {near[0]}? Otherwise {advice}" if near else advice
 
 
-def touched(store: Store, seen: Seen) -> Record:
+def touched(store: Store, seen: Seen, wait_s: float = HUNG_S) -> Record:
     """The record with last_active renewed, by whoever writes it."""
     if seen.facts.supervised:  # one that hangs isn't worth failing for: stop and status tell
-        return store.ask_record(seen.record.name, "touch") or seen.record
+        return store.ask_record(seen.record.name, "touch", wait_s) or seen.record
     record = seen.record._replace(last_active=time.time())
     store.save({record.name: record})
     return record
@@ -3382,7 +3936,7 @@ def logs(store: Store, args: argparse.Namespace) -> Result:
         raise UsageError("--json is one document, -f has no end", "leave one of them out")
     name = find(store, args.name).record.name
     path = store.path(name, "output.log")
-    follower = follow(store, name) if args.follow else None
+    follower = follow(store, name, Output(store, name, from_end=True)) if args.follow else None
     with state_errors(path):
         if args.since:
             lines = store.lines_since(name, time.time() - args.since)
@@ -3392,27 +3946,15 @@ def logs(store: Store, args: argparse.Namespace) -> Result:
     return Result({"name": name, "log": path, "lines": lines}, lines, stream=follower)
 
 
-def follow(store: Store, name: str) -> Iterator[str]:
+def follow(store: Store, name: str, output: Output) -> Iterator[str]:
     """What is written from now on, through rotations, until the service has ended."""
-    path = store.path(name, "output.log")
-    position = os.path.getsize(path) if os.path.exists(path) else 0
-    return _follow(store, name, path, store.log_start(name), position)
-
-
-def _follow(store: Store, name: str, path: str, start: int, position: int) -> Iterator[str]:
     import codecs
 
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     while True:
         is_live = find(store, name).verdict.is_live
-        size, began = os.path.getsize(path) if os.path.exists(path) else 0, store.log_start(name)
-        if began > start:  # rotated: the older file ends where the present one begins
-            missed = began - start - position
-            yield decode(read_tail(path + ".1", missed))
-            start, position = began, 0
-        elif size > position:
-            chunk = read_tail(path, size - position, size)
-            position += len(chunk)
+        chunk = output.read()
+        if chunk:
             yield decode(chunk)
         elif not is_live:
             return
@@ -3436,18 +3978,41 @@ def touch(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "wait-healthy",
-    "wait until a service, or a port, answers on 127.0.0.1 or ::1",
-    Option("target", "PORT|NAME"),
-    Option("timeout?", "TIMEOUT", parse_duration, 30.0, "how long to wait (30s)"),
+    "wait until services, ports or URLs answer",
+    Option("targets+", "NAME|PORT|URL [TIMEOUT]", help="one or more; TIMEOUT is a duration (30s)"),
+    Option("--http", "PATH", help="a GET of this path instead of the recorded readiness"),
+    Option("--log", "REGEX", help="a line of the log instead of the recorded readiness"),
+    *HTTP_OPTIONS,
 )
 def wait_healthy(store: Store, args: argparse.Namespace) -> Result:
-    """Wait until a port answers, and it is the service's own process that does."""
-    port = parse_port(args.target) if args.target.isdigit() else None
-    seen = claimant(store, port) if port else find(store, args.target)
-    if seen and not port and seen.verdict.is_live:
-        touched(store, seen)
-    wait = Wait(store, seen.record if seen else None, port, args.timeout)
-    return wait.run()
+    """Wait until everything named answers, and it is the service's own process that does."""
+    words, timeout_s = list(args.targets), WAIT_S
+    if len(words) > 1 and re.fullmatch(DURATION, words[-1]):
+        timeout_s = parse_duration(words.pop())
+    elif len(words) > 1 and not parse_url(words[-1]) and not store.record(words[-1]):
+        advice = "write for example: wait-healthy api redis 30s"
+        raise UsageError(f"{words[-1]!r} is neither a service here nor a duration", advice)
+    targets = [target_of(store, word, args) for word in dict.fromkeys(words)]
+    return Wait(targets, timeout_s, args.progress).run()
+
+
+def target_of(store: Store, word: str, args: argparse.Namespace) -> Target:
+    """What a word of wait-healthy stands for; a service that is named lives on for it."""
+    url, port = parse_url(word), parse_port(word) if word.isdigit() else None
+    checks = [url] if url else [parse_check(f"http:{args.http}")] if args.http else []
+    checks += [parse_check(f"log:{args.log}")] if args.log else []
+    if url or port:
+        is_local = url is None or url.host in ("localhost", *LOOPBACK)
+        seen = claimant(store, (url and url.port) or port or 0) if is_local else None
+    else:
+        seen = find(store, word)
+        if seen.verdict.is_live:  # a supervisor that hangs may not use up the time
+            touched(store, seen, TOUCH_S)
+    if args.log and seen is None:
+        raise UsageError(f"--log: {word} is no service's, so it has no log", "leave --log out")
+    if seen is None and not url:
+        checks = [(checks or [Check("tcp")])[0]._replace(port=port)]
+    return Target(store, seen and seen.record, checks, args)
 
 
 def claimant(store: Store, port: int) -> Seen | None:
@@ -3461,47 +4026,85 @@ def claimant(store: Store, port: int) -> Seen | None:
     )
 
 
-class Wait:
-    """A wait for a port, or for a service: its own listener, its death, or the end of the time."""
+WAIT_S = 30.0
+TOUCH_S = 0.25
+PROBE_S = 5.0  # one look at one check, while others wait for their turn
+
+
+class Target:
+    """What is waited for: a service with its checks, or a port or URL that nobody here claims."""
 
     def __init__(
-        self, store: Store, record: Record | None, port: int | None, timeout_s: float
+        self,
+        store: Store,
+        record: Record | None,
+        given: Sequence[Check] = (),
+        args: argparse.Namespace | None = None,
     ) -> None:
-        self.store, self.record, self.timeout_s = store, record, timeout_s
-        self.port = port or (record.spec.port if record else None)
-        self.began = time.monotonic()
-        self.is_foreign = False  # somebody answers, and it isn't the service
-        self.seen = "it listens on no port yet"
+        self.store, self.given = store, given
+        self.expect: str | None = args.expect if args else None
+        self.insecure: bool = args.insecure if args else False
+        self.after_s: float | None = None  # when everything held
+        self.follow(record)
 
-    def run(self) -> Result:
-        """The Result when it is healthy; Failed, PortConflict or TimedOut otherwise."""
-        while True:
-            if self.record:
-                self.check_alive(self.record)
-            found = self.find_listener()
-            waited_s = time.monotonic() - self.began
-            if found:
-                return self.healthy(*found, waited_s)
-            if waited_s >= self.timeout_s:
-                raise self.too_late()
-            is_cheap = self.port is not None and not self.is_foreign
-            pause_s = probe_pause_s(waited_s) if is_cheap else 0.05
-            time.sleep(min(pause_s, max(self.timeout_s - waited_s, 0.0)))
+    def follow(self, record: Record | None) -> None:
+        """Go over to another instance: nothing of it held yet."""
+        self.record, self.name = record, record.name if record else None
+        spec = record.spec if record else Spec(("",), os.getcwd())
+        insecure = self.insecure or spec.insecure
+        spec = spec._replace(expect=self.expect or spec.expect, insecure=insecure)
+        checks = self.given or [parse_check(text) for text in spec.ready] or [Check("tcp")]
+        self.checks = Checks(self.store, record, checks, spec)
+        self.due_at = dict.fromkeys(checks, 0.0)
 
-    def check_alive(self, record: Record) -> None:
-        """Failed, with how it ended and its last lines, as soon as the main process is gone."""
-        if is_alive(record.main):
+    @property
+    def label(self) -> str:
+        """Its name, `port 8000` or the URL."""
+        one = self.checks.checks[0]
+        if self.name or not one.host:
+            return self.name or f"port {one.port}"
+        return f"{one.kind}://{joined_host(one.host, one.port)}{one.text}"
+
+    @property
+    def seen(self) -> str:
+        """What the last looks saw of what doesn't hold, or of everything."""
+        checks = self.checks.waiting() or self.checks.checks
+        return "; ".join(self.checks.sights[check].seen for check in checks)
+
+    def look(self, began: float, deadline: float) -> None:
+        """Look at each check that is due; Failed as soon as the service has died."""
+        if self.has_died():
+            self.check_alive()
+        for check in () if self.has_died() else self.checks.waiting():
+            now = time.monotonic()
+            if now >= self.due_at[check]:
+                until = min(deadline, now + PROBE_S)
+                sight = self.checks.look(check, os.environ, until, self.has_died)
+                is_cheap = sight.port is not None or check.kind == "log"
+                pause_s = check_pause_s(check.kind, now - began)
+                pause_s = pause_s if is_cheap and not sight.is_foreign else max(pause_s, 0.05)
+                self.due_at[check] = time.monotonic() + pause_s
+        if self.after_s is None and not self.checks.waiting():
+            self.after_s = time.monotonic() - began
+
+    def has_died(self) -> bool:
+        """Whether its main process is gone, or not there yet."""
+        return self.record is not None and not is_alive(self.record.main)
+
+    def check_alive(self) -> None:
+        """Failed, with how it ended and its last lines, unless it begins anew just now."""
+        assert self.record
+        name, was = self.record.name, self.record
+        is_claimed = self.store.is_claimed(name)
+        seen = find(self.store, name)
+        if (seen.record.instance, seen.record.main) != (was.instance, was.main):
+            self.follow(seen.record)
+        self.due_at = dict.fromkeys(self.due_at, time.monotonic() + SOON_S)
+        if seen.verdict.is_live or is_claimed or self.store.is_claimed(name):
             return
-        seen = find(self.store, record.name)
-        self.record = seen.record
-        if seen.verdict.is_live:  # starting, or begun anew meanwhile
-            return
-        ended, name = seen.record.exit, record.name
-        after = (
-            f" {format_duration(ended.at - seen.record.started_at)} after its start"
-            if ended
-            else ""
-        )
+        ended, after = seen.record.exit, ""
+        if ended:
+            after = f" {format_duration(ended.at - seen.record.started_at)} after its start"
         tail = self.store.last_lines(name, 20)
         read = "read its last lines above" if tail else "it wrote nothing"
         raise Failed(
@@ -3512,68 +4115,99 @@ class Wait:
             log_tail=tail,
         )
 
-    def find_listener(self) -> tuple[int, str, int | None] | None:
-        """Port, address and pid where it answers: the service's own process, if there is one."""
-        if self.port is None:
-            return self.find_any_port()
-        address, self.seen = probe_tcp(self.port)
-        self.is_foreign = False
-        if address is None:
-            return None
-        pid = self.own_listener(self.record, self.port) if self.record else None
-        if self.record and pid is None:
-            self.is_foreign = True
-            self.seen = f"{describe_process(port_holder(self.port))} answers there"
-            return None
-        return self.port, address, pid
+    def facts(self) -> dict[str, object]:
+        """Its part of the result."""
+        sights = [sight for sight in self.checks.sights.values() if sight.port]
+        one = sights[0] if sights else Sight()
+        main = self.record and self.record.main
+        pid = one.pid or (main.pid if main else None)
+        data = {"name": self.name, "port": one.port, "address": one.address, "pid": pid}
+        seen = [sight.seen for sight in self.checks.sights.values()]
+        return {**data, "waited_s": round(self.after_s or 0.0, 3), "seen": seen}
 
-    def find_any_port(self) -> tuple[int, str, int] | None:
-        """The lowest port on which the service, of which no port is known, answers."""
-        pids = [m.identity.pid for m in tree_of(self.record)] if self.record else []
-        answers = [
-            (port, probe_tcp(port)[0], pid) for port, pid in sorted(listening_ports(pids).items())
-        ]
-        return next(((port, address, pid) for port, address, pid in answers if address), None)
+    def line(self) -> str:
+        """Its line when it is healthy."""
+        facts, checks = self.facts(), self.checks.checks
+        by = f" (pid {facts['pid']})" if self.record else "; no service here claims this port"
+        after = f"after {format_duration(self.after_s or 0.0)}{by}"
+        if [check.kind for check in checks] == ["tcp"]:
+            sight = self.checks.sights[checks[0]]
+            where = joined_host(sight.address or "", sight.port)
+            return f"[OK] {self.label} answers on {where} {after}"
+        return f"[OK] {self.label} is ready {after}: {self.seen}"
 
-    @staticmethod
-    def own_listener(record: Record, port: int) -> int | None:
-        """The process of its tree that listens on the port: mostly the main process."""
-        if record.main and port in listening_ports([record.main.pid]):
-            return record.main.pid
-        return listening_ports(member.identity.pid for member in tree_of(record)).get(port)
-
-    def healthy(self, port: int, address: str, pid: int | None, waited_s: float) -> Result:
-        """The result of a wait that succeeded."""
-        name = self.record.name if self.record else None
-        where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-        by = f" (pid {pid})" if pid else "; no service here claims this port"
-        after = f"after {format_duration(waited_s)}{by}"
-        line = f"[OK] {name or f'port {port}'} answers on {where} {after}"
-        data = {"name": name, "port": port, "address": address, "pid": pid}
-        return Result({**data, "waited_s": round(waited_s, 3)}, [line])
-
-    def too_late(self) -> SpmError:
+    def too_late(self, timeout_s: float) -> SpmError:
         """The error when the time is over."""
-        waited = format_duration(self.timeout_s)
-        if self.record is None:
+        waited, record, sights = format_duration(timeout_s), self.record, self.checks.sights
+        port = next((sight.port for sight in sights.values() if sight.port), None)
+        if record is None:
             advice = "no service here claims this port (see `list`): start one with --port"
-            return TimedOut(
-                f"port {self.port} didn't answer in {waited} ({self.seen})", advice, port=self.port
-            )
-        name, pid = self.record.name, self.record.main and self.record.main.pid
-        facts = {"name": name, "port": self.port, "log_tail": self.store.last_lines(name, 20)}
+            message = f"{self.label} didn't answer in {waited} ({self.seen})"
+            return TimedOut(message, advice, port=port)
+        name, pid = record.name, record.main and record.main.pid
+        tail = self.store.last_lines(name, 20)
+        condition = CONDITIONS.get(condition_of(record.main))
         alive = f"{name} (pid {pid}) is alive and left running"
-        if self.is_foreign:
+        alive = f"{name} (pid {pid}): {condition}; it is left as it is" if condition else alive
+        if any(sight.is_foreign for sight in sights.values()):
             advice = f"end that process, or give {name} another port"
-            message = f"port {self.port} isn't {name}'s after {waited}: {self.seen}; {alive}"
-            return PortConflict(message, advice, **facts)
-        where = f"port {self.port}: {self.seen}" if self.port else self.seen
-        ports = listening_ports(member.identity.pid for member in tree_of(self.record))
-        where += f"; it listens on {', '.join(map(str, sorted(ports)))}" if ports else ""
+            message = f"port {port} isn't {name}'s after {waited}: {self.seen}; {alive}"
+            return PortConflict(message, advice, name=name, port=port, log_tail=tail)
+        ports = sorted({str(row[0]) for row in own_listeners(record, None)})
+        where = self.seen + (f"; it listens on {', '.join(ports)}" if ports else "")
         advice = f"read logs {name}, wait longer, or stop {name}"
-        return TimedOut(
-            f"{name} did not become healthy in {waited} ({where}); {alive}", advice, **facts
-        )
+        message = f"{name} did not become healthy in {waited} ({where}); {alive}"
+        return TimedOut(message, advice, name=name, port=port, log_tail=tail)
+
+
+class Wait:
+    """A wait for all targets side by side: until they are healthy, one dies, or time is over."""
+
+    def __init__(
+        self, targets: Sequence[Target], timeout_s: float, progress: Callable[[str], None]
+    ) -> None:
+        self.targets, self.timeout_s, self.progress = targets, timeout_s, progress
+        self.began = self.shown_at = time.monotonic()
+
+    def run(self) -> Result:
+        """The Result when all are healthy; Failed, PortConflict or TimedOut otherwise."""
+        has_log = any(one.checks.logs for one in self.targets)
+        if has_log:  # a pattern may take for ever; only a signal gets in between
+            alarm(self.timeout_s + 0.5, self.give_up)
+        try:
+            return self._run()
+        finally:
+            self.progress("")
+            if has_log:
+                alarm(0.0, self.give_up)
+
+    def _run(self) -> Result:
+        deadline = self.began + self.timeout_s
+        while True:
+            for target in self.targets:
+                target.look(self.began, deadline)
+            waiting = [target for target in self.targets if target.checks.waiting()]
+            now = time.monotonic()
+            if not waiting:
+                rows = [target.facts() for target in self.targets]
+                lines = [target.line() for target in self.targets]
+                data = rows[0] if len(rows) == 1 else {"waited_s": round(now - self.began, 3)}
+                return Result({**data, "targets": rows}, lines)
+            if now >= deadline:
+                self.give_up()
+            if now >= self.shown_at:
+                time_s = f"{now - self.began:.0f} s of {format_duration(self.timeout_s)}"
+                self.progress(f"waiting for {waiting[0].label}: {waiting[0].seen} ({time_s})")
+                self.shown_at = now + 0.1
+            due = [one.due_at[check] for one in waiting for check in one.checks.waiting()]
+            time.sleep(max(0.0, min(*due, deadline) - time.monotonic()))
+
+    def give_up(self) -> NoReturn:
+        """TimedOut, or PortConflict, with what was seen of each that isn't healthy."""
+        waiting = [one for one in self.targets if one.checks.waiting()]
+        errors = [target.too_late(self.timeout_s) for target in waiting or self.targets]
+        errors[0].message = "; ".join(error.message for error in errors)
+        raise errors[0]
 
 
 # == Command line ==================================================================================
@@ -3608,7 +4242,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     at = 0
     while at < len(head) and head[at].partition("=")[0] in LEADING:
         at += 2 if head[at] == "--home" else 1
-    leading, name, rest = head[:at], "".join(head[at : at + 1]), head[at + 1 :]
+    leading, name, rest = head[:at], "".join(head[at : at + 1]), with_wait(head[at + 1 :])
     if name not in COMMANDS:
         raise no_command(leading, name)
     args = parser_of(name).parse_intermixed_args([*leading, *rest])
@@ -3625,6 +4259,17 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     if cut < len(argv) and name != "start":
         raise UsageError(f"{name} takes no command behind --", f"see: {PROGRAM} {name} --help")
     return COMMANDS[name], args
+
+
+def with_wait(words: Sequence[str]) -> list[str]:
+    """`--wait 5s` as --wait=5s, --wait alone as --wait=30s: argparse takes any next word for D."""
+    joined: list[str] = []
+    for word in words:
+        if joined[-1:] == ["--wait"] and re.fullmatch(DURATION, word):
+            joined[-1] = f"--wait={word}"
+        else:
+            joined.append(word)
+    return [f"--wait={WAIT_S:g}" if word == "--wait" else word for word in joined]
 
 
 def without_values(words: Sequence[str]) -> list[str]:
@@ -3725,6 +4370,16 @@ def coloured(line: str, stream: TextIO | None) -> str:
     return f"\033[{COLOURS[tag]}m{tag}\033[0m{line[len(tag) :]}"
 
 
+def show_progress(text: str) -> None:
+    """One line on stderr, written over the last one; "" clears it. Nothing without a terminal."""
+    if sys.stderr and sys.stderr.isatty():
+        columns = 80
+        with contextlib.suppress(OSError):
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns or columns
+        line = text[: columns - 1]
+        write(sys.stderr, f"\r{' ' * (columns - 1)}\r{line}")
+
+
 def table_lines(table: Sequence[tuple[str, ...]]) -> list[str]:
     """The rows in columns; on a terminal cut to its width."""
     widths = [max(map(len, column)) for column in zip(*table)]
@@ -3754,6 +4409,7 @@ def run(argv: Sequence[str]) -> int:
         notes = store.notes
         if os.path.lexists(store.home):
             store.prepare()
+        args.progress = show_progress
         result = command.run(store, args)
     except HelpWanted as answer:
         result = Result({"help": str(answer)}, [str(answer)])
