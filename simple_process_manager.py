@@ -255,7 +255,7 @@ def parse_port(text: str) -> int:
 
 
 URL = r"(https?)://(\[[\da-fA-F:.]+\]|[^\s/:?#@[\]]+)(?::(\d{1,5}))?([/?][^\s#]*)?(?:#\S*)?"
-EXPECTED = r"(?a)([1-5]\d\d)(?:-([1-5]\d\d))?"
+EXPECTED = r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?"
 
 
 class Check(NamedTuple):
@@ -297,23 +297,16 @@ def parse_check(text: str) -> Check:
     return Check(kind, rest)
 
 
-def check_text(text: str) -> str:
-    """The text of a check itself, or UsageError."""
-    parse_check(text)
-    return text
-
-
 def parse_expect(text: str) -> str:
-    """Expected status codes and ranges without spaces, or UsageError."""
-    for item in text.replace(" ", "").split(","):
-        if not re.fullmatch(EXPECTED, item):
-            raise UsageError(f"{item!r} is not a status", "write for example 200,204 or 200-399")
-    return text.replace(" ", "")
+    """The text of expected statuses itself, codes and ranges, or UsageError."""
+    if re.fullmatch(rf"{EXPECTED}(?:, *{EXPECTED})*", text):
+        return text
+    raise UsageError(f"{text!r} are no http statuses", "write for example 200,204 or 200-399")
 
 
 def is_expected(status: int, expect: str) -> bool:
     """Whether a status is among the expected codes and ranges."""
-    ranges = [item.partition("-")[::2] for item in expect.split(",")]
+    ranges = re.findall(EXPECTED, expect)
     return any(int(low) <= status <= int(high or low) for low, high in ranges)
 
 
@@ -420,23 +413,11 @@ _text = _kind("a string", lambda value: isinstance(value, str) and "\0" not in v
 _flag = _kind("true or false", lambda value: isinstance(value, bool))
 _integer = _kind("an integer", lambda value: type(value) is int and abs(value) < 2**62)
 _size = _kind("a size", lambda value: type(value) is int and 1000 <= value <= 2**60)
-_count = _kind("a number from 1 on", lambda value: type(value) is int and 0 < value < 10**9)
 _pid = _kind("a process id", lambda value: type(value) is int and 1 < value < 2**31)
 _number = _kind(
     "a number from 0 on",
     lambda value: (
         isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e15
-    ),
-)
-
-_duration = _kind(
-    "a duration above 0",
-    lambda value: isinstance(value, (int, float)) and value is not True and 0 < value <= LONGEST_S,
-)
-_expect = _kind(
-    "status codes",
-    lambda value: (
-        isinstance(value, str) and all(re.fullmatch(EXPECTED, one) for one in value.split(","))
     ),
 )
 
@@ -611,12 +592,12 @@ SPEC: dict[str, Kind] = {
     "env_files": _list_of(_text),
     "log_bytes": _size,
     "ready": _list_of(_text),
-    "expect": _expect,
+    "expect": _text,
     "insecure": _flag,
     "health": _list_of(_text),
-    "health_interval_s": _duration,
-    "health_timeout_s": _duration,
-    "health_retries": _count,
+    "health_interval_s": _number,
+    "health_timeout_s": _number,
+    "health_retries": _integer,
 }
 RECORD: dict[str, Kind] = {
     "name": _text,
@@ -1453,6 +1434,12 @@ def is_alive(identity: Identity | None) -> bool:
     return look is not None and look.identity == identity and not look.is_dead
 
 
+CONDITIONS = {
+    "stopped": "its main process is stopped (SIGSTOP)",
+    "zombie": "its end was not seen: its main process is a zombie that nobody collected",
+}
+
+
 def condition_of(identity: Identity | None) -> str:
     """`alive`, `stopped` (SIGSTOP), `zombie`, `gone`, or `stranger`: its number is another's."""
     look = stat_of(identity.pid) if identity else None
@@ -1609,11 +1596,6 @@ def listeners(pids: Iterable[int]) -> list[tuple[int, str, int]]:
     return found
 
 
-def listening_ports(pids: Iterable[int]) -> dict[int, int]:
-    """The TCP ports that these processes listen on, each with the pid that does."""
-    return {port: pid for port, _, pid in listeners(pids)}
-
-
 REACHED_AT = {"0.0.0.0": ("127.0.0.1",), "::": ("::1", "127.0.0.1")}
 
 
@@ -1647,7 +1629,7 @@ def port_holder(port: int) -> int | None:
         connections = psutil.net_connections(kind="tcp")
         listening = (one for one in connections if one.status == psutil.CONN_LISTEN)
         return next((one.pid for one in listening if one.laddr and one.laddr.port == port), None)
-    return listening_ports(psutil.pids()).get(port)
+    return next((pid for number, _, pid in listeners(psutil.pids()) if number == port), None)
 
 
 # == Store =========================================================================================
@@ -2161,9 +2143,7 @@ def joined_host(host: str, port: int | None) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def probe_http(
-    url: Check, address: str, expect: str, insecure: bool, deadline: float
-) -> tuple[bool, str]:
+def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[bool, str]:
     """Whether a GET is answered with an expected status; redirects count on the same host only.
 
     By hand: http.client takes 20 ms to import, and a server that drips could hold it for ever.
@@ -2171,20 +2151,19 @@ def probe_http(
     for _ in range(REDIRECTS + 1):
         where = f"{url.kind}://{joined_host(url.host, url.port)}{url.text}"
         try:
-            head = _http_head(url, address, insecure, deadline)
-        except OSError as error:
+            head = _http_head(url, address, spec.insecure, deadline)
+        except (OSError, ValueError) as error:  # ValueError: a host name that can't be one
             advice = " (--insecure accepts it)" * hasattr(error, "verify_message")
-            return False, f"{where}: {(error.strerror or str(error)).lower()}{advice}"
-        status = re.match(rb"HTTP/1\.\d (\d{3})", head)
-        if status is None:
+            reason = getattr(error, "strerror", None) or str(error)
+            return False, f"{where}: {reason.lower()}{advice}"
+        match = re.match(rb"HTTP/1\.\d (\d{3})(?is:.*?\nlocation:[ \t]*([!-~]+))?", head)
+        if match is None:
             return False, f"{where}: no HTTP answer"
-        code = int(status[1])
-        found = re.search(rb"(?im)^location:[ \t]*(\S+)", head) if 300 <= code < 400 else None
-        location = found[1][:2000].decode("ascii", "replace") if found else ""
-        onward = _redirected(url, where, location) if location else None
+        status, location = int(match[1]), (match[2] or b"").decode()
+        onward = _redirected(url, where, location) if location and 300 <= status < 400 else None
         if onward is None:
-            away = f", a redirect to {location[:100]}" if location else ""
-            return is_expected(code, expect), f"{where}: status {code}{away}"
+            away = f", which leads to {location[:200]}" if location else ""
+            return is_expected(status, spec.expect), f"{where}: status {status}{away}"
         url = onward
     return False, f"{where}: more than {REDIRECTS} redirects"
 
@@ -2203,30 +2182,28 @@ def _http_head(url: Check, address: str, insecure: bool, deadline: float) -> byt
     """The answer to a GET as far as the end of its headers."""
     import socket
 
-    def left_s() -> float:
-        return max(deadline - time.monotonic(), 0.001)
+    connection = socket.create_connection((address, url.port or 0), _left_s(deadline))
+    if url.kind == "https":
+        import ssl
 
-    connection = socket.create_connection((address, url.port or 0), left_s())
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(connection)
-        if url.kind == "https":
-            import ssl
-
-            context = ssl.create_default_context()
-            if insecure:
-                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            connection = context.wrap_socket(connection, server_hostname=url.host)
-            stack.enter_context(connection)
-        lines = (f"GET {url.text} HTTP/1.1", f"Host: {joined_host(url.host, url.port)}")
-        agent = f"User-Agent: simple_process_manager/{__version__}"
-        rest = (agent, "Accept: */*", "Connection: close", "", "")
-        connection.sendall("\r\n".join((*lines, *rest)).encode())
+        context = ssl.create_default_context()
+        if insecure:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = context.wrap_socket(connection, server_hostname=url.host)
+    with connection:
+        request = f"GET {url.text} HTTP/1.1\r\nHost: {joined_host(url.host, url.port)}\r\n"
+        request += f"User-Agent: simple_process_manager/{__version__}\r\nConnection: close\r\n\r\n"
+        connection.sendall(request.encode("utf-8", "surrogateescape"))
         head, chunk = b"", b"\n"
-        while chunk and not re.search(rb"\r?\n\r?\n", head) and len(head) < 1 << 16:
-            connection.settimeout(left_s())
+        while chunk and not re.search(rb"\n\r?\n", head) and len(head) < 1 << 16:
+            connection.settimeout(_left_s(deadline))
             chunk = connection.recv(4096)
             head += chunk
-    return head
+    return head.replace(b"\r\n", b"\n").partition(b"\n\n")[0]
+
+
+def _left_s(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.001)
 
 
 class LogProbe:
@@ -2261,16 +2238,10 @@ def probe_exec(
 
     record = new_record("probe", Spec((text,), cwd), os.urandom(16).hex())
     values = {key: value for key, value in env.items() if key not in COOKIE_NAMES}
-    values["SPM_INSTANCE"], null = record.instance, subprocess.DEVNULL
+    values["SPM_INSTANCE"], words, null = record.instance, shell_argv(text), subprocess.DEVNULL
     try:
         process = subprocess.Popen(
-            shell_argv(text),
-            cwd=cwd,
-            env=values,
-            stdin=null,
-            stdout=null,
-            stderr=null,
-            start_new_session=True,
+            words, -1, None, null, null, null, cwd=cwd, env=values, start_new_session=True
         )
     except OSError as error:
         return False, f"exec {text!r}: {error.strerror}"
@@ -2292,7 +2263,7 @@ class Sight(NamedTuple):
     is_ok: bool = False
     seen: str = "not looked at yet"
     port: int | None = None
-    address: str | None = None
+    address: str = ""
     pid: int | None = None
     is_foreign: bool = False  # somebody answers, and it isn't the service
 
@@ -2304,7 +2275,7 @@ class Checks:
         self, store: Store, record: Record | None, checks: Sequence[Check], spec: Spec
     ) -> None:
         self.record, self.checks, self.spec = record, checks, spec
-        logs = [check for check in checks if check.kind == "log"] if record else []
+        logs = [check for check in checks if record and check.kind == "log"]
         self.logs = {c: LogProbe(Output(store, record.name), c.text) for c in logs if record}
         self.sights = dict.fromkeys(checks, Sight())
         self.tree_at = 0.0
@@ -2317,61 +2288,48 @@ class Checks:
         self, check: Check, env: Mapping[str, str], deadline: float, is_over: Callable[[], bool]
     ) -> Sight:
         """Look at one check, until the deadline or until it is over with the service."""
-        if check in self.logs:  # what was written once stays written
-            done = self.sights[check].is_ok
-            sight = self.sights[check] if done else Sight(*self.logs[check].look(deadline))
+        sight, spec = self.sights[check], self.spec
+        condition = CONDITIONS.get(condition_of(self.record.main)) if self.record else None
+        if condition:  # the kernel goes on to accept connections for it
+            sight = Sight(False, condition)
+        elif check in self.logs:  # what was written once stays written
+            sight = sight if sight.is_ok else Sight(*self.logs[check].look(deadline))
         elif check.kind == "exec":
-            port = {"PORT": str(self.spec.port)} if self.spec.port else {}
-            values = {**env, **port}
-            sight = Sight(*probe_exec(check.text, self.spec.cwd, values, deadline, is_over))
+            values = {**env, "PORT": str(spec.port)} if spec.port else env
+            sight = Sight(*probe_exec(check.text, spec.cwd, values, deadline, is_over))
         else:
             sight = self._find_listener(check)
-            if sight.is_ok and check.kind != "tcp":
-                is_local = sight.address in LOOPBACK
-                host = check.host or ("localhost" if is_local else sight.address or "")
-                url, spec = check._replace(host=host, port=sight.port), self.spec
-                address = sight.address or host
-                result = probe_http(url, address, spec.expect, spec.insecure, deadline)
-                sight = sight._replace(is_ok=result[0], seen=result[1])
+        if sight.is_ok and check.kind in ("http", "https"):
+            host = check.host or ("localhost" if sight.address in LOOPBACK else sight.address)
+            url = check._replace(host=host, port=sight.port)
+            is_ok, seen = probe_http(url, sight.address, spec, deadline)
+            sight = sight._replace(is_ok=is_ok, seen=seen)
         self.sights[check] = sight
         return sight
 
     def _find_listener(self, check: Check) -> Sight:
         """Where to connect to: of a service's own port only where its own tree listens."""
-        port = check.port or self.spec.port
+        port, now = check.port or self.spec.port, time.monotonic()
         if check.host not in ("", "localhost", *LOOPBACK):
             return Sight(True, "", port, check.host)
-        hosts: Sequence[str] = (check.host,) if check.host in LOOPBACK else LOOPBACK
-        if self.record and port is None:
-            return self._own(own_listeners(self.record, None), hosts, None, "")
-        if port is None:
-            return Sight(False, "no port is known")
-        answering, seen = probe_tcp(port, hosts)
-        seen = f"port {port}: {seen}"
+        answering, seen = None, "it listens on no port yet"
+        if port:
+            hosts = (check.host,) if check.host in LOOPBACK else LOOPBACK
+            answering, seen = probe_tcp(port, hosts)
+            seen = f"port {port}: {seen}"
         if self.record is None or (check.host and port != self.spec.port):
-            return Sight(answering is not None, seen, port, answering)
-        now = time.monotonic()
-        if answering is None and now < self.tree_at:
-            return self.sights[check]._replace(is_ok=False, seen=seen)
+            return Sight(answering is not None, seen, port, answering or "")
+        if port and not answering and now < self.tree_at and not self.sights[check].is_ok:
+            return Sight(False, seen, port)
         self.tree_at = now + TREE_LOOK_S
-        sight = self._own(own_listeners(self.record, port), hosts, answering, seen)
-        if sight.is_ok or answering is None:
-            return sight
-        who = f"{describe_process(holder_at(answering, port))} answers there"
-        return Sight(False, who, port, answering, is_foreign=True)
-
-    @staticmethod
-    def _own(
-        rows: Sequence[tuple[int, str, int]], hosts: Sequence[str], answering: str | None, seen: str
-    ) -> Sight:
-        """The first address of the tree that answers; `answering` is known to."""
-        for port, listened, pid in rows:
+        for number, listened, pid in own_listeners(self.record, port):
             for at in reached_at(listened):
-                if at in LOOPBACK and at not in hosts:
-                    continue
-                if at == answering or probe_tcp(port, (at,))[0]:
-                    return Sight(True, f"{joined_host(at, port)} answers", port, at, pid)
-        return Sight(False, seen or "it listens on no port yet")
+                is_meant = check.host in ("", at) or (check.host == "localhost" and at in LOOPBACK)
+                if is_meant and (at == answering or probe_tcp(number, (at,))[0]):
+                    return Sight(True, f"{joined_host(at, number)} answers", number, at, pid)
+        if port and answering:
+            seen = f"{describe_process(holder_at(answering, port))} answers there"
+        return Sight(False, seen, port, is_foreign=bool(answering))
 
 
 # == Policies ======================================================================================
@@ -2379,10 +2337,6 @@ class Checks:
 
 LOG_CHECK_S = (0.1, 5.0)
 UNSUPERVISED = "its supervisor is gone, the service lives on: start {0} takes it back"
-CONDITIONS = {
-    "stopped": "its main process is stopped (SIGSTOP)",
-    "zombie": "its end was not seen: its main process is a zombie, which its parent doesn't collect",
-}
 SPEC_WORDS = {
     "port_declared": "port declared with --port",
     "argv": "command",
@@ -2433,8 +2387,8 @@ def status_of(record: Record, facts: Facts) -> Verdict:
         return Verdict("exited", CONDITIONS["zombie"])
     if not facts.supervised:
         return Verdict("running", UNSUPERVISED.format(record.name))
-    why = (CONDITIONS.get(facts.main, ""), record.reason * (record.phase == "unhealthy"))
-    return Verdict(record.phase, "; ".join(filter(None, why)))
+    why = record.reason if record.phase == "unhealthy" else ""
+    return Verdict(record.phase, CONDITIONS.get(facts.main, why))
 
 
 def phase_after(phase: str, is_ok: bool, failures: int, retries: int) -> str:
@@ -2477,11 +2431,6 @@ def refusal(
 def probe_pause_s(waited_s: float) -> float:
     """Seconds between two probes of a starting port: few at first, rarer later."""
     return 0.002 if waited_s < 5 else 0.01 if waited_s < 30 else 0.05
-
-
-def check_pause_s(kind: str, waited_s: float) -> float:
-    """Seconds between two looks at a check that doesn't hold yet: what costs more, more rarely."""
-    return probe_pause_s(waited_s) if kind in ("tcp", "log") else lazy_pause_s(waited_s)
 
 
 def lazy_pause_s(waited_s: float) -> float:
@@ -2652,26 +2601,19 @@ class Prober:
         while not self.probe(ready, ready.waiting()):
             if self.halt.wait(lazy_pause_s(time.monotonic() - began)):
                 return
-        while health.checks and not self.halt.wait(spec.health_interval_s):
+        while health.checks and not self.halt.wait(max(spec.health_interval_s, 0.01)):
             self.probe(health, health.checks)
 
     def probe(self, checks: Checks, due: Sequence[Check]) -> bool:
         """Whether these hold; the loop is told, except of one that isn't ready yet."""
         deadline = time.monotonic() + self.record.spec.health_timeout_s
         sights = [checks.look(check, self.env, deadline, self.halt.is_set) for check in due]
-        failed = [sight.seen for sight in sights if not sight.is_ok]
-        condition = CONDITIONS.get(condition_of(self.record.main), "") if failed else ""
-        seen = "; ".join(filter(None, [condition, *(failed or (s.seen for s in sights))]))
+        failed = [sight for sight in sights if not sight.is_ok]
         if not failed or due is checks.checks:
-            self.news.append((not failed, seen))
+            self.news.append((not failed, "; ".join(sight.seen for sight in failed or sights)))
             with contextlib.suppress(OSError):  # it is full: then the loop is awake, or gone
                 self.wake.send(b"\0")
         return not failed
-
-    def end(self, wait_s: float) -> None:
-        """Have it end; a command it runs is killed."""
-        self.halt.set()
-        self.thread.join(wait_s)
 
 
 class Supervisor:
@@ -2827,9 +2769,10 @@ class Supervisor:
         with contextlib.suppress(OSError):
             os.unlink(self.store.path(self.record.name, CONTROL_SOCKET))
         os.close(self.lock)
-        if self.prober:
+        if self.prober:  # a command that it runs is to be killed
+            self.prober.halt.set()
             checks = (*self.record.spec.ready, *self.record.spec.health)
-            self.prober.end(1.0 if any(text.startswith("exec:") for text in checks) else 0.0)
+            self.prober.thread.join(any(text.startswith("exec:") for text in checks))
         self.answer_waiters()
 
     def on_wake(self, _: object) -> None:
@@ -3124,7 +3067,8 @@ class Seen(NamedTuple):
 def observe(store: Store, record: Record, here: Place) -> Seen:
     """Hold a record against the system; where they differ, its supervisor knows better."""
     seen = _look(store, record, here)
-    if seen.facts.supervised and seen.facts.main in ("gone", "zombie", "stranger"):
+    is_hung = condition_of(record.supervisor) == "stopped"
+    if seen.facts.supervised and seen.facts.main not in ("alive", "stopped") and not is_hung:
         # One that left just now wrote why before it did.
         known = store.ask_record(record.name) or store.record(record.name)
         return _look(store, known or record, here)
@@ -3256,6 +3200,8 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     if bad:
         raise UsageError("--env: what precedes = is no name", "write --env NAME=value")
     argv = command_words(name, args)
+    for text in (*args.ready, *args.health):
+        parse_check(text)
     if args.port:
         argv = tuple(word.replace("{port}", str(args.port)) for word in argv)
     spec = Spec(
@@ -3268,13 +3214,13 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         env_taken=tuple(sorted({key for key, equals, _ in pairs if not equals})),
         env_files=tuple(os.path.abspath(path) for path in args.env_file),
         log_bytes=args.log_size,
-        ready=tuple(map(check_text, args.ready)),
+        ready=tuple(args.ready),
         expect=args.expect or Spec._field_defaults["expect"],
         insecure=args.insecure,
-        health=tuple(map(check_text, args.health)),
+        health=tuple(args.health),
         health_interval_s=args.health_interval,
         health_timeout_s=args.health_timeout,
-        health_retries=max(1, args.health_retries),
+        health_retries=args.health_retries,
     )
     return spec, {key: value for key, equals, value in pairs if equals}
 
@@ -3354,12 +3300,14 @@ def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -
     pid = record.main and record.main.pid
     port = f", port {spec.port}" if spec.port else ""
     port += "" if spec.port_declared or not port else " recognised in the command"
-    data = {
-        "name": record.name,
-        "status": record.phase,
-        "already_running": how.startswith("already"),
-    }
-    data.update(pid=pid, port=spec.port, port_origin=port_origin(spec), log=log)
+    data: dict[str, object] = {"name": record.name, "status": record.phase}
+    data.update(
+        already_running=how.startswith("already"),
+        pid=pid,
+        port=spec.port,
+        port_origin=port_origin(spec),
+        log=log,
+    )
     return Result(
         data, [*notes, f"[OK] {record.name} {how} (pid {pid}{port}), log: {shown_path(log)}"]
     )
@@ -4028,6 +3976,7 @@ def claimant(store: Store, port: int) -> Seen | None:
 
 WAIT_S = 30.0
 TOUCH_S = 0.25
+LEAST_S = 0.1
 PROBE_S = 5.0  # one look at one check, while others wait for their turn
 
 
@@ -4044,7 +3993,6 @@ class Target:
         self.store, self.given = store, given
         self.expect: str | None = args.expect if args else None
         self.insecure: bool = args.insecure if args else False
-        self.after_s: float | None = None  # when everything held
         self.follow(record)
 
     def follow(self, record: Record | None) -> None:
@@ -4056,6 +4004,7 @@ class Target:
         checks = self.given or [parse_check(text) for text in spec.ready] or [Check("tcp")]
         self.checks = Checks(self.store, record, checks, spec)
         self.due_at = dict.fromkeys(checks, 0.0)
+        self.after_s: float | None = None  # when everything held
 
     @property
     def label(self) -> str:
@@ -4079,11 +4028,18 @@ class Target:
             now = time.monotonic()
             if now >= self.due_at[check]:
                 until = min(deadline, now + PROBE_S)
-                sight = self.checks.look(check, os.environ, until, self.has_died)
-                is_cheap = sight.port is not None or check.kind == "log"
-                pause_s = check_pause_s(check.kind, now - began)
-                pause_s = pause_s if is_cheap and not sight.is_foreign else max(pause_s, 0.05)
-                self.due_at[check] = time.monotonic() + pause_s
+                sight, waited_s = (
+                    self.checks.look(check, os.environ, until, self.has_died),
+                    now - began,
+                )
+                is_cheap = check.kind in ("tcp", "log")
+                pause_s = probe_pause_s(waited_s) if is_cheap else lazy_pause_s(waited_s)
+                if sight.is_foreign or (check.kind == "tcp" and not sight.port):  # a tree look
+                    pause_s = 0.05
+                at = time.monotonic() + pause_s
+                # no look in the very last moment, which would have no time to see anything
+                is_last = not is_cheap and at > deadline - LEAST_S
+                self.due_at[check] = deadline + LEAST_S if is_last else at
         if self.after_s is None and not self.checks.waiting():
             self.after_s = time.monotonic() - began
 
@@ -4115,49 +4071,48 @@ class Target:
             log_tail=tail,
         )
 
+    @property
+    def answer(self) -> Sight:
+        """The first look that is about a port."""
+        return next((sight for sight in self.checks.sights.values() if sight.port), Sight())
+
     def facts(self) -> dict[str, object]:
         """Its part of the result."""
-        sights = [sight for sight in self.checks.sights.values() if sight.port]
-        one = sights[0] if sights else Sight()
-        main = self.record and self.record.main
-        pid = one.pid or (main.pid if main else None)
-        data = {"name": self.name, "port": one.port, "address": one.address, "pid": pid}
-        seen = [sight.seen for sight in self.checks.sights.values()]
+        one, seen = self.answer, [sight.seen for sight in self.checks.sights.values()]
+        pid = one.pid or (self.record and self.record.main and self.record.main.pid)
+        data = {"name": self.name, "port": one.port, "address": one.address or None, "pid": pid}
         return {**data, "waited_s": round(self.after_s or 0.0, 3), "seen": seen}
 
     def line(self) -> str:
         """Its line when it is healthy."""
-        facts, checks = self.facts(), self.checks.checks
-        by = f" (pid {facts['pid']})" if self.record else "; no service here claims this port"
+        pid, one = self.facts()["pid"], self.answer
+        by = f" (pid {pid})" if self.record else "; no service here claims this port"
         after = f"after {format_duration(self.after_s or 0.0)}{by}"
-        if [check.kind for check in checks] == ["tcp"]:
-            sight = self.checks.sights[checks[0]]
-            where = joined_host(sight.address or "", sight.port)
-            return f"[OK] {self.label} answers on {where} {after}"
+        if [check.kind for check in self.checks.checks] == ["tcp"]:
+            return f"[OK] {self.label} answers on {joined_host(one.address, one.port)} {after}"
         return f"[OK] {self.label} is ready {after}: {self.seen}"
 
     def too_late(self, timeout_s: float) -> SpmError:
         """The error when the time is over."""
         waited, record, sights = format_duration(timeout_s), self.record, self.checks.sights
-        port = next((sight.port for sight in sights.values() if sight.port), None)
+        facts: dict[str, object] = {"name": self.name, "port": self.answer.port}
         if record is None:
             advice = "no service here claims this port (see `list`): start one with --port"
-            message = f"{self.label} didn't answer in {waited} ({self.seen})"
-            return TimedOut(message, advice, port=port)
+            return TimedOut(
+                f"{self.label} didn't answer in {waited} ({self.seen})", advice, **facts
+            )
         name, pid = record.name, record.main and record.main.pid
-        tail = self.store.last_lines(name, 20)
-        condition = CONDITIONS.get(condition_of(record.main))
         alive = f"{name} (pid {pid}) is alive and left running"
-        alive = f"{name} (pid {pid}): {condition}; it is left as it is" if condition else alive
+        facts["log_tail"] = self.store.last_lines(name, 20)
         if any(sight.is_foreign for sight in sights.values()):
             advice = f"end that process, or give {name} another port"
-            message = f"port {port} isn't {name}'s after {waited}: {self.seen}; {alive}"
-            return PortConflict(message, advice, name=name, port=port, log_tail=tail)
-        ports = sorted({str(row[0]) for row in own_listeners(record, None)})
+            message = f"port {facts['port']} isn't {name}'s after {waited}: {self.seen}; {alive}"
+            return PortConflict(message, advice, **facts)
+        ports = sorted({str(port) for port, _, _ in own_listeners(record, None)})
         where = self.seen + (f"; it listens on {', '.join(ports)}" if ports else "")
         advice = f"read logs {name}, wait longer, or stop {name}"
         message = f"{name} did not become healthy in {waited} ({where}); {alive}"
-        return TimedOut(message, advice, name=name, port=port, log_tail=tail)
+        return TimedOut(message, advice, **facts)
 
 
 class Wait:
@@ -4197,7 +4152,7 @@ class Wait:
                 self.give_up()
             if now >= self.shown_at:
                 time_s = f"{now - self.began:.0f} s of {format_duration(self.timeout_s)}"
-                self.progress(f"waiting for {waiting[0].label}: {waiting[0].seen} ({time_s})")
+                self.progress(f"waiting for {waiting[0].label}: {waiting[0].seen:.44} ({time_s})")
                 self.shown_at = now + 0.1
             due = [one.due_at[check] for one in waiting for check in one.checks.waiting()]
             time.sleep(max(0.0, min(*due, deadline) - time.monotonic()))
