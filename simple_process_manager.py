@@ -272,9 +272,10 @@ def parse_url(text: str) -> Check | None:
     match = re.fullmatch(URL, text)
     if match is None:
         return None
-    path = match[4] or "/"
+    path, host = match[4] or "/", match[2].strip("[]").lower()
+    host = "localhost" if host in ("0.0.0.0", "::") else host  # as servers print it
     port = parse_port(match[3]) if match[3] else 443 if match[1] == "https" else 80
-    return Check(match[1], path if path[0] == "/" else f"/{path}", match[2].strip("[]"), port)
+    return Check(match[1], path if path[0] == "/" else f"/{path}", host, port)
 
 
 def parse_check(text: str) -> Check:
@@ -2607,7 +2608,10 @@ class Prober:
     def probe(self, checks: Checks, due: Sequence[Check]) -> bool:
         """Whether these hold; the loop is told, except of one that isn't ready yet."""
         deadline = time.monotonic() + self.record.spec.health_timeout_s
-        sights = [checks.look(check, self.env, deadline, self.halt.is_set) for check in due]
+        try:
+            sights = [checks.look(check, self.env, deadline, self.halt.is_set) for check in due]
+        except OSError as error:  # no descriptor is left, for one: the next look may see more
+            sights = [Sight(False, error.strerror or str(error))]
         failed = [sight for sight in sights if not sight.is_ok]
         if not failed or due is checks.checks:
             self.news.append((not failed, "; ".join(sight.seen for sight in failed or sights)))
@@ -3857,6 +3861,8 @@ def status(store: Store, args: argparse.Namespace) -> Result:
         "cwd": record.spec.cwd,
         "env": sorted({*record.spec.env_given, *record.spec.env_taken}),
         "env_files": list(record.spec.env_files),
+        "ready": list(record.spec.ready),
+        "health": list(record.spec.health),
         "log": store.path(record.name, "output.log"),
         "events": [{key: event.get(key) for key in ("at", "event", "why")} for event in events],
     }
@@ -4028,12 +4034,9 @@ class Target:
             now = time.monotonic()
             if now >= self.due_at[check]:
                 until = min(deadline, now + PROBE_S)
-                sight, waited_s = (
-                    self.checks.look(check, os.environ, until, self.has_died),
-                    now - began,
-                )
+                sight = self.checks.look(check, os.environ, until, self.has_died)
                 is_cheap = check.kind in ("tcp", "log")
-                pause_s = probe_pause_s(waited_s) if is_cheap else lazy_pause_s(waited_s)
+                pause_s = (probe_pause_s if is_cheap else lazy_pause_s)(now - began)
                 if sight.is_foreign or (check.kind == "tcp" and not sight.port):  # a tree look
                     pause_s = 0.05
                 at = time.monotonic() + pause_s

@@ -78,6 +78,7 @@ def status(spm: Spm, name: str, expected: str) -> None:
         ("http:health", ("http", "/health", "", None)),
         ("http://localhost", ("http", "/", "localhost", 80)),
         ("https://[::1]:8443/x#y", ("https", "/x", "::1", 8443)),
+        ("http://0.0.0.0:8000/", ("http", "/", "localhost", 8000)),
         ("http://10.0.0.1:81?q", ("http", "/?q", "10.0.0.1", 81)),
         ("log:ready in \\d+ ms", ("log", "ready in \\d+ ms", "", None)),
         ("exec:pg_isready -q", ("exec", "pg_isready -q", "", None)),
@@ -556,6 +557,14 @@ def test_a_port_that_no_longer_answers_and_a_stopped_process_are_named(spm: Spm,
     eventually(lambda: "is stopped (SIGSTOP)" in spm.service("web")["why"], what="the reason")
     failed = spm("wait-healthy", "web", "300ms", code=124)
     assert "its main process is stopped (SIGSTOP)" in failed.stderr
+    spm("stop", "web")
+
+
+def test_a_stopped_process_is_not_healthy_though_its_port_accepts(spm: Spm, port: int) -> None:
+    spm("start", "web", nasty("--port", port), "--wait")
+    os.kill(spm.service("web")["pid"], signal.SIGSTOP)
+    failed = spm("wait-healthy", port, "300ms", code=124)
+    assert "(its main process is stopped (SIGSTOP)" in failed.stderr
     spm("stop", "web")
 
 
