@@ -255,6 +255,8 @@ def parse_port(text: str) -> int:
 
 
 URL = r"(https?)://(\[[\da-fA-F:.]+\]|[^\s/:?#@[\]]+)(?::(\d{1,5}))?([/?][^\s#]*)?(?:#\S*)?"
+URL_PORTS = {"http": "80", "https": "443"}
+CHECKS = "tcp, tcp:PORT, http, http:/PATH, a URL, log:REGEX or exec:COMMAND"
 EXPECTED = r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?"
 
 
@@ -270,11 +272,11 @@ class Check(NamedTuple):
 def parse_url(text: str) -> Check | None:
     """The check that a URL asks for, None if `text` isn't a URL."""
     match = re.fullmatch(URL, text)
-    if match is None:
+    port = as_port(match[3] or URL_PORTS[match[1]]) if match else None
+    if match is None or port is None:
         return None
     path, host = match[4] or "/", match[2].strip("[]").lower()
     host = "localhost" if host in ("0.0.0.0", "::") else host  # as servers print it
-    port = parse_port(match[3]) if match[3] else 443 if match[1] == "https" else 80
     return Check(match[1], path if path[0] == "/" else f"/{path}", host, port)
 
 
@@ -289,8 +291,7 @@ def parse_check(text: str) -> Check:
     if kind == "http" and not re.search(r"^//|\s", rest):
         return Check(kind, rest if rest[:1] == "/" else f"/{rest}")
     if kind not in ("log", "exec") or not rest.strip():
-        advice = "write tcp, tcp:PORT, http, http:/PATH, a URL, log:REGEX or exec:COMMAND"
-        raise UsageError(f"{text!r} is not a check", advice)
+        raise UsageError(f"{text!r} is not a check", f"write {CHECKS}")
     try:
         re.compile(rest if kind == "log" else "")
     except (re.error, RecursionError, OverflowError) as error:
@@ -2160,30 +2161,23 @@ def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[b
         match = re.match(rb"HTTP/1\.\d (\d{3})(?is:.*?\nlocation:[ \t]*([!-~]+))?", head)
         if match is None:
             return False, f"{where}: no HTTP answer"
-        status, location = int(match[1]), (match[2] or b"").decode()
-        onward = _redirected(url, where, location) if location and 300 <= status < 400 else None
-        if onward is None:
+        status, location = int(match[1]), (match[2] or b"").decode().partition("#")[0]
+        is_path = location[:1] == "/" and location[1:2] != "/"
+        onward = url._replace(text=location) if is_path else parse_url(location)
+        if not 300 <= status < 400 or not onward or onward._replace(text=url.text) != url:
             away = f", which leads to {location[:200]}" if location else ""
             return is_expected(status, spec.expect), f"{where}: status {status}{away}"
         url = onward
     return False, f"{where}: more than {REDIRECTS} redirects"
 
 
-def _redirected(url: Check, where: str, location: str) -> Check | None:
-    """Where a redirect leads, None if that is another host, port or scheme."""
-    from urllib.parse import urljoin
-
-    target = None
-    with contextlib.suppress(ValueError, UsageError):
-        target = parse_url(urljoin(where, location))
-    return target if target and target._replace(text=url.text) == url else None
-
-
 def _http_head(url: Check, address: str, insecure: bool, deadline: float) -> bytes:
     """The answer to a GET as far as the end of its headers."""
     import socket
 
-    connection = socket.create_connection((address, url.port or 0), _left_s(deadline))
+    connection = socket.create_connection(
+        (address, url.port or 0), max(deadline - time.monotonic(), 0.001)
+    )
     if url.kind == "https":
         import ssl
 
@@ -2197,14 +2191,10 @@ def _http_head(url: Check, address: str, insecure: bool, deadline: float) -> byt
         connection.sendall(request.encode("utf-8", "surrogateescape"))
         head, chunk = b"", b"\n"
         while chunk and not re.search(rb"\n\r?\n", head) and len(head) < 1 << 16:
-            connection.settimeout(_left_s(deadline))
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
             chunk = connection.recv(4096)
             head += chunk
     return head.replace(b"\r\n", b"\n").partition(b"\n\n")[0]
-
-
-def _left_s(deadline: float) -> float:
-    return max(deadline - time.monotonic(), 0.001)
 
 
 class LogProbe:
@@ -2247,15 +2237,17 @@ def probe_exec(
     except OSError as error:
         return False, f"exec {text!r}: {error.strerror}"
     look, code, pause_s = stat_of(process.pid), exit_code_of(process), 0.001
-    while code is None and time.monotonic() < deadline and not is_over():
-        time.sleep(pause_s)
-        pause_s, code = min(pause_s * 2, 0.02), exit_code_of(process)
-    if code is None:
-        record = record._replace(main=look and look.identity)
-        drive(end_tree(record, tree_of(record), 0.0, force=True))
-        process.returncode = exit_code_of(process) or -9
-        return False, f"exec {text!r}: it did not end in time and was killed"
-    return code == 0, f"exec {text!r}: exit code {code}"
+    try:
+        while code is None and time.monotonic() < deadline and not is_over():
+            time.sleep(pause_s)
+            pause_s, code = min(pause_s * 2, 0.02), exit_code_of(process)
+    finally:  # Ctrl-C too
+        if code is None:
+            record = record._replace(main=look and look.identity)
+            drive(end_tree(record, tree_of(record), 0.0, force=True))
+            process.returncode = exit_code_of(process) or -9
+    how = "it did not end in time and was killed" if code is None else f"exit code {code}"
+    return code == 0, f"exec {text!r}: {how}"
 
 
 class Sight(NamedTuple):
@@ -3024,9 +3016,6 @@ class Boot(NamedTuple):
 BOOTED: list[Boot] = []  # what boot_early() started, until a start takes it
 
 
-CHECKS_HELP = "tcp[:PORT], http[:/PATH], URL, log:REGEX or exec:COMMAND"
-
-
 class Option(NamedTuple):
     """An option or, without dashes, a positional argument (+, *, ? as in argparse)."""
 
@@ -3150,7 +3139,7 @@ HTTP_OPTIONS = (
     Option("--force", help="start though the port is held"),
     Option("--log-size", "SIZE", parse_size, 10**7, "rotate the log at this size (10MB)"),
     Option("--wait", "[D]", parse_duration, help="return when it is ready, or after D (30s)"),
-    Option("--ready", "CHECK", default=[], help=f"when it is ready: {CHECKS_HELP}"),
+    Option("--ready", "CHECK", default=[], help=f"when it is ready: {CHECKS}"),
     Option("--health", "CHECK", default=[], help="what has to go on to hold while it runs"),
     Option("--health-interval", "D", parse_duration, 10.0, "time between two looks (10s)"),
     Option("--health-timeout", "D", parse_duration, 5.0, "how long one look may take (5s)"),
@@ -4133,32 +4122,33 @@ class Wait:
         if has_log:  # a pattern may take for ever; only a signal gets in between
             alarm(self.timeout_s + 0.5, self.give_up)
         try:
-            return self._run()
+            waiting = list(self.targets)
+            while waiting:
+                waiting = self.look()
         finally:
             self.progress("")
             if has_log:
                 alarm(0.0, self.give_up)
+        rows = [target.facts() for target in self.targets]
+        waited_s = round(time.monotonic() - self.began, 3)
+        data = rows[0] if len(rows) == 1 else {"waited_s": waited_s}
+        return Result({**data, "targets": rows}, [target.line() for target in self.targets])
 
-    def _run(self) -> Result:
+    def look(self) -> list[Target]:
+        """Who isn't healthy after another look, and a pause if there are any."""
         deadline = self.began + self.timeout_s
-        while True:
-            for target in self.targets:
-                target.look(self.began, deadline)
-            waiting = [target for target in self.targets if target.checks.waiting()]
-            now = time.monotonic()
-            if not waiting:
-                rows = [target.facts() for target in self.targets]
-                lines = [target.line() for target in self.targets]
-                data = rows[0] if len(rows) == 1 else {"waited_s": round(now - self.began, 3)}
-                return Result({**data, "targets": rows}, lines)
-            if now >= deadline:
-                self.give_up()
-            if now >= self.shown_at:
-                time_s = f"{now - self.began:.0f} s of {format_duration(self.timeout_s)}"
-                self.progress(f"waiting for {waiting[0].label}: {waiting[0].seen:.44} ({time_s})")
-                self.shown_at = now + 0.1
-            due = [one.due_at[check] for one in waiting for check in one.checks.waiting()]
-            time.sleep(max(0.0, min(*due, deadline) - time.monotonic()))
+        for target in self.targets:
+            target.look(self.began, deadline)
+        waiting, now = [one for one in self.targets if one.checks.waiting()], time.monotonic()
+        if waiting and now >= deadline:
+            self.give_up()
+        if waiting and now >= self.shown_at:
+            time_s = f"{now - self.began:.0f} s of {format_duration(self.timeout_s)}"
+            self.progress(f"waiting for {waiting[0].label}: {waiting[0].seen:.44} ({time_s})")
+            self.shown_at = now + 0.1
+        due = [one.due_at[check] for one in waiting for check in one.checks.waiting()]
+        time.sleep(max(0.0, min(*due, deadline) - time.monotonic()) if due else 0.0)
+        return waiting
 
     def give_up(self) -> NoReturn:
         """TimedOut, or PortConflict, with what was seen of each that isn't healthy."""

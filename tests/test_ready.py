@@ -508,6 +508,24 @@ def test_a_command_that_hangs_is_killed_with_its_children(spm: Spm) -> None:
     eventually(lambda: not any(map(is_running, pids)), what="the end of its commands")
 
 
+def test_an_interrupted_wait_takes_its_command_along(spm: Spm) -> None:
+    spm("start", "job", nasty())
+    spm("wait-healthy", "job", "0.1", code=124)
+    spm("start", "job", nasty(), "--replace", "--ready", "exec:echo $PPID $$ >> pids; sleep 62")
+    wait = spm.popen("wait-healthy", "job", "30")
+    pids = spm.cwd / "pids"
+
+    def its_own() -> list[str]:
+        rows = [line.split() for line in pids.read_text().splitlines()] if pids.exists() else []
+        return [row[1] for row in rows if row[0] == str(wait.pid)]
+
+    found = eventually(its_own, what="its command")
+    wait.send_signal(signal.SIGINT)
+    wait.communicate(timeout=10)
+    assert wait.returncode == 130 and not is_running(int(found[0]))
+    spm("stop", "job")
+
+
 # -- liveness
 
 
@@ -601,6 +619,30 @@ def test_the_state_of_an_older_version_has_the_defaults(spm: Spm) -> None:
     for key, value in bad.items():
         with pytest.raises(program.RecordError, match=key):
             program.Spec.from_json(json.loads(json.dumps({**old, key: value})))
+
+
+@given(
+    ready=st.lists(st.sampled_from(["tcp", "http:/x", "log:a|b"])),
+    health=st.lists(st.sampled_from(["tcp:80", "exec:true"])),
+    seconds=st.floats(0.001, 1e6),
+    retries=st.integers(0, 99),
+    insecure=st.booleans(),
+)
+def test_what_was_declared_comes_back_from_the_state(
+    ready: list[str], health: list[str], seconds: float, retries: int, insecure: bool
+) -> None:
+    spec = program.Spec(
+        ("x",),
+        "/",
+        ready=tuple(ready),
+        expect="200,204",
+        insecure=insecure,
+        health=tuple(health),
+        health_interval_s=seconds,
+        health_timeout_s=seconds,
+        health_retries=retries,
+    )
+    assert program.Spec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
 def test_a_pattern_line_is_cut() -> None:
