@@ -40,7 +40,7 @@ The state directory (--home, else SPM_HOME, else the nearest .spm/, else .spm/ i
     cache/                  compiled form of this file, from which supervisors start
     services/NAME/lock      held by the command that starts or stops NAME
     services/NAME/supervisor.lock   held by the supervisor for as long as it lives
-    services/NAME/control.sock      JSON lines: status, touch, stop
+    services/NAME/control.sock      JSON lines: status, touch, ready, stop
     services/NAME/env.json          values given by --env K=V, mode 0600
     services/NAME/output.log[.1]    stdout and stderr of the service
     services/NAME/events.jsonl      what happened and why: the journal state.json is rebuilt from
@@ -2236,13 +2236,15 @@ def probe_exec(
         )
     except OSError as error:
         return False, f"exec {text!r}: {error.strerror}"
-    look, code, pause_s = stat_of(process.pid), exit_code_of(process), 0.001
+    look = code = None
     try:
+        look, code, pause_s = stat_of(process.pid), exit_code_of(process), 0.001
         while code is None and time.monotonic() < deadline and not is_over():
             time.sleep(pause_s)
             pause_s, code = min(pause_s * 2, 0.02), exit_code_of(process)
     finally:  # Ctrl-C too
         if code is None:
+            look = look or stat_of(process.pid)
             record = record._replace(main=look and look.identity)
             drive(end_tree(record, tree_of(record), 0.0, force=True))
             process.returncode = exit_code_of(process) or -9
@@ -2920,6 +2922,12 @@ class Supervisor:
         self.save()
         client.answer({"ok": True, "record": self.record.to_json()})
 
+    def on_ready(self, client: Client, request: dict[str, object]) -> None:
+        """A command that waited saw readiness before the prober did."""
+        if self.record.phase == "running" and self.record.spec.ready:
+            self.change("ready", "ready", "seen by the command that waited")
+        client.answer({"ok": True, "record": self.record.to_json()})
+
     def on_stop(self, client: Client, request: dict[str, object]) -> None:
         """End the service; refused if the caller means another process or stands in the tree."""
         asked = StopRequest.from_json(request)
@@ -2942,6 +2950,7 @@ class Supervisor:
 OPERATIONS: dict[str, Callable[[Supervisor, Client, dict[str, object]], None]] = {
     "status": Supervisor.on_status,
     "touch": Supervisor.on_touch,
+    "ready": Supervisor.on_ready,
     "stop": Supervisor.on_stop,
 }
 
@@ -4035,6 +4044,12 @@ class Target:
         if self.after_s is None and not self.checks.waiting():
             self.after_s = time.monotonic() - began
 
+    def tell(self) -> None:
+        """Let the supervisor know, so that `list` says ready as soon as we do."""
+        is_recorded = not self.given and self.record and self.checks.spec == self.record.spec
+        if self.record and is_recorded and self.record.spec.ready:
+            self.store.ask_record(self.record.name, "ready", TOUCH_S)
+
     def has_died(self) -> bool:
         """Whether its main process is gone, or not there yet."""
         return self.record is not None and not is_alive(self.record.main)
@@ -4129,6 +4144,8 @@ class Wait:
             self.progress("")
             if has_log:
                 alarm(0.0, self.give_up)
+        for target in self.targets:
+            target.tell()
         rows = [target.facts() for target in self.targets]
         waited_s = round(time.monotonic() - self.began, 3)
         data = rows[0] if len(rows) == 1 else {"waited_s": waited_s}

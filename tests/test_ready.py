@@ -182,8 +182,8 @@ def test_start_with_wait_returns_when_every_check_holds(spm: Spm, port: int) -> 
     )
     assert time.monotonic() - began >= 0.5
     assert (done["name"], done["status"], done["port"]) == ("web", "ready", port)
+    assert spm.service("web")["status"] == "ready", "as soon as the wait is over"
     assert len(done["seen"]) == 3 and f"http://localhost:{port}/: status 200" in done["seen"]
-    status(spm, "web", "ready")
     assert [name for name, _ in events(spm, "web")] == ["started", "ready"]
     again = spm("start", "web", "--wait", "5s").stdout
     assert "web already running" in again and "web is ready after" in again
@@ -519,7 +519,8 @@ def test_an_interrupted_wait_takes_its_command_along(spm: Spm) -> None:
         rows = [line.split() for line in pids.read_text().splitlines()] if pids.exists() else []
         return [row[1] for row in rows if row[0] == str(wait.pid)]
 
-    found = eventually(its_own, what="its command")
+    found, began = eventually(its_own, what="its command"), time.monotonic()
+    eventually(lambda: time.monotonic() - began > 0.3, what="it to wait for the command")
     wait.send_signal(signal.SIGINT)
     wait.communicate(timeout=10)
     assert wait.returncode == 130 and not is_running(int(found[0]))
