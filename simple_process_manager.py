@@ -40,7 +40,7 @@ The state directory (--home, else SPM_HOME, else the nearest .spm/, else .spm/ i
     cache/                  compiled form of this file, from which supervisors start
     services/NAME/lock      held by the command that starts or stops NAME
     services/NAME/supervisor.lock   held by the supervisor for as long as it lives
-    services/NAME/control.sock      JSON lines: status, touch, notify, stop
+    services/NAME/control.sock      JSON lines: status, touch, notify, ready, stop
     services/NAME/env.json          values given by --env K=V, mode 0600
     services/NAME/output.log[.1]    stdout and stderr of the service
     services/NAME/events.jsonl      what happened and why: the journal state.json is rebuilt from
@@ -276,6 +276,64 @@ def parse_port_or_auto(text: str) -> int | str:
     return text if text == "auto" else parse_port(text)
 
 
+URL = r"(https?)://(\[[\da-fA-F:.]+\]|[^\s/:?#@[\]]+)(?::(\d{1,5}))?([/?][^\s#]*)?(?:#\S*)?"
+URL_PORTS = {"http": "80", "https": "443"}
+CHECKS = "tcp, tcp:PORT, http, http:/PATH, a URL, log:REGEX or exec:COMMAND"
+EXPECTED = r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?"
+
+
+class Check(NamedTuple):
+    """One thing that must hold before a service counts as healthy."""
+
+    kind: str  # tcp, http, https, log or exec
+    text: str = ""  # of http the path, of log the pattern, of exec the command
+    host: str = ""  # of a URL; none: wherever the service listens
+    port: int | None = None  # none: the service's own
+
+
+def parse_url(text: str) -> Check | None:
+    """The check that a URL asks for, None if `text` isn't a URL."""
+    match = re.fullmatch(URL, text)
+    port = as_port(match[3] or URL_PORTS[match[1]]) if match else None
+    if match is None or port is None:
+        return None
+    path, host = match[4] or "/", match[2].strip("[]").lower()
+    host = "localhost" if host in ("0.0.0.0", "::") else host  # as servers print it
+    return Check(match[1], path if path[0] == "/" else f"/{path}", host, port)
+
+
+def parse_check(text: str) -> Check:
+    """The check of `tcp[:PORT]`, `http[:PATH]`, a URL, `log:REGEX` or `exec:COMMAND`."""
+    kind, colon, rest = text.partition(":")
+    url = parse_url(text)
+    if url:
+        return url
+    if kind == "tcp":
+        return Check(kind, port=parse_port(rest) if colon else None)
+    if kind == "http" and not re.search(r"^//|\s", rest):
+        return Check(kind, rest if rest[:1] == "/" else f"/{rest}")
+    if kind not in ("log", "exec") or not rest.strip():
+        raise UsageError(f"{text!r} is not a check", f"write {CHECKS}")
+    try:
+        re.compile(rest if kind == "log" else "")
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UsageError(f"log: {rest!r} is not a regular expression: {error}") from error
+    return Check(kind, rest)
+
+
+def parse_expect(text: str) -> str:
+    """The text of expected statuses itself, codes and ranges, or UsageError."""
+    if re.fullmatch(rf"{EXPECTED}(?:, *{EXPECTED})*", text):
+        return text
+    raise UsageError(f"{text!r} are no http statuses", "write for example 200,204 or 200-399")
+
+
+def is_expected(status: int, expect: str) -> bool:
+    """Whether a status is among the expected codes and ranges."""
+    ranges = re.findall(EXPECTED, expect)
+    return any(int(low) <= status <= int(high or low) for low, high in ranges)
+
+
 def format_duration(seconds: float) -> str:
     """`0.42 s`, `12 s`, `3 m 4 s`, `2 h 5 m`, `3 d 4 h`."""
     if seconds < 60:
@@ -437,6 +495,13 @@ class Spec(NamedTuple):
     port_asked: str = ""  # "auto", or the number that was asked for when --on-conflict next left it
     lease: str = "forever"
     idle_timeout_s: float | None = None
+    ready: tuple[str, ...] = ()  # checks, all of which must hold once: see parse_check()
+    expect: str = "200-399"
+    insecure: bool = False
+    health: tuple[str, ...] = ()  # checks that must go on to hold
+    health_interval_s: float = 10.0
+    health_timeout_s: float = 5.0
+    health_retries: int = 3
     extra: Mapping[str, object] = NOTHING
 
     @property
@@ -514,7 +579,8 @@ class Exit(NamedTuple):
         return "exit code not known" if self.code is None else f"exit code {self.code}"
 
 
-LIVE_PHASES = ("starting", "running", "stopping")
+UP_PHASES = ("starting", "running", "ready", "unhealthy")
+LIVE_PHASES = (*UP_PHASES, "stopping")
 ENDED_PHASES = ("stopped", "exited", "failed")
 
 
@@ -567,6 +633,13 @@ SPEC: dict[str, Kind] = {
     "port_asked": _text,
     "lease": _kind("a lease", lambda v: isinstance(v, str) and bool(re.fullmatch(LEASES, v))),
     "idle_timeout_s": _or_none(_number),
+    "ready": _list_of(_text),
+    "expect": _text,
+    "insecure": _flag,
+    "health": _list_of(_text),
+    "health_interval_s": _number,
+    "health_timeout_s": _number,
+    "health_retries": _integer,
 }
 RECORD: dict[str, Kind] = {
     "name": _text,
@@ -653,7 +726,8 @@ def _psutil_stat(pid: int) -> Stat | None:
         process = psutil.Process(pid)
         with process.oneshot():
             identity = Identity(pid, f"{process.create_time():.2f}")
-            state = "Z" if process.status() == psutil.STATUS_ZOMBIE else "R"
+            states = {psutil.STATUS_ZOMBIE: "Z", psutil.STATUS_STOPPED: "T"}
+            state = states.get(process.status(), "R")
             cpu, memory = sum(process.cpu_times()[:2]), process.memory_info().rss
             group, mine = process_group(pid), is_mine(process)
             return Stat(identity, process.ppid(), group, state, cpu, memory, mine)
@@ -892,6 +966,13 @@ if sys.platform == "win32":
         _children[:] = [child for child in _children if child not in ended]
         return [(child.pid, child.returncode, None) for child in ended], False
 
+    def exit_code_of(process: subprocess.Popen[bytes]) -> int | None:
+        """The exit code of a child, None while it runs."""
+        return process.poll()
+
+    def alarm(wait_s: float, act: Callable[[], None]) -> None:
+        """Nothing: there is no signal that could interrupt us."""
+
     def death_watch(identity: Identity) -> int | None:
         """None: a process that isn't our child has to be looked at."""
         return None
@@ -977,6 +1058,7 @@ else:
     import fcntl
 
     _facts: dict[str, str] = {}  # read once, they don't change while we live
+    _reaped: dict[int, int] = {}  # the exit codes that reap() collected last
     my_user_id = os.geteuid()
     # One clock for all processes of a boot (docs.python.org/3/library/time.html#time.monotonic);
     # nobody sets it, and it stands still in suspend: CLOCK_MONOTONIC in clock_gettime(2), on macOS
@@ -1283,6 +1365,9 @@ else:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return ended, False
+                _reaped[pid] = os.waitstatus_to_exitcode(status)
+                if len(_reaped) > 50:
+                    del _reaped[next(iter(_reaped))]
                 if not os.WIFSIGNALED(status):
                     ended.append((pid, os.WEXITSTATUS(status), None))
                     continue
@@ -1292,6 +1377,22 @@ else:
                     (pid, None, signal.Signals(number).name if known else f"signal {number}")
                 )
         return ended, True
+
+    def exit_code_of(process: subprocess.Popen[bytes]) -> int | None:
+        """The exit code of a child, None while it runs; reap() may have been faster than we."""
+        try:
+            pid, status = os.waitpid(process.pid, os.WNOHANG)
+            process.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        except ChildProcessError:
+            process.returncode = _reaped.pop(process.pid, None)
+        return process.returncode
+
+    def alarm(wait_s: float, act: Callable[[], None]) -> None:
+        """Have `act` called in wait_s seconds, in the middle of anything; 0: no more."""
+        import signal
+
+        signal.signal(signal.SIGALRM, lambda *_: act())
+        signal.setitimer(signal.ITIMER_REAL, wait_s)
 
     def death_watch(identity: Identity) -> int | None:
         """A descriptor of the process that becomes readable when it ends: pidfd_open(2)."""
@@ -1421,6 +1522,22 @@ def is_alive(identity: Identity | None) -> bool:
     """Whether that very process lives; a zombie doesn't."""
     look = stat_of(identity.pid) if identity else None
     return look is not None and look.identity == identity and not look.is_dead
+
+
+CONDITIONS = {
+    "stopped": "its main process is stopped (SIGSTOP)",
+    "zombie": "its end was not seen: its main process is a zombie that nobody collected",
+}
+
+
+def condition_of(identity: Identity | None) -> str:
+    """`alive`, `stopped` (SIGSTOP), `zombie`, `gone`, or `stranger`: its number is another's."""
+    look = stat_of(identity.pid) if identity else None
+    if look is None:
+        return "gone"
+    if look.identity != identity and look.identity.token:
+        return "stranger"
+    return "zombie" if look.is_dead else "stopped" if look.state in "Tt" else "alive"
 
 
 def lineage(pid: int = 0) -> tuple[int, ...]:
@@ -1627,11 +1744,6 @@ def listeners(pids: Iterable[int]) -> list[Listener]:
     return listening
 
 
-def listening_ports(pids: Iterable[int]) -> dict[int, int]:
-    """The TCP ports that these processes listen on, each with the pid that does."""
-    return {one.port: one.pid for one in listeners(pids) if one.pid}
-
-
 def port_listeners(port: int) -> list[Listener]:
     """Who listens on a TCP port, also whom this user can't see; if nobody, no process is read."""
     known = listen_sockets()
@@ -1640,6 +1752,28 @@ def port_listeners(port: int) -> list[Listener]:
     found = [one for one in listeners(pids) if one.port == port]
     seen = [one._replace(pid=None) for one in found]
     return found + [one for one in hidden if one not in seen]
+
+
+REACHED_AT = {"0.0.0.0": ("127.0.0.1",), "::": ("::1", "127.0.0.1")}
+
+
+def reached_at(address: str) -> tuple[str, ...]:
+    """The addresses at which a socket that listens on `address` can be reached from here."""
+    address = address[7:] if address.startswith("::ffff:") else address
+    return REACHED_AT.get(address, (address,))
+
+
+def own_listeners(record: Record, port: int | None) -> list[Listener]:
+    """Where a service's tree listens, on that port or on any; mostly it is the main process."""
+    main = [one for one in listeners([record.main.pid]) if one.port == port] if record.main else []
+    rows = main or listeners(member.identity.pid for member in tree_of(record))
+    return sorted({one for one in rows if port in (None, one.port)}, key=lambda one: one[:2])
+
+
+def holder_at(address: str, port: int) -> int | None:
+    """The pid that answers at that very address, None if it can't be seen."""
+    found = port_listeners(port)
+    return next((one.pid for one in found if address in reached_at(one.address)), None)
 
 
 def port_holder(port: int) -> int | None:
@@ -2032,13 +2166,15 @@ class Store:
         connection.sendall(json.dumps({**request, "token": token}).encode() + b"\n")
         return connection
 
-    def ask_record(self, name: str, operation: str = "status", **facts: object) -> Record | None:
+    def ask_record(
+        self, name: str, operation: str = "status", wait_s: float = HUNG_S, **facts: object
+    ) -> Record | None:
         """What a living supervisor knows, None if there is none or it doesn't answer."""
         if not self.is_supervised(name):
             return None
         try:
             with self.send(name, {"op": operation, **facts}) as connection:
-                return Record.from_json(receive(connection, HUNG_S).get("record"))
+                return Record.from_json(receive(connection, wait_s).get("record"))
         except (OSError, ValueError):
             return None
 
@@ -2109,6 +2245,39 @@ def read_tail(path: str, count: int, end: int | None = None) -> bytes:
         end = file.seek(0, os.SEEK_END) if end is None else end
         return file.read(end - file.seek(max(0, end - count)))
     return b""
+
+
+class Output:
+    """What a service wrote, read on from where the last look ended, through rotations."""
+
+    def __init__(self, store: Store, name: str, from_end: bool = False) -> None:
+        self.store, self.name = store, name
+        self.older, self.path = (store.path(name, part) for part in LOG_PARTS)
+        # Counted over all instances. Both files hold this one's only: a start begins them anew.
+        began = store.log_start(name)
+        self.at = began + file_size(self.path) if from_end else began - file_size(self.older)
+
+    def read(self) -> bytes:
+        """What comes next, a megabyte at most; empty if there is nothing new."""
+        began = self.store.log_start(self.name)
+        if self.at < began:  # rotated: the older file ends where the present one begins
+            path, end = self.older, file_size(self.older)
+            left = min(began - self.at, end)
+            self.at = began - left
+        else:
+            path, end = self.path, file_size(self.path)
+            left = began + end - self.at
+        count = max(0, min(left, 1 << 20))
+        chunk = read_tail(path, count, end - left + count)
+        self.at += len(chunk)
+        return chunk
+
+
+def file_size(path: str) -> int:
+    """Its size, 0 if there is no such file."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.getsize(path)
+    return 0
 
 
 class Sample(NamedTuple):
@@ -2226,14 +2395,18 @@ def new_record(name: str, spec: Spec, instance: str) -> Record:
 
 LOOPBACK = ("127.0.0.1", "::1")
 CONNECT_S = 0.25  # loopback refuses at once; only a full backlog takes longer
+TREE_LOOK_S = 0.5  # while loopback refuses: a service may listen on another address
+LONGEST_LINE = 65536
+REDIRECTS = 5
 
 
-def probe_tcp(port: int) -> tuple[str | None, str]:
-    """The loopback address that accepts a connection on `port`, or None; and what was seen."""
+def probe_tcp(port: int, addresses: Sequence[str] = LOOPBACK) -> tuple[str | None, str]:
+    """The first of these addresses that accepts a connection on `port`; and what was seen."""
     import socket
 
     seen = []
-    for address, family in zip(LOOPBACK, (socket.AF_INET, socket.AF_INET6)):
+    for address in addresses:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
                 probe.settimeout(CONNECT_S)
@@ -2263,6 +2436,193 @@ def is_free(port: int) -> bool:
     return probe_tcp(port)[0] is None
 
 
+def joined_host(host: str, port: int | None) -> str:
+    """`127.0.0.1:80`, `[::1]:80`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[bool, str]:
+    """Whether a GET is answered with an expected status; redirects count on the same host only.
+
+    By hand: http.client takes 20 ms to import, and a server that drips could hold it for ever.
+    """
+    for _ in range(REDIRECTS + 1):
+        where = f"{url.kind}://{joined_host(url.host, url.port)}{url.text}"
+        try:
+            head = _http_head(url, address, spec.insecure, deadline)
+        except (OSError, ValueError) as error:  # ValueError: a host name that can't be one
+            advice = " (--insecure accepts it)" * hasattr(error, "verify_message")
+            reason = getattr(error, "strerror", None) or str(error)
+            return False, f"{where}: {reason.lower()}{advice}"
+        match = re.match(rb"HTTP/1\.\d (\d{3})(?is:.*?\nlocation:[ \t]*([!-~]+))?", head)
+        if match is None:
+            return False, f"{where}: no HTTP answer"
+        status, location = int(match[1]), (match[2] or b"").decode().partition("#")[0]
+        is_path = location[:1] == "/" and location[1:2] != "/"
+        onward = url._replace(text=location) if is_path else parse_url(location)
+        if not 300 <= status < 400 or not onward or onward._replace(text=url.text) != url:
+            away = f", which leads to {location[:200]}" if location else ""
+            return is_expected(status, spec.expect), f"{where}: status {status}{away}"
+        url = onward
+    return False, f"{where}: more than {REDIRECTS} redirects"
+
+
+def _http_head(url: Check, address: str, insecure: bool, deadline: float) -> bytes:
+    """The answer to a GET as far as the end of its headers."""
+    import socket
+
+    connection = socket.create_connection(
+        (address, url.port or 0), max(deadline - time.monotonic(), 0.001)
+    )
+    if url.kind == "https":
+        import ssl
+
+        context = ssl.create_default_context()
+        if insecure:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = context.wrap_socket(connection, server_hostname=url.host)
+    with connection:
+        request = f"GET {url.text} HTTP/1.1\r\nHost: {joined_host(url.host, url.port)}\r\n"
+        request += f"User-Agent: simple_process_manager/{__version__}\r\nConnection: close\r\n\r\n"
+        connection.sendall(request.encode("utf-8", "surrogateescape"))
+        head, chunk = b"", b"\n"
+        while chunk and not re.search(rb"\n\r?\n", head) and len(head) < 1 << 16:
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            chunk = connection.recv(4096)
+            head += chunk
+    return head.replace(b"\r\n", b"\n").partition(b"\n\n")[0]
+
+
+class LogProbe:
+    """Looks for a pattern in all that an instance wrote, each line once."""
+
+    def __init__(self, output: Output, pattern: str) -> None:
+        self.output, self.pattern, self.rest, self.count = output, pattern, b"", 0
+
+    def look(self, deadline: float) -> tuple[bool, str]:
+        """Whether a line matches; what stands behind the last line end is a line too."""
+        chunk = self.output.read()
+        while chunk and time.monotonic() < deadline:
+            *lines, rest = (self.rest + chunk).split(b"\n")
+            self.rest, self.count = rest[:LONGEST_LINE], self.count + len(lines)
+            for line in (*lines, self.rest):
+                text = line[:LONGEST_LINE].decode("utf-8", "replace").rstrip("\r")
+                if re.search(self.pattern, text):
+                    return True, f"its log matches {self.pattern!r}"
+            chunk = self.output.read()
+        return False, f"no match of {self.pattern!r} in {counted(self.count, 'line')} of its log"
+
+
+def probe_exec(
+    text: str, cwd: str, env: Mapping[str, str], deadline: float, is_over: Callable[[], bool]
+) -> tuple[bool, str]:
+    """Whether a shell command exits with 0; too late it is killed with all that it started.
+
+    Its output isn't kept: it may hold secrets. Its cookie is that of an instance of its own, so
+    it is no part of the service's tree.
+    """
+    import subprocess
+
+    record = new_record("probe", Spec((text,), cwd), os.urandom(16).hex())
+    values = {key: value for key, value in env.items() if key not in COOKIE_NAMES}
+    values["SPM_INSTANCE"], words, null = record.instance, shell_argv(text), subprocess.DEVNULL
+    try:
+        process = subprocess.Popen(
+            words, -1, None, null, null, null, cwd=cwd, env=values, start_new_session=True
+        )
+    except OSError as error:
+        return False, f"exec {text!r}: {error.strerror}"
+    look = code = None
+    try:
+        look, code, pause_s = stat_of(process.pid), exit_code_of(process), 0.001
+        while code is None and time.monotonic() < deadline and not is_over():
+            time.sleep(pause_s)
+            pause_s, code = min(pause_s * 2, 0.02), exit_code_of(process)
+    finally:  # Ctrl-C too
+        if code is None:
+            look = look or stat_of(process.pid)
+            record = record._replace(main=look and look.identity)
+            drive(end_tree(record, tree_of(record), 0.0, force=True))
+            process.returncode = exit_code_of(process) or -9
+    how = "it did not end in time and was killed" if code is None else f"exit code {code}"
+    return code == 0, f"exec {text!r}: {how}"
+
+
+class Sight(NamedTuple):
+    """What a look at one check saw."""
+
+    is_ok: bool = False
+    seen: str = "not looked at yet"
+    port: int | None = None
+    address: str = ""
+    pid: int | None = None
+    is_foreign: bool = False  # somebody answers, and it isn't the service
+
+
+class Checks:
+    """The checks of one instance, or of nobody's port, and what the last look at each saw."""
+
+    def __init__(
+        self, store: Store, record: Record | None, checks: Sequence[Check], spec: Spec
+    ) -> None:
+        self.record, self.checks, self.spec = record, checks, spec
+        logs = [check for check in checks if record and check.kind == "log"]
+        self.logs = {c: LogProbe(Output(store, record.name), c.text) for c in logs if record}
+        self.sights = dict.fromkeys(checks, Sight())
+        self.tree_at = 0.0
+
+    def waiting(self) -> list[Check]:
+        """The checks that didn't hold when they were looked at last."""
+        return [check for check in self.checks if not self.sights[check].is_ok]
+
+    def look(
+        self, check: Check, env: Mapping[str, str], deadline: float, is_over: Callable[[], bool]
+    ) -> Sight:
+        """Look at one check, until the deadline or until it is over with the service."""
+        sight, spec = self.sights[check], self.spec
+        condition = CONDITIONS.get(condition_of(self.record.main)) if self.record else None
+        if condition:  # the kernel goes on to accept connections for it
+            sight = Sight(False, condition)
+        elif check in self.logs:  # what was written once stays written
+            sight = sight if sight.is_ok else Sight(*self.logs[check].look(deadline))
+        elif check.kind == "exec":
+            values = {**env, "PORT": str(spec.port)} if spec.port else env
+            sight = Sight(*probe_exec(check.text, spec.cwd, values, deadline, is_over))
+        else:
+            sight = self._find_listener(check)
+        if sight.is_ok and check.kind in ("http", "https"):
+            host = check.host or ("localhost" if sight.address in LOOPBACK else sight.address)
+            url = check._replace(host=host, port=sight.port)
+            is_ok, seen = probe_http(url, sight.address, spec, deadline)
+            sight = sight._replace(is_ok=is_ok, seen=seen)
+        self.sights[check] = sight
+        return sight
+
+    def _find_listener(self, check: Check) -> Sight:
+        """Where to connect to: of a service's own port only where its own tree listens."""
+        port, now = check.port or self.spec.port, time.monotonic()
+        if check.host not in ("", "localhost", *LOOPBACK):
+            return Sight(True, "", port, check.host)
+        answering, seen = None, "it listens on no port yet"
+        if port:
+            hosts = (check.host,) if check.host in LOOPBACK else LOOPBACK
+            answering, seen = probe_tcp(port, hosts)
+            seen = f"port {port}: {seen}"
+        if self.record is None or (check.host and port != self.spec.port):
+            return Sight(answering is not None, seen, port, answering or "")
+        if port and not answering and now < self.tree_at and not self.sights[check].is_ok:
+            return Sight(False, seen, port)
+        self.tree_at = now + TREE_LOOK_S
+        for number, listened, pid, _ in own_listeners(self.record, port):
+            for at in reached_at(listened):
+                is_meant = check.host in ("", at) or (check.host == "localhost" and at in LOOPBACK)
+                if is_meant and (at == answering or probe_tcp(number, (at,))[0]):
+                    return Sight(True, f"{joined_host(at, number)} answers", number, at, pid)
+        if port and answering:
+            seen = f"{describe_process(holder_at(answering, port))} answers there"
+        return Sight(False, seen, port, is_foreign=bool(answering))
+
+
 # == Policies ======================================================================================
 # Pure decisions over facts and times: nothing here reads, writes or waits.
 
@@ -2286,7 +2646,7 @@ class Facts(NamedTuple):
     same_host: bool
     claimed: bool  # another command is starting or stopping it
     supervised: bool
-    main: str  # alive, gone, stranger (another process has its number), stopped (SIGSTOP)
+    main: str  # what condition_of() says
 
 
 class Verdict(NamedTuple):
@@ -2317,11 +2677,19 @@ def status_of(record: Record, facts: Facts) -> Verdict:
         return Verdict("lost", f"pid {record.main.pid} now belongs to another process, left alone")
     if facts.main == "gone":
         return Verdict("exited", "its end was not seen: its supervisor was gone")
+    if facts.main == "zombie":
+        return Verdict("exited", CONDITIONS["zombie"])
     if not facts.supervised:
         return Verdict("running", UNSUPERVISED.format(record.name))
-    return Verdict(
-        record.phase, "its main process is stopped (SIGSTOP)" * (facts.main == "stopped")
-    )
+    why = record.reason if record.phase == "unhealthy" else ""
+    return Verdict(record.phase, CONDITIONS.get(facts.main, why))
+
+
+def phase_after(phase: str, is_ok: bool, failures: int, retries: int) -> str:
+    """ready, unhealthy or as before, after a probe and so many failed ones in a row."""
+    if phase not in ("running", "ready", "unhealthy"):
+        return phase
+    return "ready" if is_ok else "unhealthy" if failures >= retries else phase
 
 
 def spec_differences(old: Spec, new: Spec) -> list[str]:
@@ -2459,6 +2827,11 @@ def probe_pause_s(waited_s: float) -> float:
     return 0.002 if waited_s < 5 else 0.01 if waited_s < 30 else 0.05
 
 
+def lazy_pause_s(waited_s: float) -> float:
+    """Seconds between two looks where nobody waits, or where each disturbs the service."""
+    return min(max(0.02, waited_s / 20), 0.5)
+
+
 def log_check_s(size: int, grown: int, elapsed_s: float, most: int) -> float:
     """Seconds until the log should be looked at again.
 
@@ -2480,7 +2853,9 @@ REQUEST_BYTES = 65536
 STOP_TIMEOUT_S = 10.0
 NEXT_PHASES = {
     "starting": ("running", "failed"),
-    "running": ("running", "stopping", "exited", "failed"),
+    "running": ("running", "ready", "unhealthy", "stopping", "exited", "failed"),
+    "ready": ("running", "unhealthy", "stopping", "exited", "failed"),
+    "unhealthy": ("running", "ready", "stopping", "exited", "failed"),
     "stopping": ("stopped", "running"),
     "exited": ("stopping",),
     "failed": ("stopping",),
@@ -2593,6 +2968,51 @@ class Client:
             self.connection.close()
 
 
+class Prober:
+    """Asks apart from the loop whether a service is ready, then whether it still works.
+
+    A thread: it only looks, and leaves what it saw to the loop, which alone changes the record.
+    """
+
+    def __init__(self, store: Store, record: Record, env: dict[str, str], wake: socket.socket):
+        import threading
+        from collections import deque
+
+        self.store, self.record, self.wake = store, record, wake
+        self.env = {**os.environ, **env}
+        self.news: deque[tuple[bool, str]] = deque()
+        self.halt = threading.Event()
+        self.thread = threading.Thread(target=self.run, name="prober", daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        """Readiness until it holds (without --ready: the first success of --health); liveness."""
+        spec, began = self.record.spec, time.monotonic()
+        ready, health = (
+            Checks(self.store, self.record, [parse_check(text) for text in texts], spec)
+            for texts in (spec.ready or spec.health, spec.health)
+        )
+        while not self.probe(ready, ready.waiting()):
+            if self.halt.wait(lazy_pause_s(time.monotonic() - began)):
+                return
+        while health.checks and not self.halt.wait(max(spec.health_interval_s, 0.01)):
+            self.probe(health, health.checks)
+
+    def probe(self, checks: Checks, due: Sequence[Check]) -> bool:
+        """Whether these hold; the loop is told, except of one that isn't ready yet."""
+        deadline = time.monotonic() + self.record.spec.health_timeout_s
+        try:
+            sights = [checks.look(check, self.env, deadline, self.halt.is_set) for check in due]
+        except OSError as error:  # no descriptor is left, for one: the next look may see more
+            sights = [Sight(False, error.strerror or str(error))]
+        failed = [sight for sight in sights if not sight.is_ok]
+        if not failed or due is checks.checks:
+            self.news.append((not failed, "; ".join(sight.seen for sight in failed or sights)))
+            with contextlib.suppress(OSError):  # it is full: then the loop is awake, or gone
+                self.wake.send(b"\0")
+        return not failed
+
+
 class Supervisor:
     """One service while it lives: its record, its control socket, its loop."""
 
@@ -2608,6 +3028,10 @@ class Supervisor:
         self.waiters: list[Client] = []
         self.finished = False
         self.save_at: float | None = None  # when the record is to be written (again)
+        self.prober: Prober | None = None
+        self.failures = 0  # of liveness, in a row
+        for text in (*record.spec.ready, *record.spec.health):
+            parse_check(text)  # a state that was forged: better now than in the thread
         self.hears_owner = False  # the system tells when the owner ends
         self.log = Log(store, record.name, record.spec.log_bytes)
 
@@ -2726,6 +3150,7 @@ class Supervisor:
                 key.data(key.fileobj)
             self.take_note()
             self.end_if_over()
+            self.take_news()
             if self.ending and time.monotonic() >= self.step_at:
                 self.step()
             if time.monotonic() >= self.log.due_at:
@@ -2752,6 +3177,10 @@ class Supervisor:
         with contextlib.suppress(OSError):
             os.unlink(self.store.path(self.record.name, CONTROL_SOCKET))
         os.close(self.lock)
+        if self.prober:  # a command that it runs is to be killed
+            self.prober.halt.set()
+            checks = (*self.record.spec.ready, *self.record.spec.health)
+            self.prober.thread.join(any(text.startswith("exec:") for text in checks))
         self.answer_waiters()
 
     def on_wake(self, _: object) -> None:
@@ -2792,8 +3221,25 @@ class Supervisor:
             return None
         return self.is_childless or (None if has_guests(os.getpid(), self.record) else False)
 
+    def begin_probing(self, env: dict[str, str]) -> None:
+        """Have readiness and liveness looked at, if they were declared."""
+        if self.record.spec.ready or self.record.spec.health:
+            self.prober = Prober(self.store, self.record, env, self.waker)
+
+    def take_news(self) -> None:
+        """What the prober saw becomes a phase; while the service ends, nothing."""
+        while self.prober and self.prober.news:
+            is_ok, seen = self.prober.news.popleft()
+            self.failures = 0 if is_ok else self.failures + 1
+            retries = self.record.spec.health_retries
+            phase = phase_after(self.record.phase, is_ok, self.failures, retries)
+            if phase != self.record.phase:
+                self.change(phase, phase, seen)
+
     def main_ended(self, ended: Exit) -> None:
         """The main process is gone; what it left behind is watched until it is gone too."""
+        if self.prober:
+            self.prober.halt.set()
         self.record = self.record._replace(exit=ended)
         if self.ending:
             return
@@ -2936,8 +3382,17 @@ class Supervisor:
         if state == "alive":
             self.on_touch(client, {})
             return
-        with contextlib.suppress(SpmError):  # a full disk costs the event, not the service
-            self.store.write_event(state, self.record.name, self.record, message)
+        if state == "ready" and self.record.phase in ("running", "unhealthy"):
+            self.change("ready", "ready", message)
+        else:
+            with contextlib.suppress(SpmError):  # a full disk costs the event, not the service
+                self.store.write_event(state, self.record.name, self.record, message)
+        client.answer({"ok": True, "record": self.record.to_json()})
+
+    def on_ready(self, client: Client, request: dict[str, object]) -> None:
+        """A command that waited saw readiness before the prober did."""
+        if self.record.phase == "running" and self.record.spec.ready:
+            self.change("ready", "ready", "seen by the command that waited")
         client.answer({"ok": True, "record": self.record.to_json()})
 
     def on_stop(self, client: Client, request: dict[str, object]) -> None:
@@ -2963,6 +3418,7 @@ OPERATIONS: dict[str, Callable[[Supervisor, Client, dict[str, object]], None]] =
     "status": Supervisor.on_status,
     "touch": Supervisor.on_touch,
     "notify": Supervisor.on_notify,
+    "ready": Supervisor.on_ready,
     "stop": Supervisor.on_stop,
 }
 
@@ -2982,6 +3438,7 @@ def supervise(order: Order, is_subreaper: bool) -> None:
         os.dup2(null, descriptor)
     try:
         supervisor.listen()
+        supervisor.begin_probing(order.env)
         supervisor.run()
     except Exception as error:  # the last chance to say why: nobody reads its stderr any more
         import traceback
@@ -3005,8 +3462,8 @@ def reply(document: dict[str, object]) -> None:
 CLAIM_S = 30.0
 BOOT_S = 10.0
 SELF = os.path.abspath(__file__)
-NOT_OF_A_SPEC = {"name", "home", "json", "replace", "force", "on_conflict", "lease", "idle_timeout"}
-NOT_OF_A_SPEC |= {"timeout", "with", "say"}
+NOT_OF_A_SPEC = {"name", "replace", "force", "on_conflict", "lease", "idle_timeout", "wait"}
+NOT_IN_RUN = ("--lease", "--idle-timeout", "--wait")
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
 PORT_GRACE_S = 5.0
 OTHER_WAYS = ", take another port (--on-conflict next, --port auto), or start anyway with --force"
@@ -3085,14 +3542,16 @@ class Seen(NamedTuple):
 def observe(store: Store, record: Record, here: Place) -> Seen:
     """Hold a record against the system; where they differ, its supervisor knows better."""
     seen = _look(store, record, here)
+    is_hung = condition_of(record.supervisor) == "stopped"
     # A supervisor that left just now, also between our two looks, wrote why before it did; a main
     # process with threads is a zombie some moments before anybody can wait for it.
     for pause_s in (0.0, 0.005, 0.02, 0.1):
         is_live = record.phase in LIVE_PHASES and seen.facts.here
-        if not is_live or seen.facts.main not in ("gone", "stranger"):
+        if not is_live or seen.facts.main in ("alive", "stopped"):
             break
         time.sleep(pause_s)
-        record = store.ask_record(record.name) or store.record(record.name) or record
+        known = None if is_hung else store.ask_record(record.name)
+        record = known or store.record(record.name) or record
         seen = _look(store, record, here)
         if not seen.facts.supervised:
             break
@@ -3108,14 +3567,8 @@ def _look(store: Store, record: Record, here: Place) -> Seen:
     same_host = record.place._replace(boot=here.boot) == here
     facts = Facts(record.place == here, same_host, claimed=False, supervised=False, main="gone")
     if facts.here and record.phase in LIVE_PHASES:
-        look = stat_of(record.main.pid) if record.main else None
-        main = (
-            "gone" if look is None or look.is_dead else "stopped" if look.state in "Tt" else "alive"
-        )
-        if look and look.identity != record.main:
-            main = "stranger"
         claimed = record.main is None and store.is_claimed(record.name)
-        supervised = store.is_supervised(record.name)
+        supervised, main = store.is_supervised(record.name), condition_of(record.main)
         facts = facts._replace(claimed=claimed, supervised=supervised, main=main)
     return Seen(record, facts, status_of(record, facts))
 
@@ -3156,6 +3609,12 @@ def port_origin(spec: Spec) -> str | None:
     return None if spec.port is None else declared if spec.port_declared else "recognised"
 
 
+HTTP_OPTIONS = (
+    Option("--expect", "CODES", parse_expect, help="http status that is good (200-399)"),
+    Option("--insecure", help="accept any TLS certificate"),
+)
+
+
 # -- start
 
 
@@ -3179,8 +3638,29 @@ def port_origin(spec: Spec) -> str | None:
         "--lease", "LEASE", parse_lease, help="how long it may live: forever, 2h, session, or a PID"
     ),
     Option("--idle-timeout", "D", parse_duration, help="end it when nothing used it for so long"),
+    Option("--wait", "[D]", parse_duration, help="return when it is ready, or after D (30s)"),
+    Option("--ready", "CHECK", default=[], help=f"when it is ready: {CHECKS}"),
+    Option("--health", "CHECK", default=[], help="what has to go on to hold while it runs"),
+    Option("--health-interval", "D", parse_duration, 10.0, "time between two looks (10s)"),
+    Option("--health-timeout", "D", parse_duration, 5.0, "how long one look may take (5s)"),
+    Option("--health-retries", "N", parse_count, 3, "failures in a row: unhealthy (3)"),
+    *HTTP_OPTIONS,
 )
-def start(store: Store, args: argparse.Namespace, owner: Owner | None = None) -> Result:
+def start(store: Store, args: argparse.Namespace) -> Result:
+    """Start a service, unless it runs already; with --wait until it is ready."""
+    result = start_service(store, args)
+    record = store.record(args.name) if args.wait else None
+    if record is None:
+        return result
+    try:
+        waited = Wait([Target(store, record)], args.wait, args.progress).run()
+    except SpmError as error:
+        return result._replace(error=error)
+    data = {**result.data, **waited.data, "status": "ready"}
+    return result._replace(data=data, lines=[*result.lines, *waited.lines])
+
+
+def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = None) -> Result:
     """Start a service, unless it runs already."""
     name = check_name(args.name)
     known = store.record(name)
@@ -3194,7 +3674,7 @@ def start(store: Store, args: argparse.Namespace, owner: Owner | None = None) ->
     with store.claim(name, CLAIM_S):
         record = store.record(name)
         seen = observe(store, record, place()) if record else None
-        is_running = seen is not None and seen.verdict.status in ("starting", "running")
+        is_running = seen is not None and seen.verdict.status in UP_PHASES
         if record:
             spec = kept_port(spec, record.spec, is_running, args.on_conflict)
         if seen and is_running:
@@ -3213,10 +3693,19 @@ def start(store: Store, args: argparse.Namespace, owner: Owner | None = None) ->
         return begin(store, name, spec, given, seen, conflict, "started", owner)
 
 
+def defaults_of(name: str) -> dict[str, object]:
+    """What a command's arguments are when nothing is given."""
+    options = COMMANDS[name].options
+    keys = [one.words.split()[-1].strip("-+*?").replace("-", "_") for one in options]
+    values = [[] if one.words[-1] == "*" else one.default for one in options]
+    values = [value if one.metavar else False for one, value in zip(options, values)]
+    return {**dict(zip(keys, values)), "tail": None}
+
+
 def is_bare(args: argparse.Namespace) -> bool:
-    """Whether nothing was given but the name, and what doesn't belong to a spec."""
-    asked = {key: value for key, value in vars(args).items() if value not in (None, False, [])}
-    return set(asked) <= NOT_OF_A_SPEC
+    """Whether nothing was given of what belongs to a spec."""
+    asked = {k for k, v in defaults_of("start").items() if getattr(args, k, v) != v}
+    return asked <= NOT_OF_A_SPEC
 
 
 def with_lease_of(old: Spec, new: Spec) -> Spec:
@@ -3271,6 +3760,8 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         raise UsageError("--env: what precedes = is no name", "write --env NAME=value")
     argv = command_words(name, args)
     recognised = recognise_port(argv[-1].split() if args.shell else argv)
+    for text in (*args.ready, *args.health):
+        parse_check(text)
     spec = Spec(
         argv=argv,
         cwd=os.path.abspath(args.cwd or os.getcwd()),
@@ -3282,6 +3773,13 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         env_files=tuple(os.path.abspath(path) for path in args.env_file),
         log_bytes=args.log_size or 10**7,
         port_asked="auto" * (args.port == "auto"),
+        ready=tuple(args.ready),
+        expect=args.expect or Spec._field_defaults["expect"],
+        insecure=args.insecure,
+        health=tuple(args.health),
+        health_interval_s=args.health_interval,
+        health_timeout_s=args.health_timeout,
+        health_retries=args.health_retries,
     )
     return spec, {key: value for key, equals, value in pairs if equals}
 
@@ -3369,9 +3867,9 @@ def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -
     port = f", port {spec.port}" if spec.port else ""
     origins = {"recognised": " recognised in the command", "chosen": " chosen"}
     port += origins.get(port_origin(spec) or "", "")
-    data = {"name": record.name, "status": "running", "already_running": how.startswith("already")}
-    data.update(pid=pid, port=spec.port, port_origin=port_origin(spec), log=log)
-    data.update(lease_data(record, is_live=True))
+    data: dict[str, object] = {"name": record.name, "status": record.phase, "pid": pid, "log": log}
+    data.update(already_running=how.startswith("already"))
+    data.update(port=spec.port, port_origin=port_origin(spec), **lease_data(record, is_live=True))
     line = f"[OK] {record.name} {how} (pid {pid}{port}), log: {shown_path(log)}"
     return Result(data, [*notes, line, *lease_lines(record)])
 
@@ -3697,11 +4195,13 @@ def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     return f"did you mean {near[0]}? Otherwise {advice}" if near else advice
 
 
-def touched(store: Store, seen: Seen, lease: Record | None = None) -> Record:
+def touched(
+    store: Store, seen: Seen, lease: Record | None = None, wait_s: float = HUNG_S
+) -> Record:
     """The record with last_active renewed, by whoever writes it; the lease as in another record."""
     if seen.facts.supervised:  # one that hangs isn't worth failing for: stop and status tell
         facts = {"record": lease.to_json()} if lease else {}
-        return store.ask_record(seen.record.name, "touch", **facts) or seen.record
+        return store.ask_record(seen.record.name, "touch", wait_s, **facts) or seen.record
     record = seen.record._replace(last_active=time.time(), active_at=steady_s())
     store.save({record.name: record})
     return record
@@ -4115,6 +4615,8 @@ def status(store: Store, args: argparse.Namespace) -> Result:
         "cwd": record.spec.cwd,
         "env": sorted({*record.spec.env_given, *record.spec.env_taken}),
         "env_files": list(record.spec.env_files),
+        "ready": list(record.spec.ready),
+        "health": list(record.spec.health),
         "log": store.path(record.name, "output.log"),
         "events": [{key: event.get(key) for key in ("at", "event", "why")} for event in events],
     }
@@ -4142,7 +4644,8 @@ def logs(store: Store, args: argparse.Namespace) -> Result:
         raise UsageError("--json is one document, -f has no end", "leave one of them out")
     name = find(store, args.name).record.name
     path = store.path(name, "output.log")
-    start, end = store.log_start(name), os.path.getsize(path) if os.path.exists(path) else 0
+    output = Output(store, name, from_end=True)
+    end = max(0, output.at - store.log_start(name))
     with state_errors(path):
         if args.since:
             lines = store.lines_since(name, time.time() - args.since, end)
@@ -4150,27 +4653,19 @@ def logs(store: Store, args: argparse.Namespace) -> Result:
             lines = store.last_lines(name, args.lines, end)
     lines = lines[max(0, len(lines) - args.lines) :]
     text = (line + "\n" for line in lines)
-    stream = itertools.chain(text, follow(store, name, start, end)) if args.follow else text
+    stream = itertools.chain(text, follow(store, name, output)) if args.follow else text
     return Result({"name": name, "log": path, "lines": lines}, stream=stream)
 
 
-def follow(store: Store, name: str, start: int, position: int) -> Iterator[str]:
-    """What is written behind a position, through rotations, until the service has ended."""
+def follow(store: Store, name: str, output: Output) -> Iterator[str]:
+    """What is written from now on, through rotations, until the service has ended."""
     import codecs
-
-    path = store.path(name, "output.log")
 
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     while True:
         is_live = find(store, name).verdict.is_live
-        size, began = os.path.getsize(path) if os.path.exists(path) else 0, store.log_start(name)
-        if began > start:  # rotated: the older file ends where the present one begins
-            missed = began - start - position
-            yield decode(read_tail(path + ".1", missed))
-            start, position = began, 0
-        elif size > position:
-            chunk = read_tail(path, size - position, size)
-            position += len(chunk)
+        chunk = output.read()
+        if chunk:
             yield decode(chunk)
         elif not is_live:
             return
@@ -4224,18 +4719,41 @@ def notify(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "wait-healthy",
-    "wait until a service, or a port, answers on 127.0.0.1 or ::1",
-    Option("target", "PORT|NAME"),
-    Option("timeout?", "TIMEOUT", parse_duration, 30.0, "how long to wait (30s)"),
+    "wait until services, ports or URLs answer",
+    Option("targets+", "NAME|PORT|URL [TIMEOUT]", help="one or more; TIMEOUT is a duration (30s)"),
+    Option("--http", "PATH", help="a GET of this path instead of the recorded readiness"),
+    Option("--log", "REGEX", help="a line of the log instead of the recorded readiness"),
+    *HTTP_OPTIONS,
 )
 def wait_healthy(store: Store, args: argparse.Namespace) -> Result:
-    """Wait until a port answers, and it is the service's own process that does."""
-    port = parse_port(args.target) if args.target.isdigit() else None
-    seen = claimant(store, port) if port else find(store, args.target)
-    if seen and not port and seen.verdict.is_live:
-        touched(store, seen)
-    wait = Wait(store, seen.record if seen else None, port, args.timeout)
-    return wait.run()
+    """Wait until everything named answers, and it is the service's own process that does."""
+    words, timeout_s = list(args.targets), WAIT_S
+    if len(words) > 1 and re.fullmatch(DURATION, words[-1]):
+        timeout_s = parse_duration(words.pop())
+    elif len(words) > 1 and not parse_url(words[-1]) and not store.record(words[-1]):
+        advice = "write for example: wait-healthy api redis 30s"
+        raise UsageError(f"{words[-1]!r} is neither a service here nor a duration", advice)
+    targets = [target_of(store, word, args) for word in dict.fromkeys(words)]
+    return Wait(targets, timeout_s, args.progress).run()
+
+
+def target_of(store: Store, word: str, args: argparse.Namespace) -> Target:
+    """What a word of wait-healthy stands for; a service that is named lives on for it."""
+    url, port = parse_url(word), parse_port(word) if word.isdigit() else None
+    checks = [url] if url else [parse_check(f"http:{args.http}")] if args.http else []
+    checks += [parse_check(f"log:{args.log}")] if args.log else []
+    if url or port:
+        is_local = url is None or url.host in ("localhost", *LOOPBACK)
+        seen = claimant(store, (url and url.port) or port or 0) if is_local else None
+    else:
+        seen = find(store, word)
+        if seen.verdict.is_live:  # a supervisor that hangs may not use up the time
+            touched(store, seen, wait_s=TOUCH_S)
+    if args.log and seen is None:
+        raise UsageError(f"--log: {word} is no service's, so it has no log", "leave --log out")
+    if seen is None and not url:
+        checks = [(checks or [Check("tcp")])[0]._replace(port=port)]
+    return Target(store, seen and seen.record, checks, args)
 
 
 def claimant(store: Store, port: int) -> Seen | None:
@@ -4249,47 +4767,96 @@ def claimant(store: Store, port: int) -> Seen | None:
     )
 
 
-class Wait:
-    """A wait for a port, or for a service: its own listener, its death, or the end of the time."""
+WAIT_S = 30.0
+TOUCH_S = 0.25
+LEAST_S = 0.1
+PROBE_S = 5.0  # one look at one check, while others wait for their turn
+
+
+class Target:
+    """What is waited for: a service with its checks, or a port or URL that nobody here claims."""
 
     def __init__(
-        self, store: Store, record: Record | None, port: int | None, timeout_s: float
+        self,
+        store: Store,
+        record: Record | None,
+        given: Sequence[Check] = (),
+        args: argparse.Namespace | None = None,
     ) -> None:
-        self.store, self.record, self.timeout_s = store, record, timeout_s
-        self.port = port or (record.spec.port if record else None)
-        self.began = time.monotonic()
-        self.is_foreign = False  # somebody answers, and it isn't the service
-        self.seen = "it listens on no port yet"
+        self.store, self.given = store, given
+        self.expect: str | None = args.expect if args else None
+        self.insecure: bool = args.insecure if args else False
+        self.follow(record)
 
-    def run(self) -> Result:
-        """The Result when it is healthy; Failed, PortConflict or TimedOut otherwise."""
-        while True:
-            if self.record:
-                self.check_alive(self.record)
-            found = self.find_listener()
-            waited_s = time.monotonic() - self.began
-            if found:
-                return self.healthy(*found, waited_s)
-            if waited_s >= self.timeout_s:
-                raise self.too_late()
-            is_cheap = self.port is not None and not self.is_foreign
-            pause_s = probe_pause_s(waited_s) if is_cheap else 0.05
-            time.sleep(min(pause_s, max(self.timeout_s - waited_s, 0.0)))
+    def follow(self, record: Record | None) -> None:
+        """Go over to another instance: nothing of it held yet."""
+        self.record, self.name = record, record.name if record else None
+        spec = record.spec if record else Spec(("",), os.getcwd())
+        insecure = self.insecure or spec.insecure
+        spec = spec._replace(expect=self.expect or spec.expect, insecure=insecure)
+        checks = self.given or [parse_check(text) for text in spec.ready] or [Check("tcp")]
+        self.checks = Checks(self.store, record, checks, spec)
+        self.due_at = dict.fromkeys(checks, 0.0)
+        self.after_s: float | None = None  # when everything held
 
-    def check_alive(self, record: Record) -> None:
-        """Failed, with how it ended and its last lines, as soon as the main process is gone."""
-        if is_alive(record.main):
+    @property
+    def label(self) -> str:
+        """Its name, `port 8000` or the URL."""
+        one = self.checks.checks[0]
+        if self.name or not one.host:
+            return self.name or f"port {one.port}"
+        return f"{one.kind}://{joined_host(one.host, one.port)}{one.text}"
+
+    @property
+    def seen(self) -> str:
+        """What the last looks saw of what doesn't hold, or of everything."""
+        checks = self.checks.waiting() or self.checks.checks
+        return "; ".join(self.checks.sights[check].seen for check in checks)
+
+    def look(self, began: float, deadline: float) -> None:
+        """Look at each check that is due; Failed as soon as the service has died."""
+        if self.has_died():
+            self.check_alive()
+        for check in () if self.has_died() else self.checks.waiting():
+            now = time.monotonic()
+            if now >= self.due_at[check]:
+                until = min(deadline, now + PROBE_S)
+                sight = self.checks.look(check, os.environ, until, self.has_died)
+                is_cheap = check.kind in ("tcp", "log")
+                pause_s = (probe_pause_s if is_cheap else lazy_pause_s)(now - began)
+                if sight.is_foreign or (check.kind == "tcp" and not sight.port):  # a tree look
+                    pause_s = 0.05
+                at = time.monotonic() + pause_s
+                # no look in the very last moment, which would have no time to see anything
+                is_last = not is_cheap and at > deadline - LEAST_S
+                self.due_at[check] = deadline + LEAST_S if is_last else at
+        if self.after_s is None and not self.checks.waiting():
+            self.after_s = time.monotonic() - began
+
+    def tell(self) -> None:
+        """Let the supervisor know, so that `list` says ready as soon as we do."""
+        is_recorded = not self.given and self.record and self.checks.spec == self.record.spec
+        if self.record and is_recorded and self.record.spec.ready:
+            self.store.ask_record(self.record.name, "ready", TOUCH_S)
+
+    def has_died(self) -> bool:
+        """Whether its main process is gone, or not there yet."""
+        return self.record is not None and not is_alive(self.record.main)
+
+    def check_alive(self) -> None:
+        """Failed, with how it ended and its last lines, unless it begins anew just now."""
+        assert self.record
+        name, was = self.record.name, self.record
+        is_claimed = self.store.is_claimed(name)
+        seen = find(self.store, name)
+        if (seen.record.instance, seen.record.main) != (was.instance, was.main):
+            self.follow(seen.record)
+        self.due_at = dict.fromkeys(self.due_at, time.monotonic() + SOON_S)
+        if seen.verdict.is_live or is_claimed or self.store.is_claimed(name):
             return
-        seen = find(self.store, record.name)
-        self.record = seen.record
-        if seen.verdict.is_live:  # starting, or begun anew meanwhile
-            return
-        ended, name = seen.record.exit, record.name
-        after = (
-            f" {format_duration(ended.at - seen.record.started_at)} after its start"
-            if ended
-            else ""
-        )
+        ended, after = seen.record.exit, ""
+        if ended:
+            after = f" {format_duration(ended.at - seen.record.started_at)} after its start"
         tail = self.store.last_lines(name, 20)
         read = "read its last lines above" if tail else "it wrote nothing"
         raise Failed(
@@ -4300,68 +4867,101 @@ class Wait:
             log_tail=tail,
         )
 
-    def find_listener(self) -> tuple[int, str, int | None] | None:
-        """Port, address and pid where it answers: the service's own process, if there is one."""
-        if self.port is None:
-            return self.find_any_port()
-        address, self.seen = probe_tcp(self.port)
-        self.is_foreign = False
-        if address is None:
-            return None
-        pid = self.own_listener(self.record, self.port) if self.record else None
-        if self.record and pid is None:
-            self.is_foreign = True
-            self.seen = f"{describe_process(port_holder(self.port))} answers there"
-            return None
-        return self.port, address, pid
+    @property
+    def answer(self) -> Sight:
+        """The first look that is about a port."""
+        return next((sight for sight in self.checks.sights.values() if sight.port), Sight())
 
-    def find_any_port(self) -> tuple[int, str, int] | None:
-        """The lowest port on which the service, of which no port is known, answers."""
-        pids = [m.identity.pid for m in tree_of(self.record)] if self.record else []
-        answers = [
-            (port, probe_tcp(port)[0], pid) for port, pid in sorted(listening_ports(pids).items())
-        ]
-        return next(((port, address, pid) for port, address, pid in answers if address), None)
+    def facts(self) -> dict[str, object]:
+        """Its part of the result."""
+        one, seen = self.answer, [sight.seen for sight in self.checks.sights.values()]
+        pid = one.pid or (self.record and self.record.main and self.record.main.pid)
+        data = {"name": self.name, "port": one.port, "address": one.address or None, "pid": pid}
+        return {**data, "waited_s": round(self.after_s or 0.0, 3), "seen": seen}
 
-    @staticmethod
-    def own_listener(record: Record, port: int) -> int | None:
-        """The process of its tree that listens on the port: mostly the main process."""
-        if record.main and port in listening_ports([record.main.pid]):
-            return record.main.pid
-        return listening_ports(member.identity.pid for member in tree_of(record)).get(port)
+    def line(self) -> str:
+        """Its line when it is healthy."""
+        pid, one = self.facts()["pid"], self.answer
+        by = f" (pid {pid})" if self.record else "; no service here claims this port"
+        after = f"after {format_duration(self.after_s or 0.0)}{by}"
+        if [check.kind for check in self.checks.checks] == ["tcp"]:
+            return f"[OK] {self.label} answers on {joined_host(one.address, one.port)} {after}"
+        return f"[OK] {self.label} is ready {after}: {self.seen}"
 
-    def healthy(self, port: int, address: str, pid: int | None, waited_s: float) -> Result:
-        """The result of a wait that succeeded."""
-        name = self.record.name if self.record else None
-        where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-        by = f" (pid {pid})" if pid else "; no service here claims this port"
-        after = f"after {format_duration(waited_s)}{by}"
-        line = f"[OK] {name or f'port {port}'} answers on {where} {after}"
-        data = {"name": name, "port": port, "address": address, "pid": pid}
-        return Result({**data, "waited_s": round(waited_s, 3)}, [line])
-
-    def too_late(self) -> SpmError:
+    def too_late(self, timeout_s: float) -> SpmError:
         """The error when the time is over."""
-        waited = format_duration(self.timeout_s)
-        if self.record is None:
+        waited, record, sights = format_duration(timeout_s), self.record, self.checks.sights
+        facts: dict[str, object] = {"name": self.name, "port": self.answer.port}
+        if record is None:
             advice = "no service here claims this port (see `list`): start one with --port"
             return TimedOut(
-                f"port {self.port} didn't answer in {waited} ({self.seen})", advice, port=self.port
+                f"{self.label} didn't answer in {waited} ({self.seen})", advice, **facts
             )
-        name, pid = self.record.name, self.record.main and self.record.main.pid
-        facts = {"name": name, "port": self.port, "log_tail": self.store.last_lines(name, 20)}
+        name, pid = record.name, record.main and record.main.pid
         alive = f"{name} (pid {pid}) is alive and left running"
-        if self.is_foreign:
+        facts["log_tail"] = self.store.last_lines(name, 20)
+        if any(sight.is_foreign for sight in sights.values()):
             advice = f"end that process, or give {name} another port"
-            message = f"port {self.port} isn't {name}'s after {waited}: {self.seen}; {alive}"
+            message = f"port {facts['port']} isn't {name}'s after {waited}: {self.seen}; {alive}"
             return PortConflict(message, advice, **facts)
-        where = f"port {self.port}: {self.seen}" if self.port else self.seen
-        ports = listening_ports(member.identity.pid for member in tree_of(self.record))
-        where += f"; it listens on {', '.join(map(str, sorted(ports)))}" if ports else ""
+        ports = sorted({str(one.port) for one in own_listeners(record, None)})
+        where = self.seen + (f"; it listens on {', '.join(ports)}" if ports else "")
         advice = f"read logs {name}, wait longer, or stop {name}"
-        return TimedOut(
-            f"{name} did not become healthy in {waited} ({where}); {alive}", advice, **facts
-        )
+        message = f"{name} did not become healthy in {waited} ({where}); {alive}"
+        return TimedOut(message, advice, **facts)
+
+
+class Wait:
+    """A wait for all targets side by side: until they are healthy, one dies, or time is over."""
+
+    def __init__(
+        self, targets: Sequence[Target], timeout_s: float, progress: Callable[[str], None]
+    ) -> None:
+        self.targets, self.timeout_s, self.progress = targets, timeout_s, progress
+        self.began = self.shown_at = time.monotonic()
+
+    def run(self) -> Result:
+        """The Result when all are healthy; Failed, PortConflict or TimedOut otherwise."""
+        has_log = any(one.checks.logs for one in self.targets)
+        if has_log:  # a pattern may take for ever; only a signal gets in between
+            alarm(self.timeout_s + 0.5, self.give_up)
+        try:
+            waiting = list(self.targets)
+            while waiting:
+                waiting = self.look()
+        finally:
+            self.progress("")
+            if has_log:
+                alarm(0.0, self.give_up)
+        for target in self.targets:
+            target.tell()
+        rows = [target.facts() for target in self.targets]
+        waited_s = round(time.monotonic() - self.began, 3)
+        data = rows[0] if len(rows) == 1 else {"waited_s": waited_s}
+        return Result({**data, "targets": rows}, [target.line() for target in self.targets])
+
+    def look(self) -> list[Target]:
+        """Who isn't healthy after another look, and a pause if there are any."""
+        deadline = self.began + self.timeout_s
+        for target in self.targets:
+            target.look(self.began, deadline)
+        waiting, now = [one for one in self.targets if one.checks.waiting()], time.monotonic()
+        if waiting and now >= deadline:
+            self.give_up()
+        if waiting and now >= self.shown_at:
+            time_s = f"{now - self.began:.0f} s of {format_duration(self.timeout_s)}"
+            self.progress(f"waiting for {waiting[0].label}: {waiting[0].seen:.44} ({time_s})")
+            self.shown_at = now + 0.1
+        due = [one.due_at[check] for one in waiting for check in one.checks.waiting()]
+        time.sleep(max(0.0, min(*due, deadline) - time.monotonic()) if due else 0.0)
+        return waiting
+
+    def give_up(self) -> NoReturn:
+        """TimedOut, or PortConflict, with what was seen of each that isn't healthy."""
+        waiting = [one for one in self.targets if one.checks.waiting()]
+        errors = [target.too_late(self.timeout_s) for target in waiting or self.targets]
+        errors[0].message = "; ".join(error.message for error in errors)
+        raise errors[0]
 
 
 # -- run
@@ -4373,29 +4973,30 @@ class Chain:
     Its own process is their owner: were it killed with -9, their supervisors would end them.
     """
 
-    def __init__(self, store: Store, say: Callable[..., None], timeout_s: float) -> None:
+    def __init__(self, store: Store, args: argparse.Namespace) -> None:
         look = stat_of(os.getpid())
         assert look
-        self.store, self.say, self.timeout_s = store, say, timeout_s
+        self.store, self.say, self.progress = store, args.say, args.progress
+        self.timeout_s: float = args.timeout
         self.me, self.env = look.identity, dict(os.environ)
         self.services: dict[str, dict[str, object]] = {}  # their JSON, in the order of their starts
-        self.waits: list[Wait] = []  # of those that live as far as was seen
+        self.targets: list[Target] = []  # those that live as far as was seen
         self.touch_s = self.touch_at = float("inf")
 
     def add(self, args: argparse.Namespace) -> None:
         """Start a service, or take the one that runs, and wait until it is ready."""
         data = self.services.setdefault(args.name, {})
-        result = start(self.store, args, (self.me, "run"))
+        result = start_service(self.store, args, (self.me, "run"))
         data.update(result.data)
         self.say(*result.lines)
         record = find(self.store, args.name).record
-        wait = Wait(self.store, record, None, self.timeout_s)
-        ready = wait.run()
+        target = Target(self.store, record)
+        ready = Wait([target], self.timeout_s, self.progress).run()
         self.say(*ready.lines)
         data.update(port=ready.data["port"], waited_s=ready.data["waited_s"], died=None)
         variable = re.sub(r"\W", "_", args.name.upper()) + "_PORT"
         self.env.update(dict.fromkeys(("PORT", variable), str(ready.data["port"])))
-        self.waits.append(wait)
+        self.targets.append(target)
         self.touch_s = min(self.touch_s, (record.spec.idle_timeout_s or self.touch_s) / 3)
         self.touch_at = time.monotonic() + self.touch_s
 
@@ -4425,18 +5026,14 @@ class Chain:
 
     def look(self) -> None:
         """Warn of services that have died since the last look; keep those in use from idling."""
-        for wait in list(self.waits):
-            record = wait.record
-            if record is None or is_alive(record.main):
+        for target in list(self.targets):
+            if not target.has_died():
                 continue
             try:
-                with self.store.claim(record.name, 0.0):  # held: the tests restart it
-                    wait.check_alive(record)
-            except TimedOut:
-                continue
+                target.check_alive()  # not dead if the tests restart it just now
             except SpmError as error:
-                self.waits.remove(wait)
-                self.services[record.name]["died"] = error.message
+                self.targets.remove(target)
+                self.services[str(target.name)]["died"] = error.message
                 tail = error.facts.get("log_tail")
                 lines = [f"  | {line}" for line in tail] if isinstance(tail, list) else []
                 self.say(f"[WARN] {error.message}; the tests go on", *lines)
@@ -4460,7 +5057,7 @@ class Chain:
             data["status"] = record and record.phase
             data["exit"] = record and record.exit and record.exit._asdict()
         stopped = [name for name, data in self.services.items() if data["stopped"]]
-        left = [name for name, data in self.services.items() if data["status"] == "running"]
+        left = [name for name, data in self.services.items() if data["status"] in UP_PHASES]
         told = (("stopped", stopped), ("left running, as it was before", left))
         return "".join(f"; {word}: {', '.join(names)}" for word, names in told if names)
 
@@ -4488,7 +5085,7 @@ def on_ending_signals(act: Callable[[int, object], None] | signal.Handlers) -> N
 @command(
     "run",
     'run a test command with services: NAME "COMMAND" … -- TEST… (--json: TEST speaks on stderr)',
-    *(one for one in COMMANDS["start"].options if one.words not in ("--lease", "--idle-timeout")),
+    *(one for one in COMMANDS["start"].options if one.words not in NOT_IN_RUN),
     Option("--timeout", "D", parse_duration, 30.0, "time for each to become ready (30s)"),
     Option("--with", 'NAME="COMMAND"', default=[], help="another service, started before; or NAME"),
 )
@@ -4505,11 +5102,8 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
     if program is None:
         advice = f'write: run {args.name} "COMMAND" -- pytest tests/'
         raise UsageError(f"the test command {tests[0]!r} can't be found or executed", advice)
-    options = COMMANDS["start"].options
-    keys = [one.words.split()[-1].strip("-+*?").replace("-", "_") for one in options]
-    defaults = {k: one.default if one.metavar else False for k, one in zip(keys, options)}
-    defaults["tail"] = None
-    chain, code, failure = Chain(store, args.say, args.timeout), None, None
+    defaults = defaults_of("start")
+    chain, code, failure = Chain(store, args), None, None
     on_ending_signals(interrupted)
     try:
         for name, equals, text in (item.partition("=") for item in getattr(args, "with")):
@@ -4575,7 +5169,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     at = 0
     while at < len(head) and head[at].partition("=")[0] in LEADING:
         at += 2 if head[at] == "--home" else 1
-    leading, name, rest = head[:at], "".join(head[at : at + 1]), head[at + 1 :]
+    leading, name, rest = head[:at], "".join(head[at : at + 1]), with_wait(head[at + 1 :])
     if name not in COMMANDS:
         raise no_command(leading, name)
     args = parser_of(name).parse_intermixed_args([*leading, *rest])
@@ -4592,6 +5186,17 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     if cut < len(argv) and name not in ("start", "run"):
         raise UsageError(f"{name} takes no command behind --", f"see: {PROGRAM} {name} --help")
     return COMMANDS[name], args
+
+
+def with_wait(words: Sequence[str]) -> list[str]:
+    """`--wait 5s` as --wait=5s, --wait alone as --wait=30s: argparse takes any next word for D."""
+    joined: list[str] = []
+    for word in words:
+        if joined[-1:] == ["--wait"] and re.fullmatch(DURATION, word):
+            joined[-1] = f"--wait={word}"
+        else:
+            joined.append(word)
+    return [f"--wait={WAIT_S:g}" if word == "--wait" else word for word in joined]
 
 
 def without_values(words: Sequence[str]) -> list[str]:
@@ -4707,6 +5312,16 @@ def coloured(line: str, stream: TextIO | None) -> str:
     return f"\033[{COLOURS[tag]}m{tag}\033[0m{line[len(tag) :]}"
 
 
+def show_progress(text: str) -> None:
+    """One line on stderr, written over the last one; "" clears it. Nothing without a terminal."""
+    if sys.stderr and sys.stderr.isatty():
+        columns = 80
+        with contextlib.suppress(OSError):
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns or columns
+        line = text[: columns - 1]
+        write(sys.stderr, f"\r{' ' * (columns - 1)}\r{line}")
+
+
 def table_lines(table: Sequence[tuple[str, ...]]) -> list[str]:
     """The rows in columns; on a terminal cut to its width."""
     widths = [max(map(len, column)) for column in zip(*table)]
@@ -4737,6 +5352,7 @@ def run(argv: Sequence[str]) -> int:
         notes = store.notes
         if os.path.lexists(store.home):
             store.prepare()
+        args.progress = show_progress
         result = command.run(store, args)
     except HelpWanted as answer:
         result = Result({"help": str(answer)}, str(answer).split("\n"))
