@@ -241,6 +241,30 @@ def check_name(text: str) -> str:
     raise UsageError(f"{text!r} is not a service name", advice)
 
 
+TYPES = ("simple", "forking", "external")
+
+
+def parse_type(text: str) -> str:
+    """A type of service, or UsageError."""
+    if text in TYPES:
+        return text
+    raise UsageError(f"{text!r} is no type of service", f"write --type {', '.join(TYPES)}")
+
+
+def is_pattern(value: object) -> bool:
+    """Whether it is a regular expression."""
+    with contextlib.suppress(re.error, RecursionError, OverflowError):
+        return isinstance(value, str) and bool(re.compile(value))
+    return False
+
+
+def parse_pattern(text: str) -> str:
+    """A regular expression, or UsageError."""
+    if is_pattern(text):
+        return text
+    raise UsageError(f"{text!r} is no regular expression", "write what re.search() understands")
+
+
 def as_port(text: str) -> int | None:
     """The port number that `text` is, else None."""
     port = int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else 0
@@ -413,6 +437,9 @@ class Spec(NamedTuple):
     env_taken: tuple[str, ...] = ()  # names taken from the caller at each start
     env_files: tuple[str, ...] = ()  # absolute paths, read anew at each start
     log_bytes: int = 10**7
+    type: str = "simple"
+    pid_file: str | None = None  # absolute; where a forking one writes its daemon's pid
+    match: str | None = None  # what the command line of an external one's process looks like
     extra: Mapping[str, object] = NOTHING
 
     def to_json(self) -> dict[str, object]:
@@ -502,14 +529,22 @@ class Record(NamedTuple):
     supervisor: Identity | None = None
     exit: Exit | None = None
     reason: str = ""
+    launcher: Identity | None = None  # what was executed, where main is what it left behind
     extra: Mapping[str, object] = NOTHING
 
     def to_json(self) -> dict[str, object]:
         """Its JSON object."""
         data: dict[str, object] = {**self.extra, **{key: getattr(self, key) for key in RECORD}}
         nested = {"main": self.main, "supervisor": self.supervisor, "exit": self.exit}
+        nested["launcher"] = self.launcher
         data.update({key: value and value._asdict() for key, value in nested.items()})
         return {**data, "spec": self.spec.to_json(), "place": self.place._asdict()}
+
+    @property
+    def born(self) -> float:
+        """When what was executed was started: nothing of the instance is older."""
+        first = self.launcher or self.main
+        return first.born if first else 0.0
 
     @classmethod
     def from_json(cls, data: object, path: str = "record") -> Record:
@@ -528,6 +563,9 @@ SPEC: dict[str, Kind] = {
     "env_taken": _list_of(_text),
     "env_files": _list_of(_text),
     "log_bytes": _size,
+    "type": _one_of(*TYPES),
+    "pid_file": _or_none(_text),
+    "match": _or_none(_kind("a regular expression", is_pattern)),
 }
 RECORD: dict[str, Kind] = {
     "name": _text,
@@ -535,13 +573,14 @@ RECORD: dict[str, Kind] = {
     "instance": _text,
     "place": Place.from_json,
     "wanted": _one_of("running", "stopped"),
-    "phase": _one_of(*LIVE_PHASES, *ENDED_PHASES),
+    "phase": _one_of(*LIVE_PHASES, *ENDED_PHASES, "external"),
     "started_at": _number,
     "last_active": _number,
     "main": _or_none(Identity.from_json),
     "supervisor": _or_none(Identity.from_json),
     "exit": _or_none(Exit.from_json),
     "reason": _text,
+    "launcher": _or_none(Identity.from_json),
 }
 
 
@@ -1360,7 +1399,7 @@ def tree_of(record: Record) -> list[Member]:
     for pid, look in stats.items():
         children.setdefault(look.parent, []).append(pid)
     # Only the younger ones can bear the cookie; what has no memory has no environment either.
-    born = record.main.born if record.main else 0.0
+    born = record.born
     young = [pid for pid, look in stats.items() if look.identity.born >= born and look.memory_bytes]
     cookies = {pid: cookie_of(pid) for pid in young}
     reasons: dict[int, str] = {}
@@ -1393,6 +1432,14 @@ def tree_of(record: Record) -> list[Member]:
         if record.instance and cookie.instance == record.instance and stats[pid].is_mine:
             add(pid, "bears its cookie")
     return [Member(stats[p].identity, why) for p, why in reasons.items() if not stats[p].is_dead]
+
+
+def eldest(members: Sequence[Member]) -> Member | None:
+    """The oldest of those whose parent isn't among them."""
+    pids = {member.identity.pid for member in members}
+    looks = [(member, stat_of(member.identity.pid)) for member in members]
+    tops = [member for member, look in looks if look and look.parent not in pids]
+    return min(tops, key=lambda one: (one.identity.born, one.identity.pid), default=None)
 
 
 def has_guests(parent: int, record: Record) -> bool:
@@ -1480,6 +1527,22 @@ def command_line(pid: int) -> str:
     with contextlib.suppress(psutil.Error, OSError):
         return join_command(psutil.Process(pid).cmdline())
     return ""
+
+
+def matching(pattern: str, record: Record, born: float = 0.0) -> list[Member]:
+    """This user's processes of that age whose command line matches, nobody else's service.
+
+    Without this process and those above it: who types the pattern has it in its command line.
+    """
+    above, why = lineage(), f"its command line matches {pattern!r}"
+    looks = [look for look in all_stats().values() if look.is_mine and look.identity.born >= born]
+    found = [look.identity for look in looks if not look.is_dead and look.identity.pid not in above]
+    return [
+        Member(one, why)
+        for one in found
+        if re.search(pattern, command_line(one.pid))
+        if cookie_of(one.pid) == Cookie() or cookie_of(one.pid).instance == record.instance
+    ]
 
 
 def listening_ports(pids: Iterable[int]) -> dict[int, int]:
@@ -2029,6 +2092,7 @@ SPEC_WORDS = {
     "env_given": "--env",
     "env_taken": "--env",
     "env_files": "--env-file",
+    "pid_file": "--pid-file",
 }
 
 
@@ -2066,6 +2130,10 @@ def status_of(record: Record, facts: Facts) -> Verdict:
         return Verdict("starting")
     if record.main is None:
         return Verdict("failed", "the start was interrupted before anything ran")
+    if record.phase == "external":
+        return Verdict("external", record.reason)
+    if record.phase == "starting" and facts.supervised:
+        return Verdict("starting")
     if facts.main == "stranger":
         return Verdict("lost", f"pid {record.main.pid} now belongs to another process, left alone")
     if facts.main == "gone":
@@ -2092,7 +2160,7 @@ def refusal(
     record: Record, meant: Identity | None, members: Sequence[Member], spare: Iterable[int]
 ) -> Refused | None:
     """Why a service must not be ended now: the caller means another process, or stands in it."""
-    if meant != record.main:
+    if meant != record.main and (meant is None or meant != record.launcher):  # it left just now
         return Refused(
             f"state.json names pid {meant and meant.pid} as {record.name}, but its supervisor runs "
             f"pid {record.main and record.main.pid}: forged or damaged, nothing was signalled",
@@ -2131,9 +2199,13 @@ SOON_S = 0.03
 TICK_S = 1.0  # where nobody tells of an adopted process's end, or state.json could not be written
 REQUEST_BYTES = 65536
 STOP_TIMEOUT_S = 10.0
+LAUNCHER_S = 1.0  # an external tool's launcher that lives longer is taken for the tool itself
+HOME_S = 5.0  # how long after its launcher's end a daemon may write its pid file, a tool appear
+SEARCH_S = 0.05
+NOTHING_LEFT = {"forking": ("exited", ""), "external": ("external", "can't be followed: ")}
 NEXT_PHASES = {
-    "starting": ("running", "failed"),
-    "running": ("running", "stopping", "exited", "failed"),
+    "starting": ("starting", "running", "stopping", "exited", "failed", "external"),
+    "running": ("starting", "running", "stopping", "exited", "failed"),
     "stopping": ("stopped", "running"),
     "exited": ("stopping",),
     "failed": ("stopping",),
@@ -2260,6 +2332,10 @@ class Supervisor:
         self.step_at = 0.0
         self.waiters: list[Client] = []
         self.finished = False
+        is_external, now = record.spec.type == "external", time.monotonic()
+        self.search_until = now + LAUNCHER_S if is_external else None
+        self.leaves_until = now + HOME_S  # whoever ends well before that was but a launcher
+        self.before: Sequence[Member] = ()  # what matched already when it wasn't yet started
         self.save_at: float | None = None  # when the record is to be written (again)
         self.log = Log(store, record.name, record.spec.log_bytes)
 
@@ -2280,10 +2356,14 @@ class Supervisor:
         self.events.register(self.server, selectors.EVENT_READ, self.on_connect)
         watch(self.waker)
         self.waker.send(b"\0")
+        self.watch_adopted()
+
+    def watch_adopted(self) -> None:
+        """Hear of the end of a main process that isn't our child, where the system tells."""
         adopted = self.record.main if self.child is None else None
         descriptor = adopted and death_watch(adopted)
         if descriptor is not None:
-            self.events.register(descriptor, selectors.EVENT_READ, self.on_adopted_death)
+            self.events.register(descriptor, 1, self.on_adopted_death)  # EVENT_READ
 
     def _take_lock(self) -> int:
         """The descriptor of supervisor.lock, held for life; a predecessor may still be leaving."""
@@ -2314,6 +2394,7 @@ class Supervisor:
             "SPM_SERVICE": record.name,
             "SPM_HOME": self.store.home,
         }
+        self.before = matching(spec.match, record) if spec.match else ()
         try:
             self.child = launch_service(
                 spec.argv,
@@ -2333,7 +2414,7 @@ class Supervisor:
         look = stat_of(self.child)
         main = look.identity if look else Identity(self.child, "")
         self.record = record._replace(main=main)
-        self.change("started", "running")
+        self.change("started", "running" if spec.type == "simple" else "starting")
 
     def adopt(self) -> None:
         """Take back a service whose supervisor is gone; we aren't its parent."""
@@ -2342,7 +2423,9 @@ class Supervisor:
             raise NotFound(f"{self.record.name} ended just now", f"start {self.record.name} again")
         with state_errors(self.log.path):
             self.log.open(anew=False)
-        self.change("adopted", "running", "its former supervisor was gone")
+        phase, self.leaves_until = self.record.phase, 0.0
+        phase = "starting" if phase == "starting" else "running"
+        self.change("adopted", phase, "its former supervisor was gone")
 
     # -- the one door for changes
 
@@ -2376,6 +2459,8 @@ class Supervisor:
             for key, _ in self.events.select(self._wait_s()):
                 key.data(key.fileobj)
             self.take_note()
+            if self.search_until and not self.ending:
+                self.search(self.search_until)
             if self.ending and time.monotonic() >= self.step_at:
                 self.step()
             if time.monotonic() >= self.log.due_at:
@@ -2392,6 +2477,8 @@ class Supervisor:
             due.append(self.save_at)
         if self.child is None:
             due.append(time.monotonic() + TICK_S)
+        if self.search_until and not self.ending:
+            due.append(time.monotonic() + SEARCH_S)
         return max(0.0, min(due) - time.monotonic())
 
     def leave(self) -> None:
@@ -2444,11 +2531,93 @@ class Supervisor:
         self.record = self.record._replace(exit=ended)
         if self.ending:
             return
+        type_, is_well = self.record.spec.type, ended.code in (0, None) and not ended.signal
+        is_young = self.record.phase == "starting" or time.monotonic() < self.leaves_until
+        if type_ != "simple" and is_well and is_young:
+            self.launcher_ended(ended)
+            return
         left = tree_of(self.record)
         remark = f"; {counted(len(left), 'process')} of its tree left alive" if left else ""
-        remark += " (a daemon? have it run in the foreground)" if left and ended.code == 0 else ""
-        phase = "exited" if ended.code in (0, None) and not ended.signal else "failed"
-        self.change("exited", phase, f"{ended}{remark}")
+        if left and ended.code == 0 and type_ == "simple":
+            remark += " (a daemon? start it with --type forking, or in the foreground)"
+        self.change("exited", "exited" if is_well else "failed", f"{ended}{remark}")
+
+    # -- programs that leave home
+
+    def launcher_ended(self, ended: Exit) -> None:
+        """What was executed has done its work; who goes on? Until that is known: starting."""
+        if self.record.launcher is None:
+            self.record = self.record._replace(launcher=self.record.main)
+            self.leaves_until = time.monotonic() + HOME_S
+        self.search_until = self.leaves_until
+        self.change("launcher_exited", "starting", str(ended))
+        self.search(self.search_until)
+
+    def search(self, until: float) -> None:
+        """Look for the process that goes on, and decide when the time is over."""
+        spec, is_over = self.record.spec, time.monotonic() >= until
+        if self.record.exit is None:  # the launcher itself goes on
+            if is_over and self.record.phase == "starting":
+                self.change("followed", "running", "its launcher has not returned")
+            self.search_until = None if is_over else until
+            return
+        members = tree_of(self.record)
+        found = self.named_by_pid_file(members)
+        if found is None and (spec.pid_file is None or is_over):
+            found = eldest(members)
+        if found is None and not members and spec.match and not self.before:
+            found = eldest(matching(spec.match, self.record, self.record.born))
+        if found:
+            self.move_to(found)
+            return
+        empty = None if members else self.is_empty()
+        waits = (
+            members
+            or (spec.match and not self.before)
+            or empty is False
+            or (spec.pid_file and empty is None)
+        )
+        if is_over or not waits:
+            self.nothing_left()
+
+    def named_by_pid_file(self, members: Sequence[Member]) -> Member | None:
+        """The process that the pid file names, if that certainly belongs to this instance."""
+        path = self.record.spec.pid_file
+        # OSError, ValueError: not written yet, or not whole
+        with contextlib.suppress(OSError, ValueError), open(path or "", "rb", opener=private) as f:
+            pid = int((f.read(32).split() or [b""])[0])
+            why, look = f"named by {path}", stat_of(pid)
+            inside = [one for one in members if one.identity.pid == pid]
+            if inside or look is None or look.is_dead or self.is_subreaper:
+                return inside[0]._replace(why=why) if inside else None
+            is_young = look.is_mine and look.identity.born >= self.record.born
+            is_free = cookie_of(pid).instance in ("", self.record.instance)
+            return Member(look.identity, why) if is_young and is_free and pid > 1 else None
+        return None
+
+    def move_to(self, member: Member) -> None:
+        """From now on that process is the main one."""
+        main, look = member.identity, stat_of(member.identity.pid)
+        self.child = main.pid if look and look.parent == os.getpid() else None
+        self.record = self.record._replace(main=main, exit=None)
+        self.search_until = None
+        event = "daemonized" if self.record.spec.type == "forking" else "followed"
+        self.change(event, "running", f"pid {main.pid} goes on ({member.why})")
+        self.watch_adopted()
+
+    def nothing_left(self) -> None:
+        """The launcher's end was all that can be seen of it."""
+        record, self.search_until = self.record, None
+        phase, why = NOTHING_LEFT[record.spec.type]
+        late = (
+            f" and pid {record.main.pid}" if record.main and record.main != record.launcher else ""
+        )
+        why += f"its launcher{late} ended with {record.exit} and left no process"
+        if record.spec.match:
+            count = counted(len(self.before), "process")
+            why += f"; {count} matched before" if self.before else ", none that matches came"
+        self.change(phase, phase, why)
+        self.finished = phase == "external"
 
     # -- ending it
 
@@ -2771,6 +2940,9 @@ def port_origin(spec: Spec) -> str | None:
     Option("--replace", help="end what runs under this name with another spec"),
     Option("--force", help="start though the port is held"),
     Option("--log-size", "SIZE", parse_size, None, "rotate the log at this size (10MB)"),
+    Option("--type", "TYPE", parse_type, help="simple, forking (a daemon), external (a window)"),
+    Option("--pid-file", "FILE", help="forking: where the daemon writes its pid"),
+    Option("--match", "REGEX", parse_pattern, help="external: what its command line looks like"),
 )
 def start(store: Store, args: argparse.Namespace) -> Result:
     """Start a service, unless it runs already."""
@@ -2809,12 +2981,19 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     bad = [key for key, _, _ in pairs if not re.fullmatch(VARIABLE, key)]
     if bad:
         raise UsageError("--env: what precedes = is no name", "write --env NAME=value")
+    for option, given, type_ in (
+        ("--pid-file", args.pid_file, "forking"),
+        ("--match", args.match, "external"),
+    ):
+        if given and args.type != type_:
+            raise UsageError(f"{option} is for --type {type_}", f"add --type {type_}")
     argv = command_words(name, args)
     if args.port:
         argv = tuple(word.replace("{port}", str(args.port)) for word in argv)
+    cwd = os.path.abspath(args.cwd or os.getcwd())
     spec = Spec(
         argv=argv,
-        cwd=os.path.abspath(args.cwd or os.getcwd()),
+        cwd=cwd,
         shell=args.shell,
         port=args.port or recognise_port(argv[-1].split() if args.shell else argv),
         port_declared=args.port is not None,
@@ -2822,6 +3001,9 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         env_taken=tuple(sorted({key for key, equals, _ in pairs if not equals})),
         env_files=tuple(os.path.abspath(path) for path in args.env_file),
         log_bytes=args.log_size or 10**7,
+        type=args.type or "simple",
+        pid_file=os.path.join(cwd, args.pid_file) if args.pid_file else None,
+        match=args.match,
     )
     return spec, {key: value for key, equals, value in pairs if equals}
 
@@ -2901,8 +3083,17 @@ def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -
     pid = record.main and record.main.pid
     port = f", port {spec.port}" if spec.port else ""
     port += "" if spec.port_declared or not port else " recognised in the command"
-    data = {"name": record.name, "status": "running", "already_running": how.startswith("already")}
-    data.update(pid=pid, port=spec.port, port_origin=port_origin(spec), log=log)
+    port += "" if spec.type == "simple" else f", {spec.type}: {record.reason or record.phase}"
+    data = {"name": record.name, "already_running": how.startswith("already")}
+    data.update(
+        status=record.phase,
+        type=spec.type,
+        why=record.reason,
+        pid=pid,
+        port=spec.port,
+        port_origin=port_origin(spec),
+        log=log,
+    )
     return Result(
         data, [*notes, f"[OK] {record.name} {how} (pid {pid}{port}), log: {shown_path(log)}"]
     )
@@ -2930,11 +3121,27 @@ def begin(
     instance = BOOTED[0].instance if BOOTED else os.urandom(16).hex()
     record = new_record(name, spec, instance)
     try:
-        return started(store, launch(store, record, values, adopt=False), how, notes)
+        record = settled(store, launch(store, record, values, adopt=False))
+        return started(store, record, how, notes)
     except StartFailed as error:
         error.message += f" ({shown_command(spec)})"
         error.advice = start_advice(spec, values, error.facts.get("errno")) or error.advice
         raise
+
+
+def settled(store: Store, record: Record) -> Record:
+    """The record of an external tool as soon as it is known what of it can be followed."""
+    deadline = time.monotonic() + BOOT_S
+    while record.spec.type == "external" and record.phase == "starting":
+        now = store.record(record.name)
+        if now is None or now.instance != record.instance or time.monotonic() > deadline:
+            break
+        record = now
+        time.sleep(0.005)
+    if record.spec.type == "external" and record.phase == "failed":
+        tail = store.last_lines(record.name, 20)
+        raise StartFailed(f"{record.name}: its launcher failed: {record.reason}", log_tail=tail)
+    return record
 
 
 def check_program(name: str, spec: Spec, values: dict[str, str]) -> None:
@@ -2955,6 +3162,8 @@ def end_former(store: Store, seen: Seen) -> list[str]:
     if seen.verdict.status == "lost":
         return [f"[WARN] {seen.record.name}: {seen.verdict.why}"]
     record, ended = finish_stop(store, begin_stop(store, seen, STOP_TIMEOUT_S, force=False))
+    if ended is None and seen.verdict.status == "external":
+        return [f"[INFO] {record.name}: its former window, if it is still open, can't be followed"]
     if ended is None or not ended.processes:
         return []
     return [
@@ -3285,6 +3494,8 @@ def stop_unsupervised(store: Store, stopping: Stopping) -> tuple[Record, Ended |
     after = seen.record._replace(
         phase="stopped", wanted="stopped", reason=why, exit=Exit(time.time())
     )
+    if seen.verdict.status == "external" and not ended:
+        after = after._replace(exit=None)  # nobody knows whether it ended
     now = store.record(name)
     if now is None or now.instance == after.instance:  # else it was started anew meanwhile
         store.write_event("stopped", name, after, why)
@@ -3310,6 +3521,9 @@ def stop_report(record: Record, ended: Ended | None) -> tuple[dict[str, object],
     data.update(exit=record.exit and record.exit._asdict(), port=port)
     data.update(port_free=is_free if port else None)
     how = str(record.exit or "it never ran")
+    if ended is None and record.exit is None and record.spec.type == "external":
+        line = f"[OK] {name} forgotten: nothing of it could be followed; its window, if any, is "
+        return {**data, "forgotten": True}, line + "still open" + remark
     if ended is None:
         ago = f" {format_duration(time.time() - record.exit.at)} ago" if record.exit else ""
         return data, f"[OK] {name} was not running: {record.phase}{ago} ({how}){remark}"
@@ -3432,6 +3646,7 @@ def service_data(seen: Seen) -> dict[str, object]:
     return {
         "name": record.name,
         "status": seen.verdict.status,
+        "type": record.spec.type,
         "why": seen.verdict.why,
         "supervised": seen.facts.supervised,
         "pid": look and look.identity.pid,
@@ -3500,7 +3715,7 @@ def status(store: Store, args: argparse.Namespace) -> Result:
         "events": [{key: event.get(key) for key in ("at", "event", "why")} for event in events],
     }
     error = None
-    if not verdict.is_live:
+    if not verdict.is_live and verdict.status != "external":
         why = f"{verdict.status} ({verdict.why})" if verdict.why else verdict.status
         advice = f"its output: logs {record.name}; start it again: restart {record.name}"
         error = NotFound(f"{record.name} is not running: {why}", advice)
