@@ -440,6 +440,8 @@ class Spec(NamedTuple):
     type: str = "simple"
     pid_file: str | None = None  # absolute; where a forking one writes its daemon's pid
     match: str | None = None  # what the command line of an external one's process looks like
+    terminal: str | None = None  # what opens a window for it: auto, a name, or 'PROGRAM {}'
+    no_pause: bool = False  # close that window though it failed
     extra: Mapping[str, object] = NOTHING
 
     def to_json(self) -> dict[str, object]:
@@ -566,6 +568,8 @@ SPEC: dict[str, Kind] = {
     "type": _one_of(*TYPES),
     "pid_file": _or_none(_text),
     "match": _or_none(_kind("a regular expression", is_pattern)),
+    "terminal": _or_none(_text),
+    "no_pause": _flag,
 }
 RECORD: dict[str, Kind] = {
     "name": _text,
@@ -622,6 +626,15 @@ COOKIE_NAMES = ("SPM_INSTANCE", "SPM_SERVICE", "SPM_HOME", "SPM_SUPERVISOR")
 # functions. Abilities are probed (/proc, pidfd, prctl), never guessed from versions.
 
 CONTROL_SOCKET = "control.sock"
+TERMINALS = {  # in the order in which `auto` looks for them; {} are the words of a command
+    "x-terminal-emulator": "x-terminal-emulator -e {}",
+    "gnome-terminal": "gnome-terminal -- {}",
+    "konsole": "konsole -e {}",
+    "xterm": "xterm -e {}",
+    "Terminal.app": """osascript -e 'tell application "Terminal" to do script "{}"'""",
+}
+# What a window says of itself; all else the service has from who started it.
+WINDOW_VARIABLES = ("TERM", "COLORTERM", "TMUX", "TMUX_PANE", "WINDOWID", "TERM_PROGRAM")
 QUOTED = r"""(?s)\\.|'[^']*'|"((?:[^"\\]|\\.)*)\""""
 CONTINUED = r"('[^']*')|\\\n"
 EXPANSION = r"\$(?:\w+|[({?$@!#*])|`"
@@ -791,7 +804,15 @@ if sys.platform == "win32":
         with contextlib.suppress(OSError):
             os.kill(pid, 9)
 
-    def settle() -> None:
+    def terminal_line(asked: str) -> str | None:
+        """None: no way to have the supervisor inside the window is known here."""
+        return None
+
+    def await_key(text: str) -> None:
+        """Never called: there is no such window."""
+        raise OSError(text)
+
+    def settle(in_window: bool = False) -> None:
         """Leave the caller's directory: nobody could remove it. CreateProcess did the rest."""
         os.chdir(os.environ.get("SYSTEMROOT", "/"))
 
@@ -856,9 +877,9 @@ if sys.platform == "win32":
         with contextlib.suppress(OSError):  # the supervisor is leaving already
             _wakes[0].send(b"\0")
 
-    def asks_to_stop(wakes: bytes) -> bool:
+    def asks_to_stop(wakes: bytes, in_window: bool) -> str:
         """Never: only its socket asks a supervisor to stop."""
-        return False
+        return ""
 
     def reap() -> tuple[list[tuple[int, int | None, str | None]], bool]:
         """(pid, exit code, signal name) of the children that have ended since the last call.
@@ -1159,12 +1180,37 @@ else:
             answer += chunk
         return answer
 
-    def settle() -> None:
-        """Leave the caller's session and directory, let go of its descriptors."""
+    def terminal_line(asked: str) -> str | None:
+        """How to run a command in a new window, {} standing for its words; None if there is no way.
+
+        `auto`: in the caller's tmux, on the screen, else in a tmux that can be attached to.
+        """
+        import shutil
+
+        in_tmux, screens = "TMUX" in os.environ, ("DISPLAY", "WAYLAND_DISPLAY")
+        has_screen = sys.platform == "darwin" or any(map(os.environ.get, screens))
+        tmux = "tmux new-window -n {name} {}" if in_tmux else "tmux new-session -d -s {name} {}"
+        lines = [TERMINALS.get(asked, tmux if asked == "tmux" else asked)]
+        if asked == "auto":
+            lines = [tmux] * in_tmux + [*TERMINALS.values()] * has_screen + [tmux]
+        return next((line for line in lines if shutil.which(split_command(line)[0])), None)
+
+    def await_key(text: str) -> None:
+        """Say this in our window; from now on a key makes descriptor 0 readable."""
+        import signal
+        import tty
+
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        os.tcsetpgrp(0, os.getpgrp())  # a shell may have put a group of its own in front
+        tty.setcbreak(0)
+        os.write(1, text.encode())
+
+    def settle(in_window: bool = False) -> None:
+        """Leave the caller's session (a window's we keep) and directory, and its descriptors."""
         import signal
 
         with contextlib.suppress(PermissionError):  # we lead a session already
-            os.setsid()
+            None if in_window else os.setsid()
         signal.pthread_sigmask(signal.SIG_SETMASK, [])  # what the caller blocked is inherited
         os.chdir("/")
         for name in os.listdir("/dev/fd"):
@@ -1177,6 +1223,7 @@ else:
     ) -> int:
         """The pid of the service, in a session of its own; OSError if it can't be executed.
 
+        With log -1 it shares our session and our terminal, the window that we run in.
         posix_spawn(3) as in launch_supervisor(); it knows no directory, and searches our own PATH.
         """
         import signal
@@ -1192,8 +1239,8 @@ else:
                 argv[0],
                 list(argv),
                 env,
-                file_actions=[null, *output],
-                setsid=True,
+                file_actions=[null, *output] if log >= 0 else [],
+                setsid=log >= 0,
                 setsigmask=[],
                 setsigdef=ignored,
             )
@@ -1220,11 +1267,13 @@ else:
         for number in handled:
             signal.signal(number, lambda *_: None)
 
-    def asks_to_stop(wakes: bytes) -> bool:
-        """Whether SIGTERM was among the wakes."""
+    def asks_to_stop(wakes: bytes, in_window: bool) -> str:
+        """Why the wakes ask for it, "" if they don't: SIGTERM, or SIGHUP of our window."""
         import signal
 
-        return signal.SIGTERM in wakes
+        hung_up = in_window and signal.SIGHUP in wakes
+        told = "its supervisor got SIGTERM" if signal.SIGTERM in wakes else ""
+        return "its window was closed (SIGHUP)" if hung_up else told
 
     def reap() -> tuple[list[tuple[int, int | None, str | None]], bool]:
         """(pid, exit code, signal name) of the children that have ended since the last call.
@@ -2332,6 +2381,7 @@ class Supervisor:
         self.step_at = 0.0
         self.waiters: list[Client] = []
         self.finished = False
+        self.pause: bool | None = None  # its window waits for a key; False: no more
         is_external, now = record.spec.type == "external", time.monotonic()
         self.search_until = now + LAUNCHER_S if is_external else None
         self.leaves_until = now + HOME_S  # whoever ends well before that was but a launcher
@@ -2400,7 +2450,7 @@ class Supervisor:
                 spec.argv,
                 spec.cwd,
                 {**values, **env, **cookie},
-                self.log.descriptor,
+                -1 if spec.terminal else self.log.descriptor,
                 record.instance,
             )
         except (OSError, ValueError) as error:
@@ -2414,7 +2464,8 @@ class Supervisor:
         look = stat_of(self.child)
         main = look.identity if look else Identity(self.child, "")
         self.record = record._replace(main=main)
-        self.change("started", "running" if spec.type == "simple" else "starting")
+        phase = "running" if spec.type == "simple" else "starting"
+        self.change("started", phase, record.reason)
 
     def adopt(self) -> None:
         """Take back a service whose supervisor is gone; we aren't its parent."""
@@ -2490,16 +2541,14 @@ class Supervisor:
 
     def on_wake(self, _: object) -> None:
         """A child ended, or somebody signalled us."""
-        wakes = self.wake.recv(4096)
-        if asks_to_stop(wakes):
-            members = tree_of(self.record)
-            self.begin_ending(STOP_TIMEOUT_S, False, "its supervisor got SIGTERM", members)
+        why = asks_to_stop(self.wake.recv(4096), self.record.spec.terminal is not None)
+        if why and not self.pause:  # a window that waits for a key ends by itself
+            self.begin_ending(STOP_TIMEOUT_S, False, why, tree_of(self.record))
         self.step_at = 0.0  # something changed: look at once
 
     def on_adopted_death(self, descriptor: int) -> None:
         """The adopted main process ended; its exit code went to its parent."""
-        self.events.unregister(descriptor)
-        self.main_ended(Exit(time.time()))
+        self.events.unregister(descriptor)  # take_note() comes next and sees it
 
     def take_note(self) -> None:
         """Reap every child that ended, the adopted ones too; leave when nothing is left."""
@@ -2507,7 +2556,24 @@ class Supervisor:
         if self.child is None and self.record.exit is None and not is_alive(self.record.main):
             self.main_ended(Exit(time.time()))
         if self.record.phase in ("exited", "failed") and not tree_of(self.record):
-            self.finished = self.is_empty() is not False
+            self.finished = self.is_empty() is not False and not self.keeps_window()
+
+    def keeps_window(self) -> bool:
+        """Whether its window stays open until a key is pressed: somebody may read why it failed."""
+        record = self.record
+        wanted = record.spec.terminal and not record.spec.no_pause and record.phase == "failed"
+        if wanted and self.pause is None:
+            self.pause = False
+            with contextlib.suppress(OSError):  # it was closed, or we aren't in it
+                await_key(f"\r\n[{record.name}: {record.reason}] press a key to close this window")
+                self.events.register(0, 1, self.on_key)  # EVENT_READ
+                self.pause = True
+        return bool(wanted and self.pause)
+
+    def on_key(self, _: object) -> None:
+        """A key was pressed in the window, or it was closed."""
+        self.events.unregister(0)
+        self.pause = False
 
     def reap(self) -> None:
         """Hear of the children that ended."""
@@ -2743,18 +2809,40 @@ OPERATIONS: dict[str, Callable[[Supervisor, Client, dict[str, object]], None]] =
 }
 
 
-def supervise(order: Order, is_subreaper: bool) -> None:
+def order_in_window(directory: str) -> tuple[bytes, int]:
+    """The order for a supervisor that a terminal started, and where its answer goes."""
+    connection, _ = connect_local(directory, HUNG_S)
+    line = b""
+    while not line.endswith(b"\n"):
+        chunk = connection.recv(1 << 16)
+        if not chunk:
+            break
+        line += chunk
+    return line, connection.detach()
+
+
+def in_window_environment(callers: dict[str, str]) -> dict[str, str]:
+    """The environment of who started it, with what the window and the supervisor have of their own.
+
+    What a terminal hands down is its own: of a tmux server it may be days old.
+    """
+    own = (*WINDOW_VARIABLES, *COOKIE_NAMES)
+    kept = {key: value for key, value in os.environ.items() if key in own}
+    return {**{key: value for key, value in callers.items() if key not in own}, **kept}
+
+
+def supervise(order: Order, is_subreaper: bool, answer_to: int = 1) -> None:
     """The life of a supervisor, from the order of the command that launched it."""
     store = Store(order.home, lock_wait_s=1.0)
     try:
         supervisor = Supervisor(store, order.record, is_subreaper)
         supervisor.adopt() if order.adopt else supervisor.spawn(order.env)
     except SpmError as error:
-        reply({"ok": False, "error": error.to_json()})
+        reply({"ok": False, "error": error.to_json()}, answer_to)
         return
-    reply({"ok": True, "record": supervisor.record.to_json()})
+    reply({"ok": True, "record": supervisor.record.to_json()}, answer_to)
     null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):  # the command's pipes: it waits for their end
+    for descriptor in (0, 1, 2) if answer_to == 1 else (answer_to,):  # it waits for their end
         os.dup2(null, descriptor)
     try:
         supervisor.listen()
@@ -2768,10 +2856,10 @@ def supervise(order: Order, is_subreaper: bool) -> None:
         raise
 
 
-def reply(document: dict[str, object]) -> None:
+def reply(document: dict[str, object], descriptor: int) -> None:
     """One line to the command that launched us; it may be gone, the start is done all the same."""
     with contextlib.suppress(OSError):
-        os.write(1, json.dumps(document).encode() + b"\n")
+        os.write(descriptor, json.dumps(document).encode() + b"\n")
 
 
 # == Commands ======================================================================================
@@ -2923,6 +3011,14 @@ def port_origin(spec: Spec) -> str | None:
 # -- start
 
 
+def parse_terminal(text: str) -> str:
+    """What can open a window, or UsageError."""
+    if text in ("auto", "tmux", *TERMINALS) or ("{}" in text and split_command(text)):
+        return text
+    known = ", ".join(("auto", "tmux", *TERMINALS))
+    raise UsageError(f"{text!r} is no terminal", f"write --terminal {known} or 'PROGRAM {{}}'")
+
+
 @command(
     "start",
     'start a service: NAME "COMMAND", or NAME [options] -- ARG…, or NAME alone: as last time',
@@ -2943,6 +3039,8 @@ def port_origin(spec: Spec) -> str | None:
     Option("--type", "TYPE", parse_type, help="simple, forking (a daemon), external (a window)"),
     Option("--pid-file", "FILE", help="forking: where the daemon writes its pid"),
     Option("--match", "REGEX", parse_pattern, help="external: what its command line looks like"),
+    Option("--terminal", "WHERE", parse_terminal, help="in a window: auto, tmux, xterm, 'PROG {}'"),
+    Option("--no-pause", help="close that window at once though it failed"),
 )
 def start(store: Store, args: argparse.Namespace) -> Result:
     """Start a service, unless it runs already."""
@@ -2981,12 +3079,14 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     bad = [key for key, _, _ in pairs if not re.fullmatch(VARIABLE, key)]
     if bad:
         raise UsageError("--env: what precedes = is no name", "write --env NAME=value")
-    for option, given, type_ in (
-        ("--pid-file", args.pid_file, "forking"),
-        ("--match", args.match, "external"),
+    for option, given, needed, has in (
+        ("--pid-file", args.pid_file, "--type forking", args.type == "forking"),
+        ("--match", args.match, "--type external", args.type == "external"),
+        ("--terminal", args.terminal, "--type simple", args.type in (None, "simple")),
+        ("--no-pause", args.no_pause, "--terminal", args.terminal),
     ):
-        if given and args.type != type_:
-            raise UsageError(f"{option} is for --type {type_}", f"add --type {type_}")
+        if given and not has:
+            raise UsageError(f"{option} goes with {needed} only", f"add {needed}, or leave it out")
     argv = command_words(name, args)
     if args.port:
         argv = tuple(word.replace("{port}", str(args.port)) for word in argv)
@@ -3004,6 +3104,8 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         type=args.type or "simple",
         pid_file=os.path.join(cwd, args.pid_file) if args.pid_file else None,
         match=args.match,
+        terminal=args.terminal,
+        no_pause=args.no_pause,
     )
     return spec, {key: value for key, equals, value in pairs if equals}
 
@@ -3084,6 +3186,7 @@ def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -
     port = f", port {spec.port}" if spec.port else ""
     port += "" if spec.port_declared or not port else " recognised in the command"
     port += "" if spec.type == "simple" else f", {spec.type}: {record.reason or record.phase}"
+    port += f", in its window: {record.reason}" if spec.terminal else ""
     data = {"name": record.name, "already_running": how.startswith("already")}
     data.update(
         status=record.phase,
@@ -3121,7 +3224,8 @@ def begin(
     instance = BOOTED[0].instance if BOOTED else os.urandom(16).hex()
     record = new_record(name, spec, instance)
     try:
-        record = settled(store, launch(store, record, values, adopt=False))
+        launched = launch_in_window if spec.terminal else launch
+        record = settled(store, launched(store, record, values, adopt=False))
         return started(store, record, how, notes)
     except StartFailed as error:
         error.message += f" ({shown_command(spec)})"
@@ -3235,6 +3339,71 @@ def launch(
         why = line.decode("utf-8", "replace").strip().rpartition("\n")[2]
         raise StartFailed(f"the supervisor of {record.name} died: {why or 'it gave no reason'}")
     return Record.from_json(accepted(line).get("record"))
+
+
+def launch_in_window(store: Store, record: Record, env: dict[str, str], adopt: bool) -> Record:
+    """The record after a supervisor inside a new window took it over.
+
+    It is the terminal's child, so order (with values: never in a file) and answer go over a socket.
+    """
+    import shutil
+    import subprocess
+
+    name, asked = record.name, record.spec.terminal or ""
+    line, label = terminal_line(asked), f"{name}-{record.instance[:4]}".replace(".", "_")
+    if line is None:
+        advice = "install tmux or xterm, set DISPLAY, or give --terminal 'PROGRAM {}'"
+        raise StartFailed(f"{name}: no window can be opened here (--terminal {asked})", advice)
+    own = {"SPM_SUPERVISOR": record.instance, "SPM_SERVICE": name, "SPM_HOME": store.home}
+    inherited = {key: value for key, value in os.environ.items() if key not in COOKIE_NAMES}
+    meeting, log = store.path(name, "window"), store.path(name, "window.log")
+    words = ["env", "-u", "SPM_INSTANCE", *(f"{key}={value}" for key, value in own.items())]
+    words += [*supervisor_command(store, name), meeting]
+    how = line.partition(" ")[0] if " -d " not in line else f"tmux attach -t {label}"
+    record = record._replace(reason=how)
+    store.save({name: record})
+    with state_errors(meeting), contextlib.ExitStack() as closing:
+        os.makedirs(meeting, mode=0o700, exist_ok=True)
+        closing.callback(shutil.rmtree, meeting, ignore_errors=True)
+        server = closing.enter_context(listen_local(meeting)[0])
+        argv = in_words(line.replace("{name}", label), words)
+        errors = closing.enter_context(open(log, "wb", opener=private))
+        null = subprocess.DEVNULL
+        window = subprocess.Popen(
+            argv, env=inherited, stdin=null, stdout=errors, stderr=errors, start_new_session=True
+        )
+        connection = closing.enter_context(meet(server, window, f"{name}: {argv[0]}", log))
+        order = {"home": store.home, "record": record.to_json(), "env": env, "adopt": adopt}
+        order.update(sys_path=sys.path, environ=inherited)
+        connection.sendall(json.dumps(order).encode() + b"\n")
+        return Record.from_json(receive(connection, BOOT_S).get("record"))
+
+
+def in_words(line: str, words: Sequence[str]) -> list[str]:
+    """The words of a line with {}: alone it becomes these words, inside of one their line."""
+    quoted = join_command(words)
+    if '"{}"' in line:  # a string of AppleScript
+        quoted = quoted.replace("\\", "\\\\").replace('"', '\\"')
+    found: list[str] = []
+    for word in split_command(line):
+        found += words if word == "{}" else [word.replace("{}", quoted)]
+    return found
+
+
+def meet(
+    server: socket.socket, window: subprocess.Popen[bytes], who: str, log: str
+) -> socket.socket:
+    """The connection of the supervisor in the new window; StartFailed if none comes."""
+    deadline = time.monotonic() + BOOT_S
+    server.settimeout(0.02)
+    while True:
+        with contextlib.suppress(OSError):  # nobody yet
+            return server.accept()[0]
+        if window.poll() or time.monotonic() > deadline:
+            why = read_tail(log, 400).decode("utf-8", "replace").strip().rpartition("\n")[2]
+            code = "nothing came of its window" if window.poll() is None else "it failed"
+            window.kill()
+            raise StartFailed(f"{who}: {code}: {why or 'it gave no reason'}", "see --terminal")
 
 
 def supervisor_command(store: Store, name: str) -> list[str]:
@@ -3736,8 +3905,10 @@ def logs(store: Store, args: argparse.Namespace) -> Result:
     """What a service wrote; with -f also what it goes on to write."""
     if args.follow and args.json:
         raise UsageError("--json is one document, -f has no end", "leave one of them out")
-    name = find(store, args.name).record.name
-    path = store.path(name, "output.log")
+    record = find(store, args.name).record
+    name, path = record.name, store.path(record.name, "output.log")
+    if record.spec.terminal:
+        store.notes.append(f"the output of {name} goes to its window and isn't kept")
     start, end = store.log_start(name), os.path.getsize(path) if os.path.exists(path) else 0
     with state_errors(path):
         if args.since:
@@ -4135,13 +4306,18 @@ def main() -> NoReturn:
     code = 0
     try:
         if sys.argv[1:2] == ["supervise"]:
-            settle()
+            window = "".join(sys.argv[3:4])  # where a supervisor in a window gets its order
+            settle(in_window=bool(window))
             is_subreaper = become_subreaper()
-            line = sys.stdin.buffer.readline()
+            line, to = order_in_window(window) if window else (sys.stdin.buffer.readline(), 1)
             if line.endswith(b"\n"):  # else the command that launched us is gone
                 order = json.loads(line)
                 sys.path[:] = order["sys_path"]
-                supervise(Order.from_json(order), is_subreaper)
+                if window:
+                    environ = in_window_environment(order["environ"])
+                    os.environ.clear()
+                    os.environ.update(environ)
+                supervise(Order.from_json(order), is_subreaper, to)
         else:
             BOOTED.extend(filter(None, [boot_early(sys.argv[1:])]))
             code = run(sys.argv[1:])

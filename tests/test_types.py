@@ -349,3 +349,181 @@ def test_any_text_is_a_pattern_or_the_one_error(text: str) -> None:
         re.compile(program.parse_pattern(text))
     except program.UsageError:
         return
+
+
+# -- windows of their own
+
+
+class Tmux:
+    """A tmux server of the test's own, as the service's windows see it."""
+
+    def __init__(self, spm: Spm) -> None:
+        self.env = {**spm.env, "TMUX_TMPDIR": str(spm.base)}
+        del self.env["SPM_HOME"]  # the server is no service's
+        spm.env["TMUX_TMPDIR"] = str(spm.base)
+        self("-f", "/dev/null", "new-session", "-d", "-s", "mine", "sleep 1000")
+
+    def __call__(self, *words: str) -> str:
+        done = subprocess.run(["tmux", *words], env=self.env, capture_output=True, text=True)
+        return done.stdout
+
+    def windows(self, name: str) -> list[str]:
+        """The panes of the windows and sessions that are named after the service."""
+        listed = self("list-panes", "-a", "-F", "#{pane_id} #{session_name} #{window_name}")
+        return [line.split()[0] for line in listed.splitlines() if f" {name}-" in line]
+
+    def shown(self, name: str) -> str:
+        return self("capture-pane", "-p", "-J", "-t", *self.windows(name))
+
+    def type(self, name: str, *keys: str) -> None:
+        self("send-keys", "-t", *self.windows(name), *keys)
+
+
+@pytest.fixture
+def tmux(spm: Spm) -> Iterator[Tmux]:
+    for variable in ("TMUX", "DISPLAY", "WAYLAND_DISPLAY"):
+        spm.env.pop(variable, None)
+    one = Tmux(spm)
+    yield one
+    one("kill-server")
+
+
+def script(text: str) -> tuple[str, ...]:
+    return ("--", "/bin/sh", "-c", text)
+
+
+@needs("tmux")
+def test_a_tool_in_a_window_is_typed_at_and_its_exit_code_is_known(spm: Spm, tmux: Tmux) -> None:
+    spm.env["CALLERS"] = "from the caller"
+    text = "tty; echo $CALLERS $GIVEN $TERM; read line; echo read $line; exit 3"
+    asked = ("--terminal", "auto", "--env", "GIVEN=hidden-value", *script(text))
+    started = spm("start", "tool", *asked).stdout
+    assert "in its window: tmux attach -t tool-" in started
+    eventually(lambda: "from the caller hidden-value tmux" in tmux.shown("tool"), what="the tool")
+    assert "/dev/pts/" in tmux.shown("tool")
+    assert (
+        "goes to its window" in spm("logs", "tool").stderr
+        and "already" in spm("start", "tool").stdout
+    )
+    files = [path for path in spm.home.rglob("*") if path.is_file() and path.name != "env.json"]
+    assert not [path for path in files if b"hidden-value" in path.read_bytes()]
+    tmux.type("tool", "typed", "Enter")
+    assert becomes(spm, "tool", "failed")["exit"]["code"] == 3
+    eventually(lambda: "exit code 3] press a key" in tmux.shown("tool"), what="the pause")
+    assert "read typed" in tmux.shown("tool")
+    tmux.type("tool", "x")
+    eventually(lambda: not tmux.windows("tool"), what="the window to close")
+    assert spm.service("tool")["status"] == "failed"
+
+
+@needs("tmux")
+def test_stop_closes_the_window_and_restart_opens_another(spm: Spm, tmux: Tmux) -> None:
+    spm("start", "tool", "sleep 100", "--terminal", "tmux")
+    (first,) = tmux.windows("tool")
+    assert "tool restarted" in spm("restart", "tool").stdout
+    eventually(lambda: tmux.windows("tool") not in ([], [first]), what="another window")
+    assert spm.json("stop", "tool")["services"][0]["exit"]["signal"] == "SIGTERM"
+    eventually(lambda: not tmux.windows("tool"), what="the window to close")
+    assert not spm.bearers()
+
+
+@needs("tmux")
+def test_a_window_that_is_closed_has_stopped_its_tool(spm: Spm, tmux: Tmux) -> None:
+    spm("start", "tool", nasty("--child"), "--terminal", "tmux")
+    tmux("kill-pane", "-t", *tmux.windows("tool"))
+    assert "its window was closed" in becomes(spm, "tool", "stopped")["why"]
+    eventually(lambda: not spm.bearers(), what="the end of the whole tree")
+
+
+@needs("tmux")
+def test_a_shell_in_a_window_has_the_keyboard_and_gives_it_back(spm: Spm, tmux: Tmux) -> None:
+    spm("start", "tool", "sh -i", "--terminal", "tmux", "--env", "PS1=ready: ")
+    eventually(lambda: "ready:" in tmux.shown("tool"), what="the prompt")
+    tmux.type("tool", "sleep 100", "Enter")
+    eventually(lambda: len(spm.json("status", "tool")["tree"]) == 2, what="its child")
+    tmux.type("tool", "C-c")
+    tmux.type("tool", "exec kill -9 $$", "Enter")
+    becomes(spm, "tool", "failed")
+    eventually(lambda: "SIGKILL] press a key" in tmux.shown("tool"), what="the pause")
+    assert "tool started" in spm("start", "tool").stdout, "a start doesn't wait for the key"
+    tmux.type("tool", "exit 4", "Enter")
+    becomes(spm, "tool", "failed")
+    spm("stop", "tool")
+    eventually(lambda: not tmux.windows("tool"), what="a stop doesn't wait for it either")
+
+
+@needs("tmux")
+def test_a_tool_that_cannot_be_started_leaves_no_window(spm: Spm, tmux: Tmux) -> None:
+    failed = spm("start", "tool", "no-such-tool", "--terminal", "tmux", code=4)
+    assert "no-such-tool" in failed.stderr and "No such file" in failed.stderr
+    eventually(lambda: not tmux.windows("tool"), what="the window to close")
+    asked = ("--terminal", "tmux", "--no-pause", *script("exit 3"))
+    spm("start", "tool", *asked)
+    becomes(spm, "tool", "failed")
+    eventually(lambda: not tmux.windows("tool"), what="the window to close")
+
+
+@needs("tmux")
+def test_inside_tmux_it_is_a_window_of_that_session(spm: Spm, tmux: Tmux) -> None:
+    spm.env["TMUX"] = tmux("display-message", "-p", "#{socket_path},#{pid},0").strip()
+    spm("start", "tool", "sleep 100", "--terminal", "auto")
+    assert tmux("list-sessions").count("\n") == 1 and tmux.windows("tool")
+    spm("stop", "tool")
+
+
+@pytest.fixture
+def display(base: Path) -> Iterator[str]:
+    """A screen that nobody sees."""
+    reader, writer = os.pipe()
+    asked = ["Xvfb", "-displayfd", str(writer), "-screen", "0", "640x480x8", "-nolisten", "tcp"]
+    null = subprocess.DEVNULL
+    server = subprocess.Popen(asked, pass_fds=[writer], stdout=null, stderr=null)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        number = file.readline().decode().strip()
+    yield f":{number}"
+    server.terminate()
+    server.wait()
+
+
+@needs("xterm")
+@needs("Xvfb")
+def test_a_window_on_a_screen_whose_x_is_clicked_has_stopped_its_tool(
+    spm: Spm, display: str
+) -> None:
+    spm.env.update(DISPLAY=display)
+    spm("start", "tool", "cat", "--terminal", "xterm")
+    pid = spm.service("tool")["pid"]
+    xterm = psutil.Process(spm.supervisor("tool")).parent()
+    assert xterm and xterm.name() == "xterm"
+    xterm.kill()  # as a click on its X, but without a word: the kernel hangs the terminal up
+    assert "its window was closed" in becomes(spm, "tool", "stopped")["why"]
+    eventually(lambda: not is_running(pid) and not spm.bearers(), what="the end of all")
+    spm("start", "tool", "--terminal", "xterm", *script("exit 3"))
+    assert becomes(spm, "tool", "failed")["exit"]["code"] == 3
+    spm("stop", "tool")
+    assert not spm.bearers()
+
+
+def test_any_program_can_be_the_terminal(spm: Spm) -> None:
+    terminal = f"{sys.executable} -c 'import pty, sys; pty.spawn(sys.argv[1:])' {{}}"
+    spm("start", "tool", "cat", "--terminal", terminal)
+    assert spm.service("tool")["status"] == "running"
+    spm("stop", "tool")
+
+
+def test_a_terminal_that_fails_is_a_failed_start(spm: Spm) -> None:
+    failed = spm(
+        "start", "tool", "cat", "--terminal", "sh -c 'echo no display >&2; exit 1' {}", code=4
+    )
+    assert "it failed: no display" in failed.stderr
+    assert spm.service("tool")["status"] == "failed"
+    absent = spm("start", "tool", "cat", "--terminal", "no-such-terminal {}", code=4)
+    assert "no window can be opened here" in absent.stderr and "tmux" in absent.stderr
+    assert "is no terminal" in spm("start", "tool", "cat", "--terminal", "odd", code=2).stderr
+
+
+@given(st.lists(st.from_regex(r"[ -~]+", fullmatch=True), min_size=1))
+def test_a_terminal_gets_the_very_words(words: list[str]) -> None:
+    assert program.in_words("xterm -e {}", words) == ["xterm", "-e", *words]
+    assert program.split_command(program.in_words('sh -c "exec {}"', words)[2]) == ["exec", *words]

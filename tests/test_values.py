@@ -72,6 +72,8 @@ specs = st.builds(
     type=st.sampled_from(spm.TYPES),
     pid_file=st.none() | texts,
     match=st.none() | texts.filter(spm.is_pattern),
+    terminal=st.none() | texts,
+    no_pause=st.booleans(),
     extra=later_keys(spm.Spec._fields),
 )
 identities = st.builds(spm.Identity, pid=st.integers(2, 2**31 - 1), token=texts)
