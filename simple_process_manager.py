@@ -2182,7 +2182,7 @@ def status_of(record: Record, facts: Facts) -> Verdict:
     if record.phase == "external":
         return Verdict("external", record.reason)
     if record.phase == "starting" and facts.supervised:
-        return Verdict("starting")
+        return Verdict("starting", "its launcher has not exited" * (facts.main != "gone"))
     if facts.main == "stranger":
         return Verdict("lost", f"pid {record.main.pid} now belongs to another process, left alone")
     if facts.main == "gone":
@@ -2631,19 +2631,13 @@ class Supervisor:
         found = self.named_by_pid_file(members)
         if found is None and (spec.pid_file is None or is_over):
             found = eldest(members)
-        if found is None and not members and spec.match and not self.before:
-            found = eldest(matching(spec.match, self.record, self.record.born))
+        pattern = None if members or self.before else spec.match
+        if pattern:
+            found = eldest(matching(pattern, self.record, self.record.born))
+        may_come = (False, None) if spec.pid_file else (False,)
         if found:
             self.move_to(found)
-            return
-        empty = None if members else self.is_empty()
-        waits = (
-            members
-            or (spec.match and not self.before)
-            or empty is False
-            or (spec.pid_file and empty is None)
-        )
-        if is_over or not waits:
+        elif is_over or not (members or pattern or self.is_empty() in may_come):
             self.nothing_left()
 
     def named_by_pid_file(self, members: Sequence[Member]) -> Member | None:
@@ -2652,13 +2646,14 @@ class Supervisor:
         # OSError, ValueError: not written yet, or not whole
         with contextlib.suppress(OSError, ValueError), open(path or "", "rb", opener=private) as f:
             pid = int((f.read(32).split() or [b""])[0])
-            why, look = f"named by {path}", stat_of(pid)
-            inside = [one for one in members if one.identity.pid == pid]
-            if inside or look is None or look.is_dead or self.is_subreaper:
-                return inside[0]._replace(why=why) if inside else None
-            is_young = look.is_mine and look.identity.born >= self.record.born
+            look, inside = stat_of(pid), pid in [member.identity.pid for member in members]
+            if look is None or look.is_dead or pid < 2:
+                return None
+            # Without a subreaper a daemon that dropped the cookie is in no tree.
             is_free = cookie_of(pid).instance in ("", self.record.instance)
-            return Member(look.identity, why) if is_young and is_free and pid > 1 else None
+            is_young = look.is_mine and look.identity.born >= self.record.born
+            if inside or (is_free and is_young and not self.is_subreaper):
+                return Member(look.identity, f"named by {path}")
         return None
 
     def move_to(self, member: Member) -> None:
@@ -2675,14 +2670,10 @@ class Supervisor:
         """The launcher's end was all that can be seen of it."""
         record, self.search_until = self.record, None
         phase, why = NOTHING_LEFT[record.spec.type]
-        late = (
-            f" and pid {record.main.pid}" if record.main and record.main != record.launcher else ""
-        )
-        why += f"its launcher{late} ended with {record.exit} and left no process"
-        if record.spec.match:
-            count = counted(len(self.before), "process")
-            why += f"; {count} matched before" if self.before else ", none that matches came"
-        self.change(phase, phase, why)
+        last = record.main if record.main != record.launcher else None
+        why += f"its launcher{f' and pid {last.pid}' if last else ''} ended with {record.exit}"
+        before = f"; {counted(len(self.before), 'process')} matched before" if self.before else ""
+        self.change(phase, phase, f"{why} and left no process{before}")
         self.finished = phase == "external"
 
     # -- ending it
@@ -2812,23 +2803,16 @@ OPERATIONS: dict[str, Callable[[Supervisor, Client, dict[str, object]], None]] =
 def order_in_window(directory: str) -> tuple[bytes, int]:
     """The order for a supervisor that a terminal started, and where its answer goes."""
     connection, _ = connect_local(directory, HUNG_S)
-    line = b""
-    while not line.endswith(b"\n"):
-        chunk = connection.recv(1 << 16)
-        if not chunk:
-            break
-        line += chunk
-    return line, connection.detach()
+    with connection.makefile("rb") as file:
+        return file.readline(), connection.detach()
 
 
-def in_window_environment(callers: dict[str, str]) -> dict[str, str]:
-    """The environment of who started it, with what the window and the supervisor have of their own.
-
-    What a terminal hands down is its own: of a tmux server it may be days old.
-    """
+def take_environment(callers: dict[str, str]) -> None:
+    """Have the environment of who started it: what a tmux server hands down may be days old."""
     own = (*WINDOW_VARIABLES, *COOKIE_NAMES)
     kept = {key: value for key, value in os.environ.items() if key in own}
-    return {**{key: value for key, value in callers.items() if key not in own}, **kept}
+    os.environ.clear()
+    os.environ.update({key: value for key, value in callers.items() if key not in own}, **kept)
 
 
 def supervise(order: Order, is_subreaper: bool, answer_to: int = 1) -> None:
@@ -3188,15 +3172,8 @@ def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -
     port += "" if spec.type == "simple" else f", {spec.type}: {record.reason or record.phase}"
     port += f", in its window: {record.reason}" if spec.terminal else ""
     data = {"name": record.name, "already_running": how.startswith("already")}
-    data.update(
-        status=record.phase,
-        type=spec.type,
-        why=record.reason,
-        pid=pid,
-        port=spec.port,
-        port_origin=port_origin(spec),
-        log=log,
-    )
+    data.update(status=record.phase, type=spec.type, why=record.reason, pid=pid, log=log)
+    data.update(port=spec.port, port_origin=port_origin(spec))
     return Result(
         data, [*notes, f"[OK] {record.name} {how} (pid {pid}{port}), log: {shown_path(log)}"]
     )
@@ -3291,11 +3268,16 @@ def check_port(spec: Spec, force: bool) -> list[str]:
     return [f"[WARN] port {spec.port} is held already: {who} listens there"]
 
 
+def supervisors_environment(store: Store, name: str, instance: str) -> dict[str, str]:
+    """The caller's environment, with a supervisor's own cookie."""
+    own = {"SPM_SUPERVISOR": instance, "SPM_SERVICE": name, "SPM_HOME": store.home}
+    return {**{k: v for k, v in os.environ.items() if k not in COOKIE_NAMES}, **own}
+
+
 def boot(store: Store, name: str, instance: str) -> Boot:
     """Start the interpreter of a supervisor; it waits for its order, or goes away without one."""
-    own = {"SPM_SUPERVISOR": instance, "SPM_SERVICE": name, "SPM_HOME": store.home}
-    inherited = {key: value for key, value in os.environ.items() if key not in COOKIE_NAMES}
-    ends = launch_supervisor(supervisor_command(store, name), {**inherited, **own})
+    environ = supervisors_environment(store, name, instance)
+    ends = launch_supervisor(supervisor_command(store, name), environ)
     return Boot(store.home, name, instance, *ends)
 
 
@@ -3352,13 +3334,12 @@ def launch_in_window(store: Store, record: Record, env: dict[str, str], adopt: b
     name, asked = record.name, record.spec.terminal or ""
     line, label = terminal_line(asked), f"{name}-{record.instance[:4]}".replace(".", "_")
     if line is None:
-        advice = "install tmux or xterm, set DISPLAY, or give --terminal 'PROGRAM {}'"
+        advice = "install tmux or xterm, set DISPLAY, give 'PROGRAM {}', or try --type external"
         raise StartFailed(f"{name}: no window can be opened here (--terminal {asked})", advice)
-    own = {"SPM_SUPERVISOR": record.instance, "SPM_SERVICE": name, "SPM_HOME": store.home}
-    inherited = {key: value for key, value in os.environ.items() if key not in COOKIE_NAMES}
+    inherited = supervisors_environment(store, name, record.instance)
+    own = [f"{key}={inherited.pop(key)}" for key in COOKIE_NAMES if key in inherited]
     meeting, log = store.path(name, "window"), store.path(name, "window.log")
-    words = ["env", "-u", "SPM_INSTANCE", *(f"{key}={value}" for key, value in own.items())]
-    words += [*supervisor_command(store, name), meeting]
+    words = ["env", "-u", "SPM_INSTANCE", *own, *supervisor_command(store, name), meeting]
     how = line.partition(" ")[0] if " -d " not in line else f"tmux attach -t {label}"
     record = record._replace(reason=how)
     store.save({name: record})
@@ -3375,19 +3356,20 @@ def launch_in_window(store: Store, record: Record, env: dict[str, str], adopt: b
         connection = closing.enter_context(meet(server, window, f"{name}: {argv[0]}", log))
         order = {"home": store.home, "record": record.to_json(), "env": env, "adopt": adopt}
         order.update(sys_path=sys.path, environ=inherited)
-        connection.sendall(json.dumps(order).encode() + b"\n")
-        return Record.from_json(receive(connection, BOOT_S).get("record"))
+        try:
+            connection.sendall(json.dumps(order).encode() + b"\n")
+            return Record.from_json(receive(connection, BOOT_S).get("record"))
+        except OSError as error:
+            raise StartFailed(f"the supervisor of {name} died in its window") from error
 
 
 def in_words(line: str, words: Sequence[str]) -> list[str]:
     """The words of a line with {}: alone it becomes these words, inside of one their line."""
     quoted = join_command(words)
-    if '"{}"' in line:  # a string of AppleScript
+    if line == TERMINALS["Terminal.app"]:  # AppleScript's own way to quote
         quoted = quoted.replace("\\", "\\\\").replace('"', '\\"')
-    found: list[str] = []
-    for word in split_command(line):
-        found += words if word == "{}" else [word.replace("{}", quoted)]
-    return found
+    parts = [(word, [word.replace("{}", quoted)]) for word in split_command(line)]
+    return [one for word, same in parts for one in (words if word == "{}" else same)]
 
 
 def meet(
@@ -4314,9 +4296,7 @@ def main() -> NoReturn:
                 order = json.loads(line)
                 sys.path[:] = order["sys_path"]
                 if window:
-                    environ = in_window_environment(order["environ"])
-                    os.environ.clear()
-                    os.environ.update(environ)
+                    take_environment(order["environ"])
                 supervise(Order.from_json(order), is_subreaper, to)
         else:
             BOOTED.extend(filter(None, [boot_early(sys.argv[1:])]))
