@@ -184,6 +184,29 @@ def test_a_daemon_without_supervisor_is_stopped_all_the_same(spm: Spm) -> None:
     assert not is_running(pid)
 
 
+def test_a_launcher_is_taken_back_and_its_daemon_still_found(spm: Spm) -> None:
+    spm("start", "api", nasty(*DAEMON, "--after", 1), "--type", "forking")
+    daemon = daemon_pid(spm)
+    spm.kill_supervisor("api")
+    assert "taken back" in spm("start", "api").stdout
+    seen = becomes(spm, "api", "starting")
+    assert seen["pid"] != daemon and seen["why"] == "its launcher has not exited"
+    eventually(lambda: spm.service("api")["pid"] == daemon, what="the daemon to be followed")
+    assert "bears its cookie" in spm.record("api")["reason"]
+    spm("stop", "api", "--timeout", "100ms")
+    assert not is_running(daemon)
+
+
+def test_a_daemon_whose_launcher_ended_unseen_is_not_lost(spm: Spm) -> None:
+    spm("start", "api", nasty(*DAEMON, "--after", 0.3), "--type", "forking")
+    daemon, launcher = daemon_pid(spm), spm.record("api")["main"]["pid"]
+    spm.kill_supervisor("api")
+    eventually(lambda: not is_running(launcher), what="the launcher's end")
+    assert [one["pid"] for one in spm.json("status", "api", code=3)["tree"]] == [daemon]
+    assert spm.json("stop", "api", "--timeout", "100ms")["services"][0]["processes"] == 1
+    assert not is_running(daemon)
+
+
 def test_a_daemon_under_simple_is_kept_and_the_advice_names_forking(spm: Spm) -> None:
     spm("start", "api", nasty(*DAEMON))
     daemon = daemon_pid(spm)
@@ -257,6 +280,18 @@ def test_an_external_tool_is_followed_by_its_command_line(
     restarted = spm("restart", "tool").stdout
     assert "tool restarted" in restarted and becomes(spm, "tool", "running")["pid"] != pid
     spm("stop", "tool")
+
+
+def test_what_was_followed_by_its_command_line_is_stopped_without_a_supervisor_too(
+    spm: Spm, desktop: Desktop, window: str
+) -> None:
+    asks = ("--shell", desktop.asks(window), "--type", "external", "--match", f"{window}$")
+    pid = spm.json("start", "tool", *asks)["pid"]
+    spm.kill_supervisor("tool")
+    spm("start", "tool")
+    spm.kill_supervisor("tool")
+    assert spm.json("stop", "tool")["services"][0]["processes"] == 1
+    assert not is_running(pid)
 
 
 def test_what_matched_before_the_start_is_no_evidence(
