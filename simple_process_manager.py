@@ -3166,7 +3166,7 @@ def keep_running(store: Store, seen: Seen) -> Result:
 def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -> Result:
     """The result of a start."""
     spec, log = record.spec, store.path(record.name, "output.log")
-    pid = record.main and record.main.pid
+    pid = record.main.pid if record.main and record.phase != "external" else None
     port = f", port {spec.port}" if spec.port else ""
     port += "" if spec.port_declared or not port else " recognised in the command"
     port += "" if spec.type == "simple" else f", {spec.type}: {record.reason or record.phase}"
@@ -3175,7 +3175,11 @@ def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -
     data.update(status=record.phase, type=spec.type, why=record.reason, pid=pid, log=log)
     data.update(port=spec.port, port_origin=port_origin(spec))
     return Result(
-        data, [*notes, f"[OK] {record.name} {how} (pid {pid}{port}), log: {shown_path(log)}"]
+        data,
+        [
+            *notes,
+            f"[OK] {record.name} {how} (pid {pid or 'not known'}{port}), log: {shown_path(log)}",
+        ],
     )
 
 

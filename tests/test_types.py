@@ -302,7 +302,7 @@ def test_what_matched_before_the_start_is_no_evidence(
         eventually(lambda: window in cmdline(psutil.Process(other.pid)), what="exec")
         asks = ("--shell", desktop.asks(window), "--type", "external", "--match", window)
         started = spm.json("start", "tool", *asks)
-        assert started["status"] == "external"
+        assert started["status"] == "external" and started["pid"] is None
         assert "1 process matched before" in started["why"]
         assert "forgotten" in spm("stop", "tool").stdout
         assert other.poll() is None
@@ -315,7 +315,7 @@ def test_a_tool_of_which_nothing_can_be_followed_is_external_until_stop(
     spm: Spm, desktop: Desktop, window: str
 ) -> None:
     started = spm("start", "tool", "--shell", desktop.asks(window), "--type", "external")
-    assert "[OK] tool started" in started.stdout and "can't be followed" in started.stdout
+    assert "[OK] tool started (pid not known, external: can't be followed" in started.stdout
     eventually(lambda: not spm.bearers(), what="the supervisor's end")
     seen = spm.service("tool")
     assert (seen["status"], seen["pid"]) == ("external", None)
