@@ -257,6 +257,30 @@ def check_name(text: str) -> str:
     raise UsageError(f"{text!r} is not a service name", advice)
 
 
+TYPES = ("simple", "forking", "external")
+
+
+def parse_type(text: str) -> str:
+    """A type of service, or UsageError."""
+    if text in TYPES:
+        return text
+    raise UsageError(f"{text!r} is no type of service", f"write --type {', '.join(TYPES)}")
+
+
+def is_pattern(value: object) -> bool:
+    """Whether it is a regular expression."""
+    with contextlib.suppress(re.error, RecursionError, OverflowError):
+        return isinstance(value, str) and bool(re.compile(value))
+    return False
+
+
+def parse_pattern(text: str) -> str:
+    """A regular expression, or UsageError."""
+    if is_pattern(text):
+        return text
+    raise UsageError(f"{text!r} is no regular expression", "write what re.search() understands")
+
+
 def as_port(text: str) -> int | None:
     """The port number that `text` is, else None."""
     port = int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else 0
@@ -502,6 +526,11 @@ class Spec(NamedTuple):
     health_interval_s: float = 10.0
     health_timeout_s: float = 5.0
     health_retries: int = 3
+    type: str = "simple"
+    pid_file: str | None = None  # absolute; where a forking one writes its daemon's pid
+    match: str | None = None  # what the command line of an external one's process looks like
+    terminal: str | None = None  # what opens a window for it: auto, a name, or 'PROGRAM {}'
+    no_pause: bool = False  # close that window though it failed
     extra: Mapping[str, object] = NOTHING
 
     @property
@@ -603,15 +632,22 @@ class Record(NamedTuple):
     owner_name: str = ""
     lease_until: float | None = None  # by steady_s(), as active_at: means something at its place
     active_at: float | None = None
+    launcher: Identity | None = None  # what was executed, where main is what it left behind
     extra: Mapping[str, object] = NOTHING
 
     def to_json(self) -> dict[str, object]:
         """Its JSON object."""
         data: dict[str, object] = {**self.extra, **{key: getattr(self, key) for key in RECORD}}
         nested = {"main": self.main, "supervisor": self.supervisor, "exit": self.exit}
-        nested["owner"] = self.owner
+        nested.update(owner=self.owner, launcher=self.launcher)
         data.update({key: value and value._asdict() for key, value in nested.items()})
         return {**data, "spec": self.spec.to_json(), "place": self.place._asdict()}
+
+    @property
+    def born(self) -> float:
+        """When what was executed was started: nothing of the instance is older."""
+        first = self.launcher or self.main
+        return first.born if first else 0.0
 
     @classmethod
     def from_json(cls, data: object, path: str = "record") -> Record:
@@ -640,6 +676,11 @@ SPEC: dict[str, Kind] = {
     "health_interval_s": _number,
     "health_timeout_s": _number,
     "health_retries": _integer,
+    "type": _one_of(*TYPES),
+    "pid_file": _or_none(_text),
+    "match": _or_none(_kind("a regular expression", is_pattern)),
+    "terminal": _or_none(_text),
+    "no_pause": _flag,
 }
 RECORD: dict[str, Kind] = {
     "name": _text,
@@ -647,7 +688,7 @@ RECORD: dict[str, Kind] = {
     "instance": _text,
     "place": Place.from_json,
     "wanted": _one_of("running", "stopped"),
-    "phase": _one_of(*LIVE_PHASES, *ENDED_PHASES),
+    "phase": _one_of(*LIVE_PHASES, *ENDED_PHASES, "external"),
     "started_at": _number,
     "last_active": _number,
     "main": _or_none(Identity.from_json),
@@ -658,6 +699,7 @@ RECORD: dict[str, Kind] = {
     "owner_name": _text,
     "lease_until": _or_none(_number),
     "active_at": _or_none(_number),
+    "launcher": _or_none(Identity.from_json),
 }
 
 
@@ -708,6 +750,15 @@ COOKIE_NAMES = ("SPM_INSTANCE", "SPM_SERVICE", "SPM_HOME", "SPM_SUPERVISOR")
 # functions. Abilities are probed (/proc, pidfd, prctl), never guessed from versions.
 
 CONTROL_SOCKET = "control.sock"
+TERMINALS = {  # in the order in which `auto` looks for them; {} are the words of a command
+    "x-terminal-emulator": "x-terminal-emulator -e {}",
+    "gnome-terminal": "gnome-terminal -- {}",
+    "konsole": "konsole -e {}",
+    "xterm": "xterm -e {}",
+    "Terminal.app": """osascript -e 'tell application "Terminal" to do script "{}"'""",
+}
+# What a window says of itself; all else the service has from who started it.
+WINDOW_VARIABLES = ("TERM", "COLORTERM", "TMUX", "TMUX_PANE", "WINDOWID", "TERM_PROGRAM")
 QUOTED = r"""(?s)\\.|'[^']*'|"((?:[^"\\]|\\.)*)\""""
 CONTINUED = r"('[^']*')|\\\n"
 EXPANSION = r"\$(?:\w+|[({?$@!#*])|`"
@@ -888,7 +939,15 @@ if sys.platform == "win32":
         with contextlib.suppress(OSError):
             os.kill(pid, 9)
 
-    def settle() -> None:
+    def terminal_line(asked: str) -> str | None:
+        """None: no way to have the supervisor inside the window is known here."""
+        return None
+
+    def await_key(text: str) -> None:
+        """Never called: there is no such window."""
+        raise OSError(text)
+
+    def settle(in_window: bool = False) -> None:
         """Leave the caller's directory: nobody could remove it. CreateProcess did the rest."""
         os.chdir(os.environ.get("SYSTEMROOT", "/"))
 
@@ -953,9 +1012,9 @@ if sys.platform == "win32":
         with contextlib.suppress(OSError):  # the supervisor is leaving already
             _wakes[0].send(b"\0")
 
-    def asks_to_stop(wakes: bytes) -> bool:
+    def asks_to_stop(wakes: bytes, in_window: bool) -> str:
         """Never: only its socket asks a supervisor to stop."""
-        return False
+        return ""
 
     def reap() -> tuple[list[tuple[int, int | None, str | None]], bool]:
         """(pid, exit code, signal name) of the children that have ended since the last call.
@@ -1285,12 +1344,37 @@ else:
             answer += chunk
         return answer
 
-    def settle() -> None:
-        """Leave the caller's session and directory, let go of its descriptors."""
+    def terminal_line(asked: str) -> str | None:
+        """How to run a command in a new window, {} standing for its words; None if there is no way.
+
+        `auto`: in the caller's tmux, on the screen, else in a tmux that can be attached to.
+        """
+        import shutil
+
+        in_tmux, screens = "TMUX" in os.environ, ("DISPLAY", "WAYLAND_DISPLAY")
+        has_screen = sys.platform == "darwin" or any(map(os.environ.get, screens))
+        tmux = "tmux new-window -n {name} {}" if in_tmux else "tmux new-session -d -s {name} {}"
+        lines = [TERMINALS.get(asked, tmux if asked == "tmux" else asked)]
+        if asked == "auto":
+            lines = [tmux] * in_tmux + [*TERMINALS.values()] * has_screen + [tmux]
+        return next((line for line in lines if shutil.which(split_command(line)[0])), None)
+
+    def await_key(text: str) -> None:
+        """Say this in our window; from now on a key makes descriptor 0 readable."""
+        import signal
+        import tty
+
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        os.tcsetpgrp(0, os.getpgrp())  # a shell may have put a group of its own in front
+        tty.setcbreak(0)
+        os.write(1, text.encode())
+
+    def settle(in_window: bool = False) -> None:
+        """Leave the caller's session (a window's we keep) and directory, and its descriptors."""
         import signal
 
         with contextlib.suppress(PermissionError):  # we lead a session already
-            os.setsid()
+            None if in_window else os.setsid()
         signal.pthread_sigmask(signal.SIG_SETMASK, [])  # what the caller blocked is inherited
         os.chdir("/")
         for name in os.listdir("/dev/fd"):
@@ -1303,6 +1387,7 @@ else:
     ) -> int:
         """The pid of the service, in a session of its own; OSError if it can't be executed.
 
+        With log -1 it shares our session and our terminal, the window that we run in.
         posix_spawn(3) as in launch_supervisor(); it knows no directory, and searches our own PATH.
         """
         import signal
@@ -1318,8 +1403,8 @@ else:
                 argv[0],
                 list(argv),
                 env,
-                file_actions=[null, *output],
-                setsid=True,
+                file_actions=[null, *output] if log >= 0 else [],
+                setsid=log >= 0,
                 setsigmask=[],
                 setsigdef=ignored,
             )
@@ -1346,11 +1431,13 @@ else:
         for number in handled:
             signal.signal(number, lambda *_: None)
 
-    def asks_to_stop(wakes: bytes) -> bool:
-        """Whether SIGTERM was among the wakes."""
+    def asks_to_stop(wakes: bytes, in_window: bool) -> str:
+        """Why the wakes ask for it, "" if they don't: SIGTERM, or SIGHUP of our window."""
         import signal
 
-        return signal.SIGTERM in wakes
+        hung_up = in_window and signal.SIGHUP in wakes
+        told = "its supervisor got SIGTERM" if signal.SIGTERM in wakes else ""
+        return "its window was closed (SIGHUP)" if hung_up else told
 
     def reap() -> tuple[list[tuple[int, int | None, str | None]], bool]:
         """(pid, exit code, signal name) of the children that have ended since the last call.
@@ -1564,7 +1651,7 @@ def tree_of(record: Record) -> list[Member]:
     for pid, look in stats.items():
         children.setdefault(look.parent, []).append(pid)
     # Only the younger ones can bear the cookie; what has no memory has no environment either.
-    born = record.main.born if record.main else 0.0
+    born = record.born
     young = [pid for pid, look in stats.items() if look.identity.born >= born and look.memory_bytes]
     cookies = {pid: cookie_of(pid) for pid in young}
     reasons: dict[int, str] = {}
@@ -1597,6 +1684,14 @@ def tree_of(record: Record) -> list[Member]:
         if record.instance and cookie.instance == record.instance and stats[pid].is_mine:
             add(pid, "bears its cookie")
     return [Member(stats[p].identity, why) for p, why in reasons.items() if not stats[p].is_dead]
+
+
+def eldest(members: Sequence[Member]) -> Member | None:
+    """The oldest of those whose parent isn't among them."""
+    pids = {member.identity.pid for member in members}
+    looks = [(member, stat_of(member.identity.pid)) for member in members]
+    tops = [member for member, look in looks if look and look.parent not in pids]
+    return min(tops, key=lambda one: (one.identity.born, one.identity.pid), default=None)
 
 
 def has_guests(parent: int, record: Record) -> bool:
@@ -1725,6 +1820,22 @@ def command_line(pid: int) -> str:
     with contextlib.suppress(psutil.Error, OSError):
         return join_command(psutil.Process(pid).cmdline())
     return ""
+
+
+def matching(pattern: str, record: Record, born: float = 0.0) -> list[Member]:
+    """This user's processes of that age whose command line matches, nobody else's service.
+
+    Without this process and those above it: who types the pattern has it in its command line.
+    """
+    above, why = lineage(), f"its command line matches {pattern!r}"
+    looks = [look for look in all_stats().values() if look.is_mine and look.identity.born >= born]
+    found = [look.identity for look in looks if not look.is_dead and look.identity.pid not in above]
+    return [
+        Member(one, why)
+        for one in found
+        if re.search(pattern, command_line(one.pid))
+        if cookie_of(one.pid) == Cookie() or cookie_of(one.pid).instance == record.instance
+    ]
 
 
 def listeners(pids: Iterable[int]) -> list[Listener]:
@@ -2636,6 +2747,7 @@ SPEC_WORDS = {
     "env_files": "--env-file",
     "lease": "--lease",
     "idle_timeout_s": "--idle-timeout",
+    "pid_file": "--pid-file",
 }
 
 
@@ -2673,6 +2785,10 @@ def status_of(record: Record, facts: Facts) -> Verdict:
         return Verdict("starting")
     if record.main is None:
         return Verdict("failed", "the start was interrupted before anything ran")
+    if record.phase == "external":
+        return Verdict("external", record.reason)
+    if record.phase == "starting" and facts.supervised:
+        return Verdict("starting", "its launcher has not exited" * (facts.main != "gone"))
     if facts.main == "stranger":
         return Verdict("lost", f"pid {record.main.pid} now belongs to another process, left alone")
     if facts.main == "gone":
@@ -2711,7 +2827,7 @@ def refusal(
     record: Record, meant: Identity | None, members: Sequence[Member], spare: Iterable[int]
 ) -> Refused | None:
     """Why a service must not be ended now: the caller means another process, or stands in it."""
-    if meant != record.main:
+    if meant != record.main and (meant is None or meant != record.launcher):  # it left just now
         return Refused(
             f"state.json names pid {meant and meant.pid} as {record.name}, but its supervisor runs "
             f"pid {record.main and record.main.pid}: forged or damaged, nothing was signalled",
@@ -2851,11 +2967,15 @@ SOON_S = 0.03
 TICK_S = 1.0  # where nobody tells of an adopted process's end, or state.json could not be written
 REQUEST_BYTES = 65536
 STOP_TIMEOUT_S = 10.0
+LAUNCHER_S = 1.0  # an external tool's launcher that lives longer is taken for the tool itself
+HOME_S = 5.0  # how long after its launcher's end a daemon may write its pid file, a tool appear
+SEARCH_S = 0.05
+NOTHING_LEFT = {"forking": ("exited", ""), "external": ("external", "can't be followed: ")}
 NEXT_PHASES = {
-    "starting": ("running", "failed"),
-    "running": ("running", "ready", "unhealthy", "stopping", "exited", "failed"),
-    "ready": ("running", "unhealthy", "stopping", "exited", "failed"),
-    "unhealthy": ("running", "ready", "stopping", "exited", "failed"),
+    "starting": ("starting", "running", "stopping", "exited", "failed", "external"),
+    "running": ("starting", "running", "ready", "unhealthy", "stopping", "exited", "failed"),
+    "ready": ("starting", "running", "unhealthy", "stopping", "exited", "failed"),
+    "unhealthy": ("starting", "running", "ready", "stopping", "exited", "failed"),
     "stopping": ("stopped", "running"),
     "exited": ("stopping",),
     "failed": ("stopping",),
@@ -3027,8 +3147,14 @@ class Supervisor:
         self.step_at = 0.0
         self.waiters: list[Client] = []
         self.finished = False
+        self.pause: bool | None = None  # its window waits for a key; False: no more
+        is_external, now = record.spec.type == "external", time.monotonic()
+        self.search_until = now + LAUNCHER_S if is_external else None
+        self.leaves_until = now + HOME_S  # whoever ends well before that was but a launcher
+        self.before: Sequence[Member] = ()  # what matched already when it wasn't yet started
         self.save_at: float | None = None  # when the record is to be written (again)
         self.prober: Prober | None = None
+        self.env: dict[str, str] | None = None  # for checks; none yet: it is too early for them
         self.failures = 0  # of liveness, in a row
         for text in (*record.spec.ready, *record.spec.health):
             parse_check(text)  # a state that was forged: better now than in the thread
@@ -3052,10 +3178,14 @@ class Supervisor:
         self.events.register(self.server, selectors.EVENT_READ, self.on_connect)
         watch(self.waker)
         self.waker.send(b"\0")
+        self.watch_adopted()
+
+    def watch_adopted(self) -> None:
+        """Hear of the end of a main process that isn't our child, where the system tells."""
         adopted = self.record.main if self.child is None else None
         descriptor = adopted and death_watch(adopted)
         if descriptor is not None:
-            self.events.register(descriptor, selectors.EVENT_READ, self.on_adopted_death)
+            self.events.register(descriptor, 1, self.on_adopted_death)  # EVENT_READ
 
     def _take_lock(self) -> int:
         """The descriptor of supervisor.lock, held for life; a predecessor may still be leaving."""
@@ -3086,12 +3216,13 @@ class Supervisor:
             "SPM_SERVICE": record.name,
             "SPM_HOME": self.store.home,
         }
+        self.before = matching(spec.match, record) if spec.match else ()
         try:
             self.child = launch_service(
                 spec.words,
                 spec.cwd,
                 {**values, **env, **cookie},
-                self.log.descriptor,
+                -1 if spec.terminal else self.log.descriptor,
                 record.instance,
             )
         except (OSError, ValueError) as error:
@@ -3105,7 +3236,8 @@ class Supervisor:
         look = stat_of(self.child)
         main = look.identity if look else Identity(self.child, "")
         self.record = record._replace(main=main)
-        self.change("started", "running")
+        phase = "running" if spec.type == "simple" else "starting"
+        self.change("started", phase, record.reason)
 
     def adopt(self) -> None:
         """Take back a service whose supervisor is gone; we aren't its parent."""
@@ -3114,7 +3246,9 @@ class Supervisor:
             raise NotFound(f"{self.record.name} ended just now", f"start {self.record.name} again")
         with state_errors(self.log.path):
             self.log.open(anew=False)
-        self.change("adopted", "running", "its former supervisor was gone")
+        phase, self.leaves_until = self.record.phase, 0.0
+        phase = "starting" if phase == "starting" else "running"
+        self.change("adopted", phase, "its former supervisor was gone")
 
     # -- the one door for changes
 
@@ -3130,6 +3264,8 @@ class Supervisor:
         self.save_at = time.monotonic() + SOON_S
         if event != "stopping":
             self.save()
+        if phase == "running" and self.env is not None:
+            self.begin_probing()
 
     def save(self) -> None:
         """Write the record; what can't be written now is tried again at each tick."""
@@ -3151,6 +3287,8 @@ class Supervisor:
             self.take_note()
             self.end_if_over()
             self.take_news()
+            if self.search_until and not self.ending:
+                self.search(self.search_until)
             if self.ending and time.monotonic() >= self.step_at:
                 self.step()
             if time.monotonic() >= self.log.due_at:
@@ -3170,6 +3308,8 @@ class Supervisor:
         if self.is_leased():
             looks = [*left_s(self.record, steady_s()), None if self.hears_owner else TICK_S]
             due += [time.monotonic() + look for look in looks if look is not None]
+        if self.search_until and not self.ending:
+            due.append(time.monotonic() + SEARCH_S)
         return max(0.0, min(due) - time.monotonic())
 
     def leave(self) -> None:
@@ -3185,16 +3325,14 @@ class Supervisor:
 
     def on_wake(self, _: object) -> None:
         """A child ended, or somebody signalled us."""
-        wakes = self.wake.recv(4096)
-        if asks_to_stop(wakes):
-            members = tree_of(self.record)
-            self.begin_ending(STOP_TIMEOUT_S, False, "its supervisor got SIGTERM", members)
+        why = asks_to_stop(self.wake.recv(4096), self.record.spec.terminal is not None)
+        if why and not self.pause:  # a window that waits for a key ends by itself
+            self.begin_ending(STOP_TIMEOUT_S, False, why, tree_of(self.record))
         self.step_at = 0.0  # something changed: look at once
 
     def on_adopted_death(self, descriptor: int) -> None:
         """The adopted main process ended; its exit code went to its parent."""
-        self.events.unregister(descriptor)
-        self.main_ended(Exit(time.time()))
+        self.events.unregister(descriptor)  # take_note() comes next and sees it
 
     def take_note(self) -> None:
         """Reap every child that ended, the adopted ones too; leave when nothing is left."""
@@ -3202,7 +3340,24 @@ class Supervisor:
         if self.child is None and self.record.exit is None and not is_alive(self.record.main):
             self.main_ended(Exit(time.time()))
         if self.record.phase in ("exited", "failed") and not tree_of(self.record):
-            self.finished = self.is_empty() is not False
+            self.finished = self.is_empty() is not False and not self.keeps_window()
+
+    def keeps_window(self) -> bool:
+        """Whether its window stays open until a key is pressed: somebody may read why it failed."""
+        record = self.record
+        wanted = record.spec.terminal and not record.spec.no_pause and record.phase == "failed"
+        if wanted and self.pause is None:
+            self.pause = False
+            with contextlib.suppress(OSError):  # it was closed, or we aren't in it
+                await_key(f"\r\n[{record.name}: {record.reason}] press a key to close this window")
+                self.events.register(0, 1, self.on_key)  # EVENT_READ
+                self.pause = True
+        return bool(wanted and self.pause)
+
+    def on_key(self, _: object) -> None:
+        """A key was pressed in the window, or it was closed."""
+        self.events.unregister(0)
+        self.pause = False
 
     def reap(self) -> None:
         """Hear of the children that ended."""
@@ -3221,10 +3376,12 @@ class Supervisor:
             return None
         return self.is_childless or (None if has_guests(os.getpid(), self.record) else False)
 
-    def begin_probing(self, env: dict[str, str]) -> None:
-        """Have readiness and liveness looked at, if they were declared."""
-        if self.record.spec.ready or self.record.spec.health:
-            self.prober = Prober(self.store, self.record, env, self.waker)
+    def begin_probing(self) -> None:
+        """Have readiness and liveness of the process that is the main one now looked at."""
+        if self.prober:
+            self.prober.halt.set()
+        if self.record.phase == "running" and (self.record.spec.ready or self.record.spec.health):
+            self.prober = Prober(self.store, self.record, self.env or {}, self.waker)
 
     def take_news(self) -> None:
         """What the prober saw becomes a phase; while the service ends, nothing."""
@@ -3243,11 +3400,84 @@ class Supervisor:
         self.record = self.record._replace(exit=ended)
         if self.ending:
             return
+        type_, is_well = self.record.spec.type, ended.code in (0, None) and not ended.signal
+        is_young = self.record.phase == "starting" or time.monotonic() < self.leaves_until
+        if type_ != "simple" and is_well and is_young:
+            self.launcher_ended(ended)
+            return
         left = tree_of(self.record)
         remark = f"; {counted(len(left), 'process')} of its tree left alive" if left else ""
-        remark += " (a daemon? have it run in the foreground)" if left and ended.code == 0 else ""
-        phase = "exited" if ended.code in (0, None) and not ended.signal else "failed"
-        self.change("exited", phase, f"{ended}{remark}")
+        if left and ended.code == 0 and type_ == "simple":
+            remark += " (a daemon? start it with --type forking, or in the foreground)"
+        self.change("exited", "exited" if is_well else "failed", f"{ended}{remark}")
+
+    # -- programs that leave home
+
+    def launcher_ended(self, ended: Exit) -> None:
+        """What was executed has done its work; who goes on? Until that is known: starting."""
+        if self.record.launcher is None:
+            self.record = self.record._replace(launcher=self.record.main)
+            self.leaves_until = time.monotonic() + HOME_S
+        self.search_until = self.leaves_until
+        self.change("launcher_exited", "starting", str(ended))
+        self.search(self.search_until)
+
+    def search(self, until: float) -> None:
+        """Look for the process that goes on, and decide when the time is over."""
+        spec, is_over = self.record.spec, time.monotonic() >= until
+        if self.record.exit is None:  # the launcher itself goes on
+            if is_over and self.record.phase == "starting":
+                self.change("followed", "running", "its launcher has not returned")
+            self.search_until = None if is_over else until
+            return
+        members = tree_of(self.record)
+        found = self.named_by_pid_file(members)
+        if found is None and (spec.pid_file is None or is_over):
+            found = eldest(members)
+        pattern = None if members or self.before else spec.match
+        if pattern:
+            found = eldest(matching(pattern, self.record, self.record.born))
+        may_come = (False, None) if spec.pid_file else (False,)
+        if found:
+            self.move_to(found)
+        elif is_over or not (members or pattern or self.is_empty() in may_come):
+            self.nothing_left()
+
+    def named_by_pid_file(self, members: Sequence[Member]) -> Member | None:
+        """The process that the pid file names, if that certainly belongs to this instance."""
+        path = self.record.spec.pid_file
+        # OSError, ValueError: not written yet, or not whole
+        with contextlib.suppress(OSError, ValueError), open(path or "", "rb", opener=private) as f:
+            pid = int((f.read(32).split() or [b""])[0])
+            look, inside = stat_of(pid), pid in [member.identity.pid for member in members]
+            if look is None or look.is_dead or pid < 2:
+                return None
+            # Without a subreaper a daemon that dropped the cookie is in no tree.
+            is_free = cookie_of(pid).instance in ("", self.record.instance)
+            is_young = look.is_mine and look.identity.born >= self.record.born
+            if inside or (is_free and is_young and not self.is_subreaper):
+                return Member(look.identity, f"named by {path}")
+        return None
+
+    def move_to(self, member: Member) -> None:
+        """From now on that process is the main one."""
+        main, look = member.identity, stat_of(member.identity.pid)
+        self.child = main.pid if look and look.parent == os.getpid() else None
+        self.record = self.record._replace(main=main, exit=None)
+        self.search_until = None
+        event = "daemonized" if self.record.spec.type == "forking" else "followed"
+        self.change(event, "running", f"pid {main.pid} goes on ({member.why})")
+        self.watch_adopted()
+
+    def nothing_left(self) -> None:
+        """The launcher's end was all that can be seen of it."""
+        record, self.search_until = self.record, None
+        phase, why = NOTHING_LEFT[record.spec.type]
+        last = record.main if record.main != record.launcher else None
+        why += f"its launcher{f' and pid {last.pid}' if last else ''} ended with {record.exit}"
+        before = f"; {counted(len(self.before), 'process')} matched before" if self.before else ""
+        self.change(phase, phase, f"{why} and left no process{before}")
+        self.finished = phase == "external"
 
     # -- how long it may live
 
@@ -3423,22 +3653,38 @@ OPERATIONS: dict[str, Callable[[Supervisor, Client, dict[str, object]], None]] =
 }
 
 
-def supervise(order: Order, is_subreaper: bool) -> None:
+def order_in_window(directory: str) -> tuple[bytes, int]:
+    """The order for a supervisor that a terminal started, and where its answer goes."""
+    connection, _ = connect_local(directory, HUNG_S)
+    with connection.makefile("rb") as file:
+        return file.readline(), connection.detach()
+
+
+def take_environment(callers: dict[str, str]) -> None:
+    """Have the environment of who started it: what a tmux server hands down may be days old."""
+    own = (*WINDOW_VARIABLES, *COOKIE_NAMES)
+    kept = {key: value for key, value in os.environ.items() if key in own}
+    os.environ.clear()
+    os.environ.update({key: value for key, value in callers.items() if key not in own}, **kept)
+
+
+def supervise(order: Order, is_subreaper: bool, answer_to: int = 1) -> None:
     """The life of a supervisor, from the order of the command that launched it."""
     store = Store(order.home, lock_wait_s=1.0)
     try:
         supervisor = Supervisor(store, order.record, is_subreaper)
         supervisor.adopt() if order.adopt else supervisor.spawn(order.env)
     except SpmError as error:
-        reply({"ok": False, "error": error.to_json()})
+        reply({"ok": False, "error": error.to_json()}, answer_to)
         return
-    reply({"ok": True, "record": supervisor.record.to_json()})
+    reply({"ok": True, "record": supervisor.record.to_json()}, answer_to)
     null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):  # the command's pipes: it waits for their end
+    for descriptor in (0, 1, 2) if answer_to == 1 else (answer_to,):  # it waits for their end
         os.dup2(null, descriptor)
     try:
         supervisor.listen()
-        supervisor.begin_probing(order.env)
+        supervisor.env = order.env
+        supervisor.begin_probing()
         supervisor.run()
     except Exception as error:  # the last chance to say why: nobody reads its stderr any more
         import traceback
@@ -3449,10 +3695,10 @@ def supervise(order: Order, is_subreaper: bool) -> None:
         raise
 
 
-def reply(document: dict[str, object]) -> None:
+def reply(document: dict[str, object], descriptor: int) -> None:
     """One line to the command that launched us; it may be gone, the start is done all the same."""
     with contextlib.suppress(OSError):
-        os.write(1, json.dumps(document).encode() + b"\n")
+        os.write(descriptor, json.dumps(document).encode() + b"\n")
 
 
 # == Commands ======================================================================================
@@ -3547,7 +3793,7 @@ def observe(store: Store, record: Record, here: Place) -> Seen:
     # process with threads is a zombie some moments before anybody can wait for it.
     for pause_s in (0.0, 0.005, 0.02, 0.1):
         is_live = record.phase in LIVE_PHASES and seen.facts.here
-        if not is_live or seen.facts.main in ("alive", "stopped"):
+        if not is_live or seen.facts.main in ("alive", "stopped") or seen.verdict.is_live:
             break
         time.sleep(pause_s)
         known = None if is_hung else store.ask_record(record.name)
@@ -3618,6 +3864,14 @@ HTTP_OPTIONS = (
 # -- start
 
 
+def parse_terminal(text: str) -> str:
+    """What can open a window, or UsageError."""
+    if text in ("auto", "tmux", *TERMINALS) or ("{}" in text and split_command(text)):
+        return text
+    known = ", ".join(("auto", "tmux", *TERMINALS))
+    raise UsageError(f"{text!r} is no terminal", f"write --terminal {known} or 'PROGRAM {{}}'")
+
+
 @command(
     "start",
     'start a service: NAME "COMMAND", or NAME [options] -- ARG…, or NAME alone: as last time',
@@ -3645,6 +3899,11 @@ HTTP_OPTIONS = (
     Option("--health-timeout", "D", parse_duration, 5.0, "how long one look may take (5s)"),
     Option("--health-retries", "N", parse_count, 3, "failures in a row: unhealthy (3)"),
     *HTTP_OPTIONS,
+    Option("--type", "TYPE", parse_type, help="simple, forking (a daemon), external (a window)"),
+    Option("--pid-file", "FILE", help="forking: where the daemon writes its pid"),
+    Option("--match", "REGEX", parse_pattern, help="external: what its command line looks like"),
+    Option("--terminal", "WHERE", parse_terminal, help="in a window: auto, tmux, xterm, 'PROG {}'"),
+    Option("--no-pause", help="close that window at once though it failed"),
 )
 def start(store: Store, args: argparse.Namespace) -> Result:
     """Start a service, unless it runs already; with --wait until it is ready."""
@@ -3758,13 +4017,22 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     bad = [key for key, _, _ in pairs if not re.fullmatch(VARIABLE, key)]
     if bad:
         raise UsageError("--env: what precedes = is no name", "write --env NAME=value")
+    for option, given, needed, has in (
+        ("--pid-file", args.pid_file, "--type forking", args.type == "forking"),
+        ("--match", args.match, "--type external", args.type == "external"),
+        ("--terminal", args.terminal, "--type simple", args.type in (None, "simple")),
+        ("--no-pause", args.no_pause, "--terminal", args.terminal),
+    ):
+        if given and not has:
+            raise UsageError(f"{option} goes with {needed} only", f"add {needed}, or leave it out")
     argv = command_words(name, args)
     recognised = recognise_port(argv[-1].split() if args.shell else argv)
     for text in (*args.ready, *args.health):
         parse_check(text)
+    cwd = os.path.abspath(args.cwd or os.getcwd())
     spec = Spec(
         argv=argv,
-        cwd=os.path.abspath(args.cwd or os.getcwd()),
+        cwd=cwd,
         shell=args.shell,
         port={None: recognised, "auto": None}.get(args.port, args.port),
         port_declared=args.port is not None,
@@ -3780,6 +4048,11 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         health_interval_s=args.health_interval,
         health_timeout_s=args.health_timeout,
         health_retries=args.health_retries,
+        type=args.type or "simple",
+        pid_file=os.path.join(cwd, args.pid_file) if args.pid_file else None,
+        match=args.match,
+        terminal=args.terminal,
+        no_pause=args.no_pause,
     )
     return spec, {key: value for key, equals, value in pairs if equals}
 
@@ -3863,14 +4136,16 @@ def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> R
 def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -> Result:
     """The result of a start."""
     spec, log = record.spec, store.path(record.name, "output.log")
-    pid = record.main and record.main.pid
+    pid = record.main.pid if record.main and record.phase != "external" else None
     port = f", port {spec.port}" if spec.port else ""
     origins = {"recognised": " recognised in the command", "chosen": " chosen"}
     port += origins.get(port_origin(spec) or "", "")
+    port += "" if spec.type == "simple" else f", {spec.type}: {record.reason or record.phase}"
+    port += f", in its window: {record.reason}" if spec.terminal else ""
     data: dict[str, object] = {"name": record.name, "status": record.phase, "pid": pid, "log": log}
-    data.update(already_running=how.startswith("already"))
+    data.update(already_running=how.startswith("already"), type=spec.type, why=record.reason)
     data.update(port=spec.port, port_origin=port_origin(spec), **lease_data(record, is_live=True))
-    line = f"[OK] {record.name} {how} (pid {pid}{port}), log: {shown_path(log)}"
+    line = f"[OK] {record.name} {how} (pid {pid or 'not known'}{port}), log: {shown_path(log)}"
     return Result(data, [*notes, line, *lease_lines(record)])
 
 
@@ -3899,11 +4174,28 @@ def begin(
     with state_errors(store.home):
         write_file(store.path(name, "env.json"), json.dumps(given).encode())
     try:
-        return started(store, launch(store, record, values, adopt=False), how, notes)
+        launched = launch_in_window if spec.terminal else launch
+        record = settled(store, launched(store, record, values, adopt=False))
+        return started(store, record, how, notes)
     except StartFailed as error:
         error.message += f" ({shown_command(spec)})"
         error.advice = start_advice(spec, values, error.facts.get("errno")) or error.advice
         raise
+
+
+def settled(store: Store, record: Record) -> Record:
+    """The record of an external tool as soon as it is known what of it can be followed."""
+    deadline = time.monotonic() + BOOT_S
+    while record.spec.type == "external" and record.phase == "starting":
+        now = store.record(record.name)
+        if now is None or now.instance != record.instance or time.monotonic() > deadline:
+            break
+        record = now
+        time.sleep(0.005)
+    if record.spec.type == "external" and record.phase == "failed":
+        tail = store.last_lines(record.name, 20)
+        raise StartFailed(f"{record.name}: its launcher failed: {record.reason}", log_tail=tail)
+    return record
 
 
 def check_program(name: str, spec: Spec, values: dict[str, str]) -> None:
@@ -3924,6 +4216,8 @@ def end_former(store: Store, seen: Seen) -> list[str]:
     if seen.verdict.status == "lost":
         return [f"[WARN] {seen.record.name}: {seen.verdict.why}"]
     record, ended = finish_stop(store, begin_stop(store, seen, STOP_TIMEOUT_S, force=False))
+    if ended is None and seen.verdict.status == "external":
+        return [f"[INFO] {record.name}: its former window, if it is still open, can't be followed"]
     if ended is None or not ended.processes:
         return []
     return [
@@ -4074,11 +4368,16 @@ def show_port(store: Store, args: argparse.Namespace) -> Result:
     return Result({**free, "free": False}, lines, error=error)
 
 
+def supervisors_environment(store: Store, name: str, instance: str) -> dict[str, str]:
+    """The caller's environment, with a supervisor's own cookie."""
+    own = {"SPM_SUPERVISOR": instance, "SPM_SERVICE": name, "SPM_HOME": store.home}
+    return {**{k: v for k, v in os.environ.items() if k not in COOKIE_NAMES}, **own}
+
+
 def boot(store: Store, name: str, instance: str) -> Boot:
     """Start the interpreter of a supervisor; it waits for its order, or goes away without one."""
-    own = {"SPM_SUPERVISOR": instance, "SPM_SERVICE": name, "SPM_HOME": store.home}
-    inherited = {key: value for key, value in os.environ.items() if key not in COOKIE_NAMES}
-    ends = launch_supervisor(supervisor_command(store, name), {**inherited, **own})
+    environ = supervisors_environment(store, name, instance)
+    ends = launch_supervisor(supervisor_command(store, name), environ)
     return Boot(store.home, name, instance, *ends)
 
 
@@ -4122,6 +4421,71 @@ def launch(
         why = line.decode("utf-8", "replace").strip().rpartition("\n")[2]
         raise StartFailed(f"the supervisor of {record.name} died: {why or 'it gave no reason'}")
     return Record.from_json(accepted(line).get("record"))
+
+
+def launch_in_window(store: Store, record: Record, env: dict[str, str], adopt: bool) -> Record:
+    """The record after a supervisor inside a new window took it over.
+
+    It is the terminal's child, so order (with values: never in a file) and answer go over a socket.
+    """
+    import shutil
+    import subprocess
+
+    name, asked = record.name, record.spec.terminal or ""
+    line, label = terminal_line(asked), f"{name}-{record.instance[:4]}".replace(".", "_")
+    if line is None:
+        advice = "install tmux or xterm, set DISPLAY, give 'PROGRAM {}', or try --type external"
+        raise StartFailed(f"{name}: no window can be opened here (--terminal {asked})", advice)
+    inherited = supervisors_environment(store, name, record.instance)
+    own = [f"{key}={inherited.pop(key)}" for key in COOKIE_NAMES if key in inherited]
+    meeting, log = store.path(name, "window"), store.path(name, "window.log")
+    words = ["env", "-u", "SPM_INSTANCE", *own, *supervisor_command(store, name), meeting]
+    how = line.partition(" ")[0] if " -d " not in line else f"tmux attach -t {label}"
+    record = record._replace(reason=how)
+    store.save({name: record})
+    with state_errors(meeting), contextlib.ExitStack() as closing:
+        os.makedirs(meeting, mode=0o700, exist_ok=True)
+        closing.callback(shutil.rmtree, meeting, ignore_errors=True)
+        server = closing.enter_context(listen_local(meeting)[0])
+        argv = in_words(line.replace("{name}", label), words)
+        errors = closing.enter_context(open(log, "wb", opener=private))
+        null = subprocess.DEVNULL
+        window = subprocess.Popen(
+            argv, env=inherited, stdin=null, stdout=errors, stderr=errors, start_new_session=True
+        )
+        connection = closing.enter_context(meet(server, window, f"{name}: {argv[0]}", log))
+        order = {"home": store.home, "record": record.to_json(), "env": env, "adopt": adopt}
+        order.update(sys_path=sys.path, environ=inherited)
+        try:
+            connection.sendall(json.dumps(order).encode() + b"\n")
+            return Record.from_json(receive(connection, BOOT_S).get("record"))
+        except OSError as error:
+            raise StartFailed(f"the supervisor of {name} died in its window") from error
+
+
+def in_words(line: str, words: Sequence[str]) -> list[str]:
+    """The words of a line with {}: alone it becomes these words, inside of one their line."""
+    quoted = join_command(words)
+    if line == TERMINALS["Terminal.app"]:  # AppleScript's own way to quote
+        quoted = quoted.replace("\\", "\\\\").replace('"', '\\"')
+    parts = [(word, [word.replace("{}", quoted)]) for word in split_command(line)]
+    return [one for word, same in parts for one in (words if word == "{}" else same)]
+
+
+def meet(
+    server: socket.socket, window: subprocess.Popen[bytes], who: str, log: str
+) -> socket.socket:
+    """The connection of the supervisor in the new window; StartFailed if none comes."""
+    deadline = time.monotonic() + BOOT_S
+    server.settimeout(0.02)
+    while True:
+        with contextlib.suppress(OSError):  # nobody yet
+            return server.accept()[0]
+        if window.poll() or time.monotonic() > deadline:
+            why = read_tail(log, 400).decode("utf-8", "replace").strip().rpartition("\n")[2]
+            code = "nothing came of its window" if window.poll() is None else "it failed"
+            window.kill()
+            raise StartFailed(f"{who}: {code}: {why or 'it gave no reason'}", "see --terminal")
 
 
 def supervisor_command(store: Store, name: str) -> list[str]:
@@ -4384,6 +4748,8 @@ def stop_unsupervised(store: Store, stopping: Stopping) -> tuple[Record, Ended |
     after = seen.record._replace(
         phase="stopped", wanted="stopped", reason=why, exit=Exit(time.time())
     )
+    if seen.verdict.status == "external" and not ended:
+        after = after._replace(exit=None)  # nobody knows whether it ended
     now = store.record(name)
     if now is None or now.instance == after.instance:  # else it was started anew meanwhile
         store.write_event("stopped", name, after, why)
@@ -4409,6 +4775,9 @@ def stop_report(record: Record, ended: Ended | None) -> tuple[dict[str, object],
     data.update(exit=record.exit and record.exit._asdict(), port=port)
     data.update(port_free=is_free if port else None)
     how = str(record.exit or "it never ran")
+    if ended is None and record.exit is None and record.spec.type == "external":
+        line = f"[OK] {name} forgotten: nothing of it could be followed; its window, if any, is "
+        return {**data, "forgotten": True}, line + "still open" + remark
     if ended is None:
         ago = f" {format_duration(time.time() - record.exit.at)} ago" if record.exit else ""
         return data, f"[OK] {name} was not running: {record.phase}{ago} ({how}){remark}"
@@ -4550,6 +4919,7 @@ def service_data(seen: Seen) -> dict[str, object]:
     return {
         "name": record.name,
         "status": seen.verdict.status,
+        "type": record.spec.type,
         "why": seen.verdict.why,
         "supervised": seen.facts.supervised,
         "pid": look and look.identity.pid,
@@ -4621,7 +4991,7 @@ def status(store: Store, args: argparse.Namespace) -> Result:
         "events": [{key: event.get(key) for key in ("at", "event", "why")} for event in events],
     }
     error = None
-    if not verdict.is_live:
+    if not verdict.is_live and verdict.status != "external":
         why = f"{verdict.status} ({verdict.why})" if verdict.why else verdict.status
         advice = f"its output: logs {record.name}; start it again: restart {record.name}"
         error = NotFound(f"{record.name} is not running: {why}", advice)
@@ -4642,8 +5012,10 @@ def logs(store: Store, args: argparse.Namespace) -> Result:
     """What a service wrote; with -f also what it goes on to write."""
     if args.follow and args.json:
         raise UsageError("--json is one document, -f has no end", "leave one of them out")
-    name = find(store, args.name).record.name
-    path = store.path(name, "output.log")
+    record = find(store, args.name).record
+    name, path = record.name, store.path(record.name, "output.log")
+    if record.spec.terminal:
+        store.notes.append(f"the output of {name} goes to its window and isn't kept")
     output = Output(store, name, from_end=True)
     end = max(0, output.at - store.log_start(name))
     with state_errors(path):
@@ -5375,13 +5747,16 @@ def main() -> NoReturn:
     code = 0
     try:
         if sys.argv[1:2] == ["supervise"]:
-            settle()
+            window = "".join(sys.argv[3:4])  # where a supervisor in a window gets its order
+            settle(in_window=bool(window))
             is_subreaper = become_subreaper()
-            line = sys.stdin.buffer.readline()
+            line, to = order_in_window(window) if window else (sys.stdin.buffer.readline(), 1)
             if line.endswith(b"\n"):  # else the command that launched us is gone
                 order = json.loads(line)
                 sys.path[:] = order["sys_path"]
-                supervise(Order.from_json(order), is_subreaper)
+                if window:
+                    take_environment(order["environ"])
+                supervise(Order.from_json(order), is_subreaper, to)
         else:
             BOOTED.extend(filter(None, [boot_early(sys.argv[1:])]))
             code = run(sys.argv[1:])

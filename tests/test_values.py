@@ -69,6 +69,11 @@ specs = st.builds(
     env_taken=listed,
     env_files=listed,
     log_bytes=st.integers(1000, 2**60),
+    type=st.sampled_from(spm.TYPES),
+    pid_file=st.none() | texts,
+    match=st.none() | texts.filter(spm.is_pattern),
+    terminal=st.none() | texts,
+    no_pause=st.booleans(),
     extra=later_keys(spm.Spec._fields),
 )
 identities = st.builds(spm.Identity, pid=st.integers(2, 2**31 - 1), token=texts)
@@ -83,13 +88,14 @@ records = st.builds(
     instance=texts,
     place=places,
     wanted=st.sampled_from(["running", "stopped"]),
-    phase=st.sampled_from([*spm.LIVE_PHASES, *spm.ENDED_PHASES]),
+    phase=st.sampled_from([*spm.LIVE_PHASES, *spm.ENDED_PHASES, "external"]),
     started_at=numbers,
     last_active=numbers,
     main=st.none() | identities,
     supervisor=st.none() | identities,
     exit=st.none() | exits,
     reason=texts,
+    launcher=st.none() | identities,
     extra=later_keys(spm.Record._fields),
 )
 MAIN = spm.Identity(812, "4711@boot")
@@ -724,7 +730,7 @@ def test_any_dotenv_text_is_read_or_refused(text: str) -> None:
 STATUS_WORDS = (
     "starting running ready unhealthy backoff stopping stopped exited failed lost external"
 )
-PHASES = (*spm.LIVE_PHASES, *spm.ENDED_PHASES)
+PHASES = (*spm.LIVE_PHASES, *spm.ENDED_PHASES, "external")
 MAIN_FACTS = ("alive", "gone", "stranger", "stopped")
 
 
@@ -740,6 +746,10 @@ def test_a_status_is_true_to_the_facts_in_every_case() -> None:
         assert verdict.status in STATUS_WORDS.split(), case
         if phase in spm.ENDED_PHASES:
             assert verdict == (phase, "a reason"), f"what has ended stays as it is: {case}"
+        elif here and main and phase == "external":
+            assert verdict == (phase, "a reason"), f"nobody can know more: {case}"
+        elif here and supervised and phase == "starting":
+            assert verdict.status == phase, f"a launcher may be gone already: {case}"
         elif not here or (main and seen in ("gone", "stranger")):
             assert not verdict.is_live, f"nothing of it lives here: {case}"
             assert verdict.why, f"that needs saying: {case}"
