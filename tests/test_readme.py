@@ -15,6 +15,7 @@ from conftest import ROOT, SCRIPT, Spm, free_port
 README = (ROOT / "README.md").read_text("utf-8")
 STEERING = (ROOT / ".kiro" / "steering" / "process-manager-tool.md").read_text("utf-8")
 NUMBER = re.compile(r"\d+(?:\.\d+)?|N m N")
+PLACE = re.compile(r"user \S+, in [^\s,)]+(, service \S+ of) [^\s,)]+")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -30,7 +31,7 @@ def transcript() -> list[tuple[str, str]]:
 
 def normal(text: str) -> str:
     """The text without what differs from run to run: numbers, and how wide columns are."""
-    return re.sub(r" +", " ", NUMBER.sub("N", text)).strip()
+    return re.sub(r" +", " ", NUMBER.sub("N", PLACE.sub(r"user U, in D\1 H", text))).strip()
 
 
 def test_the_transcripts_print_what_they_show(spm: Spm) -> None:
