@@ -259,14 +259,10 @@ def parse_port(text: str) -> int:
 def parse_required(text: str) -> str:
     """The `NAME` or `NAME=REGEX` of a required variable, or UsageError."""
     name, _, pattern = text.partition("=")
-    why = "" if re.fullmatch(VARIABLE, name) else "what precedes = is no name"
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        why = why or f"{name}: {error}"
-    if why:
-        raise UsageError(f"--require-env {why}", "write --require-env NAME or NAME=REGEX")
-    return text
+    with contextlib.suppress(re.error):
+        if re.fullmatch(VARIABLE, name) and re.compile(pattern):
+            return text
+    raise UsageError(f"{text!r} is neither NAME nor NAME=REGEX", "write for example PORT=[0-9]+")
 
 
 def format_duration(seconds: float) -> str:
@@ -372,6 +368,7 @@ _text = _kind("a string", lambda value: isinstance(value, str) and "\0" not in v
 _flag = _kind("true or false", lambda value: isinstance(value, bool))
 _integer = _kind("an integer", lambda value: type(value) is int and abs(value) < 2**62)
 _size = _kind("a size", lambda value: type(value) is int and 1000 <= value <= 2**60)
+_errno = _kind("an error number", lambda value: type(value) is int and 0 < value < 2**15)
 _pid = _kind("a process id", lambda value: type(value) is int and 1 < value < 2**31)
 _number = _kind(
     "a number from 0 on",
@@ -493,7 +490,7 @@ class Exit(NamedTuple):
     def from_json(cls, data: object, path: str) -> Exit:
         """The Exit of a JSON object, or RecordError."""
         kinds = {"at": _number, "code": _or_none(_integer), "signal": _or_none(_text)}
-        kinds.update(core=_flag, oom=_flag, errno=_or_none(_integer), lived_s=_or_none(_number))
+        kinds.update(core=_flag, oom=_flag, errno=_or_none(_errno), lived_s=_or_none(_number))
         return cls._make(read_object(data, path, kinds, cls._field_defaults))
 
     def __str__(self) -> str:
@@ -1698,14 +1695,13 @@ class Event(NamedTuple):
     why: str
 
     def __str__(self) -> str:
-        """`2026-11-21 08:00:42.123 api exited: exit code 1`, without control characters."""
         at = min(self.at, 1e11)
         when = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))}.{at % 1 * 1000:03.0f}"
         why = "".join(c if c.isprintable() else repr(c)[1:-1] for c in self.why)
-        return f"{when} {self.name} {self.event}" + (f": {why}" if why else "")
+        return f"{when} {self.name} {self.event}" + f": {why}" * bool(why)
 
 
-EVENT: dict[str, Kind] = {"at": _number, "event": _text, "why": _text}
+EVENT: dict[str, Kind] = {"at": _number, "name": _text, "event": _text, "why": _text}
 
 
 class Store:
@@ -1911,21 +1907,17 @@ class Store:
             raise StateError(f"{path} can't be read", advice) from error
 
     def events(self, name: str | None, changed_after: float = 0.0) -> list[Event]:
-        """What happened to a service, or (None) to all of them, oldest first.
-
-        Journals that were not written to since `changed_after` are left out.
-        """
-        names = {key: record.name for key, record in self.records().items()}
-        with contextlib.suppress(FileNotFoundError):
-            names = {key: names.get(key, key) for key in os.listdir(self.path(""))}
+        """What happened to a service, or (None) to all, oldest first, by journals that changed."""
         found = []
-        for key in [name.lower()] if name else names:
-            path = self.path(key, "events.jsonl")
-            if os.path.exists(path) and os.stat(path).st_mtime >= changed_after:
-                for line in json_lines(path):
+        with contextlib.suppress(FileNotFoundError):
+            for key in [name.lower()] if name else os.listdir(self.path("")):
+                path = self.path(key, "events.jsonl")
+                is_new = os.path.exists(path) and os.stat(path).st_mtime >= changed_after
+                for line in json_lines(path) if is_new else ():
                     with contextlib.suppress(RecordError):
-                        at, event, why = read_object(line, "event", EVENT)
-                        found.append(Event._make([at, names.get(key, key), event, why]))
+                        found.append(
+                            Event._make(read_object({**line, "name": key}, "event", EVENT))
+                        )
         return sorted(found)
 
     def failed_exits(self, name: str) -> list[dict[str, object]]:
@@ -2217,16 +2209,21 @@ RECOGNISERS = (
     ("command_not_found", "errno E(NOENT|NOTDIR)", ""),
     ("permission_denied", "errno E(ACCES|PERM)", ""),
     ("out_of_memory", "signal SIGKILL oom", ""),
-    ("out_of_memory", "", r"heap out of memory|^[\w.]*MemoryError\b|OutOfMemoryError|bad_alloc"),
-    ("out_of_memory", "", r"Cannot allocate memory|ENOMEM"),
+    ("out_of_memory", "", r"of memory$|MemoryError\b|bad_alloc|Cannot allocate memory|ENOMEM"),
     ("killed_by_signal", "signal", ""),
     ("disk_full", "code", r"ENOSPC|No space left on device|not enough space on the disk"),
-    ("address_in_use", "code", r"EADDRINUSE|(?i:address (?:is )?already in use)|\b10048\b"),
-    ("address_in_use", "code", r"Errno (?:98|48)\b|Connection in use: "),
-    ("missing_module", "code", r"\b(?:ModuleNotFound|Import)Error: .|No module named ."),
-    ("missing_module", "code", r"can't open file .|^ERROR: .* not found in module "),
-    ("missing_module", "code", r"Cannot find (?:module|package) .|Could not import module ."),
-    ("missing_module", "code", r"loading shared libraries: .|Could not find or load main"),
+    ("address_in_use", "code", r"EADDRINUSE|(?i:(?:address already|connection) in use)|\b10048\b"),
+    (
+        "missing_module",
+        "code",
+        r"(?:ModuleNotFound|Import)Error: .|No module named .|can't open file",
+    ),
+    (
+        "missing_module",
+        "code",
+        r"Cannot find (?:module|package) .|Could not (?:import|find or load) .",
+    ),
+    ("missing_module", "code", r"not found in module |loading shared libraries: "),
     ("syntax_error", "code", r"^(?:Syntax|Indentation|Tab)Error: (?!.*JSON).|: [Ss]yntax error"),
     ("missing_variable", "code", r"\bos(?:\.py|>)\".*\n(?:.*\n){0,4}?KeyError: '(?P<what>\w+)'"),
     ("missing_variable", "code", r"validation errors? for .*\n(?P<what>\S+)\n +Field required"),
@@ -3129,8 +3126,7 @@ def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
 
 def sources_of(spec: Spec, values: Iterable[str]) -> dict[str, str]:
     """Where each variable came from that a start was given; never its value."""
-    sources = dict.fromkeys(spec.env_taken, "caller")
-    sources.update(dict.fromkeys(values, "--env-file"))
+    sources = {**dict.fromkeys(spec.env_taken, "caller"), **dict.fromkeys(values, "--env-file")}
     sources.update({"PORT": "--port"} if spec.port_declared else {})
     return {**sources, **dict.fromkeys(spec.env_given, "--env")}
 
@@ -3873,7 +3869,7 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
         "environment": dict(record.environment),
         "listens_on": sorted(own),
         "port": spec.port,
-        "holder": port_state(spec.port) if spec.port and spec.port not in own else None,
+        "port_state": port_state(spec.port) if spec.port and spec.port not in own else None,
         "log": store.path(record.name, "output.log"),
         "exits": store.failed_exits(record.name),
         "log_tail": list(map(masked_line, store.last_lines(record.name, 20))),
@@ -4178,7 +4174,9 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         if not metavar:
             parser.add_argument(*flags, action="store_true", help=text)
         elif isinstance(default, list):
-            parser.add_argument(*flags, metavar=metavar, action="append", default=[], help=text)
+            parser.add_argument(
+                *flags, metavar=metavar, action="append", type=kind, default=[], help=text
+            )
         elif words[-1] in "+*?":
             parser.add_argument(
                 words[:-1], metavar=metavar, nargs=words[-1], type=kind, default=default, help=text
