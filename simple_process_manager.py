@@ -2178,7 +2178,9 @@ def unmet(required: Iterable[str], env: Mapping[str, str]) -> list[str]:
     return problems
 
 
-SECRET_NAME = r"(?i:[\w.-]*(?:token|secret|passw|pwd|(?:api|access|private)[_-]?key)[\w.-]*)"
+SECRET_NAME = (
+    r"(?i:[\w.-]{,40}(?:token|secret|passw|pwd|(?:api|access|private)[_-]?key)[\w.-]{,40})"
+)
 VALUE = r"""(?:"[^"]*"|'[^']*'|[^\s"',;&]+)"""
 SECRETS = (  # the first group is shown, the rest isn't; not meant is `TOKEN: not set`
     rf"({SECRET_NAME}[\"']?\s*[=:]\s*)(?!(?i:not|is|parameter|unbound|bearer|basic)\s){VALUE}",
@@ -2198,7 +2200,7 @@ def mask_secrets(text: str) -> str:
 
 def masked_line(line: str) -> str:
     """A line for a page: secrets masked, 200 characters at most."""
-    return mask_secrets(line[:1000])[:200]
+    return mask_secrets(line[:300])[:200]
 
 
 # The kind, how it ended, and what it wrote (if there is a group `what`, that is all there is to
@@ -2213,27 +2215,19 @@ RECOGNISERS = (
     ("killed_by_signal", "signal", ""),
     ("disk_full", "code", r"ENOSPC|No space left on device|not enough space on the disk"),
     ("address_in_use", "code", r"EADDRINUSE|(?i:(?:address already|connection) in use)|\b10048\b"),
-    (
-        "missing_module",
-        "code",
-        r"(?:ModuleNotFound|Import)Error: .|No module named .|can't open file",
-    ),
-    (
-        "missing_module",
-        "code",
-        r"Cannot find (?:module|package) .|Could not (?:import|find or load) .",
-    ),
+    ("missing_module", "code", r"ModuleNotFoundError|ImportError|No module named|can't open file"),
+    ("missing_module", "code", r"Cannot find (?:module|package)|Could not (?:import|find or load)"),
     ("missing_module", "code", r"not found in module |loading shared libraries: "),
     ("syntax_error", "code", r"^(?:Syntax|Indentation|Tab)Error: (?!.*JSON).|: [Ss]yntax error"),
     ("missing_variable", "code", r"\bos(?:\.py|>)\".*\n(?:.*\n){0,4}?KeyError: '(?P<what>\w+)'"),
     ("missing_variable", "code", r"validation errors? for .*\n(?P<what>\S+)\n +Field required"),
     ("missing_variable", "code", rf"\b(?P<what>[A-Z0-9]+(?:_[A-Z0-9]+)+):? {UNSET}"),
     ("missing_variable", "code", r": (?P<what>\w+): (?:parameter not set|unbound variable)"),
-    ("missing_variable", "code", r"(?i:missing|required).*\benv.*\b(?P<what>[A-Z][A-Z0-9_]{2,})"),
+    ("missing_variable", "code", r"(?i:missing|required) .{,30}\benv.{,30}\b(?P<what>[A-Z]\w{2,})"),
     ("missing_variable", "code 127", r": line \d+: (?P<what>[A-Z][A-Z0-9_]+): "),
     ("command_not_found", "code 127", r"not found"),
     ("command_not_found", "code", r"is not recognized as an internal or external command"),
-    ("connection_refused", "code", r"ECONNREFUSED|(?i:connection ?refused)|Errno (?:111|61)\b"),
+    ("connection_refused", "code", r"ECONNREFUSED|(?i:connection ?refused)|\b(?:111|10061)\]"),
     ("permission_denied", "code", r"EACCES|(?i:permission ?denied)|PermissionError|EPERM"),
     ("timeout", "code", r"TimeoutError|ETIMEDOUT|(?i:timed out|timeout expired)"),
     ("protocol_error", "code", r"BadStatusLine|RemoteDisconnected|(?i:protocol error)|EPROTO"),

@@ -182,6 +182,18 @@ def test_every_end_has_one_cause_with_advice(ended: program.Exit, lines: list[st
     assert set(program.RETRYABLE.split()) < set(program.CAUSE_ADVICE)
 
 
+@pytest.mark.parametrize(
+    "piece", ["missing env ", "A_", "token", "a@", "://x:", "TOKEN ", "0_", "K: ", "\"'", "x="]
+)
+def test_hostile_output_does_not_hold_up_the_supervisor(piece: str) -> None:
+    lines = [piece * 1000] * program.CAUSE_LINES
+    began = time.monotonic()
+    program.cause_of(program.Exit(0.0, 1), lines)
+    for line in lines[:20]:
+        program.masked_line(line)
+    assert time.monotonic() - began < 2.0
+
+
 SECRETS = [
     "API_TOKEN=s3cr3t99",
     "export DB_PASSWORD='s3cr3t99 with blanks'",
