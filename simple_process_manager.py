@@ -1226,12 +1226,10 @@ else:
 
         cgroup v2 says so in memory.events, v1 in memory.oom_control.
         """
-        files = {"": "{}/memory.events", "memory": "/memory{}/memory.oom_control"}
-        with contextlib.suppress(OSError):
-            with open("/proc/self/cgroup", encoding="utf-8") as file:
-                groups = dict(line.rstrip().split(":", 2)[1:] for line in file)
-            for controller in files.keys() & groups.keys():
-                path = "/sys/fs/cgroup" + files[controller].format(groups[controller])
+        with contextlib.suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as groups:
+            for controller, group in (line.rstrip().split(":", 2)[1:] for line in groups):
+                files = {"": "{}/memory.events", "memory": "/memory{}/memory.oom_control"}
+                path = "/sys/fs/cgroup" + files.get(controller, "?").format(group)
                 with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
                     return sum(int(line.split()[1]) for line in file if line[:9] == "oom_kill ")
         return 0
@@ -2666,10 +2664,7 @@ class Supervisor:
         self.change("exited", phase, f"{ended}{remark}")
 
     def note_failure(self, ended: Exit) -> None:
-        """Keep how it failed, why, and its last words: the next start empties the log.
-
-        At 200 characters a line, 20 of these fit into the half that append_line() keeps.
-        """
+        """Keep how it failed and its last words, cut so that 20 of them survive append_line()."""
         with contextlib.suppress(OSError):  # a full disk: the history lacks this one
             tail = self.store.last_lines(self.record.name, CAUSE_LINES)
             kept: dict[str, object] = {"log_tail": list(map(masked_line, tail[-20:]))}

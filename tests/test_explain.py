@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import Spm, eventually, nasty
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import simple_process_manager as program
@@ -174,6 +174,7 @@ ENDS = [
 ]
 
 
+@settings(max_examples=50, deadline=None, database=None)
 @given(st.sampled_from(ENDS), st.lists(st.text()))
 def test_every_end_has_one_cause_with_advice(ended: program.Exit, lines: list[str]) -> None:
     found = program.cause_of(ended, lines)
