@@ -2204,7 +2204,9 @@ def masked_line(line: str) -> str:
 # The kind, how it ended, and what it wrote (if there is a group `what`, that is all there is to
 # say). The first that fits counts: the most specific first.
 CAUSE_LINES = 60
-UNSET = r"(?:(?:is |was )?(?:not set|not defined|undefined|required|missing)|must be set)\b"
+UNSET = (
+    r"(?:env[a-z ]+ )?(?:is |was )?(?:not set|not defined|undefined|required|missing|must be set)\b"
+)
 RECOGNISERS = (
     ("command_not_found", "errno E(NOENT|NOTDIR)", ""),
     ("permission_denied", "errno E(ACCES|PERM)", ""),

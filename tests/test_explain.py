@@ -78,6 +78,11 @@ SCRIPTS = [
     ("missing_variable", ["node", "-e", "throw new Error('DB_URL is not set')"], ": DB_URL"),
     (
         "missing_variable",
+        ["node", "-e", "throw 'DB_URL environment variable is required'"],
+        ": DB_URL",
+    ),
+    (
+        "missing_variable",
         ["node", "-e", "throw Error('Missing required environment variable: DB_URL')"],
         ": DB_URL",
     ),
@@ -311,7 +316,7 @@ def test_a_core_dump_is_known(spm: Spm) -> None:
         if file.read(1) in "|/":
             pytest.skip("core files go elsewhere on this system")
     limit = "ulimit -c unlimited && kill -SEGV $$"
-    if not cause(["sh", "-c", "ulimit -c unlimited || exit 1; kill -SEGV $$"], spm.cwd).message:
+    if cause(["sh", "-c", f"{limit}; exit 1"], spm.cwd).kind != "killed_by_signal":
         pytest.skip("no core files here")
     status = failed(spm, "api", "--shell", limit)
     assert status["exit"]["core"] is True and status["cause"]["kind"] == "killed_by_signal"
