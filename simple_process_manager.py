@@ -44,6 +44,7 @@ The state directory (--home, else SPM_HOME, else the nearest .spm/, else .spm/ i
     services/NAME/env.json          values given by --env K=V, mode 0600
     services/NAME/output.log[.1]    stdout and stderr of the service
     services/NAME/events.jsonl      what happened and why: the journal state.json is rebuilt from
+    services/NAME/exits.jsonl       failed exits, their causes and last lines, secrets masked
     services/NAME/metrics.jsonl     samples (how much was written by when)
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 not_found, 4 start_failed, 5 port_conflict, 6 config,
@@ -358,6 +359,15 @@ def is_expected(status: int, expect: str) -> bool:
     return any(int(low) <= status <= int(high or low) for low, high in ranges)
 
 
+def parse_required(text: str) -> str:
+    """The `NAME` or `NAME=REGEX` of a required variable, or UsageError."""
+    name, _, pattern = text.partition("=")
+    with contextlib.suppress(re.error):
+        if re.fullmatch(VARIABLE, name) and re.compile(pattern):
+            return text
+    raise UsageError(f"{text!r} is neither NAME nor NAME=REGEX", "write for example PORT=[0-9]+")
+
+
 def format_duration(seconds: float) -> str:
     """`0.42 s`, `12 s`, `3 m 4 s`, `2 h 5 m`, `3 d 4 h`."""
     if seconds < 60:
@@ -461,6 +471,7 @@ _text = _kind("a string", lambda value: isinstance(value, str) and "\0" not in v
 _flag = _kind("true or false", lambda value: isinstance(value, bool))
 _integer = _kind("an integer", lambda value: type(value) is int and abs(value) < 2**62)
 _size = _kind("a size", lambda value: type(value) is int and 1000 <= value <= 2**60)
+_errno = _kind("an error number", lambda value: type(value) is int and 0 < value < 2**15)
 _pid = _kind("a process id", lambda value: type(value) is int and 1 < value < 2**31)
 _number = _kind(
     "a number from 0 on",
@@ -531,6 +542,7 @@ class Spec(NamedTuple):
     match: str | None = None  # what the command line of an external one's process looks like
     terminal: str | None = None  # what opens a window for it: auto, a name, or 'PROGRAM {}'
     no_pause: bool = False  # close that window though it failed
+    require_env: tuple[str, ...] = ()  # NAME or NAME=REGEX
     extra: Mapping[str, object] = NOTHING
 
     @property
@@ -594,17 +606,24 @@ class Exit(NamedTuple):
     at: float
     code: int | None = None
     signal: str | None = None
+    core: bool = False  # it left a core file
+    oom: bool = False  # the kernel ended it for want of memory, and says so
+    errno: int | None = None  # why it couldn't even be executed
+    lived_s: float | None = None
 
     @classmethod
     def from_json(cls, data: object, path: str) -> Exit:
         """The Exit of a JSON object, or RecordError."""
         kinds = {"at": _number, "code": _or_none(_integer), "signal": _or_none(_text)}
-        return cls._make(read_object(data, path, kinds))
+        kinds.update(core=_flag, oom=_flag, errno=_or_none(_errno), lived_s=_or_none(_number))
+        return cls._make(read_object(data, path, kinds, cls._field_defaults))
 
     def __str__(self) -> str:
         """`exit code 1`, `killed by SIGSEGV`, `exit code not known`."""
+        if self.errno:
+            return f"could not be executed: {os.strerror(self.errno)}"
         if self.signal:
-            return f"killed by {self.signal}"
+            return f"killed by {self.signal}" + ", out of memory" * self.oom
         return "exit code not known" if self.code is None else f"exit code {self.code}"
 
 
@@ -633,6 +652,7 @@ class Record(NamedTuple):
     lease_until: float | None = None  # by steady_s(), as active_at: means something at its place
     active_at: float | None = None
     launcher: Identity | None = None  # what was executed, where main is what it left behind
+    environment: Mapping[str, object] = NOTHING  # where each variable came from, no values
     extra: Mapping[str, object] = NOTHING
 
     def to_json(self) -> dict[str, object]:
@@ -681,6 +701,7 @@ SPEC: dict[str, Kind] = {
     "match": _or_none(_kind("a regular expression", is_pattern)),
     "terminal": _or_none(_text),
     "no_pause": _flag,
+    "require_env": _list_of(_text),
 }
 RECORD: dict[str, Kind] = {
     "name": _text,
@@ -700,6 +721,7 @@ RECORD: dict[str, Kind] = {
     "lease_until": _or_none(_number),
     "active_at": _or_none(_number),
     "launcher": _or_none(Identity.from_json),
+    "environment": texts_by_name,
 }
 
 
@@ -1016,14 +1038,18 @@ if sys.platform == "win32":
         """Never: only its socket asks a supervisor to stop."""
         return ""
 
-    def reap() -> tuple[list[tuple[int, int | None, str | None]], bool]:
-        """(pid, exit code, signal name) of the children that have ended since the last call.
+    def oom_kills() -> int:
+        """None known of: Windows refuses memory, it doesn't end a process for it."""
+        return 0
+
+    def reap() -> tuple[list[tuple[int, int | None, str | None, bool]], bool]:
+        """(pid, exit code, signal name, core) of the children that have ended since the last call.
 
         And whether the system knows of no other child: never, it keeps no such list.
         """
         ended = [child for child in _children if child.poll() is not None]
         _children[:] = [child for child in _children if child not in ended]
-        return [(child.pid, child.returncode, None) for child in ended], False
+        return [(child.pid, child.returncode, None, False) for child in ended], False
 
     def exit_code_of(process: subprocess.Popen[bytes]) -> int | None:
         """The exit code of a child, None while it runs."""
@@ -1439,14 +1465,27 @@ else:
         told = "its supervisor got SIGTERM" if signal.SIGTERM in wakes else ""
         return "its window was closed (SIGHUP)" if hung_up else told
 
-    def reap() -> tuple[list[tuple[int, int | None, str | None]], bool]:
-        """(pid, exit code, signal name) of the children that have ended since the last call.
+    def oom_kills() -> int:
+        """How often the kernel ended a process of our cgroup for want of memory, as far as known.
+
+        cgroup v2 says so in memory.events, v1 in memory.oom_control.
+        """
+        with contextlib.suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as groups:
+            for controller, group in (line.rstrip().split(":", 2)[1:] for line in groups):
+                files = {"": "{}/memory.events", "memory": "/memory{}/memory.oom_control"}
+                path = "/sys/fs/cgroup" + files.get(controller, "?").format(group)
+                with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
+                    return sum(int(line.split()[1]) for line in file if line[:9] == "oom_kill ")
+        return 0
+
+    def reap() -> tuple[list[tuple[int, int | None, str | None, bool]], bool]:
+        """(pid, exit code, signal name, core) of the children that have ended since the last call.
 
         And whether no other child is left: ECHILD of waitpid(2).
         """
         import signal
 
-        ended: list[tuple[int, int | None, str | None]] = []
+        ended: list[tuple[int, int | None, str | None, bool]] = []
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -1456,13 +1495,12 @@ else:
                 if len(_reaped) > 50:
                     del _reaped[next(iter(_reaped))]
                 if not os.WIFSIGNALED(status):
-                    ended.append((pid, os.WEXITSTATUS(status), None))
+                    ended.append((pid, os.WEXITSTATUS(status), None, False))
                     continue
                 number = os.WTERMSIG(status)
                 known = number in set(signal.Signals)
-                ended.append(
-                    (pid, None, signal.Signals(number).name if known else f"signal {number}")
-                )
+                name = signal.Signals(number).name if known else f"signal {number}"
+                ended.append((pid, None, name, os.WCOREDUMP(status)))
         return ended, True
 
     def exit_code_of(process: subprocess.Popen[bytes]) -> int | None:
@@ -2103,6 +2141,24 @@ def locked(path: str, wait_s: float, busy: str) -> Iterator[None]:
         pause_s = min(pause_s * 1.5, 0.02)
 
 
+class Event(NamedTuple):
+    """Something that happened to a service."""
+
+    at: float
+    name: str
+    event: str
+    why: str
+
+    def __str__(self) -> str:
+        at = min(self.at, 1e11)
+        when = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))}.{at % 1 * 1000:03.0f}"
+        why = "".join(c if c.isprintable() else repr(c)[1:-1] for c in self.why)
+        return f"{when} {self.name} {self.event}" + f": {why}" * bool(why)
+
+
+EVENT: dict[str, Kind] = {"at": _number, "name": _text, "event": _text, "why": _text}
+
+
 class Store:
     """One state directory. Keys are names in lower case: names are compared without case."""
 
@@ -2317,6 +2373,29 @@ class Store:
         except (OSError, ValueError, RecursionError) as error:
             advice = f"start {name} anew, with --replace and its --env options"
             raise StateError(f"{path} can't be read", advice) from error
+
+    def events(self, name: str | None, changed_after: float = 0.0) -> list[Event]:
+        """What happened to a service, or (None) to all, oldest first, by journals that changed."""
+        found = []
+        with contextlib.suppress(FileNotFoundError):
+            for key in [name.lower()] if name else os.listdir(self.path("")):
+                path = self.path(key, "events.jsonl")
+                is_new = os.path.exists(path) and os.stat(path).st_mtime >= changed_after
+                for line in json_lines(path) if is_new else ():
+                    with contextlib.suppress(RecordError):
+                        found.append(
+                            Event._make(read_object({**line, "name": key}, "event", EVENT))
+                        )
+        return sorted(found)
+
+    def failed_exits(self, name: str) -> list[dict[str, object]]:
+        """The last 20 failed exits, newest first: an Exit, its `cause` and `log_tail`."""
+        found = []
+        for line in json_lines(self.path(name, "exits.jsonl")):
+            with contextlib.suppress(RecordError):
+                kept = {"cause": line.get("cause"), "log_tail": line.get("log_tail")}
+                found.append({**Exit.from_json(line, "exit")._asdict(), **kept})
+        return found[:-21:-1]
 
     # -- what a service wrote
 
@@ -2748,6 +2827,7 @@ SPEC_WORDS = {
     "lease": "--lease",
     "idle_timeout_s": "--idle-timeout",
     "pid_file": "--pid-file",
+    "require_env": "--require-env",
 }
 
 
@@ -2806,6 +2886,126 @@ def phase_after(phase: str, is_ok: bool, failures: int, retries: int) -> str:
     if phase not in ("running", "ready", "unhealthy"):
         return phase
     return "ready" if is_ok else "unhealthy" if failures >= retries else phase
+
+
+def unmet(required: Iterable[str], env: Mapping[str, str]) -> list[str]:
+    """What is wrong with the required variables; their values are never shown."""
+    problems = []
+    for name, equals, pattern in (item.partition("=") for item in required):
+        value = env.get(name)
+        if not value:
+            problems.append(f"{name} is " + ("not set" if value is None else "empty"))
+        elif equals and not re.fullmatch(pattern, value):
+            problems.append(f"{name} doesn't match {pattern}")
+    return problems
+
+
+SECRET_NAME = (
+    r"(?i:[\w.-]{,40}(?:token|secret|passw|pwd|(?:api|access|private)[_-]?key)[\w.-]{,40})"
+)
+VALUE = r"""(?:"[^"]*"|'[^']*'|[^\s"',;&]+)"""
+SECRETS = (  # the first group is shown, the rest isn't; not meant is `TOKEN: not set`
+    rf"({SECRET_NAME}[\"']?\s*[=:]\s*)(?!(?i:not|is|parameter|unbound|bearer|basic)\s){VALUE}",
+    rf"(--{SECRET_NAME}\s+|\b(?i:token|key|secret|password)\s+(?=\S*\d)(?=\S{{20}}))\S+",
+    r"(\b(?i:bearer|basic)\s+)[\w.~+/=-]{6,}",
+    r"(://[^\s/:@]*:)[^\s/]+(?=@)",
+    r"(\b(?:[sp]k-|gh[a-z]_|github_pat_|glpat-|xox[a-z]-|AKIA|AIza|npm_|eyJ))[\w.-]{10,}",
+)
+
+
+def mask_secrets(text: str) -> str:
+    """The text with what looks like a key, token or password replaced by `…`."""
+    for pattern in SECRETS:
+        text = re.sub(pattern, r"\1…", text)
+    return text
+
+
+def masked_line(line: str) -> str:
+    """A line for a page: secrets masked, 200 characters at most."""
+    return mask_secrets(line[:300])[:200]
+
+
+# The kind, how it ended, and what it wrote (if there is a group `what`, that is all there is to
+# say). The first that fits counts: the most specific first.
+CAUSE_LINES = 60
+UNSET = (
+    r"(?:env[a-z ]+ )?(?:is |was )?(?:not set|not defined|undefined|required|missing|must be set)\b"
+)
+RECOGNISERS = (
+    ("command_not_found", "errno E(NOENT|NOTDIR)", ""),
+    ("permission_denied", "errno E(ACCES|PERM)", ""),
+    ("out_of_memory", "signal SIGKILL oom", ""),
+    ("out_of_memory", "", r"of memory$|MemoryError\b|bad_alloc|Cannot allocate memory|ENOMEM"),
+    ("killed_by_signal", "signal", ""),
+    ("disk_full", "code", r"ENOSPC|No space left on device|not enough space on the disk"),
+    ("address_in_use", "code", r"EADDRINUSE|(?i:(?:address already|connection) in use)|\b10048\b"),
+    ("missing_module", "code", r"ModuleNotFoundError|ImportError|No module named|can't open file"),
+    ("missing_module", "code", r"Cannot find (?:module|package)|Could not (?:import|find or load)"),
+    ("missing_module", "code", r"not found in module |loading shared libraries: "),
+    ("syntax_error", "code", r"^(?:Syntax|Indentation|Tab)Error: (?!.*JSON).|: [Ss]yntax error"),
+    ("missing_variable", "code", r"\bos(?:\.py|>)\".*\n(?:.*\n){0,4}?KeyError: '(?P<what>\w+)'"),
+    ("missing_variable", "code", r"validation errors? for .*\n(?P<what>\S+)\n +Field required"),
+    ("missing_variable", "code", rf"\b(?P<what>[A-Z0-9]+(?:_[A-Z0-9]+)+):? {UNSET}"),
+    ("missing_variable", "code", r": (?P<what>\w+): (?:parameter not set|unbound variable)"),
+    ("missing_variable", "code", r"(?i:missing|required) .{,30}\benv.{,30}\b(?P<what>[A-Z]\w{2,})"),
+    ("missing_variable", "code 127", r": line \d+: (?P<what>[A-Z][A-Z0-9_]+): "),
+    ("command_not_found", "code 127", r"not found"),
+    ("command_not_found", "code", r"is not recognized as an internal or external command"),
+    ("connection_refused", "code", r"ECONNREFUSED|(?i:connection ?refused)|\b(?:111|10061)\]"),
+    ("permission_denied", "code", r"EACCES|(?i:permission ?denied)|PermissionError|EPERM"),
+    ("timeout", "code", r"TimeoutError|ETIMEDOUT|(?i:timed out|timeout expired)"),
+    ("protocol_error", "code", r"BadStatusLine|RemoteDisconnected|(?i:protocol error)|EPROTO"),
+    ("command_not_found", "code 127", ""),
+    ("permission_denied", "code 126", ""),
+    ("killed_by_signal", "code 1(29|3[0-9]|43)", ""),  # as a shell reports it
+    ("unknown", "", ""),
+)
+CAUSE_ADVICE = {
+    "command_not_found": "check the spelling and PATH, or give the whole path",
+    "permission_denied": "give this user the right, or make the file executable (chmod +x)",
+    "out_of_memory": "give it more memory or less to do; see the limits of its container or shell",
+    "killed_by_signal": "if nobody ended it on purpose: see its last lines, dmesg, its core file",
+    "disk_full": "free some disk space, then start it again",
+    "address_in_use": "end who holds the port, or start it on another one",
+    "missing_module": "install it where this command looks (pip, npm install), or mend its name",
+    "syntax_error": "mend the file and line that its last lines name",
+    "missing_variable": "set it with --env or --env-file; --require-env checks before the start",
+    "connection_refused": "start what it depends on first and wait for that, then start it again",
+    "timeout": "see whether what it waited for runs and is reachable, then start it again",
+    "protocol_error": "check that address and port are of the server it means to talk to",
+    "unknown": "read its last lines",
+}
+RETRYABLE = "out_of_memory killed_by_signal disk_full address_in_use connection_refused timeout"
+
+
+class Cause(NamedTuple):
+    """Why a service failed; retryable: the same start may succeed later."""
+
+    kind: str
+    message: str
+    advice: str
+    retryable: bool
+
+
+def cause_of(ended: Exit, tail: Sequence[str]) -> Cause:
+    """Why it failed, by how it ended and its last lines."""
+    import errno
+
+    how = f"signal {ended.signal}{' oom' * ended.oom}" if ended.signal else f"code {ended.code}"
+    how = f"errno {errno.errorcode.get(ended.errno)}" if ended.errno else how
+    text = "\n".join(line[:500] for line in tail[-CAUSE_LINES:])
+    fitting = [(kind, sign) for kind, end, sign in RECOGNISERS if re.match(rf"(?:{end})\b", how)]
+    looks = ((kind, sign, list(re.finditer(sign, text, re.M))[-1:]) for kind, sign in fitting)
+    kind, sign, found = next(look for look in looks if not look[1] or look[2])
+    message = str(ended) + ", core dumped" * ended.core
+    if sign:
+        line = text[text.rfind("\n", 0, found[0].start()) + 1 :].partition("\n")[0].strip()
+        message = f"{kind.replace('_', ' ')}: {found[0].groupdict().get('what') or line}"
+    elif ended.signal == "SIGKILL" and not ended.oom:
+        message += ", which nobody here sent: out of memory?"
+    elif how.startswith("code"):
+        message += f"; it last wrote: {tail[-1]}" if tail else "; it wrote nothing"
+    return Cause(kind, masked_line(message), CAUSE_ADVICE[kind], kind in RETRYABLE)
 
 
 def spec_differences(old: Spec, new: Spec) -> list[str]:
@@ -3146,7 +3346,7 @@ class Supervisor:
         self.outcome: Ended | None = None
         self.step_at = 0.0
         self.waiters: list[Client] = []
-        self.finished = False
+        self.finished, self.oom_kills = False, oom_kills()
         self.pause: bool | None = None  # its window waits for a key; False: no more
         is_external, now = record.spec.type == "external", time.monotonic()
         self.search_until = now + LAUNCHER_S if is_external else None
@@ -3227,9 +3427,11 @@ class Supervisor:
             )
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
+            code = getattr(error, "errno", None)
+            self.record = record._replace(exit=Exit(time.time(), errno=code))
+            self.note_failure(Exit(time.time(), errno=code))
             self.change("start_failed", "failed", reason)
             self.leave()
-            code = getattr(error, "errno", None)
             raise StartFailed(
                 f"{record.name} could not be started: {reason}", errno=code
             ) from error
@@ -3362,9 +3564,9 @@ class Supervisor:
     def reap(self) -> None:
         """Hear of the children that ended."""
         ended, self.is_childless = reap()
-        for pid, code, signal in ended:
+        for pid, code, signal, core in ended:
             if pid == self.child:
-                self.main_ended(Exit(time.time(), code, signal))
+                self.main_ended(Exit(time.time(), code, signal, core))
 
     def is_empty(self) -> bool | None:
         """Whether the kernel says that nothing of the service is left; None if it can't know.
@@ -3397,6 +3599,10 @@ class Supervisor:
         """The main process is gone; what it left behind is watched until it is gone too."""
         if self.prober:
             self.prober.halt.set()
+        before, self.oom_kills = self.oom_kills, oom_kills()
+        oom = ended.signal == "SIGKILL" and self.oom_kills > before
+        lived_s = round(max(ended.at - self.record.started_at, 0.0), 3)
+        ended = ended._replace(oom=oom, lived_s=lived_s)
         self.record = self.record._replace(exit=ended)
         if self.ending:
             return
@@ -3409,6 +3615,8 @@ class Supervisor:
         remark = f"; {counted(len(left), 'process')} of its tree left alive" if left else ""
         if left and ended.code == 0 and type_ == "simple":
             remark += " (a daemon? start it with --type forking, or in the foreground)"
+        if not is_well:
+            self.note_failure(ended)
         self.change("exited", "exited" if is_well else "failed", f"{ended}{remark}")
 
     # -- programs that leave home
@@ -3499,6 +3707,14 @@ class Supervisor:
         why = lease_over(self.record, is_alive(self.record.owner), steady_s())
         if why and self.is_leased():
             self.begin_ending(STOP_TIMEOUT_S, False, why, tree_of(self.record))
+
+    def note_failure(self, ended: Exit) -> None:
+        """Keep how it failed and its last words, cut so that 20 of them survive append_line()."""
+        with contextlib.suppress(OSError):  # a full disk: the history lacks this one
+            tail = self.store.last_lines(self.record.name, CAUSE_LINES)
+            kept: dict[str, object] = {"log_tail": list(map(masked_line, tail[-20:]))}
+            kept.update(ended._asdict(), cause=cause_of(ended, tail).kind)
+            append_line(self.store.path(self.record.name, "exits.jsonl"), kept)
 
     # -- ending it
 
@@ -3882,6 +4098,7 @@ def parse_terminal(text: str) -> str:
     Option("--cwd", "DIR", help="directory to run in (default: here)"),
     Option("--env", "K=V", default=[], help="set a variable; K alone: the caller's, at each start"),
     Option("--env-file", "FILE", default=[], help="read variables from a dotenv file"),
+    Option("--require-env", "N[=REGEX]", parse_required, [], "no start unless it is set, and fits"),
     Option("--port", "N", parse_port_or_auto, help="its port or auto; it is PORT and {port}"),
     Option("--on-conflict", "HOW", parse_conflict, "auto", "if it is held: auto, kill, fail, next"),
     Option("--shell", help="run COMMAND in the shell"),
@@ -4053,6 +4270,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         match=args.match,
         terminal=args.terminal,
         no_pause=args.no_pause,
+        require_env=tuple(args.require_env),
     )
     return spec, {key: value for key, equals, value in pairs if equals}
 
@@ -4109,11 +4327,21 @@ def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
             problems.append(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}")
         except ConfigError as error:
             problems.append(error.message)
-    if problems:
-        raise ConfigError("; ".join(problems), "mend that and start again; nothing was started")
     if spec.port_declared and spec.port:
         values["PORT"] = str(spec.port)
-    return {**values, **given}
+    values.update(given)
+    problems += unmet(spec.require_env, {**os.environ, **values})
+    if problems:
+        advice = "mend that and start again; nothing was started"
+        raise ConfigError("; ".join(problems), advice, problems=problems)
+    return values
+
+
+def sources_of(spec: Spec, values: Iterable[str]) -> dict[str, str]:
+    """Where each variable came from that a start was given; never its value."""
+    sources = {**dict.fromkeys(spec.env_taken, "caller"), **dict.fromkeys(values, "--env-file")}
+    sources.update({"PORT": "--port"} if spec.port_declared else {})
+    return {**sources, **dict.fromkeys(spec.env_given, "--env")}
 
 
 def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> Result | None:
@@ -4173,6 +4401,7 @@ def begin(
     values = values if record.spec == spec else environment_of(record.spec, given)
     with state_errors(store.home):
         write_file(store.path(name, "env.json"), json.dumps(given).encode())
+    record = record._replace(environment=sources_of(record.spec, values))
     try:
         launched = launch_in_window if spec.terminal else launch
         record = settled(store, launched(store, record, values, adopt=False))
@@ -4180,6 +4409,7 @@ def begin(
     except StartFailed as error:
         error.message += f" ({shown_command(spec)})"
         error.advice = start_advice(spec, values, error.facts.get("errno")) or error.advice
+        error.facts.update(failure_facts(store, store.record(name), error.advice))
         raise
 
 
@@ -4196,6 +4426,25 @@ def settled(store: Store, record: Record) -> Record:
         tail = store.last_lines(record.name, 20)
         raise StartFailed(f"{record.name}: its launcher failed: {record.reason}", log_tail=tail)
     return record
+
+
+def port_state(port: int) -> str:
+    """`port 8000 is free`, or who holds it."""
+    if probe_tcp(port)[0] is None:
+        return f"port {port} is free"
+    return f"port {port} is held by {describe_process(port_holder(port))}"
+
+
+def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict[str, object]:
+    """The `cause` of a failed service, None for others; `advice` where somebody knows better."""
+    if record is None or record.phase != "failed" or record.exit is None:
+        return {"cause": None}
+    cause = cause_of(record.exit, store.last_lines(record.name, CAUSE_LINES))
+    named = re.findall(r"[:,] ?(\d{2,5})\b", cause.message)
+    port = as_port(named[-1]) if named else record.spec.port
+    holder = f"; {port_state(port)}" if port and cause.kind == "address_in_use" else ""
+    cause = cause._replace(message=cause.message + holder, advice=advice or cause.advice)
+    return {"cause": cause._asdict()}
 
 
 def check_program(name: str, spec: Spec, values: dict[str, str]) -> None:
@@ -4864,8 +5113,9 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
             if now is None or now.instance != record.instance:
                 continue
             store.write_event("forgotten", record.name, None)
-            with contextlib.suppress(OSError):  # values that nobody needs any more
-                os.unlink(store.path(record.name, "env.json"))
+            for file in ("env.json", "exits.jsonl"):
+                with contextlib.suppress(OSError):  # what nobody needs any more
+                    os.unlink(store.path(record.name, file))
             store.save({record.name: None})
             gone.append(record.name)
     if purge and os.path.isdir(store.path("")):
@@ -4945,7 +5195,8 @@ SHOWN: dict[str, Callable[..., str]] = {
     **dict.fromkeys(("uptime_s", "lease_left_s", "idle_timeout_s", "idle_left_s"), format_duration),
     "cpu_percent": "{:.1f}%".format,
     "memory_bytes": format_bytes,
-    **dict.fromkeys(("at", "started_at", "last_active"), moment),
+    "lived_s": format_duration,
+    **dict.fromkeys(("at", "since", "started_at", "last_active"), moment),
 }
 
 
@@ -4954,7 +5205,9 @@ def shown(key: str, value: object) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "".join(f"\n    {shown('', item)}" for item in value)
     if isinstance(value, dict):
-        return ", ".join(f"{k} {shown(k, v)}" for k, v in value.items() if v not in (None, ""))
+        return ", ".join(
+            f"{k} {shown(k, v)}" for k, v in value.items() if v not in (None, "") and v is not False
+        )
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if value is None or isinstance(value, str):
@@ -4974,6 +5227,7 @@ def status(store: Store, args: argparse.Namespace) -> Result:
     events = json_lines(store.path(record.name, "events.jsonl"))[-10:]
     data = {
         **service_data(seen),
+        **failure_facts(store, record),
         "instance": record.instance,
         "wanted": record.wanted,
         **lease_data(record, verdict.is_live and seen.facts.here),
@@ -4987,6 +5241,7 @@ def status(store: Store, args: argparse.Namespace) -> Result:
         "env_files": list(record.spec.env_files),
         "ready": list(record.spec.ready),
         "health": list(record.spec.health),
+        "environment": dict(record.environment),
         "log": store.path(record.name, "output.log"),
         "events": [{key: event.get(key) for key in ("at", "event", "why")} for event in events],
     }
@@ -5084,6 +5339,89 @@ def notify(store: Store, args: argparse.Namespace) -> Result:
     if store.ask_record(name, "notify", **facts) is None:
         raise Failed(f"{name} has no supervisor that could note it", f"start {name} takes it back")
     return Result({"name": name, **facts}, [f"[OK] {name}: {args.state} noted"])
+
+
+# -- explain, events
+
+NEXT = ("logs {0} -n 100", "events {0}", "restart {0}")
+NEXT_LIVE = ("logs {0} -n 100", "events {0}", "wait-healthy {0}", "stop {0}")
+
+
+@command(
+    "explain", "one page: status, cause, advice, failed exits, last lines", Option("name", "NAME")
+)
+def explain(store: Store, args: argparse.Namespace) -> Result:
+    """All that who knows nothing else needs in order to go on: 60 lines, secrets masked."""
+    seen = find(store, args.name)
+    record, spec, verdict = seen.record, seen.record.spec, seen.verdict
+    members = tree_of(trusted(store, seen)) if seen.facts.here else []
+    own = {one.port for one in listeners(member.identity.pid for member in members)}
+    ended = None if verdict.is_live else record.exit
+    data = {
+        "name": record.name,
+        "status": verdict.status,
+        "why": verdict.why,
+        "since": ended.at if ended else record.started_at,
+        **failure_facts(store, record),
+        "command": mask_secrets(shown_command(spec)),
+        "cwd": spec.cwd,
+        "environment": dict(record.environment),
+        "listens_on": sorted(own),
+        "port": spec.port,
+        "port_state": port_state(spec.port) if spec.port and spec.port not in own else None,
+        "log": store.path(record.name, "output.log"),
+        "exits": store.failed_exits(record.name),
+        "log_tail": list(map(masked_line, store.last_lines(record.name, 20))),
+        "next": [line.format(record.name) for line in (NEXT_LIVE if verdict.is_live else NEXT)],
+    }
+    return Result(data, explained(data))
+
+
+def explained(data: Mapping[str, object]) -> list[str]:
+    """The page: 34 lines of facts, the newest exits first, 21 of output, 5 of what to do next."""
+    parts = {key: data[key] for key in ("exits", "log_tail", "next")}
+    exits, tail, after = (part if isinstance(part, list) else [] for part in parts.values())
+    brief = [{k: v for k, v in one.items() if k != "log_tail"} for one in exits]
+    facts = {**data, **dict.fromkeys(parts), "exits": brief}
+    texts = [f"{key + ':':14}{shown(key, value)}" for key, value in facts.items() if value]
+    head = "\n".join(texts).split("\n")[:34]
+    tail = ["log_tail:", *(f"  | {line}" for line in tail)] if tail else []
+    return [line[:300] for line in [*head, *tail, "next:", *(f"  {line}" for line in after)]]
+
+
+@command(
+    "events",
+    "what happened to a service, or to all of them, and why: one line each",
+    Option("name?", "NAME"),
+    Option("-n --lines", "N", parse_count, 100, "how many lines at most (100)"),
+    Option("-f --follow", help="go on until the service ends (without NAME: until Ctrl-C)"),
+)
+def events(store: Store, args: argparse.Namespace) -> Result:
+    """What happened and why; with -f also what goes on to happen."""
+    if args.follow and args.json:
+        raise UsageError("--json is one document, -f has no end", "leave one of them out")
+    name = find(store, args.name).record.name if args.name else None
+    told = store.events(name)
+    last = told[max(0, len(told) - args.lines) :]
+    if args.follow:
+        first = (f"{event}\n" for event in last)
+        return Result({}, stream=itertools.chain(first, follow_events(store, name, told)))
+    return Result({"events": [event._asdict() for event in last]}, list(map(str, last)))
+
+
+def follow_events(store: Store, name: str | None, told: Iterable[Event]) -> Iterator[str]:
+    """What happens from now on, until the service has ended."""
+    known, looked_at = set(told), 0.0
+    while True:
+        record = store.record(name) if name else None
+        is_live = not name or bool(record and observe(store, record, place()).verdict.is_live)
+        changed_after, looked_at = looked_at - 2, time.time()  # file times are coarse
+        new = [event for event in store.events(name, changed_after) if event not in known]
+        known.update(new)
+        yield from (f"{event}\n" for event in new)
+        if not is_live and not new:
+            return
+        time.sleep(0.2)
 
 
 # -- wait-healthy
@@ -5237,6 +5575,7 @@ class Target:
             name=name,
             exit=ended and ended._asdict(),
             log_tail=tail,
+            **failure_facts(self.store, seen.record),
         )
 
     @property
@@ -5623,7 +5962,9 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         if not metavar:
             parser.add_argument(*flags, action="store_true", help=text)
         elif isinstance(default, list):
-            parser.add_argument(*flags, metavar=metavar, action="append", default=[], help=text)
+            parser.add_argument(
+                *flags, metavar=metavar, action="append", type=kind, default=[], help=text
+            )
         elif words[-1] in "+*?":
             parser.add_argument(
                 words[:-1], metavar=metavar, nargs=words[-1], type=kind, default=default, help=text
@@ -5651,6 +5992,10 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> None:
     if error:
         tail = error.facts.get("log_tail")
         shown = [f"  | {neutral(line)}\n" for line in tail] if isinstance(tail, list) else []
+        cause = error.facts.get("cause")
+        cause = cause if isinstance(cause, dict) else {"kind": "unknown"}
+        if cause["kind"] != "unknown" and cause["advice"] != error.advice:  # else it is said
+            shown += [f"  cause: {neutral(cause['message'])}\n  → {cause['advice']}\n"]
         advice = f"  → {neutral(error.advice)}\n" if error.advice else ""
         line = coloured(neutral(f"[ERROR] {error.message}"), sys.stderr)
         write(sys.stderr, "".join([line, "\n", *shown, advice]))

@@ -79,7 +79,12 @@ specs = st.builds(
 identities = st.builds(spm.Identity, pid=st.integers(2, 2**31 - 1), token=texts)
 places = st.builds(spm.Place, host=texts, boot=texts, namespace=texts)
 exits = st.builds(
-    spm.Exit, at=numbers, code=st.none() | st.integers(-(2**31), 2**32), signal=st.none() | texts
+    spm.Exit,
+    at=numbers,
+    code=st.none() | st.integers(-(2**31), 2**32),
+    signal=st.none() | texts,
+    errno=st.none() | st.integers(1, 2**15 - 1),
+    lived_s=st.none() | numbers,
 )
 records = st.builds(
     spm.Record,
