@@ -3161,7 +3161,7 @@ class Supervisor:
         self.failures = 0  # of liveness, in a row
         for text in (*record.spec.ready, *record.spec.health):
             parse_check(text)  # a state that was forged: better now than in the thread
-        self.hears_owner = False  # the system tells when the owner ends
+        self.hears_owner = self.hears_main = False  # the system tells when they end
         self.log = Log(store, record.name, record.spec.log_bytes)
 
     def listen(self) -> None:
@@ -3187,6 +3187,7 @@ class Supervisor:
         """Hear of the end of a main process that isn't our child, where the system tells."""
         adopted = self.record.main if self.child is None else None
         descriptor = adopted and death_watch(adopted)
+        self.hears_main = descriptor is not None
         if descriptor is not None:
             self.events.register(descriptor, 1, self.on_adopted_death)  # EVENT_READ
 
@@ -3306,7 +3307,7 @@ class Supervisor:
             due.append(self.step_at)
         if self.save_at:
             due.append(self.save_at)
-        if self.child is None:
+        if self.child is None and not self.hears_main:
             due.append(time.monotonic() + TICK_S)
         if self.is_leased():
             looks = [*left_s(self.record, steady_s()), None if self.hears_owner else TICK_S]
@@ -3335,6 +3336,7 @@ class Supervisor:
 
     def on_adopted_death(self, descriptor: int) -> None:
         """The adopted main process ended; its exit code went to its parent."""
+        self.hears_main = False
         self.events.unregister(descriptor)  # take_note() comes next and sees it
 
     def take_note(self) -> None:
@@ -4151,8 +4153,9 @@ def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -
     port = f", port {spec.port}" if spec.port else ""
     origins = {"recognised": " recognised in the command", "chosen": " chosen"}
     port += origins.get(port_origin(spec) or "", "")
-    port += "" if spec.type == "simple" else f", {spec.type}: {record.reason or record.phase}"
-    port += f", in its window: {record.reason}" if spec.terminal else ""
+    why = "" if how.startswith("already") else record.reason  # by now it may be about a check
+    port += "" if spec.type == "simple" else f", {spec.type}: {why or record.phase}"
+    port += f", in its window: {why or record.phase}" if spec.terminal else ""
     data: dict[str, object] = {"name": record.name, "status": record.phase, "pid": pid, "log": log}
     data.update(already_running=how.startswith("already"), type=spec.type, why=record.reason)
     data.update(port=spec.port, port_origin=port_origin(spec), **lease_data(record, is_live=True))

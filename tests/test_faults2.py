@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 from conftest import Spm, eventually, is_running, nasty
 
@@ -80,3 +82,28 @@ def test_start_with_wait_says_the_status_that_list_says(spm: Spm, port: int) -> 
     done = spm.json("start", "web", nasty("--port", port), "--wait")
     assert done["status"] == spm.service("web")["status"] == "running"
     spm("stop", "web")
+
+
+def test_a_supervisor_that_took_a_service_back_wakes_no_more_often_than_the_first(
+    spm: Spm,
+) -> None:
+    spm("start", "api", "sleep 100")
+    spm.kill_supervisor("api")
+    spm("start", "api")
+    supervisor, last = psutil.Process(spm.supervisor("api")), (0, 0.0)
+
+    def is_quiet() -> bool:
+        nonlocal last
+        wakes = supervisor.num_ctx_switches().voluntary
+        last = last if wakes == last[0] else (wakes, time.monotonic())
+        return time.monotonic() - last[1] > 1.5
+
+    eventually(is_quiet, within=6, what="a second and a half without a wake")
+    spm("stop", "api")
+
+
+def test_what_runs_already_is_not_followed_on_the_evidence_of_a_check(spm: Spm) -> None:
+    words = ("start", "tool", "sleep 100", "--type", "external", "--ready", "exec:true")
+    spm(*words, "--wait")
+    assert "external: ready" in spm(*words).stdout
+    spm("stop", "tool")
