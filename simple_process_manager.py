@@ -1375,7 +1375,8 @@ else:
 
         with contextlib.suppress(PermissionError):  # we lead a session already
             None if in_window else os.setsid()
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])  # what the caller blocked is inherited
+        # What the caller blocked is inherited. Who asks us to stop is heard from watch() on.
+        signal.pthread_sigmask(signal.SIG_SETMASK, [signal.SIGTERM, signal.SIGHUP])
         os.chdir("/")
         for name in os.listdir("/dev/fd"):
             if int(name) > 2:
@@ -1430,6 +1431,7 @@ else:
         handled = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
         for number in handled:
             signal.signal(number, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
     def asks_to_stop(wakes: bytes, in_window: bool) -> str:
         """Why the wakes ask for it, "" if they don't: SIGTERM, or SIGHUP of our window."""
@@ -3617,7 +3619,8 @@ class Supervisor:
         if state == "alive":
             self.on_touch(client, {})
             return
-        if state == "ready" and self.record.phase in ("running", "unhealthy"):
+        has_checks = self.record.spec.ready or self.record.spec.health  # then they decide
+        if state == "ready" and self.record.phase == "running" and not has_checks:
             self.change("ready", "ready", message)
         else:
             with contextlib.suppress(SpmError):  # a full disk costs the event, not the service
@@ -4180,8 +4183,8 @@ def begin(
     values = environment_of(spec, given)
     if former and former.verdict.is_live:
         check_program(name, spec, values)
-        is_to_settle = spec.port and spec.port_declared and conflict != "force"
-        if is_to_settle and spec.port and not own_listeners(former.record, spec.port):
+        is_new = spec.port_declared and spec.port != former.record.spec.port
+        if spec.port and is_new and conflict != "force":
             held = held_port(store, spec.port, name)
             decision = held_decision(held, spec, conflict, values) if held else ""
             if held and decision in ("fail", "refuse"):
@@ -5391,6 +5394,7 @@ class Chain:
         self.me, self.env = look.identity, dict(os.environ)
         self.services: dict[str, dict[str, object]] = {}  # their JSON, in the order of their starts
         self.targets: list[Target] = []  # those that live as far as was seen
+        self.started: set[str] = set()  # instances
         self.touch_s = self.touch_at = float("inf")
 
     def add(self, args: argparse.Namespace) -> None:
@@ -5400,6 +5404,7 @@ class Chain:
         data.update(result.data)
         self.say(*result.lines)
         record = find(self.store, args.name).record
+        self.started.update([record.instance] if record.owner == self.me else [])
         target = Target(self.store, record)
         ready = Wait([target], self.timeout_s, self.progress).run()
         self.say(*ready.lines)
@@ -5457,8 +5462,9 @@ class Chain:
         """Stop what was started here, the last one first; `; stopped: api, db`."""
         for name, data in reversed(self.services.items()):
             record = self.store.record(name)
-            data["stopped"] = record is not None and record.owner == self.me
-            if data["stopped"]:
+            is_ours = record and (record.owner == self.me or record.instance in self.started)
+            data["stopped"] = bool(is_ours)
+            if is_ours:
                 result = stop_all(self.store, [name], STOP_TIMEOUT_S, force=False)
                 lines = [line for line in result.lines if " was not running: " not in line]
                 lines += [f"[WARN] {result.error.message}"] if result.error else []

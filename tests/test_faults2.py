@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -107,3 +110,30 @@ def test_what_runs_already_is_not_followed_on_the_evidence_of_a_check(spm: Spm) 
     spm(*words, "--wait")
     assert "external: ready" in spm(*words).stdout
     spm("stop", "tool")
+
+
+def test_a_notice_does_not_outvote_the_checks(spm: Spm) -> None:
+    spm("start", "api", "sleep 100", "--ready", "log:never")
+    spm("notify", "api", "ready", "--message", "I think so")
+    assert spm.service("api")["status"] == "running"
+    assert "I think so" in spm("status", "api").stdout
+    spm("stop", "api")
+
+
+def test_run_stops_what_it_started_though_the_tests_removed_the_state(spm: Spm) -> None:
+    done = spm("run", "api", nasty(), "--ready", "exec:true", "--", "rm", "-r", str(spm.home))
+    assert "[OK] the tests passed; stopped: api" in done.stderr
+
+
+def test_a_supervisor_that_is_told_to_stop_while_it_starts_stops_its_service(spm: Spm) -> None:
+    start = spm.popen("start", "api", "sleep 100")
+
+    def supervisor() -> int:
+        with contextlib.suppress(OSError, KeyError, TypeError):
+            return spm.supervisor("api")
+        return 0
+
+    os.kill(eventually(supervisor, what="the first record"), signal.SIGTERM)
+    start.communicate(timeout=30)
+    eventually(lambda: not spm.bearers(), what="the end of both")
+    assert spm.service("api")["status"] == "stopped"
