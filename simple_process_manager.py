@@ -1401,7 +1401,8 @@ else:
 
         with contextlib.suppress(PermissionError):  # we lead a session already
             None if in_window else os.setsid()
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])  # what the caller blocked is inherited
+        # What the caller blocked is inherited. Who asks us to stop is heard from watch() on.
+        signal.pthread_sigmask(signal.SIG_SETMASK, [signal.SIGTERM, signal.SIGHUP])
         os.chdir("/")
         for name in os.listdir("/dev/fd"):
             if int(name) > 2:
@@ -1456,6 +1457,7 @@ else:
         handled = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
         for number in handled:
             signal.signal(number, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
     def asks_to_stop(wakes: bytes, in_window: bool) -> str:
         """Why the wakes ask for it, "" if they don't: SIGTERM, or SIGHUP of our window."""
@@ -1652,6 +1654,7 @@ def is_alive(identity: Identity | None) -> bool:
 CONDITIONS = {
     "stopped": "its main process is stopped (SIGSTOP)",
     "zombie": "its end was not seen: its main process is a zombie that nobody collected",
+    "starting": "its launcher has not exited",
 }
 
 
@@ -2771,6 +2774,8 @@ class Checks:
         """Look at one check, until the deadline or until it is over with the service."""
         sight, spec = self.sights[check], self.spec
         condition = CONDITIONS.get(condition_of(self.record.main)) if self.record else None
+        if self.record and self.record.spec.type == "forking":
+            condition = condition or CONDITIONS.get(self.record.phase)
         if condition:  # the kernel goes on to accept connections for it
             sight = Sight(False, condition)
         elif check in self.logs:  # what was written once stays written
@@ -2868,7 +2873,7 @@ def status_of(record: Record, facts: Facts) -> Verdict:
     if record.phase == "external":
         return Verdict("external", record.reason)
     if record.phase == "starting" and facts.supervised:
-        return Verdict("starting", "its launcher has not exited" * (facts.main != "gone"))
+        return Verdict("starting", CONDITIONS["starting"] * (facts.main != "gone"))
     if facts.main == "stranger":
         return Verdict("lost", f"pid {record.main.pid} now belongs to another process, left alone")
     if facts.main == "gone":
@@ -3358,7 +3363,7 @@ class Supervisor:
         self.failures = 0  # of liveness, in a row
         for text in (*record.spec.ready, *record.spec.health):
             parse_check(text)  # a state that was forged: better now than in the thread
-        self.hears_owner = False  # the system tells when the owner ends
+        self.hears_owner = self.hears_main = False  # the system tells when they end
         self.log = Log(store, record.name, record.spec.log_bytes)
 
     def listen(self) -> None:
@@ -3384,6 +3389,7 @@ class Supervisor:
         """Hear of the end of a main process that isn't our child, where the system tells."""
         adopted = self.record.main if self.child is None else None
         descriptor = adopted and death_watch(adopted)
+        self.hears_main = descriptor is not None
         if descriptor is not None:
             self.events.register(descriptor, 1, self.on_adopted_death)  # EVENT_READ
 
@@ -3505,7 +3511,7 @@ class Supervisor:
             due.append(self.step_at)
         if self.save_at:
             due.append(self.save_at)
-        if self.child is None:
+        if self.child is None and not self.hears_main:
             due.append(time.monotonic() + TICK_S)
         if self.is_leased():
             looks = [*left_s(self.record, steady_s()), None if self.hears_owner else TICK_S]
@@ -3534,6 +3540,7 @@ class Supervisor:
 
     def on_adopted_death(self, descriptor: int) -> None:
         """The adopted main process ended; its exit code went to its parent."""
+        self.hears_main = False
         self.events.unregister(descriptor)  # take_note() comes next and sees it
 
     def take_note(self) -> None:
@@ -3828,7 +3835,8 @@ class Supervisor:
         if state == "alive":
             self.on_touch(client, {})
             return
-        if state == "ready" and self.record.phase in ("running", "unhealthy"):
+        has_checks = self.record.spec.ready or self.record.spec.health  # then they decide
+        if state == "ready" and self.record.phase == "running" and not has_checks:
             self.change("ready", "ready", message)
         else:
             with contextlib.suppress(SpmError):  # a full disk costs the event, not the service
@@ -4132,7 +4140,7 @@ def start(store: Store, args: argparse.Namespace) -> Result:
         waited = Wait([Target(store, record)], args.wait, args.progress).run()
     except SpmError as error:
         return result._replace(error=error)
-    data = {**result.data, **waited.data, "status": "ready"}
+    data = {**result.data, **waited.data, "status": (store.record(args.name) or record).phase}
     return result._replace(data=data, lines=[*result.lines, *waited.lines])
 
 
@@ -4344,6 +4352,13 @@ def sources_of(spec: Spec, values: Iterable[str]) -> dict[str, str]:
     return {**sources, **dict.fromkeys(spec.env_given, "--env")}
 
 
+def added_environment(store: Store, record: Record) -> dict[str, str]:
+    """What its start added to the caller's environment, as far as that can still be had."""
+    with contextlib.suppress(ConfigError, StateError):
+        return environment_of(record.spec._replace(env_taken=()), store.given_env(record.name))
+    return {}
+
+
 def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> Result | None:
     """The same service runs already: renew its lease; give it a supervisor if it has none.
 
@@ -4356,7 +4371,8 @@ def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> R
         is_kept = record.wanted == "running"
         return started(store, record, "already running", notes) if is_kept else None
     retire_supervisor(record)
-    record = launch(store, record._replace(last_active=time.time()), {}, adopt=True)
+    record = record._replace(last_active=time.time())
+    record = launch(store, record, added_environment(store, record), adopt=True)
     how = "already running, its supervisor was gone: taken back (its exit code will not be known)"
     return started(store, record, how, notes)
 
@@ -4368,8 +4384,9 @@ def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -
     port = f", port {spec.port}" if spec.port else ""
     origins = {"recognised": " recognised in the command", "chosen": " chosen"}
     port += origins.get(port_origin(spec) or "", "")
-    port += "" if spec.type == "simple" else f", {spec.type}: {record.reason or record.phase}"
-    port += f", in its window: {record.reason}" if spec.terminal else ""
+    why = "" if how.startswith("already") else record.reason  # by now it may be about a check
+    port += "" if spec.type == "simple" else f", {spec.type}: {why or record.phase}"
+    port += f", in its window: {why or record.phase}" if spec.terminal else ""
     data: dict[str, object] = {"name": record.name, "status": record.phase, "pid": pid, "log": log}
     data.update(already_running=how.startswith("already"), type=spec.type, why=record.reason)
     data.update(port=spec.port, port_origin=port_origin(spec), **lease_data(record, is_live=True))
@@ -4394,6 +4411,12 @@ def begin(
     values = environment_of(spec, given)
     if former and former.verdict.is_live:
         check_program(name, spec, values)
+        is_new = spec.port_declared and spec.port != former.record.spec.port
+        if spec.port and is_new and conflict != "force":
+            held = held_port(store, spec.port, name)
+            decision = held_decision(held, spec, conflict, values) if held else ""
+            if held and decision in ("fail", "refuse"):
+                raise port_error(held, decision, "; what runs was left alone", OTHER_WAYS)
     notes = end_former(store, former) if former else []
     instance = BOOTED[0].instance if BOOTED else os.urandom(16).hex()
     record = granted(new_record(name, spec, instance), *owner, steady_s())
@@ -4541,6 +4564,17 @@ def clear_port(store: Store, held: Held, name: str) -> str:
     return f"{held}: {count} in {seconds}".replace(" is held:", " was held:", 1)
 
 
+def may_move(spec: Spec, flag: str) -> bool:
+    """Whether another port does as well."""
+    return spec.port_declared and (flag == "next" or bool(spec.port_asked))
+
+
+def held_decision(held: Held, spec: Spec, flag: str, values: Mapping[str, str]) -> str:
+    """What to do about a held port that is asked for."""
+    flag = "next" if may_move(spec, flag) else flag
+    return port_decision(held.kind, flag, is_production(os.environ, values))
+
+
 def with_port(
     store: Store, record: Record, flag: str, values: Mapping[str, str], notes: list[str]
 ) -> Record:
@@ -4556,11 +4590,10 @@ def with_port(
 
     is_named = spec.port and spec.port_asked != "auto"
     held = held_port(store, spec.port, record.name) if is_named and spec.port else None
-    moves = spec.port_declared and (flag == "next" or bool(spec.port_asked))
     if held:
-        kind, production = held.kind, is_production(os.environ, values)
-        decision = port_decision(kind, "next" if moves else flag, production)
-        if flag == "force" or not (spec.port_declared or (kind, decision) == (THIS, "take back")):
+        decision = held_decision(held, spec, flag, values)
+        is_stale = (held.kind, decision) == (THIS, "take back")
+        if flag == "force" or not (spec.port_declared or is_stale):
             hint = "" if spec.port_declared else " (declare it with --port to have that settled)"
             tell("port_held", str(held).replace(" is held:", " is held already:", 1) + hint)
             return record
@@ -4569,7 +4602,7 @@ def with_port(
             raise port_error(held, decision, "; nothing was started", OTHER_WAYS)
         if decision != "next port":
             tell("port_freed", clear_port(store, held, record.name))
-    if moves:
+    if may_move(spec, flag):
         record = reserve_port(store, record)
     if record.spec.port != spec.port:
         why = f"{held or spec.port_asked}: took port {record.spec.port}"
@@ -4906,6 +4939,8 @@ def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Stopp
     """Ask the supervisor to end its service; one that doesn't answer is put aside."""
     name = seen.record.name
     recorded = store.record(name) or seen.record
+    if recorded.main is None:  # the start that would have noted it was broken off
+        recorded = store.ask_record(name) or recorded
     main = recorded.main  # what state.json says: if its supervisor knows better, it was forged
     if store.is_supervised(name):
         request = {"op": "stop", "main": main and main._asdict(), "spare": lineage()}
@@ -5468,8 +5503,8 @@ def target_of(store: Store, word: str, args: argparse.Namespace) -> Target:
 
 def claimant(store: Store, port: int) -> Seen | None:
     """The service here that declared this port, or seems to use it; a live one before others."""
-    records = [record for record in store.records().values() if record.spec.port == port]
-    here = place()
+    here, known = place(), store.records().values()
+    records = [one for one in known if one.spec.port == port and one.phase != "external"]
     claims = [observe(store, record, here) for record in records if record.wanted == "running"]
     claims = [seen for seen in claims if seen.facts.here]
     return max(
@@ -5506,6 +5541,9 @@ class Target:
         spec = spec._replace(expect=self.expect or spec.expect, insecure=insecure)
         checks = self.given or [parse_check(text) for text in spec.ready] or [Check("tcp")]
         self.checks = Checks(self.store, record, checks, spec)
+        has_exec = record and any(check.kind == "exec" for check in checks)
+        added = added_environment(self.store, record) if record and has_exec else {}
+        self.env = {**os.environ, **added}
         self.due_at = dict.fromkeys(checks, 0.0)
         self.after_s: float | None = None  # when everything held
 
@@ -5531,7 +5569,7 @@ class Target:
             now = time.monotonic()
             if now >= self.due_at[check]:
                 until = min(deadline, now + PROBE_S)
-                sight = self.checks.look(check, os.environ, until, self.has_died)
+                sight = self.checks.look(check, self.env, until, self.has_died)
                 is_cheap = check.kind in ("tcp", "log")
                 pause_s = (probe_pause_s if is_cheap else lazy_pause_s)(now - began)
                 if sight.is_foreign or (check.kind == "tcp" and not sight.port):  # a tree look
@@ -5564,6 +5602,9 @@ class Target:
         self.due_at = dict.fromkeys(self.due_at, time.monotonic() + SOON_S)
         if seen.verdict.is_live or is_claimed or self.store.is_claimed(name):
             return
+        if seen.verdict.status == "external":
+            why = f"{name} can't be judged: external ({seen.verdict.why})"
+            raise Failed(why, "wait for its port or a URL: wait-healthy PORT", name=name)
         ended, after = seen.record.exit, ""
         if ended:
             after = f" {format_duration(ended.at - seen.record.started_at)} after its start"
@@ -5692,21 +5733,24 @@ class Chain:
         self.me, self.env = look.identity, dict(os.environ)
         self.services: dict[str, dict[str, object]] = {}  # their JSON, in the order of their starts
         self.targets: list[Target] = []  # those that live as far as was seen
+        self.started: set[str] = set()  # instances
         self.touch_s = self.touch_at = float("inf")
 
     def add(self, args: argparse.Namespace) -> None:
         """Start a service, or take the one that runs, and wait until it is ready."""
-        data = self.services.setdefault(args.name, {})
+        data = self.services.setdefault(args.name.lower(), {})  # as the store compares names
         result = start_service(self.store, args, (self.me, "run"))
         data.update(result.data)
         self.say(*result.lines)
         record = find(self.store, args.name).record
+        self.started.update([record.instance] if record.owner == self.me else [])
         target = Target(self.store, record)
         ready = Wait([target], self.timeout_s, self.progress).run()
         self.say(*ready.lines)
-        data.update(port=ready.data["port"], waited_s=ready.data["waited_s"], died=None)
+        port = record.spec.port or ready.data["port"]
+        data.update(port=port, waited_s=ready.data["waited_s"], died=None)
         variable = re.sub(r"\W", "_", args.name.upper()) + "_PORT"
-        self.env.update(dict.fromkeys(("PORT", variable), str(ready.data["port"])))
+        self.env.update(dict.fromkeys(("PORT", variable), str(port)) if port else {})
         self.targets.append(target)
         self.touch_s = min(self.touch_s, (record.spec.idle_timeout_s or self.touch_s) / 3)
         self.touch_at = time.monotonic() + self.touch_s
@@ -5742,9 +5786,9 @@ class Chain:
                 continue
             try:
                 target.check_alive()  # not dead if the tests restart it just now
-            except SpmError as error:
+            except (Failed, NotFound) as error:
                 self.targets.remove(target)
-                self.services[str(target.name)]["died"] = error.message
+                self.services[str(target.name).lower()]["died"] = error.message
                 tail = error.facts.get("log_tail")
                 lines = [f"  | {line}" for line in tail] if isinstance(tail, list) else []
                 self.say(f"[WARN] {error.message}; the tests go on", *lines)
@@ -5757,8 +5801,9 @@ class Chain:
         """Stop what was started here, the last one first; `; stopped: api, db`."""
         for name, data in reversed(self.services.items()):
             record = self.store.record(name)
-            data["stopped"] = record is not None and record.owner == self.me
-            if data["stopped"]:
+            is_ours = record and (record.owner == self.me or record.instance in self.started)
+            data["stopped"] = bool(is_ours)
+            if is_ours:
                 result = stop_all(self.store, [name], STOP_TIMEOUT_S, force=False)
                 lines = [line for line in result.lines if " was not running: " not in line]
                 lines += [f"[WARN] {result.error.message}"] if result.error else []
