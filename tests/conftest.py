@@ -24,6 +24,9 @@ SCRIPT = ROOT / "simple_process_manager.py"
 NASTY = Path(__file__).resolve().parent / "nasty.py"
 sys.path.insert(0, str(ROOT))
 
+# Everything, at every byte and every few milliseconds: minutes instead of seconds.
+THOROUGH = bool(os.environ.get("SPM_TEST_THOROUGH"))
+
 T = TypeVar("T")
 Completed = subprocess.CompletedProcess[str]
 

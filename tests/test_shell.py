@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SCRIPT, Spm, eventually, is_running, nasty
+from conftest import SCRIPT, THOROUGH, Spm, eventually, is_running, nasty
 
 START = f"{sys.executable} {SCRIPT} start"
 
@@ -113,7 +113,7 @@ def test_a_reader_that_goes_away_is_no_traceback(spm: Spm) -> None:
 
 
 def test_ctrl_c_in_a_start_leaves_it_whole_or_not_begun(spm: Spm) -> None:
-    for delay in range(0, 100, 5):
+    for delay in range(0, 120, 3 if THOROUGH else 12):
         command = spm.popen("start", "api", "sleep 100", start_new_session=True)
         time.sleep(delay / 1000)
         command.send_signal(signal.SIGINT)

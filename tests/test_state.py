@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import SCRIPT, Spm, end, eventually, is_running, nasty
+from conftest import SCRIPT, THOROUGH, Spm, end, eventually, is_running, nasty
 
 
 def test_twenty_starts_of_one_name_make_one_process(spm: Spm) -> None:
@@ -53,7 +53,7 @@ def test_starts_and_stops_at_once_end_in_one_of_both(spm: Spm) -> None:
 
 @pytest.mark.parametrize("command", ["start", "stop"])
 def test_a_command_killed_at_any_moment_loses_nothing(spm: Spm, command: str) -> None:
-    for delay in range(0, 120, 6):
+    for delay in range(0, 150, 3 if THOROUGH else 15):
         if command == "stop":
             spm("start", "api", nasty("--child"))
         words = ("start", "api", "sleep 100") if command == "start" else ("stop", "api")
