@@ -47,7 +47,7 @@ The state directory (--home, else SPM_HOME, else the nearest .spm/, else .spm/ i
     services/NAME/metrics.jsonl     samples (how much was written by when)
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 not_found, 4 start_failed, 5 port_conflict, 6 config,
-8 refused, 9 state, 124 timeout, 130 interrupted.
+7 cooldown, 8 refused, 9 state, 124 timeout, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -168,6 +168,12 @@ class ConfigError(SpmError):
     kind, exit_code = "config", 6
 
 
+class Cooldown(SpmError):
+    """It failed just now: a start is refused for a while."""
+
+    kind, exit_code, retryable = "cooldown", 7, True
+
+
 class Refused(SpmError):
     """It would touch what isn't ours, or replace what runs."""
 
@@ -265,6 +271,45 @@ def parse_type(text: str) -> str:
     if text in TYPES:
         return text
     raise UsageError(f"{text!r} is no type of service", f"write --type {', '.join(TYPES)}")
+
+
+RESTARTS = ("no", "on-failure", "always")
+CODE = r"[0-9]{1,10}|SIG[A-Z0-9]+"
+CODES = rf"(?:(?:{CODE})(?:, *(?:{CODE}))*)?"
+
+
+def parse_restart(text: str) -> str:
+    """A restart policy, or UsageError."""
+    if text in RESTARTS:
+        return text
+    raise UsageError(f"{text!r} is no restart policy", f"write --restart {', '.join(RESTARTS)}")
+
+
+def code_of(word: str | None) -> int | None:
+    """The exit code that a code or a signal's name stands for: 128+n, as a shell reports it."""
+    import signal
+
+    if word is None or word.isdigit():
+        return None if word is None else int(word)
+    number = signal.Signals.__members__.get(word)
+    return None if number is None else 128 + number
+
+
+def parse_codes(text: str) -> str:
+    """Exit codes and signals, as in `0,143` or `0,SIGTERM`, or UsageError."""
+    if re.fullmatch(CODES, text) and all(code_of(word) is not None for word in codes_in(text)):
+        return text
+    raise UsageError(f"{text!r} are no exit codes", "write for example 0,143 or 0,SIGTERM")
+
+
+def codes_in(text: str) -> list[str]:
+    """The words of exit codes and signals."""
+    return re.findall(CODE, text)
+
+
+def parse_pause(text: str) -> float:
+    """Seconds of a duration, or 0: none."""
+    return 0.0 if text.strip() == "0" else parse_duration(text)
 
 
 def is_pattern(value: object) -> bool:
@@ -461,6 +506,8 @@ _text = _kind("a string", lambda value: isinstance(value, str) and "\0" not in v
 _flag = _kind("true or false", lambda value: isinstance(value, bool))
 _integer = _kind("an integer", lambda value: type(value) is int and abs(value) < 2**62)
 _size = _kind("a size", lambda value: type(value) is int and 1000 <= value <= 2**60)
+_pattern = _kind("a regular expression", is_pattern)
+_codes = _kind("exit codes", lambda v: isinstance(v, str) and bool(re.fullmatch(CODES, v)))
 _pid = _kind("a process id", lambda value: type(value) is int and 1 < value < 2**31)
 _number = _kind(
     "a number from 0 on",
@@ -531,6 +578,17 @@ class Spec(NamedTuple):
     match: str | None = None  # what the command line of an external one's process looks like
     terminal: str | None = None  # what opens a window for it: auto, a name, or 'PROGRAM {}'
     no_pause: bool = False  # close that window though it failed
+    restart: str = "no"
+    max_restarts: int = 5  # automatic ones in restart_window_s, then it has failed
+    restart_window_s: float = 600.0
+    success_codes: str = "0"  # exits that are no failure
+    no_restart_codes: str = ""  # exits that are final under each policy
+    backoff_s: float = 0.5  # before the first automatic restart; doubled each time
+    backoff_max_s: float = 60.0
+    cooldown_s: float = 0.0  # before it may be started again after a failure; doubled each time
+    start_seconds: float = 0.0  # how long it must live to count as started
+    success_log: str | None = None  # patterns of its log that decide that earlier
+    failure_log: str | None = None
     extra: Mapping[str, object] = NOTHING
 
     @property
@@ -609,7 +667,7 @@ class Exit(NamedTuple):
 
 
 UP_PHASES = ("starting", "running", "ready", "unhealthy")
-LIVE_PHASES = (*UP_PHASES, "stopping")
+LIVE_PHASES = (*UP_PHASES, "stopping", "backoff")
 ENDED_PHASES = ("stopped", "exited", "failed")
 
 
@@ -633,6 +691,13 @@ class Record(NamedTuple):
     lease_until: float | None = None  # by steady_s(), as active_at: means something at its place
     active_at: float | None = None
     launcher: Identity | None = None  # what was executed, where main is what it left behind
+    restarts: int = 0  # automatic ones since the start that was asked for
+    restarted_at: tuple[float, ...] = ()  # when those were decided on that count, by steady_s()
+    backoffs: int = 0  # in a row
+    retry_at: float | None = None  # while it waits to restart, by steady_s()
+    failures: int = 0  # failed instances in a row, over all starts of this spec
+    failed_at: float | None = None  # by steady_s()
+    log_at: int = 0  # where in all that was ever written its output begins, after a restart
     extra: Mapping[str, object] = NOTHING
 
     def to_json(self) -> dict[str, object]:
@@ -678,9 +743,20 @@ SPEC: dict[str, Kind] = {
     "health_retries": _integer,
     "type": _one_of(*TYPES),
     "pid_file": _or_none(_text),
-    "match": _or_none(_kind("a regular expression", is_pattern)),
+    "match": _or_none(_pattern),
     "terminal": _or_none(_text),
     "no_pause": _flag,
+    "restart": _one_of(*RESTARTS),
+    "max_restarts": _integer,
+    "restart_window_s": _number,
+    "success_codes": _codes,
+    "no_restart_codes": _codes,
+    "backoff_s": _number,
+    "backoff_max_s": _number,
+    "cooldown_s": _number,
+    "start_seconds": _number,
+    "success_log": _or_none(_pattern),
+    "failure_log": _or_none(_pattern),
 }
 RECORD: dict[str, Kind] = {
     "name": _text,
@@ -700,6 +776,13 @@ RECORD: dict[str, Kind] = {
     "lease_until": _or_none(_number),
     "active_at": _or_none(_number),
     "launcher": _or_none(Identity.from_json),
+    "restarts": _integer,
+    "restarted_at": _list_of(_number),
+    "backoffs": _integer,
+    "retry_at": _or_none(_number),
+    "failures": _integer,
+    "failed_at": _or_none(_number),
+    "log_at": _integer,
 }
 
 
@@ -1627,6 +1710,11 @@ def condition_of(identity: Identity | None) -> str:
     return "zombie" if look.is_dead else "stopped" if look.state in "Tt" else "alive"
 
 
+def run_of(instance: str) -> str:
+    """What all instances have in common that one supervisor started by itself."""
+    return instance.partition(".")[0]
+
+
 def lineage(pid: int = 0) -> tuple[int, ...]:
     """The pids of this process (or another) and its ancestors: ours are never to be signalled."""
     pids, look = [pid or os.getpid()], stat_of(pid or os.getpid())
@@ -2158,6 +2246,18 @@ class Store:
             self._write({**known, key: record})
         return True
 
+    def correct(self, was: Record, found: Record, why: str) -> Record:
+        """What is recorded after it was held against the system: what was found, unless somebody
+        wrote meanwhile, or supervises it and knows better."""
+        with contextlib.suppress(SpmError), self._lock():  # read-only: it is found again each time
+            known = self.records(has_lock=True)
+            now = known.get(was.name.lower(), found)
+            if now != was or self.is_supervised(was.name):
+                return now
+            self.write_event("corrected", was.name, found, why)
+            self._write({**known, was.name.lower(): found})
+        return found
+
     def _lock(self) -> contextlib.AbstractContextManager[None]:
         path = os.path.join(self.home, "lock")
         return locked(path, self.lock_wait_s, f"{path} is held by another command")
@@ -2361,12 +2461,13 @@ def read_tail(path: str, count: int, end: int | None = None) -> bytes:
 class Output:
     """What a service wrote, read on from where the last look ended, through rotations."""
 
-    def __init__(self, store: Store, name: str, from_end: bool = False) -> None:
+    def __init__(self, store: Store, name: str, from_end: bool = False, since: int = 0) -> None:
         self.store, self.name = store, name
         self.older, self.path = (store.path(name, part) for part in LOG_PARTS)
-        # Counted over all instances. Both files hold this one's only: a start begins them anew.
+        # Counted over all instances. A start begins both files anew, an automatic restart doesn't.
         began = store.log_start(name)
-        self.at = began + file_size(self.path) if from_end else began - file_size(self.older)
+        self.at = began + file_size(self.path)
+        self.at = self.at if from_end else max(began - file_size(self.older), min(since, self.at))
 
     def read(self) -> bytes:
         """What comes next, a megabyte at most; empty if there is nothing new."""
@@ -2382,6 +2483,11 @@ class Output:
         chunk = read_tail(path, count, end - left + count)
         self.at += len(chunk)
         return chunk
+
+
+def output_of(store: Store, record: Record) -> Output:
+    """What this very instance wrote."""
+    return Output(store, record.name, since=record.log_at)
 
 
 def file_size(path: str) -> int:
@@ -2465,7 +2571,8 @@ def records_from_cookies(home: str, known: Iterable[str]) -> dict[str, Record]:
         if cookie.instance in ("", above, *seen) or not re.fullmatch(NAME, cookie.service):
             continue
         seen.add(cookie.instance)
-        guards = [stats[p].identity for p, c in ours.items() if c.supervises == cookie.instance]
+        run = run_of(cookie.instance)
+        guards = [stats[p].identity for p, c in ours.items() if run_of(c.supervises) == run]
         record = _record_from_process(stats[pid].identity, cookie)
         records[record.name.lower()] = record._replace(supervisor=guards[0] if guards else None)
     return records
@@ -2610,17 +2717,20 @@ class LogProbe:
     def __init__(self, output: Output, pattern: str) -> None:
         self.output, self.pattern, self.rest, self.count = output, pattern, b"", 0
 
-    def look(self, deadline: float) -> tuple[bool, str]:
-        """Whether a line matches; what stands behind the last line end is a line too."""
+    def lines(self, deadline: float) -> Iterator[str]:
+        """What was written since the last look; what stands behind the last line end is one too."""
         chunk = self.output.read()
         while chunk and time.monotonic() < deadline:
             *lines, rest = (self.rest + chunk).split(b"\n")
             self.rest, self.count = rest[:LONGEST_LINE], self.count + len(lines)
             for line in (*lines, self.rest):
-                text = line[:LONGEST_LINE].decode("utf-8", "replace").rstrip("\r")
-                if re.search(self.pattern, text):
-                    return True, f"its log matches {self.pattern!r}"
+                yield line[:LONGEST_LINE].decode("utf-8", "replace").rstrip("\r")
             chunk = self.output.read()
+
+    def look(self, deadline: float) -> tuple[bool, str]:
+        """Whether a line matches."""
+        if any(re.search(self.pattern, text) for text in self.lines(deadline)):
+            return True, f"its log matches {self.pattern!r}"
         return False, f"no match of {self.pattern!r} in {counted(self.count, 'line')} of its log"
 
 
@@ -2678,7 +2788,7 @@ class Checks:
     ) -> None:
         self.record, self.checks, self.spec = record, checks, spec
         logs = [check for check in checks if record and check.kind == "log"]
-        self.logs = {c: LogProbe(Output(store, record.name), c.text) for c in logs if record}
+        self.logs = {c: LogProbe(output_of(store, record), c.text) for c in logs if record}
         self.sights = dict.fromkeys(checks, Sight())
         self.tree_at = 0.0
 
@@ -2738,6 +2848,9 @@ class Checks:
 # Pure decisions over facts and times: nothing here reads, writes or waits.
 
 LOG_CHECK_S = (0.1, 5.0)
+HEALTHY_S = 60.0  # who lived that long failed for another reason than the last time
+LONGEST_COOLDOWN_S = 900.0
+RESTARTED = "machine restarted"
 UNSUPERVISED = "its supervisor is gone, the service lives on: start {0} takes it back"
 SPEC_WORDS = {
     "port_declared": "port declared with --port",
@@ -2759,6 +2872,7 @@ class Facts(NamedTuple):
     claimed: bool  # another command is starting or stopping it
     supervised: bool
     main: str  # what condition_of() says
+    retry_s: float = 0.0  # until an automatic restart
 
 
 class Verdict(NamedTuple):
@@ -2778,9 +2892,17 @@ def status_of(record: Record, facts: Facts) -> Verdict:
     if record.phase in ENDED_PHASES:
         return Verdict(record.phase, record.reason)
     if not facts.here and facts.same_host:
-        return Verdict("exited", "machine restarted")
+        return Verdict("exited", RESTARTED)
     if not facts.here:
         return Verdict("lost", f"recorded on host {record.place.host!r} or in another container")
+    if record.phase == "backoff" and facts.supervised:
+        left = format_duration(facts.retry_s)
+        return Verdict("backoff", f"restarting in {left} after {record.reason}")
+    if record.phase == "backoff":
+        why = f"{record.reason}; its supervisor was gone while it waited to restart"
+        return Verdict("exited" if is_success(record.exit, record.spec) else "failed", why)
+    if record.phase == "stopping" and facts.supervised:
+        return Verdict("stopping", record.reason)
     if record.main is None and (facts.supervised or facts.claimed):
         return Verdict("starting")
     if record.main is None:
@@ -2788,7 +2910,9 @@ def status_of(record: Record, facts: Facts) -> Verdict:
     if record.phase == "external":
         return Verdict("external", record.reason)
     if record.phase == "starting" and facts.supervised:
-        return Verdict("starting", "its launcher has not exited" * (facts.main != "gone"))
+        why = "its launcher has not exited" * (facts.main != "gone")
+        why = f"{record.spec.start_seconds:g} s to live first" if record.spec.start_seconds else why
+        return Verdict("starting", why)
     if facts.main == "stranger":
         return Verdict("lost", f"pid {record.main.pid} now belongs to another process, left alone")
     if facts.main == "gone":
@@ -2799,6 +2923,55 @@ def status_of(record: Record, facts: Facts) -> Verdict:
         return Verdict("running", UNSUPERVISED.format(record.name))
     why = record.reason if record.phase == "unhealthy" else ""
     return Verdict(record.phase, CONDITIONS.get(facts.main, why))
+
+
+def is_success(ended: Exit | None, spec: Spec) -> bool:
+    """Whether an exit is one of the good ones; None: it was ended because it was unhealthy."""
+    return ended is not None and is_among(ended, spec.success_codes)
+
+
+def is_among(ended: Exit, codes: str) -> bool:
+    """Whether an exit is one of these; killed by signal n and exit code 128+n are the same."""
+    code = code_of(ended.signal) if ended.signal else ended.code
+    return code is not None and code in map(code_of, codes_in(codes))
+
+
+def recent_restarts(restarted_at: Sequence[float], spec: Spec, now: float) -> tuple[float, ...]:
+    """The automatic restarts that count against the limit."""
+    return tuple(at for at in restarted_at if now - at < spec.restart_window_s)
+
+
+def should_restart(
+    spec: Spec, ended: Exit | None, restarted_at: Sequence[float], now: float
+) -> str:
+    """`restart`, `no`, or `gave up`: the policy wants to, but it was tried too often."""
+    is_final = ended is not None and is_among(ended, spec.no_restart_codes)
+    wanted = {"always": True, "on-failure": not is_success(ended, spec)}.get(spec.restart, False)
+    if is_final or not wanted:
+        return "no"
+    count = len(recent_restarts(restarted_at, spec, now))
+    return "restart" if count < spec.max_restarts else "gave up"
+
+
+def backoff_s(waits: int, spec: Spec, jitter: float) -> float:
+    """Seconds before an automatic restart after so many in a row; jitter is from 0 to 1."""
+    return min(spec.backoff_s * 2.0 ** min(waits, 64), spec.backoff_max_s) * (1 - jitter / 4)
+
+
+def cooldown_until(failures: int, failed_at: float, base_s: float) -> float:
+    """When what failed so many times in a row, the last time at failed_at, may be started again."""
+    if failures < 1:
+        return failed_at
+    return failed_at + min(base_s * 2.0 ** min(failures - 1, 64), LONGEST_COOLDOWN_S)
+
+
+def after_end(record: Record, ended: Exit | None, lived_s: float, now: float) -> Record:
+    """The record with an end counted that nobody asked for."""
+    was_healthy = lived_s >= HEALTHY_S
+    record = record._replace(backoffs=0 if was_healthy else record.backoffs)
+    if is_success(ended, record.spec):
+        return record._replace(failures=0)
+    return record._replace(failures=1 if was_healthy else record.failures + 1, failed_at=now)
 
 
 def phase_after(phase: str, is_ok: bool, failures: int, retries: int) -> str:
@@ -2971,12 +3144,14 @@ LAUNCHER_S = 1.0  # an external tool's launcher that lives longer is taken for t
 HOME_S = 5.0  # how long after its launcher's end a daemon may write its pid file, a tool appear
 SEARCH_S = 0.05
 NOTHING_LEFT = {"forking": ("exited", ""), "external": ("external", "can't be followed: ")}
+LEFT_PHASES = ("stopping", "backoff", "exited", "failed")
 NEXT_PHASES = {
-    "starting": ("starting", "running", "stopping", "exited", "failed", "external"),
-    "running": ("starting", "running", "ready", "unhealthy", "stopping", "exited", "failed"),
-    "ready": ("starting", "running", "unhealthy", "stopping", "exited", "failed"),
-    "unhealthy": ("starting", "running", "ready", "stopping", "exited", "failed"),
-    "stopping": ("stopped", "running"),
+    "starting": ("starting", "running", "external", *LEFT_PHASES),
+    "running": ("starting", "running", "ready", "unhealthy", *LEFT_PHASES),
+    "ready": ("starting", "running", "unhealthy", *LEFT_PHASES),
+    "unhealthy": ("starting", "running", "ready", *LEFT_PHASES),
+    "backoff": ("starting", "stopping", "failed"),
+    "stopping": ("stopped", "running", *LEFT_PHASES),
     "exited": ("stopping",),
     "failed": ("stopping",),
 }
@@ -3145,6 +3320,7 @@ class Supervisor:
         self.ending: Generator[float, bool, Ended] | None = None
         self.outcome: Ended | None = None
         self.step_at = 0.0
+        self.because: str | None = None  # why we end it unasked; its policy decides what then
         self.waiters: list[Client] = []
         self.finished = False
         self.pause: bool | None = None  # its window waits for a key; False: no more
@@ -3158,6 +3334,9 @@ class Supervisor:
         self.failures = 0  # of liveness, in a row
         for text in (*record.spec.ready, *record.spec.health):
             parse_check(text)  # a state that was forged: better now than in the thread
+        self.mains: set[Identity | None] = set()  # of former instances
+        self.since = steady_s()  # of this instance
+        self.judge_until: float | None = None  # while it is to be seen whether it has started
         self.hears_owner = False  # the system tells when the owner ends
         self.log = Log(store, record.name, record.spec.log_bytes)
 
@@ -3203,9 +3382,23 @@ class Supervisor:
 
     def spawn(self, env: dict[str, str]) -> None:
         """Execute the command; StartFailed, with the record saying so, if that can't be done."""
-        record, spec = self.record, self.record.spec
+        name = self.record.name
         with state_errors(self.log.path):
             self.log.open(anew=True)
+        try:
+            self.execute(env)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            self.record = after_end(self.record, None, 0.0, steady_s())
+            self.change("start_failed", "failed", reason)
+            self.leave()
+            code = getattr(error, "errno", None)
+            raise StartFailed(f"{name} could not be started: {reason}", errno=code) from error
+        self.change("started", self.first_phase(), self.record.reason)
+
+    def execute(self, env: dict[str, str]) -> None:
+        """Make it run as the instance of our record; OSError, ValueError if that can't be done."""
+        record, spec = self.record, self.record.spec
         values = {key: value for key, value in os.environ.items() if key not in COOKIE_NAMES}
         # A Python service that is killed would otherwise take its buffered last words along.
         values.setdefault("PYTHONUNBUFFERED", "1")
@@ -3217,27 +3410,24 @@ class Supervisor:
             "SPM_HOME": self.store.home,
         }
         self.before = matching(spec.match, record) if spec.match else ()
-        try:
-            self.child = launch_service(
-                spec.words,
-                spec.cwd,
-                {**values, **env, **cookie},
-                -1 if spec.terminal else self.log.descriptor,
-                record.instance,
-            )
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            self.change("start_failed", "failed", reason)
-            self.leave()
-            code = getattr(error, "errno", None)
-            raise StartFailed(
-                f"{record.name} could not be started: {reason}", errno=code
-            ) from error
-        look = stat_of(self.child)
-        main = look.identity if look else Identity(self.child, "")
-        self.record = record._replace(main=main)
-        phase = "running" if spec.type == "simple" else "starting"
-        self.change("started", phase, record.reason)
+        self.child = launch_service(
+            spec.words,
+            spec.cwd,
+            {**values, **env, **cookie},
+            -1 if spec.terminal else self.log.descriptor,
+            record.instance,
+        )
+        look, self.since = stat_of(self.child), steady_s()
+        self.record = record._replace(main=look.identity if look else Identity(self.child, ""))
+
+    def first_phase(self, is_followed: bool = False) -> str:
+        """The phase of what was just executed, or of what its launcher left behind."""
+        spec = self.record.spec
+        if spec.start_seconds and (is_followed or spec.type == "simple"):
+            self.judge_until = time.monotonic() + spec.start_seconds
+            self.judged = LogProbe(output_of(self.store, self.record), "")
+        is_started = (is_followed or spec.type == "simple") and not spec.start_seconds
+        return "running" if is_started else "starting"
 
     def adopt(self) -> None:
         """Take back a service whose supervisor is gone; we aren't its parent."""
@@ -3247,7 +3437,8 @@ class Supervisor:
         with state_errors(self.log.path):
             self.log.open(anew=False)
         phase, self.leaves_until = self.record.phase, 0.0
-        phase = "starting" if phase == "starting" else "running"
+        is_followed = self.record.spec.type == "simple" or self.record.launcher is not None
+        phase = self.first_phase(is_followed) if phase == "starting" else "running"
         self.change("adopted", phase, "its former supervisor was gone")
 
     # -- the one door for changes
@@ -3256,7 +3447,10 @@ class Supervisor:
         """Table, record, journal, state.json: in that order."""
         if phase not in NEXT_PHASES[self.record.phase]:
             raise AssertionError(f"{self.record.phase} → {phase} isn't in the table")
-        wanted = "stopped" if phase in ("stopping", "stopped") else self.record.wanted
+        is_asked = phase in ("stopping", "stopped") and self.because is None
+        wanted = "stopped" if is_asked else self.record.wanted
+        if phase == "ready":
+            self.record = self.record._replace(failures=0)
         self.record = self.record._replace(phase=phase, reason=why, wanted=wanted)
         with contextlib.suppress(SpmError):  # a full disk: state.json is what is tried again
             self.store.write_event(event, self.record.name, self.record, why)
@@ -3289,6 +3483,10 @@ class Supervisor:
             self.take_news()
             if self.search_until and not self.ending:
                 self.search(self.search_until)
+            if self.judge_until and not self.ending:
+                self.judge(self.judge_until)
+            if self.record.phase == "backoff" and not self.ending and self.retry_s() <= 0:
+                self.respawn()
             if self.ending and time.monotonic() >= self.step_at:
                 self.step()
             if time.monotonic() >= self.log.due_at:
@@ -3308,8 +3506,10 @@ class Supervisor:
         if self.is_leased():
             looks = [*left_s(self.record, steady_s()), None if self.hears_owner else TICK_S]
             due += [time.monotonic() + look for look in looks if look is not None]
-        if self.search_until and not self.ending:
+        if (self.search_until or self.judge_until) and not self.ending:
             due.append(time.monotonic() + SEARCH_S)
+        if self.record.phase == "backoff":
+            due.append(time.monotonic() + self.retry_s())
         return max(0.0, min(due) - time.monotonic())
 
     def leave(self) -> None:
@@ -3392,6 +3592,8 @@ class Supervisor:
             phase = phase_after(self.record.phase, is_ok, self.failures, retries)
             if phase != self.record.phase:
                 self.change(phase, phase, seen)
+            if phase == "unhealthy" and self.record.spec.restart != "no" and not self.ending:
+                self.end_unasked(f"unhealthy: {seen}")
 
     def main_ended(self, ended: Exit) -> None:
         """The main process is gone; what it left behind is watched until it is gone too."""
@@ -3400,7 +3602,8 @@ class Supervisor:
         self.record = self.record._replace(exit=ended)
         if self.ending:
             return
-        type_, is_well = self.record.spec.type, ended.code in (0, None) and not ended.signal
+        spec, type_ = self.record.spec, self.record.spec.type
+        is_well = is_success(ended, spec) or (ended.code, ended.signal) == (None, None)
         is_young = self.record.phase == "starting" or time.monotonic() < self.leaves_until
         if type_ != "simple" and is_well and is_young:
             self.launcher_ended(ended)
@@ -3409,7 +3612,112 @@ class Supervisor:
         remark = f"; {counted(len(left), 'process')} of its tree left alive" if left else ""
         if left and ended.code == 0 and type_ == "simple":
             remark += " (a daemon? start it with --type forking, or in the foreground)"
-        self.change("exited", "exited" if is_well else "failed", f"{ended}{remark}")
+        self.decide(ended, "exited" if is_well else "failed", f"{ended}{remark}")
+
+    # -- what its policy makes of its end
+
+    def end_unasked(self, why: str) -> None:
+        """End what is unhealthy or said that it failed."""
+        if self.prober:
+            self.prober.halt.set()
+        self.because = why
+        self.change("stopping", "stopping", why)
+        self.end_all()
+
+    def end_all(self) -> None:
+        """End all of this instance, step by step."""
+        members = tree_of(self.record)
+        self.ending = end_tree(self.record, members, STOP_TIMEOUT_S, False, self.is_empty)
+        self.step_at = time.monotonic() + next(self.ending)
+
+    def decide(self, ended: Exit | None, phase: str, story: str) -> None:
+        """Another instance after a while, or that was it; None: we ended it as a failed one."""
+        record, spec, now = self.record, self.record.spec, steady_s()
+        is_start = self.judge_until is not None and not record.restarts
+        if self.judge_until is not None and ended:
+            phase, story = "failed", f"{story}; it was to live for {spec.start_seconds:g} s first"
+        self.judge_until = None
+        record = self.record = after_end(record, ended, now - self.since, now)
+        recent = recent_restarts(record.restarted_at, spec, now)
+        verdict = "no" if is_start else should_restart(spec, ended, recent, now)
+        if verdict == "restart":
+            window = format_duration(spec.restart_window_s)
+            story += f" (restart {len(recent) + 1} of {spec.max_restarts} in {window})"
+            wait_s = backoff_s(record.backoffs, spec, os.urandom(1)[0] / 255)
+            self.record = record._replace(
+                restarted_at=(*recent, now), retry_at=now + wait_s, backoffs=record.backoffs + 1
+            )
+            self.because = ""
+            self.change("backoff", "backoff", story)
+            self.end_all()
+            return
+        if verdict == "gave up":
+            span = format_duration(now - min(recent, default=now))
+            phase, story = (
+                "failed",
+                f"{story}, {counted(len(recent), 'restart')} in {span}: gave up",
+            )
+        self.change("start_failed" if is_start else "exited", phase, story)
+
+    def unasked_ended(self, ended: Ended) -> None:
+        """All of the instance is gone that we ended unasked, or can't be ended."""
+        why, self.because = self.because, None
+        if ended.left:
+            pids = ", ".join(map(str, ended.left))
+            self.change(
+                "stop_failed", "failed", f"{why or 'restarting'}: pid {pids} outlived SIGKILL"
+            )
+        elif why:
+            self.record = self.record._replace(exit=self.record.exit or Exit(time.time()))
+            self.decide(None, "failed", why)
+
+    def retry_s(self) -> float:
+        """Seconds until it is restarted."""
+        return (self.record.retry_at or 0.0) - steady_s()
+
+    def respawn(self) -> None:
+        """Begin another instance, with the environment of the start."""
+        former, self.judge_until = self.record, None
+        self.mains.add(former.main)
+        self.failures, self.leaves_until = 0, time.monotonic() + HOME_S
+        self.record = former._replace(
+            instance=f"{run_of(former.instance)}.{os.urandom(8).hex()}",
+            main=None,
+            launcher=None,
+            exit=None,
+            started_at=time.time(),
+            restarts=former.restarts + 1,
+            log_at=self.log.start + os.fstat(self.log.descriptor).st_size,
+        )
+        self.change("restarting", "starting")
+        try:
+            self.execute(self.env or {})
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            self.record = self.record._replace(exit=Exit(time.time()))
+            self.decide(None, "failed", f"it could not be executed: {reason}")
+            return
+        self.change("restarted", self.first_phase(), f"after {former.reason}")
+
+    def judge(self, until: float) -> None:
+        """Whether it has started: the first match in its log decides, else that it lives."""
+        spec, now = self.record.spec, time.monotonic()
+        signs = [(spec.failure_log, False), (spec.success_log, True)]
+        matches = (
+            (f"its log matches {pattern!r}", is_ok)
+            for text in self.judged.lines(now + SOON_S)
+            for pattern, is_ok in signs
+            if pattern and re.search(pattern, text)
+        )
+        found = next(matches, None)
+        if found is None and now < until:
+            return
+        why, is_ok = found or (f"it lives after {spec.start_seconds:g} s", True)
+        if not is_ok:
+            self.end_unasked(why)
+            return
+        self.judge_until = None
+        self.change("running", "running", why)
 
     # -- programs that leave home
 
@@ -3466,7 +3774,8 @@ class Supervisor:
         self.record = self.record._replace(main=main, exit=None)
         self.search_until = None
         event = "daemonized" if self.record.spec.type == "forking" else "followed"
-        self.change(event, "running", f"pid {main.pid} goes on ({member.why})")
+        why = f"pid {main.pid} goes on ({member.why})"
+        self.change(event, self.first_phase(is_followed=True), why)
         self.watch_adopted()
 
     def nothing_left(self) -> None:
@@ -3476,8 +3785,11 @@ class Supervisor:
         last = record.main if record.main != record.launcher else None
         why += f"its launcher{f' and pid {last.pid}' if last else ''} ended with {record.exit}"
         before = f"; {counted(len(self.before), 'process')} matched before" if self.before else ""
-        self.change(phase, phase, f"{why} and left no process{before}")
         self.finished = phase == "external"
+        if self.finished or record.exit is None:
+            self.change(phase, phase, f"{why} and left no process{before}")
+        else:
+            self.decide(record.exit, phase, f"{why} and left no process{before}")
 
     # -- how long it may live
 
@@ -3506,7 +3818,8 @@ class Supervisor:
         self, timeout_s: float, force: bool, why: str, members: Sequence[Member]
     ) -> None:
         """Start to end the tree, or hurry an ending that goes on."""
-        if self.ending is None:
+        if self.ending is None or self.because is not None:
+            self.because = None
             self.ending = end_tree(self.record, members, timeout_s, force, self.is_empty)
             self.step_at = time.monotonic() + next(self.ending)
             self.change("stopping", "stopping", why)
@@ -3521,6 +3834,9 @@ class Supervisor:
         except StopIteration as done:
             self.take_note()
             self.ending, self.outcome = None, done.value
+            if self.because is not None:
+                self.unasked_ended(done.value)
+                return
             if done.value.left:
                 pids = ", ".join(map(str, done.value.left))
                 self.change("stop_failed", "running", f"pid {pids} outlived SIGKILL")
@@ -3634,7 +3950,9 @@ class Supervisor:
             self.waiters.append(client)
             return
         members = tree_of(self.record)
-        error = refusal(self.record, asked.main, members, asked.spare)
+        # Whoever read state.json just before a restart means the former main process.
+        meant = self.record.main if asked.main in self.mains else asked.main
+        error = refusal(self.record, meant, members, asked.spare)
         if error:
             self.save()
             client.answer({"ok": False, "error": error.to_json()})
@@ -3709,7 +4027,10 @@ CLAIM_S = 30.0
 BOOT_S = 10.0
 SELF = os.path.abspath(__file__)
 NOT_OF_A_SPEC = {"name", "replace", "force", "on_conflict", "lease", "idle_timeout", "wait"}
-NOT_IN_RUN = ("--lease", "--idle-timeout", "--wait")
+NOT_OF_A_SPEC.add("all_previous")
+NOT_IN_RUN = ("name?", "--lease", "--idle-timeout", "--wait", "--all-previous")
+COOLDOWN_S = 60.0  # where there is a restart policy
+JUDGED_S = 10.0  # --start-seconds where only the patterns are given
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
 PORT_GRACE_S = 5.0
 OTHER_WAYS = ", take another port (--on-conflict next, --port auto), or start anyway with --force"
@@ -3805,7 +4126,14 @@ def observe(store: Store, record: Record, here: Place) -> Seen:
         # Its supervisor may have been killed before it could note what it had just started.
         found = records_from_cookies(store.home, []).get(record.name.lower())
         if found and found.instance == record.instance:
-            return _look(store, record._replace(phase="running", main=found.main), here)
+            after = record._replace(phase="running", main=found.main)
+            why = f"recorded starting, found running: pid {found.main and found.main.pid}"
+            return _look(store, store.correct(record, after, why), here)
+    if seen.facts.here and record.phase in LIVE_PHASES and seen.verdict.status in ENDED_PHASES:
+        status, why = seen.verdict
+        after = record._replace(phase=status, reason=why, exit=record.exit or Exit(time.time()))
+        now = store.correct(record, after, f"recorded {record.phase}, found dead: {why}")
+        return seen._replace(record=after) if now == after else _look(store, now, here)
     return seen
 
 
@@ -3816,6 +4144,8 @@ def _look(store: Store, record: Record, here: Place) -> Seen:
         claimed = record.main is None and store.is_claimed(record.name)
         supervised, main = store.is_supervised(record.name), condition_of(record.main)
         facts = facts._replace(claimed=claimed, supervised=supervised, main=main)
+    if record.phase == "backoff":
+        facts = facts._replace(retry_s=max((record.retry_at or 0.0) - steady_s(), 0.0))
     return Seen(record, facts, status_of(record, facts))
 
 
@@ -3875,7 +4205,7 @@ def parse_terminal(text: str) -> str:
 @command(
     "start",
     'start a service: NAME "COMMAND", or NAME [options] -- ARG…, or NAME alone: as last time',
-    Option("name", "NAME"),
+    Option("name?", "NAME"),
     Option(
         "command*", "COMMAND", help="one quoted string, split as a shell would, run without one"
     ),
@@ -3886,7 +4216,7 @@ def parse_terminal(text: str) -> str:
     Option("--on-conflict", "HOW", parse_conflict, "auto", "if it is held: auto, kill, fail, next"),
     Option("--shell", help="run COMMAND in the shell"),
     Option("--replace", help="end what runs under this name with another spec"),
-    Option("--force", help="start though the port is held"),
+    Option("--force", help="start though the port is held, or in spite of a cooldown"),
     Option("--log-size", "SIZE", parse_size, None, "rotate the log at this size (10MB)"),
     Option(
         "--lease", "LEASE", parse_lease, help="how long it may live: forever, 2h, session, or a PID"
@@ -3904,9 +4234,23 @@ def parse_terminal(text: str) -> str:
     Option("--match", "REGEX", parse_pattern, help="external: what its command line looks like"),
     Option("--terminal", "WHERE", parse_terminal, help="in a window: auto, tmux, xterm, 'PROG {}'"),
     Option("--no-pause", help="close that window at once though it failed"),
+    Option("--restart", "WHEN", parse_restart, "no", "when it ended: no, on-failure, always"),
+    Option("--max-restarts", "N", parse_count, 5, "so many in --restart-window: failed (5)"),
+    Option("--restart-window", "D", parse_duration, 600.0, "the time they are counted in (10m)"),
+    Option("--success-codes", "CODES", parse_codes, "0", "exits that are no failure: 0,SIGTERM"),
+    Option("--no-restart-codes", "CODES", parse_codes, "", "exits after which it stays ended"),
+    Option("--backoff", "D", parse_duration, 0.5, "wait before a restart, doubled each time"),
+    Option("--backoff-max", "D", parse_duration, 60.0, "the longest such wait (60s)"),
+    Option("--cooldown", "BASE", parse_pause, help="no start so soon after a failure; 0: off"),
+    Option("--start-seconds", "D", parse_pause, help="return when it has lived so long (0)"),
+    Option("--success-log", "REGEX", parse_pattern, help="a match in its log: it has started"),
+    Option("--failure-log", "REGEX", parse_pattern, help="a match in its log: end it, it failed"),
+    Option("--all-previous", help="start all that ran when the machine went down"),
 )
 def start(store: Store, args: argparse.Namespace) -> Result:
     """Start a service, unless it runs already; with --wait until it is ready."""
+    if args.all_previous:
+        return start_previous(store, args)
     result = start_service(store, args)
     record = store.record(args.name) if args.wait else None
     if record is None:
@@ -3921,7 +4265,7 @@ def start(store: Store, args: argparse.Namespace) -> Result:
 
 def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = None) -> Result:
     """Start a service, unless it runs already."""
-    name = check_name(args.name)
+    name = check_name(args.name or "")
     known = store.record(name)
     if known and is_bare(args):
         spec, given = known.spec, store.given_env(name)
@@ -3950,6 +4294,30 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
                 return kept
         conflict = "force" if args.force else args.on_conflict
         return begin(store, name, spec, given, seen, conflict, "started", owner)
+
+
+def start_previous(store: Store, args: argparse.Namespace) -> Result:
+    """Start again what was wanted to run when the machine went down."""
+    if args.name or not is_bare(args):
+        raise UsageError("--all-previous takes no name and no command", "leave them out")
+    here, rows, errors = place(), [], list[SpmError]()
+    lines: list[str] = []
+    for record in sorted(store.records().values(), key=lambda one: one.started_at):
+        verdict = observe(store, record, here).verdict
+        if record.wanted != "running" or verdict != ("exited", RESTARTED):
+            continue
+        try:
+            asked = {**vars(args), **defaults_of("start"), "name": record.name}
+            result = start_service(store, type(args)(**asked))
+            rows.append(result.data)
+            lines += result.lines
+        except SpmError as error:
+            error.facts.setdefault("name", record.name)
+            errors.append(error)
+    lines += [f"[ERROR] {one.facts['name']}: {one.message}" for one in errors[1:]]
+    lines = lines or ["[OK] nothing ran when the machine went down"] * (not errors)
+    failures = {"errors": [one.to_json() for one in errors]} if errors else {}
+    return Result({"services": rows, **failures}, lines, error=errors[0] if errors else None)
 
 
 def defaults_of(name: str) -> dict[str, object]:
@@ -4022,6 +4390,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         ("--match", args.match, "--type external", args.type == "external"),
         ("--terminal", args.terminal, "--type simple", args.type in (None, "simple")),
         ("--no-pause", args.no_pause, "--terminal", args.terminal),
+        ("--restart", args.restart != "no", "--type simple", args.type != "external"),
     ):
         if given and not has:
             raise UsageError(f"{option} goes with {needed} only", f"add {needed}, or leave it out")
@@ -4054,7 +4423,26 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         terminal=args.terminal,
         no_pause=args.no_pause,
     )
-    return spec, {key: value for key, equals, value in pairs if equals}
+    return with_policy(spec, args), {key: value for key, equals, value in pairs if equals}
+
+
+def with_policy(spec: Spec, args: argparse.Namespace) -> Spec:
+    """The spec with what is asked for about its start and its restarts."""
+    lives_s = JUDGED_S if args.success_log or args.failure_log else 0.0
+    cooldown_s = 0.0 if args.restart == "no" else COOLDOWN_S
+    return spec._replace(
+        restart=args.restart,
+        max_restarts=args.max_restarts,
+        restart_window_s=args.restart_window,
+        success_codes=args.success_codes,
+        no_restart_codes=args.no_restart_codes,
+        backoff_s=args.backoff,
+        backoff_max_s=args.backoff_max,
+        cooldown_s=cooldown_s if args.cooldown is None else args.cooldown,
+        start_seconds=lives_s if args.start_seconds is None else args.start_seconds,
+        success_log=args.success_log,
+        failure_log=args.failure_log,
+    )
 
 
 def command_words(name: str, args: argparse.Namespace) -> tuple[str, ...]:
@@ -4128,7 +4516,10 @@ def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> R
         is_kept = record.wanted == "running"
         return started(store, record, "already running", notes) if is_kept else None
     retire_supervisor(record)
-    record = launch(store, record._replace(last_active=time.time()), {}, adopt=True)
+    values: dict[str, str] = {}
+    with contextlib.suppress(SpmError):  # it runs; only its checks and restarts need them
+        values = environment_of(record.spec, store.given_env(record.name))
+    record = launch(store, record._replace(last_active=time.time()), values, adopt=True)
     how = "already running, its supervisor was gone: taken back (its exit code will not be known)"
     return started(store, record, how, notes)
 
@@ -4161,6 +4552,7 @@ def begin(
 ) -> Result:
     """Check what can be checked, end the former instance, start a new one."""
     owner = owner or owner_of(spec.lease)
+    failures, failed_at = failures_before(store, former, spec, given, conflict == "force")
     if not os.path.isdir(spec.cwd):
         raise StartFailed(f"{name}: no such directory: {spec.cwd}", "check --cwd")
     values = environment_of(spec, given)
@@ -4168,7 +4560,8 @@ def begin(
         check_program(name, spec, values)
     notes = end_former(store, former) if former else []
     instance = BOOTED[0].instance if BOOTED else os.urandom(16).hex()
-    record = granted(new_record(name, spec, instance), *owner, steady_s())
+    record = new_record(name, spec, instance)._replace(failures=failures, failed_at=failed_at)
+    record = granted(record, *owner, steady_s())
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
     with state_errors(store.home):
@@ -4183,18 +4576,46 @@ def begin(
         raise
 
 
+def failures_before(
+    store: Store, former: Seen | None, spec: Spec, given: dict[str, str], force: bool
+) -> tuple[int, float | None]:
+    """How often in a row and when the same failed before; Cooldown if it is too soon after that."""
+    if former is None:
+        return 0, None
+    was, (status, why) = former.record, former.verdict
+    if status not in ("failed", "backoff") or was.failed_at is None or was.place != place():
+        return 0, None
+    if differences_of(store, was, with_lease_of(was.spec, spec), given):
+        return 0, None
+    left_s = cooldown_until(was.failures, was.failed_at, spec.cooldown_s) - steady_s()
+    if status == "failed" and left_s > 0:
+        count, left = counted(was.failures, "time"), format_duration(left_s)
+        told = f"{was.name} failed {count} in a row ({why}); cooldown: {left} left"
+        if not force:
+            facts = {"retry_at": round(time.time() + left_s, 3), "seconds_left": round(left_s, 3)}
+            advice = f"read logs {was.name} and mend the cause; then wait, or add --force"
+            facts.update(count=was.failures)
+            raise Cooldown(told, advice, name=was.name, reason=why, **facts)
+        store.write_event("forced", was.name, was, told)
+    return was.failures, was.failed_at
+
+
 def settled(store: Store, record: Record) -> Record:
-    """The record of an external tool as soon as it is known what of it can be followed."""
-    deadline = time.monotonic() + BOOT_S
-    while record.spec.type == "external" and record.phase == "starting":
-        now = store.record(record.name)
-        if now is None or now.instance != record.instance or time.monotonic() > deadline:
+    """The record as soon as it is known whether it has started, and what of it can be followed."""
+    spec, name = record.spec, record.name
+    deadline = time.monotonic() + BOOT_S + spec.start_seconds
+    waits, is_supervised = spec.type == "external" or spec.start_seconds > 0, True
+    while waits and is_supervised and record.phase == "starting":
+        is_supervised = store.is_supervised(name)  # before the look: it writes, then it leaves
+        now = store.record(name)
+        if now is None or run_of(now.instance) != record.instance or time.monotonic() > deadline:
             break
         record = now
         time.sleep(0.005)
-    if record.spec.type == "external" and record.phase == "failed":
-        tail = store.last_lines(record.name, 20)
-        raise StartFailed(f"{record.name}: its launcher failed: {record.reason}", log_tail=tail)
+    if waits and record.phase in (ENDED_PHASES if spec.start_seconds else ("failed",)):
+        tail, ended = store.last_lines(name, 20), record.exit and record.exit._asdict()
+        what = "its launcher failed" if spec.type == "external" else "it did not start"
+        raise StartFailed(f"{name}: {what}: {record.reason}", log_tail=tail, exit=ended)
     return record
 
 
@@ -4574,7 +4995,11 @@ def touched(
 def retire_supervisor(record: Record) -> None:
     """End a supervisor that hangs or lost its directory, if it certainly is this instance's."""
     guard = record.supervisor
-    if guard and is_alive(guard) and cookie_of(guard.pid).supervises == record.instance:
+    if (
+        guard
+        and is_alive(guard)
+        and run_of(cookie_of(guard.pid).supervises) == run_of(record.instance)
+    ):
         send_signal(guard, force=True)
         wait_until_gone(guard, 2.0)
 
@@ -4746,7 +5171,10 @@ def stop_unsupervised(store: Store, stopping: Stopping) -> tuple[Record, Ended |
         return seen.record, None
     why = "stopped without its supervisor" if ended else seen.verdict.why
     after = seen.record._replace(
-        phase="stopped", wanted="stopped", reason=why, exit=Exit(time.time())
+        phase="stopped",
+        wanted="stopped",
+        reason=why,
+        exit=seen.record.exit or Exit(time.time()),
     )
     if seen.verdict.status == "external" and not ended:
         after = after._replace(exit=None)  # nobody knows whether it ended
@@ -4790,6 +5218,7 @@ def stop_report(record: Record, ended: Ended | None) -> tuple[dict[str, object],
     "restart",
     "stop a service and start it from its recorded spec, with the caller's environment",
     Option("name", "NAME"),
+    Option("--force", help="in spite of a cooldown"),
 )
 def restart(store: Store, args: argparse.Namespace) -> Result:
     """Stop a service and start it from its recorded spec."""
@@ -4799,7 +5228,8 @@ def restart(store: Store, args: argparse.Namespace) -> Result:
         record, spec, given = seen.record, seen.record.spec, store.given_env(name)
         is_kept = spec.lease != "session" and is_alive(record.owner)
         owner = (record.owner, record.owner_name) if is_kept else None
-        return begin(store, name, spec, given, seen, "auto", "restarted", owner)
+        conflict = "force" if args.force else "auto"
+        return begin(store, name, spec, given, seen, conflict, "restarted", owner)
 
 
 @command(
@@ -4929,6 +5359,8 @@ def service_data(seen: Seen) -> dict[str, object]:
         "cpu_percent": round(100 * look.cpu_s / uptime_s, 1) if look else None,
         "memory_bytes": look and look.memory_bytes,
         "exit": record.exit and record.exit._asdict(),
+        "restarts": record.restarts,
+        "retry_in_s": round(seen.facts.retry_s, 3) if seen.verdict.status == "backoff" else None,
         "command": shown_command(record.spec),
     }
 
@@ -4942,7 +5374,9 @@ def moment(at: float) -> str:
 
 
 SHOWN: dict[str, Callable[..., str]] = {
-    **dict.fromkeys(("uptime_s", "lease_left_s", "idle_timeout_s", "idle_left_s"), format_duration),
+    **dict.fromkeys(
+        ("uptime_s", "retry_in_s", "lease_left_s", "idle_timeout_s", "idle_left_s"), format_duration
+    ),
     "cpu_percent": "{:.1f}%".format,
     "memory_bytes": format_bytes,
     **dict.fromkeys(("at", "started_at", "last_active"), moment),
@@ -5429,7 +5863,7 @@ class Chain:
             data["status"] = record and record.phase
             data["exit"] = record and record.exit and record.exit._asdict()
         stopped = [name for name, data in self.services.items() if data["stopped"]]
-        left = [name for name, data in self.services.items() if data["status"] in UP_PHASES]
+        left = [name for name, data in self.services.items() if data["status"] in LIVE_PHASES]
         told = (("stopped", stopped), ("left running, as it was before", left))
         return "".join(f"; {word}: {', '.join(names)}" for word, names in told if names)
 
@@ -5457,6 +5891,7 @@ def on_ending_signals(act: Callable[[int, object], None] | signal.Handlers) -> N
 @command(
     "run",
     'run a test command with services: NAME "COMMAND" … -- TEST… (--json: TEST speaks on stderr)',
+    Option("name", "NAME"),
     *(one for one in COMMANDS["start"].options if one.words not in NOT_IN_RUN),
     Option("--timeout", "D", parse_duration, 30.0, "time for each to become ready (30s)"),
     Option("--with", 'NAME="COMMAND"', default=[], help="another service, started before; or NAME"),
@@ -5520,8 +5955,8 @@ NO_PSUTIL = (
 )
 EXIT_CODES = """exit codes:
   0 ok   1 failed   2 usage   3 not found or not running   4 could not be started
-  5 port is somebody else's   6 configuration   8 refused   9 state directory   124 timeout
-  130 interrupted"""
+  5 port is somebody else's   6 configuration   7 cooldown   8 refused   9 state directory
+  124 timeout   130 interrupted"""
 GLOBAL_OPTIONS = (
     Option("--home", "DIR", help="state directory (default: SPM_HOME, or the nearest .spm)"),
     Option("--json", help="print one JSON document"),
