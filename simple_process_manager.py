@@ -274,8 +274,6 @@ def parse_type(text: str) -> str:
 
 
 RESTARTS = ("no", "on-failure", "always")
-CODE = r"[0-9]{1,10}|SIG[A-Z0-9]+"
-CODES = rf"(?:(?:{CODE})(?:, *(?:{CODE}))*)?"
 
 
 def parse_restart(text: str) -> str:
@@ -285,26 +283,20 @@ def parse_restart(text: str) -> str:
     raise UsageError(f"{text!r} is no restart policy", f"write --restart {', '.join(RESTARTS)}")
 
 
-def code_of(word: str | None) -> int | None:
-    """The exit code that a code or a signal's name stands for: 128+n, as a shell reports it."""
+def codes_of(text: str) -> set[int]:
+    """The exit codes of `0,143,SIGINT`: of signal n 128+n, as a shell reports it."""
     import signal
 
-    if word is None or word.isdigit():
-        return None if word is None else int(word)
-    number = signal.Signals.__members__.get(word)
-    return None if number is None else 128 + number
+    known, words = signal.Signals.__members__, [word.strip() for word in text.split(",")]
+    numbers = {int(word) for word in words if word.isdecimal() and len(word) < 11}
+    return numbers | {128 + known[word] for word in words if word in known}
 
 
 def parse_codes(text: str) -> str:
-    """Exit codes and signals, as in `0,143` or `0,SIGTERM`, or UsageError."""
-    if re.fullmatch(CODES, text) and all(code_of(word) is not None for word in codes_in(text)):
+    """Exit codes and signals, or UsageError."""
+    if not text or all(map(codes_of, text.split(","))):
         return text
     raise UsageError(f"{text!r} are no exit codes", "write for example 0,143 or 0,SIGTERM")
-
-
-def codes_in(text: str) -> list[str]:
-    """The words of exit codes and signals."""
-    return re.findall(CODE, text)
 
 
 def parse_pause(text: str) -> float:
@@ -507,7 +499,6 @@ _flag = _kind("true or false", lambda value: isinstance(value, bool))
 _integer = _kind("an integer", lambda value: type(value) is int and abs(value) < 2**62)
 _size = _kind("a size", lambda value: type(value) is int and 1000 <= value <= 2**60)
 _pattern = _kind("a regular expression", is_pattern)
-_codes = _kind("exit codes", lambda v: isinstance(v, str) and bool(re.fullmatch(CODES, v)))
 _pid = _kind("a process id", lambda value: type(value) is int and 1 < value < 2**31)
 _number = _kind(
     "a number from 0 on",
@@ -749,8 +740,8 @@ SPEC: dict[str, Kind] = {
     "restart": _one_of(*RESTARTS),
     "max_restarts": _integer,
     "restart_window_s": _number,
-    "success_codes": _codes,
-    "no_restart_codes": _codes,
+    "success_codes": _text,
+    "no_restart_codes": _text,
     "backoff_s": _number,
     "backoff_max_s": _number,
     "cooldown_s": _number,
@@ -1774,6 +1765,12 @@ def tree_of(record: Record) -> list[Member]:
     return [Member(stats[p].identity, why) for p, why in reasons.items() if not stats[p].is_dead]
 
 
+def zombies_of(members: Sequence[Member]) -> list[Stat]:
+    """The dead whose parent is one of these, lives on and doesn't collect them."""
+    pids = {member.identity.pid for member in members}
+    return [look for look in all_stats().values() if look.is_dead and look.parent in pids]
+
+
 def eldest(members: Sequence[Member]) -> Member | None:
     """The oldest of those whose parent isn't among them."""
     pids = {member.identity.pid for member in members}
@@ -2461,13 +2458,13 @@ def read_tail(path: str, count: int, end: int | None = None) -> bytes:
 class Output:
     """What a service wrote, read on from where the last look ended, through rotations."""
 
-    def __init__(self, store: Store, name: str, from_end: bool = False, since: int = 0) -> None:
-        self.store, self.name = store, name
-        self.older, self.path = (store.path(name, part) for part in LOG_PARTS)
+    def __init__(self, store: Store, record: Record, from_end: bool = False) -> None:
+        self.store, self.name = store, record.name
+        self.older, self.path = (store.path(self.name, part) for part in LOG_PARTS)
         # Counted over all instances. A start begins both files anew, an automatic restart doesn't.
-        began = store.log_start(name)
-        self.at = began + file_size(self.path)
-        self.at = self.at if from_end else max(began - file_size(self.older), min(since, self.at))
+        began = store.log_start(self.name)
+        first = max(began - file_size(self.older), record.log_at)
+        self.at = began + file_size(self.path) if from_end else first
 
     def read(self) -> bytes:
         """What comes next, a megabyte at most; empty if there is nothing new."""
@@ -2483,11 +2480,6 @@ class Output:
         chunk = read_tail(path, count, end - left + count)
         self.at += len(chunk)
         return chunk
-
-
-def output_of(store: Store, record: Record) -> Output:
-    """What this very instance wrote."""
-    return Output(store, record.name, since=record.log_at)
 
 
 def file_size(path: str) -> int:
@@ -2788,7 +2780,7 @@ class Checks:
     ) -> None:
         self.record, self.checks, self.spec = record, checks, spec
         logs = [check for check in checks if record and check.kind == "log"]
-        self.logs = {c: LogProbe(output_of(store, record), c.text) for c in logs if record}
+        self.logs = {c: LogProbe(Output(store, record), c.text) for c in logs if record}
         self.sights = dict.fromkeys(checks, Sight())
         self.tree_at = 0.0
 
@@ -2895,14 +2887,12 @@ def status_of(record: Record, facts: Facts) -> Verdict:
         return Verdict("exited", RESTARTED)
     if not facts.here:
         return Verdict("lost", f"recorded on host {record.place.host!r} or in another container")
-    if record.phase == "backoff" and facts.supervised:
-        left = format_duration(facts.retry_s)
-        return Verdict("backoff", f"restarting in {left} after {record.reason}")
-    if record.phase == "backoff":
+    if record.phase == "backoff" and not facts.supervised:
         why = f"{record.reason}; its supervisor was gone while it waited to restart"
         return Verdict("exited" if is_success(record.exit, record.spec) else "failed", why)
-    if record.phase == "stopping" and facts.supervised:
-        return Verdict("stopping", record.reason)
+    if record.phase in ("backoff", "stopping") and facts.supervised:
+        left = f"restarting in {format_duration(facts.retry_s)} after "
+        return Verdict(record.phase, left * (record.phase == "backoff") + record.reason)
     if record.main is None and (facts.supervised or facts.claimed):
         return Verdict("starting")
     if record.main is None:
@@ -2932,8 +2922,7 @@ def is_success(ended: Exit | None, spec: Spec) -> bool:
 
 def is_among(ended: Exit, codes: str) -> bool:
     """Whether an exit is one of these; killed by signal n and exit code 128+n are the same."""
-    code = code_of(ended.signal) if ended.signal else ended.code
-    return code is not None and code in map(code_of, codes_in(codes))
+    return bool(codes_of(ended.signal or str(ended.code)) & codes_of(codes))
 
 
 def recent_restarts(restarted_at: Sequence[float], spec: Spec, now: float) -> tuple[float, ...]:
@@ -3382,23 +3371,10 @@ class Supervisor:
 
     def spawn(self, env: dict[str, str]) -> None:
         """Execute the command; StartFailed, with the record saying so, if that can't be done."""
-        name = self.record.name
-        with state_errors(self.log.path):
-            self.log.open(anew=True)
-        try:
-            self.execute(env)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            self.record = after_end(self.record, None, 0.0, steady_s())
-            self.change("start_failed", "failed", reason)
-            self.leave()
-            code = getattr(error, "errno", None)
-            raise StartFailed(f"{name} could not be started: {reason}", errno=code) from error
-        self.change("started", self.first_phase(), self.record.reason)
-
-    def execute(self, env: dict[str, str]) -> None:
-        """Make it run as the instance of our record; OSError, ValueError if that can't be done."""
         record, spec = self.record, self.record.spec
+        if not record.restarts:  # the log begins anew at starts that were asked for
+            with state_errors(self.log.path):
+                self.log.open(anew=True)
         values = {key: value for key, value in os.environ.items() if key not in COOKIE_NAMES}
         # A Python service that is killed would otherwise take its buffered last words along.
         values.setdefault("PYTHONUNBUFFERED", "1")
@@ -3410,24 +3386,38 @@ class Supervisor:
             "SPM_HOME": self.store.home,
         }
         self.before = matching(spec.match, record) if spec.match else ()
-        self.child = launch_service(
-            spec.words,
-            spec.cwd,
-            {**values, **env, **cookie},
-            -1 if spec.terminal else self.log.descriptor,
-            record.instance,
-        )
+        try:
+            self.child = launch_service(
+                spec.words,
+                spec.cwd,
+                {**values, **env, **cookie},
+                -1 if spec.terminal else self.log.descriptor,
+                record.instance,
+            )
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            if record.restarts:
+                self.decide(None, "failed", f"it could not be executed: {reason}")
+                return
+            self.record = after_end(record, None, 0.0, steady_s())
+            self.change("start_failed", "failed", reason)
+            self.leave()
+            code = getattr(error, "errno", None)
+            raise StartFailed(
+                f"{record.name} could not be started: {reason}", errno=code
+            ) from error
         look, self.since = stat_of(self.child), steady_s()
-        self.record = record._replace(main=look.identity if look else Identity(self.child, ""))
+        main = look.identity if look else Identity(self.child, "")
+        self.record = record._replace(main=main)
+        phase = self.first_phase() if spec.type == "simple" else "starting"
+        self.change("restarted" if record.restarts else "started", phase, record.reason)
 
-    def first_phase(self, is_followed: bool = False) -> str:
-        """The phase of what was just executed, or of what its launcher left behind."""
-        spec = self.record.spec
-        if spec.start_seconds and (is_followed or spec.type == "simple"):
-            self.judge_until = time.monotonic() + spec.start_seconds
-            self.judged = LogProbe(output_of(self.store, self.record), "")
-        is_started = (is_followed or spec.type == "simple") and not spec.start_seconds
-        return "running" if is_started else "starting"
+    def first_phase(self) -> str:
+        """The phase of a main process that has just come up; with --start-seconds it is judged."""
+        self.judged = LogProbe(Output(self.store, self.record), "")
+        lives_s = self.record.spec.start_seconds
+        self.judge_until = time.monotonic() + lives_s if lives_s else None
+        return "starting" if lives_s else "running"
 
     def adopt(self) -> None:
         """Take back a service whose supervisor is gone; we aren't its parent."""
@@ -3437,8 +3427,8 @@ class Supervisor:
         with state_errors(self.log.path):
             self.log.open(anew=False)
         phase, self.leaves_until = self.record.phase, 0.0
-        is_followed = self.record.spec.type == "simple" or self.record.launcher is not None
-        phase = self.first_phase(is_followed) if phase == "starting" else "running"
+        is_up = phase != "starting" or self.record.spec.type == "simple" or self.record.launcher
+        phase = "running" if phase != "starting" else self.first_phase() if is_up else phase
         self.change("adopted", phase, "its former supervisor was gone")
 
     # -- the one door for changes
@@ -3485,8 +3475,8 @@ class Supervisor:
                 self.search(self.search_until)
             if self.judge_until and not self.ending:
                 self.judge(self.judge_until)
-            if self.record.phase == "backoff" and not self.ending and self.retry_s() <= 0:
-                self.respawn()
+            if self.record.phase == "backoff" and not self.ending:
+                self.respawn(self.record.retry_at or 0.0)
             if self.ending and time.monotonic() >= self.step_at:
                 self.step()
             if time.monotonic() >= self.log.due_at:
@@ -3509,7 +3499,7 @@ class Supervisor:
         if (self.search_until or self.judge_until) and not self.ending:
             due.append(time.monotonic() + SEARCH_S)
         if self.record.phase == "backoff":
-            due.append(time.monotonic() + self.retry_s())
+            due.append(time.monotonic() + (self.record.retry_at or 0.0) - steady_s())
         return max(0.0, min(due) - time.monotonic())
 
     def leave(self) -> None:
@@ -3593,7 +3583,7 @@ class Supervisor:
             if phase != self.record.phase:
                 self.change(phase, phase, seen)
             if phase == "unhealthy" and self.record.spec.restart != "no" and not self.ending:
-                self.end_unasked(f"unhealthy: {seen}")
+                self.end_unasked(f"unhealthy: {seen}", "stopping", seen)
 
     def main_ended(self, ended: Exit) -> None:
         """The main process is gone; what it left behind is watched until it is gone too."""
@@ -3616,19 +3606,12 @@ class Supervisor:
 
     # -- what its policy makes of its end
 
-    def end_unasked(self, why: str) -> None:
-        """End what is unhealthy or said that it failed."""
-        if self.prober:
-            self.prober.halt.set()
-        self.because = why
-        self.change("stopping", "stopping", why)
-        self.end_all()
-
-    def end_all(self) -> None:
-        """End all of this instance, step by step."""
-        members = tree_of(self.record)
+    def end_unasked(self, because: str, phase: str, why: str) -> None:
+        """End all of an instance that failed, or what is left of it."""
+        self.because, members = because, tree_of(self.record)
         self.ending = end_tree(self.record, members, STOP_TIMEOUT_S, False, self.is_empty)
         self.step_at = time.monotonic() + next(self.ending)
+        self.change(phase, phase, why)
 
     def decide(self, ended: Exit | None, phase: str, story: str) -> None:
         """Another instance after a while, or that was it; None: we ended it as a failed one."""
@@ -3647,9 +3630,7 @@ class Supervisor:
             self.record = record._replace(
                 restarted_at=(*recent, now), retry_at=now + wait_s, backoffs=record.backoffs + 1
             )
-            self.because = ""
-            self.change("backoff", "backoff", story)
-            self.end_all()
+            self.end_unasked("", "backoff", story)
             return
         if verdict == "gave up":
             span = format_duration(now - min(recent, default=now))
@@ -3659,45 +3640,31 @@ class Supervisor:
             )
         self.change("start_failed" if is_start else "exited", phase, story)
 
-    def unasked_ended(self, ended: Ended) -> None:
-        """All of the instance is gone that we ended unasked, or can't be ended."""
+    def unasked_ended(self, left: Sequence[int]) -> None:
+        """All of the instance is gone, or can't be ended."""
         why, self.because = self.because, None
-        if ended.left:
-            pids = ", ".join(map(str, ended.left))
+        if left:
             self.change(
-                "stop_failed", "failed", f"{why or 'restarting'}: pid {pids} outlived SIGKILL"
+                "stop_failed", "failed", f"pid {', '.join(map(str, left))} outlived SIGKILL"
             )
         elif why:
             self.record = self.record._replace(exit=self.record.exit or Exit(time.time()))
             self.decide(None, "failed", why)
 
-    def retry_s(self) -> float:
-        """Seconds until it is restarted."""
-        return (self.record.retry_at or 0.0) - steady_s()
-
-    def respawn(self) -> None:
-        """Begin another instance, with the environment of the start."""
-        former, self.judge_until = self.record, None
-        self.mains.add(former.main)
-        self.failures, self.leaves_until = 0, time.monotonic() + HOME_S
-        self.record = former._replace(
-            instance=f"{run_of(former.instance)}.{os.urandom(8).hex()}",
-            main=None,
-            launcher=None,
-            exit=None,
-            started_at=time.time(),
-            restarts=former.restarts + 1,
-            log_at=self.log.start + os.fstat(self.log.descriptor).st_size,
-        )
-        self.change("restarting", "starting")
-        try:
-            self.execute(self.env or {})
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            self.record = self.record._replace(exit=Exit(time.time()))
-            self.decide(None, "failed", f"it could not be executed: {reason}")
+    def respawn(self, due_at: float) -> None:
+        """Begin another instance when it is time, with the environment of the start."""
+        former = self.record
+        if steady_s() < due_at:
             return
-        self.change("restarted", self.first_phase(), f"after {former.reason}")
+        self.mains |= {former.main, None}
+        self.failures, self.leaves_until = 0, time.monotonic() + HOME_S
+        instance = f"{run_of(former.instance)}.{os.urandom(8).hex()}"
+        log_at = self.log.start + os.fstat(self.log.descriptor).st_size
+        self.record = former._replace(main=None, launcher=None, exit=None, instance=instance)
+        self.record = self.record._replace(restarts=former.restarts + 1, log_at=log_at)
+        self.record = self.record._replace(started_at=time.time())
+        self.change("restarting", "starting")
+        self.spawn(self.env or {})
 
     def judge(self, until: float) -> None:
         """Whether it has started: the first match in its log decides, else that it lives."""
@@ -3709,15 +3676,12 @@ class Supervisor:
             for pattern, is_ok in signs
             if pattern and re.search(pattern, text)
         )
-        found = next(matches, None)
-        if found is None and now < until:
-            return
-        why, is_ok = found or (f"it lives after {spec.start_seconds:g} s", True)
-        if not is_ok:
-            self.end_unasked(why)
-            return
-        self.judge_until = None
-        self.change("running", "running", why)
+        why, is_ok = next(matches, (f"it lives after {spec.start_seconds:g} s", None))
+        if is_ok is False:
+            self.end_unasked(why, "stopping", why)
+        elif is_ok or now >= until:
+            self.judge_until = None
+            self.change("running", "running", why)
 
     # -- programs that leave home
 
@@ -3775,7 +3739,7 @@ class Supervisor:
         self.search_until = None
         event = "daemonized" if self.record.spec.type == "forking" else "followed"
         why = f"pid {main.pid} goes on ({member.why})"
-        self.change(event, self.first_phase(is_followed=True), why)
+        self.change(event, self.first_phase(), why)
         self.watch_adopted()
 
     def nothing_left(self) -> None:
@@ -3835,7 +3799,7 @@ class Supervisor:
             self.take_note()
             self.ending, self.outcome = None, done.value
             if self.because is not None:
-                self.unasked_ended(done.value)
+                self.unasked_ended(done.value.left)
                 return
             if done.value.left:
                 pids = ", ".join(map(str, done.value.left))
@@ -4027,8 +3991,12 @@ CLAIM_S = 30.0
 BOOT_S = 10.0
 SELF = os.path.abspath(__file__)
 NOT_OF_A_SPEC = {"name", "replace", "force", "on_conflict", "lease", "idle_timeout", "wait"}
-NOT_OF_A_SPEC.add("all_previous")
 NOT_IN_RUN = ("name?", "--lease", "--idle-timeout", "--wait", "--all-previous")
+PLAIN_FIELDS = (  # of a spec: options of that name, as they are
+    *("insecure", "health_interval_s", "health_timeout_s", "health_retries", "match", "terminal"),
+    *("no_pause", "restart", "max_restarts", "restart_window_s", "success_codes", "failure_log"),
+    *("no_restart_codes", "backoff_s", "backoff_max_s", "success_log"),
+)
 COOLDOWN_S = 60.0  # where there is a restart policy
 JUDGED_S = 10.0  # --start-seconds where only the patterns are given
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
@@ -4298,26 +4266,18 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
 
 def start_previous(store: Store, args: argparse.Namespace) -> Result:
     """Start again what was wanted to run when the machine went down."""
-    if args.name or not is_bare(args):
-        raise UsageError("--all-previous takes no name and no command", "leave them out")
-    here, rows, errors = place(), [], list[SpmError]()
-    lines: list[str] = []
+    lines, errors, here = list[str](), list[SpmError](), place()
     for record in sorted(store.records().values(), key=lambda one: one.started_at):
         verdict = observe(store, record, here).verdict
-        if record.wanted != "running" or verdict != ("exited", RESTARTED):
-            continue
-        try:
+        if record.wanted == "running" and verdict == ("exited", RESTARTED):
             asked = {**vars(args), **defaults_of("start"), "name": record.name}
-            result = start_service(store, type(args)(**asked))
-            rows.append(result.data)
-            lines += result.lines
-        except SpmError as error:
-            error.facts.setdefault("name", record.name)
-            errors.append(error)
-    lines += [f"[ERROR] {one.facts['name']}: {one.message}" for one in errors[1:]]
-    lines = lines or ["[OK] nothing ran when the machine went down"] * (not errors)
-    failures = {"errors": [one.to_json() for one in errors]} if errors else {}
-    return Result({"services": rows, **failures}, lines, error=errors[0] if errors else None)
+            try:
+                lines += start_service(store, type(args)(**asked)).lines
+            except SpmError as error:
+                lines += [f"[ERROR] {record.name}: {error.message}"]
+                errors.append(error)
+    lines = lines or ["[OK] nothing ran when the machine went down"]
+    return Result({"lines": lines}, lines, error=errors[0] if errors else None)
 
 
 def defaults_of(name: str) -> dict[str, object]:
@@ -4399,6 +4359,8 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     for text in (*args.ready, *args.health):
         parse_check(text)
     cwd = os.path.abspath(args.cwd or os.getcwd())
+    cooldown_s = COOLDOWN_S * (args.restart != "no")
+    lives_s = JUDGED_S * bool(args.success_log or args.failure_log)
     spec = Spec(
         argv=argv,
         cwd=cwd,
@@ -4412,37 +4374,14 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         port_asked="auto" * (args.port == "auto"),
         ready=tuple(args.ready),
         expect=args.expect or Spec._field_defaults["expect"],
-        insecure=args.insecure,
         health=tuple(args.health),
-        health_interval_s=args.health_interval,
-        health_timeout_s=args.health_timeout,
-        health_retries=args.health_retries,
         type=args.type or "simple",
         pid_file=os.path.join(cwd, args.pid_file) if args.pid_file else None,
-        match=args.match,
-        terminal=args.terminal,
-        no_pause=args.no_pause,
-    )
-    return with_policy(spec, args), {key: value for key, equals, value in pairs if equals}
-
-
-def with_policy(spec: Spec, args: argparse.Namespace) -> Spec:
-    """The spec with what is asked for about its start and its restarts."""
-    lives_s = JUDGED_S if args.success_log or args.failure_log else 0.0
-    cooldown_s = 0.0 if args.restart == "no" else COOLDOWN_S
-    return spec._replace(
-        restart=args.restart,
-        max_restarts=args.max_restarts,
-        restart_window_s=args.restart_window,
-        success_codes=args.success_codes,
-        no_restart_codes=args.no_restart_codes,
-        backoff_s=args.backoff,
-        backoff_max_s=args.backoff_max,
         cooldown_s=cooldown_s if args.cooldown is None else args.cooldown,
         start_seconds=lives_s if args.start_seconds is None else args.start_seconds,
-        success_log=args.success_log,
-        failure_log=args.failure_log,
+        **{key: getattr(args, key.removesuffix("_s")) for key in PLAIN_FIELDS},
     )
+    return spec, {key: value for key, equals, value in pairs if equals}
 
 
 def command_words(name: str, args: argparse.Namespace) -> tuple[str, ...]:
@@ -4583,21 +4522,20 @@ def failures_before(
     if former is None:
         return 0, None
     was, (status, why) = former.record, former.verdict
-    if status not in ("failed", "backoff") or was.failed_at is None or was.place != place():
+    is_known = status in ("failed", "backoff") and was.place == place()
+    at = was.failed_at if is_known else None
+    if at is None or differences_of(store, was, with_lease_of(was.spec, spec), given):
         return 0, None
-    if differences_of(store, was, with_lease_of(was.spec, spec), given):
-        return 0, None
-    left_s = cooldown_until(was.failures, was.failed_at, spec.cooldown_s) - steady_s()
+    left_s = cooldown_until(was.failures, at, spec.cooldown_s) - steady_s()
     if status == "failed" and left_s > 0:
         count, left = counted(was.failures, "time"), format_duration(left_s)
         told = f"{was.name} failed {count} in a row ({why}); cooldown: {left} left"
         if not force:
             facts = {"retry_at": round(time.time() + left_s, 3), "seconds_left": round(left_s, 3)}
             advice = f"read logs {was.name} and mend the cause; then wait, or add --force"
-            facts.update(count=was.failures)
-            raise Cooldown(told, advice, name=was.name, reason=why, **facts)
+            raise Cooldown(told, advice, name=was.name, reason=why, count=was.failures, **facts)
         store.write_event("forced", was.name, was, told)
-    return was.failures, was.failed_at
+    return was.failures, at
 
 
 def settled(store: Store, record: Record) -> Record:
@@ -4994,12 +4932,8 @@ def touched(
 
 def retire_supervisor(record: Record) -> None:
     """End a supervisor that hangs or lost its directory, if it certainly is this instance's."""
-    guard = record.supervisor
-    if (
-        guard
-        and is_alive(guard)
-        and run_of(cookie_of(guard.pid).supervises) == run_of(record.instance)
-    ):
+    guard, run = record.supervisor, run_of(record.instance)
+    if guard and is_alive(guard) and run_of(cookie_of(guard.pid).supervises) == run:
         send_signal(guard, force=True)
         wait_until_gone(guard, 2.0)
 
@@ -5170,12 +5104,8 @@ def stop_unsupervised(store: Store, stopping: Stopping) -> tuple[Record, Ended |
     elif seen.record.phase in ENDED_PHASES:
         return seen.record, None
     why = "stopped without its supervisor" if ended else seen.verdict.why
-    after = seen.record._replace(
-        phase="stopped",
-        wanted="stopped",
-        reason=why,
-        exit=seen.record.exit or Exit(time.time()),
-    )
+    last = seen.record.exit or Exit(time.time())
+    after = seen.record._replace(phase="stopped", wanted="stopped", reason=why, exit=last)
     if seen.verdict.status == "external" and not ended:
         after = after._replace(exit=None)  # nobody knows whether it ended
     now = store.record(name)
@@ -5374,9 +5304,7 @@ def moment(at: float) -> str:
 
 
 SHOWN: dict[str, Callable[..., str]] = {
-    **dict.fromkeys(
-        ("uptime_s", "retry_in_s", "lease_left_s", "idle_timeout_s", "idle_left_s"), format_duration
-    ),
+    **dict.fromkeys(("uptime_s", "lease_left_s", "idle_timeout_s", "idle_left_s"), format_duration),
     "cpu_percent": "{:.1f}%".format,
     "memory_bytes": format_bytes,
     **dict.fromkeys(("at", "started_at", "last_active"), moment),
@@ -5416,6 +5344,7 @@ def status(store: Store, args: argparse.Namespace) -> Result:
         "started_at": record.started_at,
         "last_active": record.last_active,
         "tree": [member_data(member) for member in members],
+        "zombies": [{"pid": z.identity.pid, "parent": z.parent} for z in zombies_of(members)],
         "cwd": record.spec.cwd,
         "env": sorted({*record.spec.env_given, *record.spec.env_taken}),
         "env_files": list(record.spec.env_files),
@@ -5450,7 +5379,7 @@ def logs(store: Store, args: argparse.Namespace) -> Result:
     name, path = record.name, store.path(record.name, "output.log")
     if record.spec.terminal:
         store.notes.append(f"the output of {name} goes to its window and isn't kept")
-    output = Output(store, name, from_end=True)
+    output = Output(store, record, from_end=True)
     end = max(0, output.at - store.log_start(name))
     with state_errors(path):
         if args.since:
