@@ -264,23 +264,18 @@ def check_name(text: str) -> str:
 
 
 TYPES = ("simple", "forking", "external")
-
-
-def parse_type(text: str) -> str:
-    """A type of service, or UsageError."""
-    if text in TYPES:
-        return text
-    raise UsageError(f"{text!r} is no type of service", f"write --type {', '.join(TYPES)}")
-
-
 RESTARTS = ("no", "on-failure", "always")
 
 
-def parse_restart(text: str) -> str:
-    """A restart policy, or UsageError."""
-    if text in RESTARTS:
-        return text
-    raise UsageError(f"{text!r} is no restart policy", f"write --restart {', '.join(RESTARTS)}")
+def one_of(*choices: str) -> Callable[[str], str]:
+    """A parser that takes one of these words, else raises UsageError."""
+
+    def parse(text: str) -> str:
+        if text in choices:
+            return text
+        raise UsageError(f"{text!r} isn't one of {', '.join(choices)}", "write one of these")
+
+    return parse
 
 
 def codes_of(text: str) -> set[int]:
@@ -2888,8 +2883,9 @@ def status_of(record: Record, facts: Facts) -> Verdict:
     if not facts.here:
         return Verdict("lost", f"recorded on host {record.place.host!r} or in another container")
     if record.phase == "backoff" and not facts.supervised:
+        is_well = is_among(record.exit, record.spec.success_codes)
         why = f"{record.reason}; its supervisor was gone while it waited to restart"
-        return Verdict("exited" if is_success(record.exit, record.spec) else "failed", why)
+        return Verdict("exited" if is_well else "failed", why)
     if record.phase in ("backoff", "stopping") and facts.supervised:
         left = f"restarting in {format_duration(facts.retry_s)} after "
         return Verdict(record.phase, left * (record.phase == "backoff") + record.reason)
@@ -2915,14 +2911,9 @@ def status_of(record: Record, facts: Facts) -> Verdict:
     return Verdict(record.phase, CONDITIONS.get(facts.main, why))
 
 
-def is_success(ended: Exit | None, spec: Spec) -> bool:
-    """Whether an exit is one of the good ones; None: it was ended because it was unhealthy."""
-    return ended is not None and is_among(ended, spec.success_codes)
-
-
-def is_among(ended: Exit, codes: str) -> bool:
-    """Whether an exit is one of these; killed by signal n and exit code 128+n are the same."""
-    return bool(codes_of(ended.signal or str(ended.code)) & codes_of(codes))
+def is_among(ended: Exit | None, codes: str) -> bool:
+    """Whether it is one of these exits; None, the end of an unhealthy one, never is."""
+    return ended is not None and bool(codes_of(ended.signal or str(ended.code)) & codes_of(codes))
 
 
 def recent_restarts(restarted_at: Sequence[float], spec: Spec, now: float) -> tuple[float, ...]:
@@ -2934,9 +2925,9 @@ def should_restart(
     spec: Spec, ended: Exit | None, restarted_at: Sequence[float], now: float
 ) -> str:
     """`restart`, `no`, or `gave up`: the policy wants to, but it was tried too often."""
-    is_final = ended is not None and is_among(ended, spec.no_restart_codes)
-    wanted = {"always": True, "on-failure": not is_success(ended, spec)}.get(spec.restart, False)
-    if is_final or not wanted:
+    is_failure = not is_among(ended, spec.success_codes)
+    is_wanted = spec.restart == "always" or (spec.restart == "on-failure" and is_failure)
+    if not is_wanted or is_among(ended, spec.no_restart_codes):
         return "no"
     count = len(recent_restarts(restarted_at, spec, now))
     return "restart" if count < spec.max_restarts else "gave up"
@@ -2949,16 +2940,15 @@ def backoff_s(waits: int, spec: Spec, jitter: float) -> float:
 
 def cooldown_until(failures: int, failed_at: float, base_s: float) -> float:
     """When what failed so many times in a row, the last time at failed_at, may be started again."""
-    if failures < 1:
-        return failed_at
-    return failed_at + min(base_s * 2.0 ** min(failures - 1, 64), LONGEST_COOLDOWN_S)
+    doubled_s = base_s * 2.0 ** min(failures - 1, 64) * (failures > 0)
+    return failed_at + min(doubled_s, LONGEST_COOLDOWN_S)
 
 
 def after_end(record: Record, ended: Exit | None, lived_s: float, now: float) -> Record:
     """The record with an end counted that nobody asked for."""
     was_healthy = lived_s >= HEALTHY_S
     record = record._replace(backoffs=0 if was_healthy else record.backoffs)
-    if is_success(ended, record.spec):
+    if is_among(ended, record.spec.success_codes):
         return record._replace(failures=0)
     return record._replace(failures=1 if was_healthy else record.failures + 1, failed_at=now)
 
@@ -3018,6 +3008,7 @@ HOLDER_KINDS = {
 SYSTEM_PROGRAMS = r"(?i)(com\.)?(docker|containerd|podman|conmon|rootless|slirp4netns|pasta|system)"
 # Whom --on-conflict ends.
 ON_CONFLICT = {"auto": (THIS, LEFTOVER), "kill": (THIS, LEFTOVER, FOREIGN), "fail": (), "next": ()}
+parse_conflict = one_of(*ON_CONFLICT)
 AUTO_PORTS = range(20000, 30000)  # below what systems give out by themselves
 
 
@@ -3041,13 +3032,6 @@ def port_decision(kind: str, flag: str, production: bool) -> str:
     if kind in ON_CONFLICT.get(flag, ()):
         return "end" if kind == FOREIGN else "take back"
     return "next port" if flag == "next" else "fail"
-
-
-def parse_conflict(text: str) -> str:
-    """What to do about a held port, or UsageError."""
-    if text not in ON_CONFLICT:
-        raise UsageError(f"--on-conflict {text!r}", f"it is one of {', '.join(ON_CONFLICT)}")
-    return text
 
 
 def is_production(*environs: Mapping[str, str]) -> bool:
@@ -3593,7 +3577,7 @@ class Supervisor:
         if self.ending:
             return
         spec, type_ = self.record.spec, self.record.spec.type
-        is_well = is_success(ended, spec) or (ended.code, ended.signal) == (None, None)
+        is_well = is_among(ended, spec.success_codes) or (ended.code, ended.signal) == (None, None)
         is_young = self.record.phase == "starting" or time.monotonic() < self.leaves_until
         if type_ != "simple" and is_well and is_young:
             self.launcher_ended(ended)
@@ -3995,7 +3979,7 @@ NOT_IN_RUN = ("name?", "--lease", "--idle-timeout", "--wait", "--all-previous")
 PLAIN_FIELDS = (  # of a spec: options of that name, as they are
     *("insecure", "health_interval_s", "health_timeout_s", "health_retries", "match", "terminal"),
     *("no_pause", "restart", "max_restarts", "restart_window_s", "success_codes", "failure_log"),
-    *("no_restart_codes", "backoff_s", "backoff_max_s", "success_log"),
+    *("no_restart_codes", "backoff_s", "backoff_max_s", "success_log", "shell"),
 )
 COOLDOWN_S = 60.0  # where there is a restart policy
 JUDGED_S = 10.0  # --start-seconds where only the patterns are given
@@ -4197,12 +4181,12 @@ def parse_terminal(text: str) -> str:
     Option("--health-timeout", "D", parse_duration, 5.0, "how long one look may take (5s)"),
     Option("--health-retries", "N", parse_count, 3, "failures in a row: unhealthy (3)"),
     *HTTP_OPTIONS,
-    Option("--type", "TYPE", parse_type, help="simple, forking (a daemon), external (a window)"),
+    Option("--type", "TYPE", one_of(*TYPES), help="simple, forking (daemon), external (window)"),
     Option("--pid-file", "FILE", help="forking: where the daemon writes its pid"),
     Option("--match", "REGEX", parse_pattern, help="external: what its command line looks like"),
     Option("--terminal", "WHERE", parse_terminal, help="in a window: auto, tmux, xterm, 'PROG {}'"),
     Option("--no-pause", help="close that window at once though it failed"),
-    Option("--restart", "WHEN", parse_restart, "no", "when it ended: no, on-failure, always"),
+    Option("--restart", "WHEN", one_of(*RESTARTS), "no", "when it ended: no, on-failure, always"),
     Option("--max-restarts", "N", parse_count, 5, "so many in --restart-window: failed (5)"),
     Option("--restart-window", "D", parse_duration, 600.0, "the time they are counted in (10m)"),
     Option("--success-codes", "CODES", parse_codes, "0", "exits that are no failure: 0,SIGTERM"),
@@ -4364,7 +4348,6 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     spec = Spec(
         argv=argv,
         cwd=cwd,
-        shell=args.shell,
         port={None: recognised, "auto": None}.get(args.port, args.port),
         port_declared=args.port is not None,
         env_given=tuple(sorted({key for key, equals, _ in pairs if equals})),
