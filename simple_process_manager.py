@@ -2916,11 +2916,6 @@ def is_among(ended: Exit | None, codes: str) -> bool:
     return ended is not None and bool(codes_of(ended.signal or str(ended.code)) & codes_of(codes))
 
 
-def recent_restarts(restarted_at: Sequence[float], spec: Spec, now: float) -> tuple[float, ...]:
-    """The automatic restarts that count against the limit."""
-    return tuple(at for at in restarted_at if now - at < spec.restart_window_s)
-
-
 def should_restart(
     spec: Spec, ended: Exit | None, restarted_at: Sequence[float], now: float
 ) -> str:
@@ -2929,7 +2924,7 @@ def should_restart(
     is_wanted = spec.restart == "always" or (spec.restart == "on-failure" and is_failure)
     if not is_wanted or is_among(ended, spec.no_restart_codes):
         return "no"
-    count = len(recent_restarts(restarted_at, spec, now))
+    count = sum(now - at < spec.restart_window_s for at in restarted_at)
     return "restart" if count < spec.max_restarts else "gave up"
 
 
@@ -3603,9 +3598,10 @@ class Supervisor:
         is_start = self.judge_until is not None and not record.restarts
         if self.judge_until is not None and ended:
             phase, story = "failed", f"{story}; it was to live for {spec.start_seconds:g} s first"
+            ended = ended if is_among(ended, spec.no_restart_codes) else None  # whatever it was
         self.judge_until = None
         record = self.record = after_end(record, ended, now - self.since, now)
-        recent = recent_restarts(record.restarted_at, spec, now)
+        recent = tuple(at for at in record.restarted_at if now - at < spec.restart_window_s)
         verdict = "no" if is_start else should_restart(spec, ended, recent, now)
         if verdict == "restart":
             window = format_duration(spec.restart_window_s)
@@ -3618,19 +3614,16 @@ class Supervisor:
             return
         if verdict == "gave up":
             span = format_duration(now - min(recent, default=now))
-            phase, story = (
-                "failed",
-                f"{story}, {counted(len(recent), 'restart')} in {span}: gave up",
-            )
+            phase, tries = "failed", counted(len(recent), "restart")
+            story += f", {tries} in {span}: gave up"
         self.change("start_failed" if is_start else "exited", phase, story)
 
     def unasked_ended(self, left: Sequence[int]) -> None:
         """All of the instance is gone, or can't be ended."""
         why, self.because = self.because, None
         if left:
-            self.change(
-                "stop_failed", "failed", f"pid {', '.join(map(str, left))} outlived SIGKILL"
-            )
+            pids = ", ".join(map(str, left))
+            self.change("stop_failed", "failed", f"pid {pids} outlived SIGKILL")
         elif why:
             self.record = self.record._replace(exit=self.record.exit or Exit(time.time()))
             self.decide(None, "failed", why)

@@ -441,6 +441,7 @@ def test_a_start_that_dies_too_soon_has_failed_and_says_how(spm: Spm) -> None:
     assert spm.service("api")["status"] == "failed"
     error = spm.json("start", "api", "sh -c 'exit 0'", "--start-seconds", "5", code=4)["error"]
     assert error["kind"] == "start_failed" and error["exit"]["code"] == 0
+    assert spm.record("api")["failures"] == 1, "a good exit code is no success before that"
     assert spm.service("api")["status"] == "failed"
     policy = ("--restart", "always", "--cooldown", "0")
     spm("start", "api", nasty("--exit", 3), "--start-seconds", "5", *policy, code=4)
