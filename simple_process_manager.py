@@ -48,7 +48,7 @@ The state directory (--home, else SPM_HOME, else the nearest .spm/, else .spm/ i
     services/NAME/metrics.jsonl     samples (how much was written by when)
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 not_found, 4 start_failed, 5 port_conflict, 6 config,
-8 refused, 9 state, 124 timeout, 130 interrupted.
+7 cooldown, 8 refused, 9 state, 124 timeout, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -169,6 +169,12 @@ class ConfigError(SpmError):
     kind, exit_code = "config", 6
 
 
+class Cooldown(SpmError):
+    """It failed just now: a start is refused for a while."""
+
+    kind, exit_code, retryable = "cooldown", 7, True
+
+
 class Refused(SpmError):
     """It would touch what isn't ours, or replace what runs."""
 
@@ -259,13 +265,39 @@ def check_name(text: str) -> str:
 
 
 TYPES = ("simple", "forking", "external")
+RESTARTS = ("no", "on-failure", "always")
 
 
-def parse_type(text: str) -> str:
-    """A type of service, or UsageError."""
-    if text in TYPES:
+def one_of(*choices: str) -> Callable[[str], str]:
+    """A parser that takes one of these words, else raises UsageError."""
+
+    def parse(text: str) -> str:
+        if text in choices:
+            return text
+        raise UsageError(f"{text!r} isn't one of {', '.join(choices)}", "write one of these")
+
+    return parse
+
+
+def codes_of(text: str) -> set[int]:
+    """The exit codes of `0,143,SIGINT`: of signal n 128+n, as a shell reports it."""
+    import signal
+
+    known, words = signal.Signals.__members__, [word.strip() for word in text.split(",")]
+    numbers = {int(word) for word in words if word.isdecimal() and len(word) < 11}
+    return numbers | {128 + known[word] for word in words if word in known}
+
+
+def parse_codes(text: str) -> str:
+    """Exit codes and signals, or UsageError."""
+    if not text or all(map(codes_of, text.split(","))):
         return text
-    raise UsageError(f"{text!r} is no type of service", f"write --type {', '.join(TYPES)}")
+    raise UsageError(f"{text!r} are no exit codes", "write for example 0,143 or 0,SIGTERM")
+
+
+def parse_pause(text: str) -> float:
+    """Seconds of a duration, or 0: none."""
+    return 0.0 if text.strip() == "0" else parse_duration(text)
 
 
 def is_pattern(value: object) -> bool:
@@ -472,6 +504,7 @@ _flag = _kind("true or false", lambda value: isinstance(value, bool))
 _integer = _kind("an integer", lambda value: type(value) is int and abs(value) < 2**62)
 _size = _kind("a size", lambda value: type(value) is int and 1000 <= value <= 2**60)
 _errno = _kind("an error number", lambda value: type(value) is int and 0 < value < 2**15)
+_pattern = _kind("a regular expression", is_pattern)
 _pid = _kind("a process id", lambda value: type(value) is int and 1 < value < 2**31)
 _number = _kind(
     "a number from 0 on",
@@ -543,6 +576,17 @@ class Spec(NamedTuple):
     terminal: str | None = None  # what opens a window for it: auto, a name, or 'PROGRAM {}'
     no_pause: bool = False  # close that window though it failed
     require_env: tuple[str, ...] = ()  # NAME or NAME=REGEX
+    restart: str = "no"
+    max_restarts: int = 5  # automatic ones in restart_window_s, then it has failed
+    restart_window_s: float = 600.0
+    success_codes: str = "0"  # exits that are no failure
+    no_restart_codes: str = ""  # exits that are final under each policy
+    backoff_s: float = 0.5  # before the first automatic restart; doubled each time
+    backoff_max_s: float = 60.0
+    cooldown_s: float = 0.0  # before it may be started again after a failure; doubled each time
+    start_seconds: float = 0.0  # how long it must live to count as started
+    success_log: str | None = None  # patterns of its log that decide that earlier
+    failure_log: str | None = None
     extra: Mapping[str, object] = NOTHING
 
     @property
@@ -628,7 +672,7 @@ class Exit(NamedTuple):
 
 
 UP_PHASES = ("starting", "running", "ready", "unhealthy")
-LIVE_PHASES = (*UP_PHASES, "stopping")
+LIVE_PHASES = (*UP_PHASES, "stopping", "backoff")
 ENDED_PHASES = ("stopped", "exited", "failed")
 
 
@@ -653,6 +697,13 @@ class Record(NamedTuple):
     active_at: float | None = None
     launcher: Identity | None = None  # what was executed, where main is what it left behind
     environment: Mapping[str, object] = NOTHING  # where each variable came from, no values
+    restarts: int = 0  # automatic ones since the start that was asked for
+    restarted_at: tuple[float, ...] = ()  # when those were decided on that count, by steady_s()
+    backoffs: int = 0  # in a row
+    retry_at: float | None = None  # while it waits to restart, by steady_s()
+    failures: int = 0  # failed instances in a row, over all starts of this spec
+    failed_at: float | None = None  # by steady_s()
+    log_at: int = 0  # where in all that was ever written its output begins, after a restart
     extra: Mapping[str, object] = NOTHING
 
     def to_json(self) -> dict[str, object]:
@@ -698,10 +749,21 @@ SPEC: dict[str, Kind] = {
     "health_retries": _integer,
     "type": _one_of(*TYPES),
     "pid_file": _or_none(_text),
-    "match": _or_none(_kind("a regular expression", is_pattern)),
+    "match": _or_none(_pattern),
     "terminal": _or_none(_text),
     "no_pause": _flag,
     "require_env": _list_of(_text),
+    "restart": _one_of(*RESTARTS),
+    "max_restarts": _integer,
+    "restart_window_s": _number,
+    "success_codes": _text,
+    "no_restart_codes": _text,
+    "backoff_s": _number,
+    "backoff_max_s": _number,
+    "cooldown_s": _number,
+    "start_seconds": _number,
+    "success_log": _or_none(_pattern),
+    "failure_log": _or_none(_pattern),
 }
 RECORD: dict[str, Kind] = {
     "name": _text,
@@ -722,6 +784,13 @@ RECORD: dict[str, Kind] = {
     "active_at": _or_none(_number),
     "launcher": _or_none(Identity.from_json),
     "environment": texts_by_name,
+    "restarts": _integer,
+    "restarted_at": _list_of(_number),
+    "backoffs": _integer,
+    "retry_at": _or_none(_number),
+    "failures": _integer,
+    "failed_at": _or_none(_number),
+    "log_at": _integer,
 }
 
 
@@ -1668,6 +1737,11 @@ def condition_of(identity: Identity | None) -> str:
     return "zombie" if look.is_dead else "stopped" if look.state in "Tt" else "alive"
 
 
+def run_of(instance: str) -> str:
+    """What all instances have in common that one supervisor started by itself."""
+    return instance.partition(".")[0]
+
+
 def lineage(pid: int = 0) -> tuple[int, ...]:
     """The pids of this process (or another) and its ancestors: ours are never to be signalled."""
     pids, look = [pid or os.getpid()], stat_of(pid or os.getpid())
@@ -1725,6 +1799,12 @@ def tree_of(record: Record) -> list[Member]:
         if record.instance and cookie.instance == record.instance and stats[pid].is_mine:
             add(pid, "bears its cookie")
     return [Member(stats[p].identity, why) for p, why in reasons.items() if not stats[p].is_dead]
+
+
+def zombies_of(members: Sequence[Member]) -> list[Stat]:
+    """The dead whose parent is one of these, lives on and doesn't collect them."""
+    pids = {member.identity.pid for member in members}
+    return [look for look in all_stats().values() if look.is_dead and look.parent in pids]
 
 
 def eldest(members: Sequence[Member]) -> Member | None:
@@ -2217,6 +2297,18 @@ class Store:
             self._write({**known, key: record})
         return True
 
+    def correct(self, was: Record, found: Record, why: str) -> Record:
+        """What is recorded after it was held against the system: what was found, unless somebody
+        wrote meanwhile, or supervises it and knows better."""
+        with contextlib.suppress(SpmError), self._lock():  # read-only: it is found again each time
+            known = self.records(has_lock=True)
+            now = known.get(was.name.lower(), found)
+            if now != was or self.is_supervised(was.name):
+                return now
+            self.write_event("corrected", was.name, found, why)
+            self._write({**known, was.name.lower(): found})
+        return found
+
     def _lock(self) -> contextlib.AbstractContextManager[None]:
         path = os.path.join(self.home, "lock")
         return locked(path, self.lock_wait_s, f"{path} is held by another command")
@@ -2443,12 +2535,13 @@ def read_tail(path: str, count: int, end: int | None = None) -> bytes:
 class Output:
     """What a service wrote, read on from where the last look ended, through rotations."""
 
-    def __init__(self, store: Store, name: str, from_end: bool = False) -> None:
-        self.store, self.name = store, name
-        self.older, self.path = (store.path(name, part) for part in LOG_PARTS)
-        # Counted over all instances. Both files hold this one's only: a start begins them anew.
-        began = store.log_start(name)
-        self.at = began + file_size(self.path) if from_end else began - file_size(self.older)
+    def __init__(self, store: Store, record: Record, from_end: bool = False) -> None:
+        self.store, self.name = store, record.name
+        self.older, self.path = (store.path(self.name, part) for part in LOG_PARTS)
+        # Counted over all instances. A start begins both files anew, an automatic restart doesn't.
+        began = store.log_start(self.name)
+        first = max(began - file_size(self.older), record.log_at)
+        self.at = began + file_size(self.path) if from_end else first
 
     def read(self) -> bytes:
         """What comes next, a megabyte at most; empty if there is nothing new."""
@@ -2547,7 +2640,8 @@ def records_from_cookies(home: str, known: Iterable[str]) -> dict[str, Record]:
         if cookie.instance in ("", above, *seen) or not re.fullmatch(NAME, cookie.service):
             continue
         seen.add(cookie.instance)
-        guards = [stats[p].identity for p, c in ours.items() if c.supervises == cookie.instance]
+        run = run_of(cookie.instance)
+        guards = [stats[p].identity for p, c in ours.items() if run_of(c.supervises) == run]
         record = _record_from_process(stats[pid].identity, cookie)
         records[record.name.lower()] = record._replace(supervisor=guards[0] if guards else None)
     return records
@@ -2692,17 +2786,20 @@ class LogProbe:
     def __init__(self, output: Output, pattern: str) -> None:
         self.output, self.pattern, self.rest, self.count = output, pattern, b"", 0
 
-    def look(self, deadline: float) -> tuple[bool, str]:
-        """Whether a line matches; what stands behind the last line end is a line too."""
+    def lines(self, deadline: float) -> Iterator[str]:
+        """What was written since the last look; what stands behind the last line end is one too."""
         chunk = self.output.read()
         while chunk and time.monotonic() < deadline:
             *lines, rest = (self.rest + chunk).split(b"\n")
             self.rest, self.count = rest[:LONGEST_LINE], self.count + len(lines)
             for line in (*lines, self.rest):
-                text = line[:LONGEST_LINE].decode("utf-8", "replace").rstrip("\r")
-                if re.search(self.pattern, text):
-                    return True, f"its log matches {self.pattern!r}"
+                yield line[:LONGEST_LINE].decode("utf-8", "replace").rstrip("\r")
             chunk = self.output.read()
+
+    def look(self, deadline: float) -> tuple[bool, str]:
+        """Whether a line matches."""
+        if any(re.search(self.pattern, text) for text in self.lines(deadline)):
+            return True, f"its log matches {self.pattern!r}"
         return False, f"no match of {self.pattern!r} in {counted(self.count, 'line')} of its log"
 
 
@@ -2760,7 +2857,7 @@ class Checks:
     ) -> None:
         self.record, self.checks, self.spec = record, checks, spec
         logs = [check for check in checks if record and check.kind == "log"]
-        self.logs = {c: LogProbe(Output(store, record.name), c.text) for c in logs if record}
+        self.logs = {c: LogProbe(Output(store, record), c.text) for c in logs if record}
         self.sights = dict.fromkeys(checks, Sight())
         self.tree_at = 0.0
 
@@ -2822,6 +2919,9 @@ class Checks:
 # Pure decisions over facts and times: nothing here reads, writes or waits.
 
 LOG_CHECK_S = (0.1, 5.0)
+HEALTHY_S = 60.0  # who lived that long failed for another reason than the last time
+LONGEST_COOLDOWN_S = 900.0
+RESTARTED = "machine restarted"
 UNSUPERVISED = "its supervisor is gone, the service lives on: start {0} takes it back"
 SPEC_WORDS = {
     "port_declared": "port declared with --port",
@@ -2844,6 +2944,7 @@ class Facts(NamedTuple):
     claimed: bool  # another command is starting or stopping it
     supervised: bool
     main: str  # what condition_of() says
+    retry_s: float = 0.0  # until an automatic restart
 
 
 class Verdict(NamedTuple):
@@ -2863,9 +2964,16 @@ def status_of(record: Record, facts: Facts) -> Verdict:
     if record.phase in ENDED_PHASES:
         return Verdict(record.phase, record.reason)
     if not facts.here and facts.same_host:
-        return Verdict("exited", "machine restarted")
+        return Verdict("exited", RESTARTED)
     if not facts.here:
         return Verdict("lost", f"recorded on host {record.place.host!r} or in another container")
+    if record.phase == "backoff" and not facts.supervised:
+        is_well = is_among(record.exit, record.spec.success_codes)
+        why = f"{record.reason}; its supervisor was gone while it waited to restart"
+        return Verdict("exited" if is_well else "failed", why)
+    if record.phase in ("backoff", "stopping") and facts.supervised:
+        left = f"restarting in {format_duration(facts.retry_s)} after "
+        return Verdict(record.phase, left * (record.phase == "backoff") + record.reason)
     if record.main is None and (facts.supervised or facts.claimed):
         return Verdict("starting")
     if record.main is None:
@@ -2873,7 +2981,9 @@ def status_of(record: Record, facts: Facts) -> Verdict:
     if record.phase == "external":
         return Verdict("external", record.reason)
     if record.phase == "starting" and facts.supervised:
-        return Verdict("starting", CONDITIONS["starting"] * (facts.main != "gone"))
+        why = CONDITIONS["starting"] * (facts.main != "gone")
+        why = f"{record.spec.start_seconds:g} s to live first" if record.spec.start_seconds else why
+        return Verdict("starting", why)
     if facts.main == "stranger":
         return Verdict("lost", f"pid {record.main.pid} now belongs to another process, left alone")
     if facts.main == "gone":
@@ -2884,6 +2994,43 @@ def status_of(record: Record, facts: Facts) -> Verdict:
         return Verdict("running", UNSUPERVISED.format(record.name))
     why = record.reason if record.phase == "unhealthy" else ""
     return Verdict(record.phase, CONDITIONS.get(facts.main, why))
+
+
+def is_among(ended: Exit | None, codes: str) -> bool:
+    """Whether it is one of these exits; None, the end of an unhealthy one, never is."""
+    return ended is not None and bool(codes_of(ended.signal or str(ended.code)) & codes_of(codes))
+
+
+def should_restart(
+    spec: Spec, ended: Exit | None, restarted_at: Sequence[float], now: float
+) -> str:
+    """`restart`, `no`, or `gave up`: the policy wants to, but it was tried too often."""
+    is_failure = not is_among(ended, spec.success_codes)
+    is_wanted = spec.restart == "always" or (spec.restart == "on-failure" and is_failure)
+    if not is_wanted or is_among(ended, spec.no_restart_codes):
+        return "no"
+    count = sum(now - at < spec.restart_window_s for at in restarted_at)
+    return "restart" if count < spec.max_restarts else "gave up"
+
+
+def backoff_s(waits: int, spec: Spec, jitter: float) -> float:
+    """Seconds before an automatic restart after so many in a row; jitter is from 0 to 1."""
+    return min(spec.backoff_s * 2.0 ** min(waits, 64), spec.backoff_max_s) * (1 - jitter / 4)
+
+
+def cooldown_until(failures: int, failed_at: float, base_s: float) -> float:
+    """When what failed so many times in a row, the last time at failed_at, may be started again."""
+    doubled_s = base_s * 2.0 ** min(failures - 1, 64) * (failures > 0)
+    return failed_at + min(doubled_s, LONGEST_COOLDOWN_S)
+
+
+def after_end(record: Record, ended: Exit | None, lived_s: float, now: float) -> Record:
+    """The record with an end counted that nobody asked for."""
+    was_healthy = lived_s >= HEALTHY_S
+    record = record._replace(backoffs=0 if was_healthy else record.backoffs)
+    if is_among(ended, record.spec.success_codes):
+        return record._replace(failures=0)
+    return record._replace(failures=1 if was_healthy else record.failures + 1, failed_at=now)
 
 
 def phase_after(phase: str, is_ok: bool, failures: int, retries: int) -> str:
@@ -3061,6 +3208,7 @@ HOLDER_KINDS = {
 SYSTEM_PROGRAMS = r"(?i)(com\.)?(docker|containerd|podman|conmon|rootless|slirp4netns|pasta|system)"
 # Whom --on-conflict ends.
 ON_CONFLICT = {"auto": (THIS, LEFTOVER), "kill": (THIS, LEFTOVER, FOREIGN), "fail": (), "next": ()}
+parse_conflict = one_of(*ON_CONFLICT)
 AUTO_PORTS = range(20000, 30000)  # below what systems give out by themselves
 
 
@@ -3084,13 +3232,6 @@ def port_decision(kind: str, flag: str, production: bool) -> str:
     if kind in ON_CONFLICT.get(flag, ()):
         return "end" if kind == FOREIGN else "take back"
     return "next port" if flag == "next" else "fail"
-
-
-def parse_conflict(text: str) -> str:
-    """What to do about a held port, or UsageError."""
-    if text not in ON_CONFLICT:
-        raise UsageError(f"--on-conflict {text!r}", f"it is one of {', '.join(ON_CONFLICT)}")
-    return text
 
 
 def is_production(*environs: Mapping[str, str]) -> bool:
@@ -3176,12 +3317,14 @@ LAUNCHER_S = 1.0  # an external tool's launcher that lives longer is taken for t
 HOME_S = 5.0  # how long after its launcher's end a daemon may write its pid file, a tool appear
 SEARCH_S = 0.05
 NOTHING_LEFT = {"forking": ("exited", ""), "external": ("external", "can't be followed: ")}
+LEFT_PHASES = ("stopping", "backoff", "exited", "failed")
 NEXT_PHASES = {
-    "starting": ("starting", "running", "stopping", "exited", "failed", "external"),
-    "running": ("starting", "running", "ready", "unhealthy", "stopping", "exited", "failed"),
-    "ready": ("starting", "running", "unhealthy", "stopping", "exited", "failed"),
-    "unhealthy": ("starting", "running", "ready", "stopping", "exited", "failed"),
-    "stopping": ("stopped", "running"),
+    "starting": ("starting", "running", "external", *LEFT_PHASES),
+    "running": ("starting", "running", "ready", "unhealthy", *LEFT_PHASES),
+    "ready": ("starting", "running", "unhealthy", *LEFT_PHASES),
+    "unhealthy": ("starting", "running", "ready", *LEFT_PHASES),
+    "backoff": ("starting", "stopping", "failed"),
+    "stopping": ("stopped", "running", *LEFT_PHASES),
     "exited": ("stopping",),
     "failed": ("stopping",),
 }
@@ -3350,6 +3493,7 @@ class Supervisor:
         self.ending: Generator[float, bool, Ended] | None = None
         self.outcome: Ended | None = None
         self.step_at = 0.0
+        self.because: str | None = None  # why we end it unasked; its policy decides what then
         self.waiters: list[Client] = []
         self.finished, self.oom_kills = False, oom_kills()
         self.pause: bool | None = None  # its window waits for a key; False: no more
@@ -3363,6 +3507,9 @@ class Supervisor:
         self.failures = 0  # of liveness, in a row
         for text in (*record.spec.ready, *record.spec.health):
             parse_check(text)  # a state that was forged: better now than in the thread
+        self.mains: set[Identity | None] = set()  # of former instances
+        self.since = steady_s()  # of this instance
+        self.judge_until: float | None = None  # while it is to be seen whether it has started
         self.hears_owner = self.hears_main = False  # the system tells when they end
         self.log = Log(store, record.name, record.spec.log_bytes)
 
@@ -3410,8 +3557,9 @@ class Supervisor:
     def spawn(self, env: dict[str, str]) -> None:
         """Execute the command; StartFailed, with the record saying so, if that can't be done."""
         record, spec = self.record, self.record.spec
-        with state_errors(self.log.path):
-            self.log.open(anew=True)
+        if not record.restarts:  # the log begins anew at starts that were asked for
+            with state_errors(self.log.path):
+                self.log.open(anew=True)
         values = {key: value for key, value in os.environ.items() if key not in COOKIE_NAMES}
         # A Python service that is killed would otherwise take its buffered last words along.
         values.setdefault("PYTHONUNBUFFERED", "1")
@@ -3436,16 +3584,27 @@ class Supervisor:
             code = getattr(error, "errno", None)
             self.record = record._replace(exit=Exit(time.time(), errno=code))
             self.note_failure(Exit(time.time(), errno=code))
+            if record.restarts:
+                self.decide(None, "failed", f"it could not be executed: {reason}")
+                return
+            self.record = after_end(self.record, None, 0.0, steady_s())
             self.change("start_failed", "failed", reason)
             self.leave()
             raise StartFailed(
                 f"{record.name} could not be started: {reason}", errno=code
             ) from error
-        look = stat_of(self.child)
+        look, self.since = stat_of(self.child), steady_s()
         main = look.identity if look else Identity(self.child, "")
         self.record = record._replace(main=main)
-        phase = "running" if spec.type == "simple" else "starting"
-        self.change("started", phase, record.reason)
+        phase = self.first_phase() if spec.type == "simple" else "starting"
+        self.change("restarted" if record.restarts else "started", phase, record.reason)
+
+    def first_phase(self) -> str:
+        """The phase of a main process that has just come up; with --start-seconds it is judged."""
+        self.judged = LogProbe(Output(self.store, self.record), "")
+        lives_s = self.record.spec.start_seconds
+        self.judge_until = time.monotonic() + lives_s if lives_s else None
+        return "starting" if lives_s else "running"
 
     def adopt(self) -> None:
         """Take back a service whose supervisor is gone; we aren't its parent."""
@@ -3455,7 +3614,8 @@ class Supervisor:
         with state_errors(self.log.path):
             self.log.open(anew=False)
         phase, self.leaves_until = self.record.phase, 0.0
-        phase = "starting" if phase == "starting" else "running"
+        is_up = phase != "starting" or self.record.spec.type == "simple" or self.record.launcher
+        phase = "running" if phase != "starting" else self.first_phase() if is_up else phase
         self.change("adopted", phase, "its former supervisor was gone")
 
     # -- the one door for changes
@@ -3464,7 +3624,10 @@ class Supervisor:
         """Table, record, journal, state.json: in that order."""
         if phase not in NEXT_PHASES[self.record.phase]:
             raise AssertionError(f"{self.record.phase} → {phase} isn't in the table")
-        wanted = "stopped" if phase in ("stopping", "stopped") else self.record.wanted
+        is_asked = phase in ("stopping", "stopped") and self.because is None
+        wanted = "stopped" if is_asked else self.record.wanted
+        if phase == "ready":
+            self.record = self.record._replace(failures=0)
         self.record = self.record._replace(phase=phase, reason=why, wanted=wanted)
         with contextlib.suppress(SpmError):  # a full disk: state.json is what is tried again
             self.store.write_event(event, self.record.name, self.record, why)
@@ -3497,6 +3660,10 @@ class Supervisor:
             self.take_news()
             if self.search_until and not self.ending:
                 self.search(self.search_until)
+            if self.judge_until and not self.ending:
+                self.judge(self.judge_until)
+            if self.record.phase == "backoff" and not self.ending:
+                self.respawn(self.record.retry_at or 0.0)
             if self.ending and time.monotonic() >= self.step_at:
                 self.step()
             if time.monotonic() >= self.log.due_at:
@@ -3516,8 +3683,10 @@ class Supervisor:
         if self.is_leased():
             looks = [*left_s(self.record, steady_s()), None if self.hears_owner else TICK_S]
             due += [time.monotonic() + look for look in looks if look is not None]
-        if self.search_until and not self.ending:
+        if (self.search_until or self.judge_until) and not self.ending:
             due.append(time.monotonic() + SEARCH_S)
+        if self.record.phase == "backoff":
+            due.append(time.monotonic() + (self.record.retry_at or 0.0) - steady_s())
         return max(0.0, min(due) - time.monotonic())
 
     def leave(self) -> None:
@@ -3601,6 +3770,8 @@ class Supervisor:
             phase = phase_after(self.record.phase, is_ok, self.failures, retries)
             if phase != self.record.phase:
                 self.change(phase, phase, seen)
+            if phase == "unhealthy" and self.record.spec.restart != "no" and not self.ending:
+                self.end_unasked(f"unhealthy: {seen}", "stopping", seen)
 
     def main_ended(self, ended: Exit) -> None:
         """The main process is gone; what it left behind is watched until it is gone too."""
@@ -3613,7 +3784,8 @@ class Supervisor:
         self.record = self.record._replace(exit=ended)
         if self.ending:
             return
-        type_, is_well = self.record.spec.type, ended.code in (0, None) and not ended.signal
+        spec, type_ = self.record.spec, self.record.spec.type
+        is_well = is_among(ended, spec.success_codes) or (ended.code, ended.signal) == (None, None)
         is_young = self.record.phase == "starting" or time.monotonic() < self.leaves_until
         if type_ != "simple" and is_well and is_young:
             self.launcher_ended(ended)
@@ -3624,7 +3796,84 @@ class Supervisor:
             remark += " (a daemon? start it with --type forking, or in the foreground)"
         if not is_well:
             self.note_failure(ended)
-        self.change("exited", "exited" if is_well else "failed", f"{ended}{remark}")
+        self.decide(ended, "exited" if is_well else "failed", f"{ended}{remark}")
+
+    # -- what its policy makes of its end
+
+    def end_unasked(self, because: str, phase: str, why: str) -> None:
+        """End all of an instance that failed, or what is left of it."""
+        self.because, members = because, tree_of(self.record)
+        self.ending = end_tree(self.record, members, STOP_TIMEOUT_S, False, self.is_empty)
+        self.step_at = time.monotonic() + next(self.ending)
+        self.change(phase, phase, why)
+
+    def decide(self, ended: Exit | None, phase: str, story: str) -> None:
+        """Another instance after a while, or that was it; None: we ended it as a failed one."""
+        record, spec, now = self.record, self.record.spec, steady_s()
+        is_start = self.judge_until is not None and not record.restarts
+        if self.judge_until is not None and ended:
+            phase, story = "failed", f"{story}; it was to live for {spec.start_seconds:g} s first"
+            ended = ended if is_among(ended, spec.no_restart_codes) else None  # whatever it was
+        self.judge_until = None
+        record = self.record = after_end(record, ended, now - self.since, now)
+        recent = tuple(at for at in record.restarted_at if now - at < spec.restart_window_s)
+        verdict = "no" if is_start else should_restart(spec, ended, recent, now)
+        if verdict == "restart":
+            window = format_duration(spec.restart_window_s)
+            story += f" (restart {len(recent) + 1} of {spec.max_restarts} in {window})"
+            wait_s = backoff_s(record.backoffs, spec, os.urandom(1)[0] / 255)
+            self.record = record._replace(
+                restarted_at=(*recent, now), retry_at=now + wait_s, backoffs=record.backoffs + 1
+            )
+            self.end_unasked("", "backoff", story)
+            return
+        if verdict == "gave up":
+            span = format_duration(now - min(recent, default=now))
+            phase, tries = "failed", counted(len(recent), "restart")
+            story += f", {tries} in {span}: gave up"
+        self.change("start_failed" if is_start else "exited", phase, story)
+
+    def unasked_ended(self, left: Sequence[int]) -> None:
+        """All of the instance is gone, or can't be ended."""
+        why, self.because = self.because, None
+        if left:
+            pids = ", ".join(map(str, left))
+            self.change("stop_failed", "failed", f"pid {pids} outlived SIGKILL")
+        elif why:
+            self.record = self.record._replace(exit=self.record.exit or Exit(time.time()))
+            self.decide(None, "failed", why)
+
+    def respawn(self, due_at: float) -> None:
+        """Begin another instance when it is time, with the environment of the start."""
+        former = self.record
+        if steady_s() < due_at:
+            return
+        self.mains |= {former.main, None}
+        self.failures, self.leaves_until = 0, time.monotonic() + HOME_S
+        instance = f"{run_of(former.instance)}.{os.urandom(8).hex()}"
+        log_at = self.log.start + os.fstat(self.log.descriptor).st_size
+        self.record = former._replace(main=None, launcher=None, exit=None, instance=instance)
+        self.record = self.record._replace(restarts=former.restarts + 1, log_at=log_at)
+        self.record = self.record._replace(started_at=time.time())
+        self.change("restarting", "starting")
+        self.spawn(self.env or {})
+
+    def judge(self, until: float) -> None:
+        """Whether it has started: the first match in its log decides, else that it lives."""
+        spec, now = self.record.spec, time.monotonic()
+        signs = [(spec.failure_log, False), (spec.success_log, True)]
+        matches = (
+            (f"its log matches {pattern!r}", is_ok)
+            for text in self.judged.lines(now + SOON_S)
+            for pattern, is_ok in signs
+            if pattern and re.search(pattern, text)
+        )
+        why, is_ok = next(matches, (f"it lives after {spec.start_seconds:g} s", None))
+        if is_ok is False:
+            self.end_unasked(why, "stopping", why)
+        elif is_ok or now >= until:
+            self.judge_until = None
+            self.change("running", "running", why)
 
     # -- programs that leave home
 
@@ -3681,7 +3930,8 @@ class Supervisor:
         self.record = self.record._replace(main=main, exit=None)
         self.search_until = None
         event = "daemonized" if self.record.spec.type == "forking" else "followed"
-        self.change(event, "running", f"pid {main.pid} goes on ({member.why})")
+        why = f"pid {main.pid} goes on ({member.why})"
+        self.change(event, self.first_phase(), why)
         self.watch_adopted()
 
     def nothing_left(self) -> None:
@@ -3691,8 +3941,11 @@ class Supervisor:
         last = record.main if record.main != record.launcher else None
         why += f"its launcher{f' and pid {last.pid}' if last else ''} ended with {record.exit}"
         before = f"; {counted(len(self.before), 'process')} matched before" if self.before else ""
-        self.change(phase, phase, f"{why} and left no process{before}")
         self.finished = phase == "external"
+        if self.finished or record.exit is None:
+            self.change(phase, phase, f"{why} and left no process{before}")
+        else:
+            self.decide(record.exit, phase, f"{why} and left no process{before}")
 
     # -- how long it may live
 
@@ -3729,7 +3982,8 @@ class Supervisor:
         self, timeout_s: float, force: bool, why: str, members: Sequence[Member]
     ) -> None:
         """Start to end the tree, or hurry an ending that goes on."""
-        if self.ending is None:
+        if self.ending is None or self.because is not None:
+            self.because = None
             self.ending = end_tree(self.record, members, timeout_s, force, self.is_empty)
             self.step_at = time.monotonic() + next(self.ending)
             self.change("stopping", "stopping", why)
@@ -3744,6 +3998,9 @@ class Supervisor:
         except StopIteration as done:
             self.take_note()
             self.ending, self.outcome = None, done.value
+            if self.because is not None:
+                self.unasked_ended(done.value.left)
+                return
             if done.value.left:
                 pids = ", ".join(map(str, done.value.left))
                 self.change("stop_failed", "running", f"pid {pids} outlived SIGKILL")
@@ -3858,7 +4115,9 @@ class Supervisor:
             self.waiters.append(client)
             return
         members = tree_of(self.record)
-        error = refusal(self.record, asked.main, members, asked.spare)
+        # Whoever read state.json just before a restart means the former main process.
+        meant = self.record.main if asked.main in self.mains else asked.main
+        error = refusal(self.record, meant, members, asked.spare)
         if error:
             self.save()
             client.answer({"ok": False, "error": error.to_json()})
@@ -3933,7 +4192,14 @@ CLAIM_S = 30.0
 BOOT_S = 10.0
 SELF = os.path.abspath(__file__)
 NOT_OF_A_SPEC = {"name", "replace", "force", "on_conflict", "lease", "idle_timeout", "wait"}
-NOT_IN_RUN = ("--lease", "--idle-timeout", "--wait")
+NOT_IN_RUN = ("name?", "--lease", "--idle-timeout", "--wait", "--all-previous")
+PLAIN_FIELDS = (  # of a spec: options of that name, as they are
+    *("insecure", "health_interval_s", "health_timeout_s", "health_retries", "match", "terminal"),
+    *("no_pause", "restart", "max_restarts", "restart_window_s", "success_codes", "failure_log"),
+    *("no_restart_codes", "backoff_s", "backoff_max_s", "success_log", "shell"),
+)
+COOLDOWN_S = 60.0  # where there is a restart policy
+JUDGED_S = 10.0  # --start-seconds where only the patterns are given
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
 PORT_GRACE_S = 5.0
 OTHER_WAYS = ", take another port (--on-conflict next, --port auto), or start anyway with --force"
@@ -4029,7 +4295,14 @@ def observe(store: Store, record: Record, here: Place) -> Seen:
         # Its supervisor may have been killed before it could note what it had just started.
         found = records_from_cookies(store.home, []).get(record.name.lower())
         if found and found.instance == record.instance:
-            return _look(store, record._replace(phase="running", main=found.main), here)
+            after = record._replace(phase="running", main=found.main)
+            why = f"recorded starting, found running: pid {found.main and found.main.pid}"
+            return _look(store, store.correct(record, after, why), here)
+    if seen.facts.here and record.phase in LIVE_PHASES and seen.verdict.status in ENDED_PHASES:
+        status, why = seen.verdict
+        after = record._replace(phase=status, reason=why, exit=record.exit or Exit(time.time()))
+        now = store.correct(record, after, f"recorded {record.phase}, found dead: {why}")
+        return seen._replace(record=after) if now == after else _look(store, now, here)
     return seen
 
 
@@ -4040,6 +4313,8 @@ def _look(store: Store, record: Record, here: Place) -> Seen:
         claimed = record.main is None and store.is_claimed(record.name)
         supervised, main = store.is_supervised(record.name), condition_of(record.main)
         facts = facts._replace(claimed=claimed, supervised=supervised, main=main)
+    if record.phase == "backoff":
+        facts = facts._replace(retry_s=max((record.retry_at or 0.0) - steady_s(), 0.0))
     return Seen(record, facts, status_of(record, facts))
 
 
@@ -4099,7 +4374,7 @@ def parse_terminal(text: str) -> str:
 @command(
     "start",
     'start a service: NAME "COMMAND", or NAME [options] -- ARG…, or NAME alone: as last time',
-    Option("name", "NAME"),
+    Option("name?", "NAME"),
     Option(
         "command*", "COMMAND", help="one quoted string, split as a shell would, run without one"
     ),
@@ -4111,7 +4386,7 @@ def parse_terminal(text: str) -> str:
     Option("--on-conflict", "HOW", parse_conflict, "auto", "if it is held: auto, kill, fail, next"),
     Option("--shell", help="run COMMAND in the shell"),
     Option("--replace", help="end what runs under this name with another spec"),
-    Option("--force", help="start though the port is held"),
+    Option("--force", help="start though the port is held, or in spite of a cooldown"),
     Option("--log-size", "SIZE", parse_size, None, "rotate the log at this size (10MB)"),
     Option(
         "--lease", "LEASE", parse_lease, help="how long it may live: forever, 2h, session, or a PID"
@@ -4124,14 +4399,28 @@ def parse_terminal(text: str) -> str:
     Option("--health-timeout", "D", parse_duration, 5.0, "how long one look may take (5s)"),
     Option("--health-retries", "N", parse_count, 3, "failures in a row: unhealthy (3)"),
     *HTTP_OPTIONS,
-    Option("--type", "TYPE", parse_type, help="simple, forking (a daemon), external (a window)"),
+    Option("--type", "TYPE", one_of(*TYPES), help="simple, forking (daemon), external (window)"),
     Option("--pid-file", "FILE", help="forking: where the daemon writes its pid"),
     Option("--match", "REGEX", parse_pattern, help="external: what its command line looks like"),
     Option("--terminal", "WHERE", parse_terminal, help="in a window: auto, tmux, xterm, 'PROG {}'"),
     Option("--no-pause", help="close that window at once though it failed"),
+    Option("--restart", "WHEN", one_of(*RESTARTS), "no", "when it ended: no, on-failure, always"),
+    Option("--max-restarts", "N", parse_count, 5, "so many in --restart-window: failed (5)"),
+    Option("--restart-window", "D", parse_duration, 600.0, "the time they are counted in (10m)"),
+    Option("--success-codes", "CODES", parse_codes, "0", "exits that are no failure: 0,SIGTERM"),
+    Option("--no-restart-codes", "CODES", parse_codes, "", "exits after which it stays ended"),
+    Option("--backoff", "D", parse_duration, 0.5, "wait before a restart, doubled each time"),
+    Option("--backoff-max", "D", parse_duration, 60.0, "the longest such wait (60s)"),
+    Option("--cooldown", "BASE", parse_pause, help="no start so soon after a failure; 0: off"),
+    Option("--start-seconds", "D", parse_pause, help="return when it has lived so long (0)"),
+    Option("--success-log", "REGEX", parse_pattern, help="a match in its log: it has started"),
+    Option("--failure-log", "REGEX", parse_pattern, help="a match in its log: end it, it failed"),
+    Option("--all-previous", help="start all that ran when the machine went down"),
 )
 def start(store: Store, args: argparse.Namespace) -> Result:
     """Start a service, unless it runs already; with --wait until it is ready."""
+    if args.all_previous:
+        return start_previous(store, args)
     result = start_service(store, args)
     record = store.record(args.name) if args.wait else None
     if record is None:
@@ -4146,7 +4435,7 @@ def start(store: Store, args: argparse.Namespace) -> Result:
 
 def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = None) -> Result:
     """Start a service, unless it runs already."""
-    name = check_name(args.name)
+    name = check_name(args.name or "")
     known = store.record(name)
     if known and is_bare(args):
         spec, given = known.spec, store.given_env(name)
@@ -4175,6 +4464,22 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
                 return kept
         conflict = "force" if args.force else args.on_conflict
         return begin(store, name, spec, given, seen, conflict, "started", owner)
+
+
+def start_previous(store: Store, args: argparse.Namespace) -> Result:
+    """Start again what was wanted to run when the machine went down."""
+    lines, errors, here = list[str](), list[SpmError](), place()
+    for record in sorted(store.records().values(), key=lambda one: one.started_at):
+        verdict = observe(store, record, here).verdict
+        if record.wanted == "running" and verdict == ("exited", RESTARTED):
+            asked = {**vars(args), **defaults_of("start"), "name": record.name}
+            try:
+                lines += start_service(store, type(args)(**asked)).lines
+            except SpmError as error:
+                lines += [f"[ERROR] {record.name}: {error.message}"]
+                errors.append(error)
+    lines = lines or ["[OK] nothing ran when the machine went down"]
+    return Result({"lines": lines}, lines, error=errors[0] if errors else None)
 
 
 def defaults_of(name: str) -> dict[str, object]:
@@ -4247,6 +4552,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         ("--match", args.match, "--type external", args.type == "external"),
         ("--terminal", args.terminal, "--type simple", args.type in (None, "simple")),
         ("--no-pause", args.no_pause, "--terminal", args.terminal),
+        ("--restart", args.restart != "no", "--type simple", args.type != "external"),
     ):
         if given and not has:
             raise UsageError(f"{option} goes with {needed} only", f"add {needed}, or leave it out")
@@ -4255,10 +4561,11 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     for text in (*args.ready, *args.health):
         parse_check(text)
     cwd = os.path.abspath(args.cwd or os.getcwd())
+    cooldown_s = COOLDOWN_S * (args.restart != "no")
+    lives_s = JUDGED_S * bool(args.success_log or args.failure_log)
     spec = Spec(
         argv=argv,
         cwd=cwd,
-        shell=args.shell,
         port={None: recognised, "auto": None}.get(args.port, args.port),
         port_declared=args.port is not None,
         env_given=tuple(sorted({key for key, equals, _ in pairs if equals})),
@@ -4268,17 +4575,13 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         port_asked="auto" * (args.port == "auto"),
         ready=tuple(args.ready),
         expect=args.expect or Spec._field_defaults["expect"],
-        insecure=args.insecure,
         health=tuple(args.health),
-        health_interval_s=args.health_interval,
-        health_timeout_s=args.health_timeout,
-        health_retries=args.health_retries,
         type=args.type or "simple",
         pid_file=os.path.join(cwd, args.pid_file) if args.pid_file else None,
-        match=args.match,
-        terminal=args.terminal,
-        no_pause=args.no_pause,
         require_env=tuple(args.require_env),
+        cooldown_s=cooldown_s if args.cooldown is None else args.cooldown,
+        start_seconds=lives_s if args.start_seconds is None else args.start_seconds,
+        **{key: getattr(args, key.removesuffix("_s")) for key in PLAIN_FIELDS},
     )
     return spec, {key: value for key, equals, value in pairs if equals}
 
@@ -4406,6 +4709,7 @@ def begin(
 ) -> Result:
     """Check what can be checked, end the former instance, start a new one."""
     owner = owner or owner_of(spec.lease)
+    failures, failed_at = failures_before(store, former, spec, given, conflict == "force")
     if not os.path.isdir(spec.cwd):
         raise StartFailed(f"{name}: no such directory: {spec.cwd}", "check --cwd")
     values = environment_of(spec, given)
@@ -4419,7 +4723,8 @@ def begin(
                 raise port_error(held, decision, "; what runs was left alone", OTHER_WAYS)
     notes = end_former(store, former) if former else []
     instance = BOOTED[0].instance if BOOTED else os.urandom(16).hex()
-    record = granted(new_record(name, spec, instance), *owner, steady_s())
+    record = new_record(name, spec, instance)._replace(failures=failures, failed_at=failed_at)
+    record = granted(record, *owner, steady_s())
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
     with state_errors(store.home):
@@ -4436,18 +4741,45 @@ def begin(
         raise
 
 
+def failures_before(
+    store: Store, former: Seen | None, spec: Spec, given: dict[str, str], force: bool
+) -> tuple[int, float | None]:
+    """How often in a row and when the same failed before; Cooldown if it is too soon after that."""
+    if former is None:
+        return 0, None
+    was, (status, why) = former.record, former.verdict
+    is_known = status in ("failed", "backoff") and was.place == place()
+    at = was.failed_at if is_known else None
+    if at is None or differences_of(store, was, with_lease_of(was.spec, spec), given):
+        return 0, None
+    left_s = cooldown_until(was.failures, at, spec.cooldown_s) - steady_s()
+    if status == "failed" and left_s > 0:
+        count, left = counted(was.failures, "time"), format_duration(left_s)
+        told = f"{was.name} failed {count} in a row ({why}); cooldown: {left} left"
+        if not force:
+            facts = {"retry_at": round(time.time() + left_s, 3), "seconds_left": round(left_s, 3)}
+            advice = f"read logs {was.name} and mend the cause; then wait, or add --force"
+            raise Cooldown(told, advice, name=was.name, reason=why, count=was.failures, **facts)
+        store.write_event("forced", was.name, was, told)
+    return was.failures, at
+
+
 def settled(store: Store, record: Record) -> Record:
-    """The record of an external tool as soon as it is known what of it can be followed."""
-    deadline = time.monotonic() + BOOT_S
-    while record.spec.type == "external" and record.phase == "starting":
-        now = store.record(record.name)
-        if now is None or now.instance != record.instance or time.monotonic() > deadline:
+    """The record as soon as it is known whether it has started, and what of it can be followed."""
+    spec, name = record.spec, record.name
+    deadline = time.monotonic() + BOOT_S + spec.start_seconds
+    waits, is_supervised = spec.type == "external" or spec.start_seconds > 0, True
+    while waits and is_supervised and record.phase == "starting":
+        is_supervised = store.is_supervised(name)  # before the look: it writes, then it leaves
+        now = store.record(name)
+        if now is None or run_of(now.instance) != record.instance or time.monotonic() > deadline:
             break
         record = now
         time.sleep(0.005)
-    if record.spec.type == "external" and record.phase == "failed":
-        tail = store.last_lines(record.name, 20)
-        raise StartFailed(f"{record.name}: its launcher failed: {record.reason}", log_tail=tail)
+    if waits and record.phase in (ENDED_PHASES if spec.start_seconds else ("failed",)):
+        tail, ended = store.last_lines(name, 20), record.exit and record.exit._asdict()
+        what = "its launcher failed" if spec.type == "external" else "it did not start"
+        raise StartFailed(f"{name}: {what}: {record.reason}", log_tail=tail, exit=ended)
     return record
 
 
@@ -4855,8 +5187,8 @@ def touched(
 
 def retire_supervisor(record: Record) -> None:
     """End a supervisor that hangs or lost its directory, if it certainly is this instance's."""
-    guard = record.supervisor
-    if guard and is_alive(guard) and cookie_of(guard.pid).supervises == record.instance:
+    guard, run = record.supervisor, run_of(record.instance)
+    if guard and is_alive(guard) and run_of(cookie_of(guard.pid).supervises) == run:
         send_signal(guard, force=True)
         wait_until_gone(guard, 2.0)
 
@@ -5029,9 +5361,8 @@ def stop_unsupervised(store: Store, stopping: Stopping) -> tuple[Record, Ended |
     elif seen.record.phase in ENDED_PHASES:
         return seen.record, None
     why = "stopped without its supervisor" if ended else seen.verdict.why
-    after = seen.record._replace(
-        phase="stopped", wanted="stopped", reason=why, exit=Exit(time.time())
-    )
+    last = seen.record.exit or Exit(time.time())
+    after = seen.record._replace(phase="stopped", wanted="stopped", reason=why, exit=last)
     if seen.verdict.status == "external" and not ended:
         after = after._replace(exit=None)  # nobody knows whether it ended
     now = store.record(name)
@@ -5074,6 +5405,7 @@ def stop_report(record: Record, ended: Ended | None) -> tuple[dict[str, object],
     "restart",
     "stop a service and start it from its recorded spec, with the caller's environment",
     Option("name", "NAME"),
+    Option("--force", help="in spite of a cooldown"),
 )
 def restart(store: Store, args: argparse.Namespace) -> Result:
     """Stop a service and start it from its recorded spec."""
@@ -5083,7 +5415,8 @@ def restart(store: Store, args: argparse.Namespace) -> Result:
         record, spec, given = seen.record, seen.record.spec, store.given_env(name)
         is_kept = spec.lease != "session" and is_alive(record.owner)
         owner = (record.owner, record.owner_name) if is_kept else None
-        return begin(store, name, spec, given, seen, "auto", "restarted", owner)
+        conflict = "force" if args.force else "auto"
+        return begin(store, name, spec, given, seen, conflict, "restarted", owner)
 
 
 @command(
@@ -5214,6 +5547,8 @@ def service_data(seen: Seen) -> dict[str, object]:
         "cpu_percent": round(100 * look.cpu_s / uptime_s, 1) if look else None,
         "memory_bytes": look and look.memory_bytes,
         "exit": record.exit and record.exit._asdict(),
+        "restarts": record.restarts,
+        "retry_in_s": round(seen.facts.retry_s, 3) if seen.verdict.status == "backoff" else None,
         "command": shown_command(record.spec),
     }
 
@@ -5271,6 +5606,7 @@ def status(store: Store, args: argparse.Namespace) -> Result:
         "started_at": record.started_at,
         "last_active": record.last_active,
         "tree": [member_data(member) for member in members],
+        "zombies": [{"pid": z.identity.pid, "parent": z.parent} for z in zombies_of(members)],
         "cwd": record.spec.cwd,
         "env": sorted({*record.spec.env_given, *record.spec.env_taken}),
         "env_files": list(record.spec.env_files),
@@ -5306,7 +5642,7 @@ def logs(store: Store, args: argparse.Namespace) -> Result:
     name, path = record.name, store.path(record.name, "output.log")
     if record.spec.terminal:
         store.notes.append(f"the output of {name} goes to its window and isn't kept")
-    output = Output(store, name, from_end=True)
+    output = Output(store, record, from_end=True)
     end = max(0, output.at - store.log_start(name))
     with state_errors(path):
         if args.since:
@@ -5813,7 +6149,7 @@ class Chain:
             data["status"] = record and record.phase
             data["exit"] = record and record.exit and record.exit._asdict()
         stopped = [name for name, data in self.services.items() if data["stopped"]]
-        left = [name for name, data in self.services.items() if data["status"] in UP_PHASES]
+        left = [name for name, data in self.services.items() if data["status"] in LIVE_PHASES]
         told = (("stopped", stopped), ("left running, as it was before", left))
         return "".join(f"; {word}: {', '.join(names)}" for word, names in told if names)
 
@@ -5841,6 +6177,7 @@ def on_ending_signals(act: Callable[[int, object], None] | signal.Handlers) -> N
 @command(
     "run",
     'run a test command with services: NAME "COMMAND" … -- TEST… (--json: TEST speaks on stderr)',
+    Option("name", "NAME"),
     *(one for one in COMMANDS["start"].options if one.words not in NOT_IN_RUN),
     Option("--timeout", "D", parse_duration, 30.0, "time for each to become ready (30s)"),
     Option("--with", 'NAME="COMMAND"', default=[], help="another service, started before; or NAME"),
@@ -5904,8 +6241,8 @@ NO_PSUTIL = (
 )
 EXIT_CODES = """exit codes:
   0 ok   1 failed   2 usage   3 not found or not running   4 could not be started
-  5 port is somebody else's   6 configuration   8 refused   9 state directory   124 timeout
-  130 interrupted"""
+  5 port is somebody else's   6 configuration   7 cooldown   8 refused   9 state directory
+  124 timeout   130 interrupted"""
 GLOBAL_OPTIONS = (
     Option("--home", "DIR", help="state directory (default: SPM_HOME, or the nearest .spm)"),
     Option("--json", help="print one JSON document"),

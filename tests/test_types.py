@@ -368,7 +368,10 @@ def test_options_of_another_type_are_refused(spm: Spm) -> None:
     assert "add --type external" in spm("start", "a", "true", "--match", "x", code=2).stderr
     wrong = ("start", "a", "true", "--type", "external", "--match", "(")
     assert "is no regular expression" in spm(*wrong, code=2).stderr
-    assert "is no type of service" in spm("start", "a", "true", "--type", "odd", code=2).stderr
+    assert (
+        "isn't one of simple, forking, external"
+        in spm("start", "a", "true", "--type", "odd", code=2).stderr
+    )
 
 
 def test_another_type_is_another_spec(spm: Spm) -> None:

@@ -754,8 +754,8 @@ def test_a_status_is_true_to_the_facts_in_every_case() -> None:
             assert verdict == (phase, "a reason"), f"what has ended stays as it is: {case}"
         elif here and main and phase == "external":
             assert verdict == (phase, "a reason"), f"nobody can know more: {case}"
-        elif here and supervised and phase == "starting":
-            assert verdict.status == phase, f"a launcher may be gone already: {case}"
+        elif here and supervised and phase in ("starting", "stopping", "backoff"):
+            assert verdict.status == phase, f"its main process may be gone already: {case}"
         elif not here or (main and seen in ("gone", "stranger")):
             assert not verdict.is_live, f"nothing of it lives here: {case}"
             assert verdict.why, f"that needs saying: {case}"
