@@ -44,7 +44,7 @@ The state directory (--home, else SPM_HOME, else the nearest .spm/, else .spm/ i
     services/NAME/env.json          values given by --env K=V, mode 0600
     services/NAME/output.log[.1]    stdout and stderr of the service
     services/NAME/events.jsonl      what happened and why: the journal state.json is rebuilt from
-    services/NAME/metrics.jsonl     samples (how much was written by when)
+    services/NAME/metrics.jsonl     samples: how much was written by when, what the tree used
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 not_found, 4 start_failed, 5 port_conflict, 6 config,
 8 refused, 9 state, 124 timeout, 130 interrupted.
@@ -3067,11 +3067,7 @@ def log_check_s(size: int, grown: int, elapsed_s: float, most: int) -> float:
     return max(LOG_CHECK_S[0], min(expected_s, 2 * elapsed_s, LOG_CHECK_S[1]))
 
 
-DEFAULT_ALERTS = {
-    "cpu": "cpu>90 for 60s",
-    "memory_mb": "memory_mb>1074 for 30s",  # 1 GiB
-    "probe_ms": "probe_ms>5000 for 30s",
-}
+DEFAULT_ALERTS = ("cpu>90 for 60s", "memory_mb>1074 for 30s", "probe_ms>5000 for 30s")
 BARS = "▁▂▃▄▅▆▇█"
 SPARK_CELLS = 24
 RANKS = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
@@ -3326,9 +3322,9 @@ class Sampler:
         self.due_at = time.monotonic() if spec.sample_s else self.every_s
         self.at, self.cpu_s, self.share, self.share_at = 0.0, 0.0, 1.0, 0.0
         own = [parse_rule(text) for text in spec.alerts]
-        unset = {*DEFAULT_ALERTS} - {rule.metric for rule in own}
-        defaults = [parse_rule(DEFAULT_ALERTS[metric]) for metric in sorted(unset)]
-        self.alerts = dict.fromkeys([*own, *defaults], Alert())
+        known = {rule.metric for rule in own}  # a rule of its own stands for the default
+        own += [rule for rule in map(parse_rule, DEFAULT_ALERTS) if rule.metric not in known]
+        self.alerts = dict.fromkeys(own, Alert())
 
     def measure(self, record: Record, now: float, probe_s: float | None) -> dict[str, float | None]:
         """The figures of now; cpu only from the second time on."""
@@ -6060,8 +6056,9 @@ def repeat(command: Command, store: Store, args: argparse.Namespace, every_s: fl
     try:
         while True:
             result = command.run(store, args)
-            lines = [*table_lines(result.table), *map(neutral, result.lines)]
-            lines += [f"[ERROR] {neutral(result.error.message)}"] if result.error else []
+            lines = [*table_lines(result.table), *result.lines]
+            lines += [f"[ERROR] {result.error.message}"] if result.error else []
+            lines = list(map(neutral, lines))
             if in_place:
                 columns, rows = os.get_terminal_size(sys.stdout.fileno())
                 lines = [line[: columns or None] for line in lines[: max(rows - 1, 0) or None]]
