@@ -3320,7 +3320,8 @@ class Sampler:
     def __init__(self, spec: Spec) -> None:
         self.every_s = max(spec.sample_s, 0.05) if spec.sample_s else float("inf")
         self.due_at = time.monotonic() if spec.sample_s else self.every_s
-        self.at, self.cpu_s, self.share, self.share_at = 0.0, 0.0, 1.0, 0.0
+        self.at, self.cpu_s, self.shared, self.shared_until = 0.0, 0.0, 0, 0.0
+        self.pids: list[int] = []
         own = [parse_rule(text) for text in spec.alerts]
         known = {rule.metric for rule in own}  # a rule of its own stands for the default
         own += [rule for rule in map(parse_rule, DEFAULT_ALERTS) if rule.metric not in known]
@@ -3339,13 +3340,14 @@ class Sampler:
         if not looks:
             return {}
         pids, used = [one.identity.pid for one in looks], sum(one.memory_bytes for one in looks)
-        if now >= self.share_at:  # of much memory that takes long: a thousandth of the time
-            shares = [pss_of(one.identity.pid) or one.memory_bytes for one in looks]
-            self.share = sum(shares) / (used or 1)
-            self.share_at = now + 1000 * (time.monotonic() - now)
+        if now >= self.shared_until or pids != self.pids or used < self.shared:
+            began = time.thread_time()
+            self.shared = used - sum(pss_of(o.identity.pid) or o.memory_bytes for o in looks)
+            # Of much memory that takes long: a thousandth of the time. What grows isn't shared.
+            self.pids, self.shared_until = pids, now + 1000 * (time.thread_time() - began)
         return {
             "cpu": cpu,
-            "memory_mb": round(used * self.share / 1e6, 2),
+            "memory_mb": round((used - self.shared) / 1e6, 2),
             "processes": len(looks),
             "threads": sum(look.threads for look in looks),
             "files": sum(len(sockets_of(pid)) for pid in pids) or None,

@@ -62,6 +62,16 @@ def test_a_sample_counts_the_whole_tree(spm: Spm, port: int) -> None:
     assert spm.json("stats", "web")["metrics"]["processes"]["now"] is None, "it runs no more"
 
 
+def test_memory_that_processes_share_counts_once(spm: Spm) -> None:
+    fork = "import os, time\nhoard = bytearray(b'x' * 50_000_000)\n[os.fork() for _ in range(2)]"
+    start_python(spm, "web", f"{fork}\ntime.sleep(100)")
+    eventually(lambda: [s for s in samples(spm, "web") if s["processes"] == 4], what="the forks")
+    count = len(samples(spm, "web"))
+    eventually(lambda: has_samples(spm, "web", count + 2), what="a sample of all of them")
+    assert 50 < samples(spm, "web")[-1]["memory_mb"] < 100
+    spm("stop", "web")
+
+
 def test_a_daemon_that_left_home_is_counted_too(spm: Spm) -> None:
     spm("start", "web", *EVERY, nasty("--daemon"))
     eventually(lambda: samples(spm, "web")[-1:] and samples(spm, "web")[-1]["processes"] == 2)
@@ -388,7 +398,7 @@ def test_a_command_of_an_alert_that_hangs_holds_up_nothing(spm: Spm) -> None:
 @pytest.mark.parametrize("action", ["stop", "restart"])
 def test_an_alert_may_end_the_service(spm: Spm, action: str) -> None:
     start_python(spm, "eat", EAT % 100, "--alert", f"memory_mb>50 for 0.2s: {action}")
-    eventually(lambda: spm.service("eat")["status"] == "stopped", what="the stop")
+    eventually(lambda: spm.service("eat")["status"] == "stopped", within=5, what="the stop")
     assert spm.service("eat")["why"].startswith("alert: warning: memory_mb is ")
     assert [one["event"] for one in events(spm, "eat", "alert")] == ["alert"]
     assert not spm.service("eat")["alerts"], "what has ended has no active alerts"
