@@ -99,7 +99,7 @@ def test_probes_are_timed(spm: Spm, port: int) -> None:
 
 def test_a_service_taken_back_is_measured_on(spm: Spm) -> None:
     spm("start", "web", *EVERY, nasty("--child"))
-    eventually(lambda: samples(spm, "web")[-1]["processes"] == 2)
+    eventually(lambda: [s for s in samples(spm, "web") if s["processes"] == 2], what="the child")
     spm.kill_supervisor("web")
     spm("start", "web", *EVERY, nasty("--child"))
     count = len(samples(spm, "web"))
