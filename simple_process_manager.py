@@ -45,7 +45,7 @@ The state directory (--home, else SPM_HOME, else the nearest .spm/, else .spm/ i
     services/NAME/output.log[.1]    stdout and stderr of the service
     services/NAME/events.jsonl      what happened and why: the journal state.json is rebuilt from
     services/NAME/exits.jsonl       failed exits, their causes and last lines, secrets masked
-    services/NAME/metrics.jsonl     samples (how much was written by when)
+    services/NAME/metrics.jsonl     samples: how much was written by when, what the tree used
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 not_found, 4 start_failed, 5 port_conflict, 6 config,
 7 cooldown, 8 refused, 9 state, 124 timeout, 130 interrupted.
@@ -474,6 +474,46 @@ def _env_value(text: str) -> str | None:
     return re.sub(r"\\(.)", lambda found: ENV_ESCAPES.get(found[1], found[1]), match[1])
 
 
+METRICS = ("cpu", "memory_mb", "processes", "threads", "files", "probe_ms", "restarts")
+
+
+class Rule(NamedTuple):
+    """When a figure is an alert, and what is done about it."""
+
+    text: str
+    metric: str
+    sign: str  # > or <
+    limit: float
+    for_s: float
+    severity: str
+    action: str  # log, restart, stop or exec COMMAND
+    every_s: float  # it acts at most so often
+
+
+RULE_TIME = r"((?=[0-9.]*[1-9])[0-9]{1,6}(?:\.[0-9]{1,3})?(?:ms|s|m|h)?)(?![\w.])"
+ACTION = r"(?:log|restart|stop)\b|exec\s+\S.*?(?=\s+every\s+\S+\s*$|\s*$)"
+# It matches as much of a text as is a rule.
+RULE = (
+    rf"\s*(?:({'|'.join(METRICS[:-1])})\s*(?:([<>])\s*(?:([0-9]{{1,12}}(?:\.[0-9]{{1,9}})?)(?![\w.])"
+    rf"(?:\s+for\s+{RULE_TIME})?(?:\s+(info|warning|critical)\b)?(?:\s*:\s*({ACTION}))?"
+    rf"(?:\s+every\s+{RULE_TIME})?)?)?)?\s*"
+)
+RULE_FORM = "METRIC>NUMBER [for D] [info|warning|critical] [: log|restart|stop|exec …] [every D]"
+
+
+def parse_rule(text: str) -> Rule:
+    """The rule that a text is; UsageError, with the position from which on it is none."""
+    match = re.match(RULE, text)
+    assert match  # of nothing, if need be
+    metric, sign, limit, for_d, severity, action, every_d = match.groups()
+    if limit is None or match.end() < len(text):
+        advice = f"write {RULE_FORM}; a metric is one of {', '.join(METRICS[:-1])}"
+        raise UsageError(f"{text!r} is no alert: wrong at position {match.end() + 1}", advice)
+    for_s, every_s = (parse_duration(one) if one else 0.0 for one in (for_d, every_d))
+    what = severity or "warning", action or "log"
+    return Rule(text.strip(), metric, sign, float(limit), for_s, *what, every_s or 300.0)
+
+
 NOTHING: Mapping[str, object] = {}
 
 
@@ -587,6 +627,8 @@ class Spec(NamedTuple):
     start_seconds: float = 0.0  # how long it must live to count as started
     success_log: str | None = None  # patterns of its log that decide that earlier
     failure_log: str | None = None
+    sample_s: float = 5.0  # between two looks at what it uses; 0: none
+    alerts: tuple[str, ...] = ()  # see parse_rule()
     extra: Mapping[str, object] = NOTHING
 
     @property
@@ -704,6 +746,7 @@ class Record(NamedTuple):
     failures: int = 0  # failed instances in a row, over all starts of this spec
     failed_at: float | None = None  # by steady_s()
     log_at: int = 0  # where in all that was ever written its output begins, after a restart
+    alerts: tuple[str, ...] = ()  # those that are active
     extra: Mapping[str, object] = NOTHING
 
     def to_json(self) -> dict[str, object]:
@@ -764,6 +807,8 @@ SPEC: dict[str, Kind] = {
     "start_seconds": _number,
     "success_log": _or_none(_pattern),
     "failure_log": _or_none(_pattern),
+    "sample_s": _number,
+    "alerts": _list_of(_text),
 }
 RECORD: dict[str, Kind] = {
     "name": _text,
@@ -791,6 +836,7 @@ RECORD: dict[str, Kind] = {
     "failures": _integer,
     "failed_at": _or_none(_number),
     "log_at": _integer,
+    "alerts": _list_of(_text),
 }
 
 
@@ -804,6 +850,8 @@ class Stat(NamedTuple):
     cpu_s: float
     memory_bytes: int
     is_mine: bool  # it runs as this user
+    threads: int = 1
+    waited_s: float = 0.0  # cpu time of its children that ended and were waited for
 
     @property
     def is_dead(self) -> bool:
@@ -872,7 +920,8 @@ def _psutil_stat(pid: int) -> Stat | None:
             state = states.get(process.status(), "R")
             cpu, memory = sum(process.cpu_times()[:2]), process.memory_info().rss
             group, mine = process_group(pid), is_mine(process)
-            return Stat(identity, process.ppid(), group, state, cpu, memory, mine)
+            facts = (group, state, cpu, memory, mine, process.num_threads())
+            return Stat(identity, process.ppid(), *facts)
     except psutil.ZombieProcess:
         return Stat(Identity(pid, ""), 0, 0, "Z", 0.0, 0, False)
     except (psutil.Error, OSError, ValueError, OverflowError):
@@ -899,6 +948,26 @@ def _psutil_boot() -> str:
     import psutil
 
     return f"{psutil.boot_time() / 60:.0f}"  # to the minute: it moves with the clock's corrections
+
+
+def pss_of(pid: int) -> int | None:
+    """Its share of the memory that it uses, as proc_pid_smaps(5) tells; None where that can't."""
+    path, failures = f"/proc/{pid}/smaps_rollup", (OSError, ValueError, IndexError)
+    with contextlib.suppress(*failures), open(path, "rb", buffering=0) as file:
+        return int(file.readall().partition(b"\nPss:")[2].split()[0]) * 1024
+    return None
+
+
+def descendants(pid: int) -> dict[int, Stat]:
+    """A look at a process and all below it: just the one where proc_tid_children(5) is missing."""
+    queue = [pid]
+    for one in queue:
+        with contextlib.suppress(OSError):  # it has ended
+            for thread in os.listdir(f"/proc/{one}/task"):
+                path = f"/proc/{one}/task/{thread}/children"
+                with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
+                    queue += map(int, file.readall().split())
+    return {one: look for one in queue for look in [stat_of(one)] if look}
 
 
 if sys.platform == "win32":
@@ -952,6 +1021,14 @@ if sys.platform == "win32":
     def is_mine(process: psutil.Process) -> bool:
         """Whose environment we may read, with our cookie in it, is ours."""
         return True
+
+    def key_within(wait_s: float) -> str:
+        """The key that is pressed within some seconds, "" if none is."""
+        os.system("")  # after that the console understands control sequences
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline and not msvcrt.kbhit():
+            time.sleep(0.02)
+        return msvcrt.getwch() if msvcrt.kbhit() else ""
 
     def companions(main: Identity, instance: str, stats: dict[int, Stat]) -> dict[int, str]:
         """The members of the instance's job object, with the reason."""
@@ -1273,6 +1350,8 @@ else:
             (int(field[11]) + int(field[12])) / os.sysconf("SC_CLK_TCK"),
             int(field[21]) * os.sysconf("SC_PAGE_SIZE"),
             owner == my_user_id,
+            int(field[17]),
+            (int(field[13]) + int(field[14])) / os.sysconf("SC_CLK_TCK"),
         )
 
     def all_stats() -> dict[int, Stat]:
@@ -1281,6 +1360,23 @@ else:
             return _psutil_stats()
         looks = ((int(name), stat_of(int(name))) for name in os.listdir("/proc") if name.isdigit())
         return {pid: look for pid, look in looks if look}
+
+    def key_within(wait_s: float) -> str:
+        """The key that is pressed within some seconds, "" if none is or there is no keyboard."""
+        import select
+        import termios
+        import tty
+
+        if not os.isatty(0):
+            time.sleep(wait_s)
+            return ""
+        before = termios.tcgetattr(0)
+        try:
+            tty.setcbreak(0, termios.TCSADRAIN)  # Ctrl-C goes on to be a signal
+            is_there = select.select([0], [], [], wait_s)[0]
+            return (os.read(0, 1).decode("latin-1") or "q") if is_there else ""  # hung up: leave
+        finally:
+            termios.tcsetattr(0, termios.TCSADRAIN, before)
 
     def is_mine(process: psutil.Process) -> bool:
         """Whether it runs as this user."""
@@ -1751,7 +1847,7 @@ def lineage(pid: int = 0) -> tuple[int, ...]:
     return tuple(pids)
 
 
-def tree_of(record: Record) -> list[Member]:
+def tree_of(record: Record, stats: dict[int, Stat] | None = None) -> list[Member]:
     """Everything that belongs to an instance and lives, each with the reason.
 
         main process ── its descendants
@@ -1761,7 +1857,7 @@ def tree_of(record: Record) -> list[Member]:
 
     Left out with all below them: processes of another instance, and supervisors.
     """
-    stats = all_stats()
+    stats = stats or all_stats()
     children: dict[int, list[int]] = {}
     for pid, look in stats.items():
         children.setdefault(look.parent, []).append(pid)
@@ -2173,14 +2269,16 @@ def write_file(path: str, data: bytes, durable: bool = True) -> None:
         raise
 
 
-def append_line(path: str, line: dict[str, object]) -> None:
-    """Append one JSON line in one write; a file that has grown long loses its older half first."""
+def append_line(
+    path: str,
+    line: dict[str, object],
+    shorten: Callable[[list[bytes]], list[bytes]] = lambda lines: lines[len(lines) // 2 + 1 :],
+) -> None:
+    """Append one JSON line in one write; a file that has grown long is shortened first."""
     with contextlib.suppress(FileNotFoundError):
-        if os.path.getsize(path) > JOURNAL_BYTES:
+        if os.path.getsize(path) > JOURNAL_BYTES - 500:
             with open(path, "rb") as old:
-                old.seek(-JOURNAL_BYTES // 2, os.SEEK_END)
-                old.readline()
-                write_file(path, old.read(), durable=False)
+                write_file(path, b"".join(shorten(old.readlines())), durable=False)
     with open(path, "a+b", buffering=0, opener=private) as file:
         torn = file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n"
         file.write(b"\n" * bool(torn) + json.dumps(line).encode() + b"\n")
@@ -2584,6 +2682,17 @@ def log_samples(path: str) -> list[Sample]:
         with contextlib.suppress(RecordError):
             samples.append(Sample._make(read_object(line, "sample", SAMPLE)))
     return samples
+
+
+def figures(path: str, since: float = 0.0) -> dict[str, list[tuple[float, float]]]:
+    """Of each metric that was measured since a time when it was what, oldest first."""
+    found: dict[str, list[tuple[float, float]]] = {key: [] for key in METRICS}
+    for line in json_lines(path):
+        for key, values in found.items():
+            with contextlib.suppress(RecordError):
+                at, value = (float(str(_number(line.get(one), one))) for one in ("at", key))
+                values += [(at, value)] * (at >= since)
+    return {key: values for key, values in found.items() if values}
 
 
 def last_sample(path: str) -> Sample:
@@ -3304,6 +3413,72 @@ def log_check_s(size: int, grown: int, elapsed_s: float, most: int) -> float:
     return max(LOG_CHECK_S[0], min(expected_s, 2 * elapsed_s, LOG_CHECK_S[1]))
 
 
+DEFAULT_ALERTS = ("cpu>90 for 60s", "memory_mb>1074 for 30s", "probe_ms>5000 for 30s")
+BARS = "▁▂▃▄▅▆▇█"
+SPARK_CELLS = 24
+RANKS = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
+
+
+class Alert(NamedTuple):
+    """Where a rule stands."""
+
+    text: str = ""  # of what was measured when it became active; "": it isn't
+    since: float | None = None  # from when on what is measured contradicts that
+    told: bool = False  # it acted since it became active
+    acted_at: float | None = None
+
+
+def judge(alert: Alert, rule: Rule, value: float | None, now: float) -> tuple[Alert, str]:
+    """Where the rule stands after a measurement; `alert` if it is to act, `alert_cleared`, or "".
+
+    It becomes active, or ceases to be, when the contrary held for as long as the rule says.
+    """
+    if value is None:  # not known: what was seen before has no continuation
+        return alert._replace(since=None), ""
+    is_beyond, news = value > rule.limit if rule.sign == ">" else value < rule.limit, ""
+    since = now if alert.since is None else alert.since
+    alert = alert._replace(since=None if is_beyond == bool(alert.text) else since)
+    if alert.since is not None and now - alert.since >= rule.for_s:
+        news = "alert_cleared" * alert.told
+        text = f"{rule.severity}: {rule.metric} is {value:.10g} ({rule.text})" * is_beyond
+        alert = Alert(text, acted_at=alert.acted_at)
+    has_rested = alert.acted_at is None or now - alert.acted_at >= rule.every_s
+    if alert.text and is_beyond and not alert.told and has_rested:
+        alert, news = alert._replace(told=True, acted_at=now), "alert"
+    return alert, news
+
+
+def thinned(lines: Sequence[bytes], now: float) -> list[bytes]:
+    """Lines of samples: of the last hour all, of the day before it one a minute, no more.
+
+    Where that is still near the bound of the file, the younger half of it.
+    """
+    kept: dict[float, bytes] = {}
+    for number, line in enumerate(lines):
+        at = float((re.match(rb'{"at": (\d+)', line) or "00")[1])
+        if at >= now - 86400:
+            kept[at // 60 if at < now - 3600 else -number] = line
+    left = list(kept.values())
+    return left[len(left) // 2 * (sum(map(len, left)) > JOURNAL_BYTES * 0.8) :]
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """The least, median, 95th percentile and greatest: each a value that was measured."""
+    ordered = sorted(values)
+    return {key: ordered[max(0, int(rank * len(ordered) - 1e-9))] for key, rank in RANKS.items()}
+
+
+def sparkline(points: Sequence[tuple[float, float]]) -> str:
+    """The course of a metric: in each cell the greatest value of its time, blank if none."""
+    cells: list[list[float]] = [[] for _ in points[:SPARK_CELLS]]
+    began, values = points[0][0], [value for _, value in points]
+    step, least = (points[-1][0] - began) / len(cells), min(values)
+    scale = (len(BARS) - 1) / ((max(values) - least) or 1.0)
+    for at, value in points:
+        cells[max(0, min(int((at - began) / (step or 1.0)), len(cells) - 1))].append(value)
+    return "".join(BARS[round((max(c) - least) * scale)] if c else " " for c in cells).rstrip()
+
+
 # == Supervisor ====================================================================================
 # The parent of one service: spawns it, waits, records its end, ends its tree when asked. It is told
 # (SIGCHLD, pidfd, socket), it doesn't poll; the log's size is its only timer. While it lives it
@@ -3314,6 +3489,7 @@ TICK_S = 1.0  # where nobody tells of an adopted process's end, or state.json co
 REQUEST_BYTES = 65536
 STOP_TIMEOUT_S = 10.0
 LAUNCHER_S = 1.0  # an external tool's launcher that lives longer is taken for the tool itself
+ALERT_S = 60.0  # an alert's command that takes longer is killed
 HOME_S = 5.0  # how long after its launcher's end a daemon may write its pid file, a tool appear
 SEARCH_S = 0.05
 NOTHING_LEFT = {"forking": ("exited", ""), "external": ("external", "can't be followed: ")}
@@ -3383,16 +3559,17 @@ class Log:
         self.size = os.fstat(self.descriptor).st_size
         self.sample()
 
-    def check(self, now: float) -> None:
+    def check(self, now: float, figures: Mapping[str, object] = NOTHING) -> None:
         """Rotate the file when it is full, note its size, and say when to look again."""
         size = os.fstat(self.descriptor).st_size
         grown = size - self.size
         self.size = size
         if size >= self.most:
             self.rotate()
-        elif grown:
-            self.sample()
-        self.due_at = now + log_check_s(self.size, grown, now - self.checked_at, self.most)
+        if figures or (grown and size < self.most):
+            self.sample(figures)
+        elapsed_s = (now if grown else max(now, self.due_at)) - self.checked_at
+        self.due_at = now + log_check_s(self.size, grown, elapsed_s, self.most)
         self.checked_at = now
 
     def rotate(self) -> None:
@@ -3414,11 +3591,12 @@ class Log:
             self.start, self.size = self.start + position, 0
             self.sample()
 
-    def sample(self) -> None:
-        """Note how much there is by now, so that `logs --since` finds its place."""
+    def sample(self, figures: Mapping[str, object] = NOTHING) -> None:
+        """Note how much there is by now, so that `logs --since` finds its place; and figures."""
         with contextlib.suppress(OSError):  # a full disk costs `--since` its precision, no more
-            sample = Sample(round(time.time(), 3), self.start, self.size)
-            append_line(self.samples, sample._asdict())
+            at = round(time.time(), 3)
+            line = {**Sample(at, self.start, self.size)._asdict(), **figures}
+            append_line(self.samples, line, lambda lines: thinned(lines, at))
 
 
 class Client:
@@ -3449,6 +3627,7 @@ class Prober:
         self.store, self.record, self.wake = store, record, wake
         self.env = {**os.environ, **env}
         self.news: deque[tuple[bool, str]] = deque()
+        self.took_s: float | None = None  # the last probe
         self.halt = threading.Event()
         self.thread = threading.Thread(target=self.run, name="prober", daemon=True)
         self.thread.start()
@@ -3468,17 +3647,61 @@ class Prober:
 
     def probe(self, checks: Checks, due: Sequence[Check]) -> bool:
         """Whether these hold; the loop is told, except of one that isn't ready yet."""
-        deadline = time.monotonic() + self.record.spec.health_timeout_s
+        began = time.monotonic()
+        deadline = began + self.record.spec.health_timeout_s
         try:
             sights = [checks.look(check, self.env, deadline, self.halt.is_set) for check in due]
         except OSError as error:  # no descriptor is left, for one: the next look may see more
             sights = [Sight(False, error.strerror or str(error))]
+        self.took_s = time.monotonic() - began
         failed = [sight for sight in sights if not sight.is_ok]
         if not failed or due is checks.checks:
             self.news.append((not failed, "; ".join(sight.seen for sight in failed or sights)))
             with contextlib.suppress(OSError):  # it is full: then the loop is awake, or gone
                 self.wake.send(b"\0")
         return not failed
+
+
+class Sampler:
+    """What the processes of one instance use, and where its alerts stand."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.every_s = max(spec.sample_s, 0.05) if spec.sample_s else float("inf")
+        self.due_at = time.monotonic() if spec.sample_s else self.every_s
+        self.at, self.cpu_s, self.shared, self.shared_until = 0.0, 0.0, 0, 0.0
+        self.pids: list[int] = []
+        own = [parse_rule(text) for text in spec.alerts]
+        known = {rule.metric for rule in own}  # a rule of its own stands for the default
+        own += [rule for rule in map(parse_rule, DEFAULT_ALERTS) if rule.metric not in known]
+        self.alerts = dict.fromkeys(own, Alert())
+
+    def measure(self, record: Record, now: float, probe_s: float | None) -> dict[str, float | None]:
+        """The figures of now; cpu only from the second time on."""
+        stats, cpu = descendants(os.getpid()), None  # who leaves its parent comes to a subreaper
+        if record.main is None or record.main.pid not in stats:  # adopted: look at all there is
+            stats = all_stats()
+        looks = [stats[member.identity.pid] for member in tree_of(record, stats)]
+        cpu_s = sum(look.cpu_s + look.waited_s for look in looks)
+        if self.at:
+            cpu = round(100 * max(0.0, cpu_s - self.cpu_s) / (now - self.at), 1)
+        self.at, self.cpu_s, self.due_at = now, cpu_s, now + self.every_s
+        if not looks:
+            return {}
+        pids, used = [one.identity.pid for one in looks], sum(one.memory_bytes for one in looks)
+        if now >= self.shared_until or pids != self.pids or used < self.shared:
+            began = time.thread_time()
+            self.shared = used - sum(pss_of(o.identity.pid) or o.memory_bytes for o in looks)
+            # Of much memory that takes long: a thousandth of the time. What grows isn't shared.
+            self.pids, self.shared_until = pids, now + 1000 * (time.thread_time() - began)
+        return {
+            "cpu": cpu,
+            "memory_mb": round((used - self.shared) / 1e6, 2),
+            "processes": len(looks),
+            "threads": sum(look.threads for look in looks),
+            "files": sum(len(sockets_of(pid)) for pid in pids) or None,
+            "probe_ms": None if probe_s is None else round(probe_s * 1000, 1),
+            "restarts": getattr(record, "restarts", 0),
+        }
 
 
 class Supervisor:
@@ -3508,10 +3731,13 @@ class Supervisor:
         for text in (*record.spec.ready, *record.spec.health):
             parse_check(text)  # a state that was forged: better now than in the thread
         self.mains: set[Identity | None] = set()  # of former instances
+        self.must_restart = False  # whatever the policy says: an alert's rule asks for it
         self.since = steady_s()  # of this instance
         self.judge_until: float | None = None  # while it is to be seen whether it has started
         self.hears_owner = self.hears_main = False  # the system tells when they end
         self.log = Log(store, record.name, record.spec.log_bytes)
+        self.sampler = Sampler(record.spec)
+        self.record = self.record._replace(alerts=())
 
     def listen(self) -> None:
         """Hear of signals, of ended children and of commands; what came before counts too.
@@ -3666,14 +3892,14 @@ class Supervisor:
                 self.respawn(self.record.retry_at or 0.0)
             if self.ending and time.monotonic() >= self.step_at:
                 self.step()
-            if time.monotonic() >= self.log.due_at:
-                self.log.check(time.monotonic())
+            if time.monotonic() >= min(self.log.due_at, self.sampler.due_at):
+                self.take_sample(time.monotonic())
             if self.save_at and time.monotonic() >= self.save_at:
                 self.save()
         self.leave()
 
     def _wait_s(self) -> float:
-        due = [self.log.due_at]
+        due = [self.log.due_at, self.sampler.due_at]
         if self.ending:
             due.append(self.step_at)
         if self.save_at:
@@ -3818,6 +4044,7 @@ class Supervisor:
         record = self.record = after_end(record, ended, now - self.since, now)
         recent = tuple(at for at in record.restarted_at if now - at < spec.restart_window_s)
         verdict = "no" if is_start else should_restart(spec, ended, recent, now)
+        verdict, self.must_restart = "restart" if self.must_restart else verdict, False
         if verdict == "restart":
             window = format_duration(spec.restart_window_s)
             story += f" (restart {len(recent) + 1} of {spec.max_restarts} in {window})"
@@ -3850,6 +4077,7 @@ class Supervisor:
             return
         self.mains |= {former.main, None}
         self.failures, self.leaves_until = 0, time.monotonic() + HOME_S
+        self.sampler.at, self.sampler.cpu_s = 0.0, 0.0  # other processes begin at nothing
         instance = f"{run_of(former.instance)}.{os.urandom(8).hex()}"
         log_at = self.log.start + os.fstat(self.log.descriptor).st_size
         self.record = former._replace(main=None, launcher=None, exit=None, instance=instance)
@@ -3975,6 +4203,51 @@ class Supervisor:
             kept: dict[str, object] = {"log_tail": list(map(masked_line, tail[-20:]))}
             kept.update(ended._asdict(), cause=cause_of(ended, tail).kind)
             append_line(self.store.path(self.record.name, "exits.jsonl"), kept)
+
+    # -- what it uses
+
+    def take_sample(self, now: float) -> None:
+        """Look at the log and, if it is time, at the processes: one wakeup for both."""
+        figures: dict[str, float | None] = {}
+        if now >= self.sampler.due_at:
+            took_s = self.prober.took_s if self.prober else None
+            figures = self.sampler.measure(self.record, now, took_s)
+            if self.is_leased():
+                self.take_alerts(figures, now)
+        self.log.check(now, figures)
+
+    def take_alerts(self, figures: Mapping[str, float | None], now: float) -> None:
+        """Note which alerts came or went, and do what the rules of those that came ask for."""
+        alerts = self.sampler.alerts
+        for rule, was in list(alerts.items()):
+            alerts[rule], event = judge(was, rule, figures.get(rule.metric), now)
+            text = alerts[rule].text or was.text
+            if event:
+                with contextlib.suppress(SpmError):  # a full disk costs the event, no more
+                    self.store.write_event(event, self.record.name, self.record, text)
+            if event == "alert":
+                self.act(rule, text, figures[rule.metric])
+        texts = tuple(alert.text for alert in alerts.values() if alert.text)
+        if texts != self.record.alerts:
+            self.record, self.save_at = self.record._replace(alerts=texts), now
+
+    def act(self, rule: Rule, text: str, value: float | None) -> None:
+        """What a rule asks for; nobody waits for its command, which has a minute."""
+        import threading
+
+        verb, _, line = rule.action.partition(" ")
+        if verb == "restart":
+            self.must_restart = True
+            self.end_unasked(f"alert: {text}", "stopping", f"alert: {text}")
+        elif verb == "stop":
+            self.begin_ending(STOP_TIMEOUT_S, False, f"alert: {text}", tree_of(self.record))
+        elif verb == "exec":
+            where = {"service": self.record.name, "home": self.store.home}
+            facts = {**rule._asdict(), **where, "name": rule.text, "value": value}
+            env = {f"SPM_ALERT_{key.upper()}": str(fact) for key, fact in facts.items()}
+            env, until = {**os.environ, **(self.env or {}), **env}, time.monotonic() + ALERT_S
+            args = (line, self.record.spec.cwd, env, until, bool)  # bool(): it is never over
+            threading.Thread(target=probe_exec, args=args, name="alert", daemon=True).start()
 
     # -- ending it
 
@@ -4416,6 +4689,8 @@ def parse_terminal(text: str) -> str:
     Option("--success-log", "REGEX", parse_pattern, help="a match in its log: it has started"),
     Option("--failure-log", "REGEX", parse_pattern, help="a match in its log: end it, it failed"),
     Option("--all-previous", help="start all that ran when the machine went down"),
+    Option("--sample-interval", "D", parse_pause, 5.0, "between samples of what it uses (5s)"),
+    Option("--alert", "RULE", default=[], help="as 'memory_mb>500 for 30s critical: stop'"),
 )
 def start(store: Store, args: argparse.Namespace) -> Result:
     """Start a service, unless it runs already; with --wait until it is ready."""
@@ -4556,6 +4831,9 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     ):
         if given and not has:
             raise UsageError(f"{option} goes with {needed} only", f"add {needed}, or leave it out")
+    rules = [parse_rule(text) for text in args.alert]
+    if rules and not args.sample_interval:
+        raise UsageError("--alert needs samples", "leave --sample-interval 0 out")
     argv = command_words(name, args)
     recognised = recognise_port(argv[-1].split() if args.shell else argv)
     for text in (*args.ready, *args.health):
@@ -4582,6 +4860,8 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         cooldown_s=cooldown_s if args.cooldown is None else args.cooldown,
         start_seconds=lives_s if args.start_seconds is None else args.start_seconds,
         **{key: getattr(args, key.removesuffix("_s")) for key in PLAIN_FIELDS},
+        sample_s=args.sample_interval,
+        alerts=tuple(args.alert),
     )
     return spec, {key: value for key, equals, value in pairs if equals}
 
@@ -5505,7 +5785,10 @@ def purge_directory(store: Store, name: str) -> None:
 # -- list, status, logs, touch
 
 
-@command("list", "every service, in one table")
+WATCH = Option("--watch", "[D]", parse_duration, help="again and again, each D (2s), until q")
+
+
+@command("list", "every service, in one table", WATCH)
 def list_services(store: Store, args: argparse.Namespace) -> Result:
     """Every service known here, in one table."""
     here = place()
@@ -5519,12 +5802,18 @@ def list_services(store: Store, args: argparse.Namespace) -> Result:
         for one in seen
         if one.verdict.why and (one.verdict.is_live or one.verdict.status == "lost")
     ]
+    lines += [f"[WARN] {one.record.name}: {text}" for one in seen for text in active_alerts(one)]
     keys = ("name", "status", "pid", "port", "uptime_s", "cpu_percent", "memory_bytes", "command")
     table = [tuple(key.partition("_")[0] for key in keys)]
     for data in services:
         guess = "?" * (data["port_origin"] == "recognised")
         table.append(tuple(shown(key, data[key]) + guess * (key == "port") for key in keys))
     return Result({"home": store.home, "services": services}, lines, table)
+
+
+def active_alerts(seen: Seen) -> list[str]:
+    """The alerts that are active as far as its supervisor knows."""
+    return list(seen.record.alerts) if seen.facts.supervised and seen.verdict.is_live else []
 
 
 def service_data(seen: Seen) -> dict[str, object]:
@@ -5546,6 +5835,7 @@ def service_data(seen: Seen) -> dict[str, object]:
         "uptime_s": round(uptime_s, 3) if look else None,
         "cpu_percent": round(100 * look.cpu_s / uptime_s, 1) if look else None,
         "memory_bytes": look and look.memory_bytes,
+        "alerts": active_alerts(seen),
         "exit": record.exit and record.exit._asdict(),
         "restarts": record.restarts,
         "retry_in_s": round(seen.facts.retry_s, 3) if seen.verdict.status == "backoff" else None,
@@ -5586,7 +5876,10 @@ def shown(key: str, value: object) -> str:
 
 
 @command(
-    "status", "everything about one service (exit 3: it isn't running)", Option("name", "NAME")
+    "status",
+    "everything about one service (exit 3: it isn't running)",
+    Option("name", "NAME"),
+    WATCH,
 )
 def status(store: Store, args: argparse.Namespace) -> Result:
     """Everything about one service; exit code 3 if it isn't running, as LSB's status has it."""
@@ -5624,6 +5917,45 @@ def status(store: Store, args: argparse.Namespace) -> Result:
     facts = {key: shown(key, value) for key, value in data.items() if value not in (None, "", [])}
     page = [f"{key + ':':16}{text}" for key, text in facts.items()]
     return Result(data, "\n".join(page).split("\n"), error=error)
+
+
+@command(
+    "stats",
+    "what a service and all that it started use, and used",
+    Option("name", "NAME"),
+    Option("--since", "D", parse_duration, 3600.0, "in the last D (1h); a day is kept"),
+)
+def stats(store: Store, args: argparse.Namespace) -> Result:
+    """Now, least, median, 95th percentile, greatest and course of each metric."""
+    seen = find(store, args.name)
+    name = seen.record.name
+    found = figures(store.path(name, "metrics.jsonl"), time.time() - args.since)
+    facts: dict[str, object] = {"name": name, "status": seen.verdict.status, "since_s": args.since}
+    metrics, table = {}, [("metric", "now", *RANKS, "course")]
+    for key, points in found.items():
+        last = points[-1][1] if seen.verdict.is_live else None
+        data = {"now": last, **summary([value for _, value in points])}
+        metrics[key] = {**data, "samples": len(points)}
+        numbers = ("-" if value is None else f"{value:.10g}" for value in data.values())
+        table.append((key, *numbers, sparkline(points)))
+    return Result({**facts, "metrics": metrics}, table=table)
+
+
+@command("alerts", "which alerts are active, and which were", Option("name?", "NAME"))
+def show_alerts(store: Store, args: argparse.Namespace) -> Result:
+    """What the journals tell of alerts, and which are active."""
+    names = [args.name] if args.name else sorted(store.records())
+    table: list[tuple[str, ...]] = [("service", "event", "at", "why")]
+    active, past, lines = [], [], []
+    for seen in (find(store, name) for name in names):
+        name, path = seen.record.name, store.path(seen.record.name, "events.jsonl")
+        active += [{"service": name, "alert": text} for text in active_alerts(seen)]
+        lines += [f"[WARN] {name}: {text}" for text in active_alerts(seen)]
+        told = [one for one in json_lines(path) if str(one.get("event")).startswith("alert")]
+        past += [{"service": name, **{key: one.get(key) for key in table[0][1:]}} for one in told]
+    table += [tuple(shown(key, row[key]) for key in table[0]) for row in past]
+    lines = lines or ["[INFO] no alert is active"]
+    return Result({"active": active, "past": past}, lines, table if past else ())
 
 
 @command(
@@ -6247,6 +6579,12 @@ GLOBAL_OPTIONS = (
     Option("--home", "DIR", help="state directory (default: SPM_HOME, or the nearest .spm)"),
     Option("--json", help="print one JSON document"),
 )
+OPTIONAL_VALUES = {
+    "start": ("--wait", WAIT_S),
+    "list": ("--watch", 2.0),
+    "status": ("--watch", 2.0),
+}
+PLAIN_BARS = dict(zip(map(ord, BARS), "_.-:=+*#"))
 LEADING = ("--home", "--json", "--version", "--help", "-h")  # what may stand before the command
 COLOURS = {"[OK]": "32", "[WARN]": "33", "[ERROR]": "31"}
 
@@ -6262,7 +6600,8 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     at = 0
     while at < len(head) and head[at].partition("=")[0] in LEADING:
         at += 2 if head[at] == "--home" else 1
-    leading, name, rest = head[:at], "".join(head[at : at + 1]), with_wait(head[at + 1 :])
+    leading, name = head[:at], "".join(head[at : at + 1])
+    rest = with_value(name, head[at + 1 :])
     if name not in COMMANDS:
         raise no_command(leading, name)
     args = parser_of(name).parse_intermixed_args([*leading, *rest])
@@ -6281,15 +6620,16 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     return COMMANDS[name], args
 
 
-def with_wait(words: Sequence[str]) -> list[str]:
+def with_value(name: str, words: Sequence[str]) -> list[str]:
     """`--wait 5s` as --wait=5s, --wait alone as --wait=30s: argparse takes any next word for D."""
     joined: list[str] = []
+    option, value = OPTIONAL_VALUES.get(name, ("--", 0.0))
     for word in words:
-        if joined[-1:] == ["--wait"] and re.fullmatch(DURATION, word):
-            joined[-1] = f"--wait={word}"
+        if joined[-1:] == [option] and re.fullmatch(DURATION, word):
+            joined[-1] = f"{option}={word}"
         else:
             joined.append(word)
-    return [f"--wait={WAIT_S:g}" if word == "--wait" else word for word in joined]
+    return [f"{option}={value:g}" if word == option else word for word in joined]
 
 
 def without_values(words: Sequence[str]) -> list[str]:
@@ -6308,7 +6648,8 @@ def no_command(leading: Sequence[str], name: str) -> Exception:
         return HelpWanted(f"{usage}\n\n{doc}\n\n{listing}\n\n{EXIT_CODES}")
     import difflib
 
-    near = difflib.get_close_matches(name, COMMANDS, 1)
+    near = difflib.get_close_matches(name, COMMANDS, 3)
+    near.sort(key=lambda one: sorted(one) != sorted(name))  # strat is start rather than stats
     advice = f"did you mean {near[0]}? " if near else ""
     return UsageError(f"no command {name!r}", f"{advice}The commands are: {', '.join(COMMANDS)}")
 
@@ -6393,7 +6734,11 @@ def write(stream: TextIO | None, text: str) -> None:
     if stream is None:  # the caller closed it
         return
     encoding = stream.encoding or "utf-8"
-    stream.write(text.encode(encoding, "replace").decode(encoding))
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(PLAIN_BARS).encode(encoding, "replace").decode(encoding)
+    stream.write(text)
     stream.flush()
 
 
@@ -6432,6 +6777,27 @@ def table_lines(table: Sequence[tuple[str, ...]]) -> list[str]:
     return lines
 
 
+def repeat(command: Command, store: Store, args: argparse.Namespace, every_s: float) -> Result:
+    """What a command says again and again until q: in place on a terminal, else line by line."""
+    in_place = bool(sys.stdout and sys.stdout.isatty())
+    home, rest, end = ("\033[H", "\033[J", "\033[K\n") if in_place else ("", "", "\n")
+    write(sys.stdout, "\033[?1049h" * in_place)  # a screen of its own: xterm's ctlseqs
+    try:
+        while True:
+            result = command.run(store, args)
+            lines = [*table_lines(result.table), *result.lines]
+            lines += [f"[ERROR] {result.error.message}"] if result.error else []
+            lines = list(map(neutral, lines))
+            if in_place:
+                columns, rows = os.get_terminal_size(sys.stdout.fileno())
+                lines = [line[: columns or None] for line in lines[: max(rows - 1, 0) or None]]
+            write(sys.stdout, home + "".join(line + end for line in lines) + rest)
+            if key_within(every_s) in ("q", "Q"):
+                return Result({})
+    finally:
+        write(sys.stdout, "\033[?1049l" * in_place)
+
+
 def has_psutil() -> bool:
     """Whether psutil can be imported, without importing it: 0.2 ms instead of 15."""
     from importlib.machinery import PathFinder
@@ -6452,7 +6818,10 @@ def run(argv: Sequence[str]) -> int:
         if os.path.lexists(store.home):
             store.prepare()
         args.progress = show_progress
-        result = command.run(store, args)
+        every_s = getattr(args, "watch", None)
+        if every_s and args.json:
+            raise UsageError("--json is one document, --watch has no end", "leave one of them out")
+        result = repeat(command, store, args, every_s) if every_s else command.run(store, args)
     except HelpWanted as answer:
         result = Result({"help": str(answer)}, str(answer).split("\n"))
     except SpmError as error:
