@@ -332,7 +332,7 @@ def test_alerts_neither_flap_nor_miss(
 
 
 def test_an_alert_fires_once_and_clears(spm: Spm) -> None:
-    start_python(spm, "eat", EAT % 1.5, "--alert", "memory_mb>50 for 0.3s critical")
+    start_python(spm, "eat", EAT % 4, "--alert", "memory_mb>50 for 0.3s critical")
     text = eventually(lambda: spm.service("eat")["alerts"], what="the alert")[0]
     assert text.startswith("critical: memory_mb is ") and "(memory_mb>50 for 0.3s critical)" in text
     assert f"[WARN] eat: {text}" in spm("list").stderr
@@ -395,9 +395,8 @@ def test_a_command_of_an_alert_that_hangs_holds_up_nothing(spm: Spm) -> None:
     os.kill(int(command.parent.name), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("action", ["stop", "restart"])
-def test_an_alert_may_end_the_service(spm: Spm, action: str) -> None:
-    start_python(spm, "eat", EAT % 100, "--alert", f"memory_mb>50 for 0.2s: {action}")
+def test_an_alert_may_end_the_service(spm: Spm) -> None:
+    start_python(spm, "eat", EAT % 100, "--alert", "memory_mb>50 for 0.2s: stop")
     eventually(lambda: spm.service("eat")["status"] == "stopped", within=5, what="the stop")
     assert spm.service("eat")["why"].startswith("alert: warning: memory_mb is ")
     assert [one["event"] for one in events(spm, "eat", "alert")] == ["alert"]
@@ -512,7 +511,7 @@ def test_an_alert_can_restart_what_it_is_about(spm: Spm) -> None:
     rule = "memory_mb>60 for 100ms critical: restart"
     options = ["--sample-interval", "100ms", "--alert", rule, "--backoff", "100ms"]
     spm("start", "api", *options, "--", sys.executable, "-c", eats)
-    pid = spm.service("api")["pid"]
-    row = eventually(lambda: [r for r in [spm.service("api")] if r["restarts"]], what="a restart")
-    assert row[0]["pid"] != pid
+    eventually(lambda: spm.service("api")["restarts"] == 1, what="a restart")
+    told = [one["event"] for one in events(spm, "api", "alert", "stopping", "restarted")]
+    assert told[:3] == ["alert", "stopping", "restarted"], told
     spm("stop", "api")

@@ -111,7 +111,7 @@ def test_uptime_cpu_and_memory_are_of_the_process(spm: Spm) -> None:
     row = eventually(
         lambda: [row for row in [spm.service("busy")] if row["uptime_s"] > 0.8], what="some uptime"
     )[0]
-    assert row["cpu_percent"] > 20
+    assert row["cpu_percent"] > 5
     assert 10**6 < row["memory_bytes"] < 10**9
     spm("stop", "busy")
 
