@@ -638,6 +638,11 @@ class Spec(NamedTuple):
             return self.argv
         return tuple(word.replace("{port}", str(self.port)) for word in self.argv)
 
+    @property
+    def readiness(self) -> tuple[str, ...]:
+        """The checks that make it ready: without --ready the first success of --health does."""
+        return self.ready or self.health
+
     def to_json(self) -> dict[str, object]:
         """Its JSON object."""
         return {**self.extra, **{key: getattr(self, key) for key in SPEC}}
@@ -3633,11 +3638,11 @@ class Prober:
         self.thread.start()
 
     def run(self) -> None:
-        """Readiness until it holds (without --ready: the first success of --health); liveness."""
+        """Readiness until it holds, then liveness."""
         spec, began = self.record.spec, time.monotonic()
         ready, health = (
             Checks(self.store, self.record, [parse_check(text) for text in texts], spec)
-            for texts in (spec.ready or spec.health, spec.health)
+            for texts in (spec.readiness, spec.health)
         )
         while not self.probe(ready, ready.waiting()):
             if self.halt.wait(lazy_pause_s(time.monotonic() - began)):
@@ -3984,7 +3989,7 @@ class Supervisor:
         """Have readiness and liveness of the process that is the main one now looked at."""
         if self.prober:
             self.prober.halt.set()
-        if self.record.phase == "running" and (self.record.spec.ready or self.record.spec.health):
+        if self.record.phase == "running" and self.record.spec.readiness:
             self.prober = Prober(self.store, self.record, self.env or {}, self.waker)
 
     def take_news(self) -> None:
@@ -4365,8 +4370,8 @@ class Supervisor:
         if state == "alive":
             self.on_touch(client, {})
             return
-        has_checks = self.record.spec.ready or self.record.spec.health  # then they decide
-        if state == "ready" and self.record.phase == "running" and not has_checks:
+        is_believed = self.record.phase == "running" and not self.record.spec.readiness
+        if state == "ready" and is_believed:  # else the checks decide
             self.change("ready", "ready", message)
         else:
             with contextlib.suppress(SpmError):  # a full disk costs the event, not the service
@@ -4375,7 +4380,7 @@ class Supervisor:
 
     def on_ready(self, client: Client, request: dict[str, object]) -> None:
         """A command that waited saw readiness before the prober did."""
-        if self.record.phase == "running" and self.record.spec.ready:
+        if self.record.phase == "running" and self.record.spec.readiness:
             self.change("ready", "ready", "seen by the command that waited")
         client.answer({"ok": True, "record": self.record.to_json()})
 
@@ -5623,7 +5628,8 @@ def stop_unsupervised(store: Store, stopping: Stopping) -> tuple[Record, Ended |
     seen, record = stopping.seen, trusted(store, stopping.seen)
     name, main = seen.record.name, seen.record.main
     members = tree_of(record) if seen.facts.here else []
-    if not members and (seen.verdict.status == "lost" or seen.facts.main in ("alive", "stopped")):
+    is_stranger = seen.facts.main in ("alive", "stopped") and is_alive(main)
+    if not members and (seen.verdict.status == "lost" or is_stranger):
         who = f"{describe_process(main.pid)} isn't {name}" if main and seen.facts.here else ""
         raise Refused(
             f"{name}: {who or seen.verdict.why}; nothing was signalled",
@@ -6207,7 +6213,7 @@ class Target:
         spec = record.spec if record else Spec(("",), os.getcwd())
         insecure = self.insecure or spec.insecure
         spec = spec._replace(expect=self.expect or spec.expect, insecure=insecure)
-        checks = self.given or [parse_check(text) for text in spec.ready] or [Check("tcp")]
+        checks = self.given or [parse_check(text) for text in spec.readiness] or [Check("tcp")]
         self.checks = Checks(self.store, record, checks, spec)
         has_exec = record and any(check.kind == "exec" for check in checks)
         added = added_environment(self.store, record) if record and has_exec else {}
@@ -6252,7 +6258,7 @@ class Target:
     def tell(self) -> None:
         """Let the supervisor know, so that `list` says ready as soon as we do."""
         is_recorded = not self.given and self.record and self.checks.spec == self.record.spec
-        if self.record and is_recorded and self.record.spec.ready:
+        if self.record and is_recorded and self.record.spec.readiness:
             self.store.ask_record(self.record.name, "ready", TOUCH_S)
 
     def has_died(self) -> bool:

@@ -137,3 +137,10 @@ def test_a_supervisor_that_is_told_to_stop_while_it_starts_stops_its_service(spm
     start.communicate(timeout=30)
     eventually(lambda: not spm.bearers(), what="the end of both")
     assert spm.service("api")["status"] == "stopped"
+
+
+def test_who_waits_and_who_lists_agree_on_what_makes_a_service_ready(spm: Spm) -> None:
+    done = spm.json("start", "api", "sleep 100", "--health", "exec:true", "--wait", "5s")
+    assert done["status"] == spm.service("api")["status"] == "ready"
+    spm("wait-healthy", "api", 5)
+    spm("stop", "api")

@@ -37,6 +37,7 @@ def normal(text: str) -> str:
 def test_the_transcripts_print_what_they_show(spm: Spm) -> None:
     shutil.copy(SCRIPT, spm.cwd)
     del spm.env["SPM_HOME"]
+    spm.home = spm.cwd / ".spm"  # what is left there at the end is found, too
     spm.env["PATH"] = f"{os.path.dirname(sys.executable)}{os.pathsep}{spm.env['PATH']}"
     ports = {"8000": str(free_port()), "8001": str(free_port())}
     assert len(transcript()) > 15
@@ -52,6 +53,7 @@ def test_the_transcripts_print_what_they_show(spm: Spm) -> None:
             timeout=60,
         )
         assert normal(done.stdout) == normal(expected), command
+    spm("cleanup")
 
 
 def test_the_command_for_a_fresh_machine_does_the_main_job(spm: Spm) -> None:
