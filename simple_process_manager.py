@@ -22,6 +22,7 @@ The rooms of this file, in reading order; each uses itself and those above it:
     Probes        does something answer on a port
     Policies      pure decisions: status, differences, waiting intervals
     Supervisor    the loop of one service
+    Relay         JSON-RPC over the pipes of a service, for many callers
     Commands      one function a command: takes arguments, returns a Result, prints nothing
     Command line  parsers, rendering, errors to exit codes, main()
 
@@ -40,7 +41,7 @@ The state directory (--home, else SPM_HOME, else the nearest .spm/, else .spm/ i
     cache/                  compiled form of this file, from which supervisors start
     services/NAME/lock      held by the command that starts or stops NAME
     services/NAME/supervisor.lock   held by the supervisor for as long as it lives
-    services/NAME/control.sock      JSON lines: status, touch, notify, ready, stop
+    services/NAME/control.sock      JSON lines: status, touch, notify, ready, join, stop
     services/NAME/env.json          values given by --env K=V, mode 0600
     services/NAME/output.log[.1]    stdout and stderr of the service
     services/NAME/events.jsonl      what happened and why: the journal state.json is rebuilt from
@@ -68,13 +69,15 @@ import time
 TYPE_CHECKING = False  # type checkers take this name for true; importing typing takes 2 ms
 if TYPE_CHECKING:
     import argparse
+    import selectors
     import signal
     import socket
     import subprocess
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-    from typing import NamedTuple, NoReturn, TextIO
+    from typing import NamedTuple, NoReturn, Protocol, TextIO
 
     Kind = Callable[[object, str], object]
+    Message = dict[str, object]  # of JSON-RPC
     Owner = tuple["Identity | None", str]  # a process and its name; None: nobody
 else:
     from operator import itemgetter
@@ -264,8 +267,9 @@ def check_name(text: str) -> str:
     raise UsageError(f"{text!r} is not a service name", advice)
 
 
-TYPES = ("simple", "forking", "external")
+TYPES = ("simple", "forking", "stdio", "external")
 RESTARTS = ("no", "on-failure", "always")
+PROTOCOLS = ("auto", "modern", "handshake", "jsonrpc")
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
@@ -629,6 +633,8 @@ class Spec(NamedTuple):
     failure_log: str | None = None
     sample_s: float = 5.0  # between two looks at what it uses; 0: none
     alerts: tuple[str, ...] = ()  # see parse_rule()
+    protocol: str = "auto"  # of a stdio service
+    keep_alive: bool = True  # a stdio service outlives the call that started it
     extra: Mapping[str, object] = NOTHING
 
     @property
@@ -814,6 +820,8 @@ SPEC: dict[str, Kind] = {
     "failure_log": _or_none(_pattern),
     "sample_s": _number,
     "alerts": _list_of(_text),
+    "protocol": _one_of(*PROTOCOLS),
+    "keep_alive": _flag,
 }
 RECORD: dict[str, Kind] = {
     "name": _text,
@@ -1124,8 +1132,33 @@ if sys.platform == "win32":
         """Leave the caller's directory: nobody could remove it. CreateProcess did the rest."""
         os.chdir(os.environ.get("SYSTEMROOT", "/"))
 
+    def service_pipes() -> tuple[socket.socket, int, int]:
+        """Our end of a service's stdin and stdout, and the two descriptors that become its own.
+
+        select() knows sockets only, so two threads carry between one and the pipes.
+        """
+        import socket
+        import threading
+        from functools import partial
+
+        ours, theirs = socket.socketpair()
+        (stdin, write), (read, stdout) = os.pipe(), os.pipe()
+
+        def carry(take: Callable[[int], bytes], give: Callable[[bytes], object]) -> None:
+            with contextlib.suppress(OSError):  # the service, or the supervisor, is gone
+                while chunk := take(1 << 16):
+                    give(chunk)
+            (os.close(write) if take == theirs.recv else theirs.shutdown(socket.SHUT_WR))
+
+        for ways in (
+            (theirs.recv, partial(os.write, write)),
+            (partial(os.read, read), theirs.sendall),
+        ):
+            threading.Thread(target=carry, args=ways, daemon=True).start()
+        return ours, stdin, stdout
+
     def launch_service(
-        argv: Sequence[str], cwd: str, env: dict[str, str], log: int, instance: str
+        argv: Sequence[str], cwd: str, env: dict[str, str], log: int, instance: str, ends: list[int]
     ) -> int:
         """The pid of the service, suspended until it is in its job; OSError if it can't run."""
         import shutil
@@ -1145,8 +1178,8 @@ if sys.platform == "win32":
                 line,
                 cwd=cwd,
                 env={"PYTHONUTF8": "1", **env},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdin=ends[0] if ends else subprocess.DEVNULL,
+                stdout=ends[1] if ends else output,
                 stderr=output,
                 creationflags=subprocess.CREATE_NEW_PROCESS_GROUP | create_suspended,
             )
@@ -1579,8 +1612,18 @@ else:
                 with contextlib.suppress(OSError):  # the one that listdir used
                     os.close(int(name))
 
+    def service_pipes() -> tuple[socket.socket, int, int]:
+        """Our end of a service's stdin and stdout, and the two descriptors that become its own.
+
+        A socket pair, as libuv's hosts use it too: one descriptor for both ways.
+        """
+        import socket
+
+        ours, theirs = socket.socketpair()
+        return ours, os.dup(theirs.fileno()), theirs.detach()
+
     def launch_service(
-        argv: Sequence[str], cwd: str, env: dict[str, str], log: int, instance: str
+        argv: Sequence[str], cwd: str, env: dict[str, str], log: int, instance: str, ends: list[int]
     ) -> int:
         """The pid of the service, in a session of its own; OSError if it can't be executed.
 
@@ -1591,6 +1634,7 @@ else:
 
         null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
         output = [(os.POSIX_SPAWN_DUP2, log, to) for to in (1, 2)]
+        output += [(os.POSIX_SPAWN_DUP2, end, to) for to, end in enumerate(ends)]
         ignored = [signal.SIGPIPE, signal.SIGXFSZ]  # by Python, for itself
         ignored += [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM]  # by the caller
         os.environ["PATH"] = env.get("PATH", os.defpath)
@@ -1789,6 +1833,7 @@ else:
 # Identity, the tree of a service, how it is ended, who listens on a port. A signal is sent only to
 # a member of a tree that was read just before, and only if its token still matches.
 
+STDIO_END_S = 2.0  # for the end of stdin, and again for SIGTERM
 GIVE_UP_AFTER_KILL_S = 5.0  # a process in uninterruptible sleep outlives even SIGKILL
 LOOK_AGAIN_S = (0.0005, 0.05)  # shortest and longest wait between two looks at a tree that ends
 
@@ -1929,6 +1974,7 @@ def end_tree(
     timeout_s: float,
     force: bool,
     is_empty: Callable[[], bool | None] = lambda: None,
+    quiet_s: float = 0.0,
 ) -> Generator[float, bool, Ended]:
     """End everything that belongs to an instance; `members` is the first look at it.
 
@@ -1937,16 +1983,18 @@ def end_tree(
 
     `is_empty` is what the kernel says: True and one look is enough; False and there is something
     that the look didn't show; None where the kernel can't be asked.
+    `quiet_s` is how long nothing is signalled: its stdin was closed, that may do.
     Yields how many seconds to wait at most before the next step; send True to go over to SIGKILL.
     Who waits is the caller's business: a supervisor's loop, or `drive`.
     """
     began = time.monotonic()
-    kill_at = began if force else began + timeout_s
-    signalled: dict[Identity, bool] = {}
+    kill_at = began if force else began + quiet_s + timeout_s
+    signalled: dict[Identity, bool | None] = {}  # with SIGKILL? None: not yet
     wait_s, quiet, killed = LOOK_AGAIN_S[0], 0, False
     while quiet < 2 and time.monotonic() < kill_at + GIVE_UP_AFTER_KILL_S:
         kill = time.monotonic() >= kill_at
-        due = [m.identity for m in members if signalled.get(m.identity) in (None, not kill)]
+        due = [m.identity for m in members if signalled.setdefault(m.identity) in (None, not kill)]
+        due = due if kill or time.monotonic() >= began + quiet_s else []
         delivered = [send_signal(identity, kill) for identity in due]
         signalled.update(dict.fromkeys(due, kill))
         killed = killed or (kill and any(delivered))
@@ -3499,6 +3547,7 @@ HOME_S = 5.0  # how long after its launcher's end a daemon may write its pid fil
 SEARCH_S = 0.05
 NOTHING_LEFT = {"forking": ("exited", ""), "external": ("external", "can't be followed: ")}
 LEFT_PHASES = ("stopping", "backoff", "exited", "failed")
+ACTIVE_SAVE_S = 5.0
 NEXT_PHASES = {
     "starting": ("starting", "running", "external", *LEFT_PHASES),
     "running": ("starting", "running", "ready", "unhealthy", *LEFT_PHASES),
@@ -3605,10 +3654,10 @@ class Log:
 
 
 class Client:
-    """A connection to the control socket and what it has sent so far."""
+    """A connection to the control socket, the request it sends, and what comes behind that."""
 
     def __init__(self, connection: socket.socket) -> None:
-        self.connection, self.received = connection, b""
+        self.connection, self.received, self.behind = connection, b"", b""
 
     def answer(self, document: dict[str, object], hang_up: bool = True) -> None:
         """Send one line; who doesn't read it, or left, misses it."""
@@ -3709,6 +3758,25 @@ class Sampler:
         }
 
 
+if TYPE_CHECKING:
+
+    class _Pipes(Protocol):  # who has the stdin and stdout of a service: the relay
+        due_at: float
+
+        def open(self) -> list[int]: ...
+        def listen(self) -> None: ...
+        def look(self) -> None: ...
+        def join(self, client: Client) -> None: ...
+        def close_stdin(self) -> None: ...
+        def ended(self, ended: Exit) -> bool: ...
+        def fail(self, why: str, cause: str) -> None: ...
+        def is_busy(self) -> bool: ...
+        def facts(self) -> dict[str, object]: ...
+
+
+RELAYS: dict[str, Callable[[Supervisor], _Pipes]] = {}  # by type of service; see the next room
+
+
 class Supervisor:
     """One service while it lives: its record, its control socket, its loop."""
 
@@ -3743,6 +3811,8 @@ class Supervisor:
         self.log = Log(store, record.name, record.spec.log_bytes)
         self.sampler = Sampler(record.spec)
         self.record = self.record._replace(alerts=())
+        relay = RELAYS.get(record.spec.type)
+        self.pipes = relay(self) if relay else None
 
     def listen(self) -> None:
         """Hear of signals, of ended children and of commands; what came before counts too.
@@ -3762,6 +3832,8 @@ class Supervisor:
         watch(self.waker)
         self.waker.send(b"\0")
         self.watch_adopted()
+        if self.pipes:
+            self.pipes.listen()
 
     def watch_adopted(self) -> None:
         """Hear of the end of a main process that isn't our child, where the system tells."""
@@ -3788,9 +3860,10 @@ class Supervisor:
     def spawn(self, env: dict[str, str]) -> None:
         """Execute the command; StartFailed, with the record saying so, if that can't be done."""
         record, spec = self.record, self.record.spec
-        if not record.restarts:  # the log begins anew at starts that were asked for
+        if self.log.descriptor < 0:  # the log begins anew at starts that were asked for
             with state_errors(self.log.path):
                 self.log.open(anew=True)
+        pipes = self.pipes.open() if self.pipes else []
         values = {key: value for key, value in os.environ.items() if key not in COOKIE_NAMES}
         # A Python service that is killed would otherwise take its buffered last words along.
         values.setdefault("PYTHONUNBUFFERED", "1")
@@ -3809,6 +3882,7 @@ class Supervisor:
                 {**values, **env, **cookie},
                 -1 if spec.terminal else self.log.descriptor,
                 record.instance,
+                pipes,
             )
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
@@ -3824,11 +3898,16 @@ class Supervisor:
             raise StartFailed(
                 f"{record.name} could not be started: {reason}", errno=code
             ) from error
+        finally:
+            for descriptor in pipes:
+                os.close(descriptor)
         look, self.since = stat_of(self.child), steady_s()
         main = look.identity if look else Identity(self.child, "")
         self.record = record._replace(main=main)
-        phase = self.first_phase() if spec.type == "simple" else "starting"
+        phase = "starting" if spec.type in NOTHING_LEFT else self.first_phase()
         self.change("restarted" if record.restarts else "started", phase, record.reason)
+        if self.pipes and self.env is not None:  # else listen() is still to come
+            self.pipes.listen()
 
     def first_phase(self) -> str:
         """The phase of a main process that has just come up; with --start-seconds it is judged."""
@@ -3899,6 +3978,8 @@ class Supervisor:
                 self.step()
             if time.monotonic() >= min(self.log.due_at, self.sampler.due_at):
                 self.take_sample(time.monotonic())
+            if self.pipes and time.monotonic() >= self.pipes.due_at:
+                self.pipes.look()
             if self.save_at and time.monotonic() >= self.save_at:
                 self.save()
         self.leave()
@@ -3909,6 +3990,8 @@ class Supervisor:
             due.append(self.step_at)
         if self.save_at:
             due.append(self.save_at)
+        if self.pipes:
+            due.append(self.pipes.due_at)
         if self.child is None and not self.hears_main:
             due.append(time.monotonic() + TICK_S)
         if self.is_leased():
@@ -3924,6 +4007,8 @@ class Supervisor:
         """Free what others wait for, then answer them."""
         with contextlib.suppress(OSError):
             os.unlink(self.store.path(self.record.name, CONTROL_SOCKET))
+        if self.pipes:
+            self.pipes.fail("is gone", "server_died")
         os.close(self.lock)
         if self.prober:  # a command that it runs is to be killed
             self.prober.halt.set()
@@ -4012,13 +4097,17 @@ class Supervisor:
         oom = ended.signal == "SIGKILL" and self.oom_kills > before
         lived_s = round(max(ended.at - self.record.started_at, 0.0), 3)
         ended = ended._replace(oom=oom, lived_s=lived_s)
+        if self.pipes and self.pipes.ended(ended):
+            with contextlib.suppress(StartFailed):  # recorded, and we have left
+                self.spawn(self.env or {})
+            return
         self.record = self.record._replace(exit=ended)
         if self.ending:
             return
         spec, type_ = self.record.spec, self.record.spec.type
         is_well = is_among(ended, spec.success_codes) or (ended.code, ended.signal) == (None, None)
         is_young = self.record.phase == "starting" or time.monotonic() < self.leaves_until
-        if type_ != "simple" and is_well and is_young:
+        if type_ in NOTHING_LEFT and is_well and is_young:
             self.launcher_ended(ended)
             return
         left = tree_of(self.record)
@@ -4197,6 +4286,8 @@ class Supervisor:
 
     def end_if_over(self) -> None:
         """End the service when its lease is over, or when nobody needed it for too long."""
+        if self.is_busy():
+            self.record = self.record._replace(active_at=steady_s())
         why = lease_over(self.record, is_alive(self.record.owner), steady_s())
         if why and self.is_leased():
             self.begin_ending(STOP_TIMEOUT_S, False, why, tree_of(self.record))
@@ -4262,7 +4353,11 @@ class Supervisor:
         """Start to end the tree, or hurry an ending that goes on."""
         if self.ending is None or self.because is not None:
             self.because = None
-            self.ending = end_tree(self.record, members, timeout_s, force, self.is_empty)
+            quiet_s = 0.0
+            if self.pipes:
+                quiet_s, timeout_s = STDIO_END_S, min(timeout_s, STDIO_END_S)
+                self.pipes.close_stdin()
+            self.ending = end_tree(self.record, members, timeout_s, force, self.is_empty, quiet_s)
             self.step_at = time.monotonic() + next(self.ending)
             self.change("stopping", "stopping", why)
         elif force:
@@ -4323,10 +4418,11 @@ class Supervisor:
         with contextlib.suppress(OSError):
             chunk = client.connection.recv(REQUEST_BYTES)
         client.received += chunk
-        is_whole = client.received.endswith(b"\n")
+        is_whole = b"\n" in client.received
         if chunk and not is_whole and len(client.received) < REQUEST_BYTES:
             return
         self.events.unregister(client.connection)
+        client.received, _, client.behind = client.received.partition(b"\n")
         if is_whole:
             self.handle(client)
         else:
@@ -4348,7 +4444,22 @@ class Supervisor:
     def on_status(self, client: Client, request: dict[str, object]) -> None:
         """What is: asked for when state.json and the system disagree."""
         self.take_note()
-        client.answer({"ok": True, "record": self.record.to_json()})
+        relay = self.pipes.facts() if self.pipes else None
+        client.answer({"ok": True, "record": self.record.to_json(), "relay": relay})
+
+    def on_join(self, client: Client, request: dict[str, object]) -> None:
+        """Somebody wants to talk to a stdio service."""
+        self.pipes.join(client) if self.pipes else client.connection.close()
+
+    def is_busy(self) -> bool:
+        """Whether somebody waits for an answer of the service."""
+        return self.pipes is not None and self.pipes.is_busy()
+
+    def active(self) -> None:
+        """It is used: remembered at once, written down at most every few seconds."""
+        self.record = self.record._replace(last_active=time.time(), active_at=steady_s())
+        if self.save_at is None and not self.ending:
+            self.save_at = time.monotonic() + ACTIVE_SAVE_S
 
     def on_touch(self, client: Client, request: dict[str, object]) -> None:
         """A heartbeat; with a record: a start that renews the lease, or has taken it over."""
@@ -4410,6 +4521,7 @@ OPERATIONS: dict[str, Callable[[Supervisor, Client, dict[str, object]], None]] =
     "touch": Supervisor.on_touch,
     "notify": Supervisor.on_notify,
     "ready": Supervisor.on_ready,
+    "join": Supervisor.on_join,
     "stop": Supervisor.on_stop,
 }
 
@@ -4462,6 +4574,506 @@ def reply(document: dict[str, object], descriptor: int) -> None:
         os.write(descriptor, json.dumps(document).encode() + b"\n")
 
 
+# == Relay =========================================================================================
+# JSON-RPC over the pipes of one service, for many callers. It owns the ids: what a caller calls 1
+# the service knows by a number of ours, and each answer goes to who asked. Nothing here waits: what
+# can't be written yet is kept, within bounds, and a caller who doesn't read is let go.
+
+MESSAGE_BYTES = 64 << 20  # of one message, and of what may wait for a reader before the next
+PENDING_REQUESTS, DISCOVER_S, CONNECTING_S = 1000, 2.0, 30.0
+CLOSED_S = 1.0  # between the end of a service's stdout and its own
+HANDSHAKE, MODERN = "2025-11-25", "2026-07-28"  # the latest revision of either era
+META = "io.modelcontextprotocol/"
+END = "notifications/spm/end"  # of `connect`: its stdin has ended, what is under way may finish
+NO_METHOD, RELAY_ERROR, UNSUPPORTED_VERSION = -32601, -32000, -32022
+ABILITY = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation"}
+ABOUT = {"notifications/progress": "progressToken", "notifications/cancelled": "requestId"}
+SWALLOWED = ("notifications/initialized", "notifications/roots/list_changed")
+HARMLESS = ("initialize", "ping", "server/discover", "resources/read")
+
+
+def as_object(value: object) -> Message:
+    """The JSON object that a value is, or an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def messages_in(line: bytes | None) -> list[Message | None]:
+    """The messages of a line, a batch taken apart; None for what is no message."""
+    try:
+        document = None if line is None else json.loads(line) if line.strip() else []
+    except (ValueError, RecursionError):
+        return [None]
+    items = document if isinstance(document, list) else [document]
+    return [item if isinstance(item, dict) else None for item in items]
+
+
+def failure(id_: object, code: int, message: str, **data: object) -> Message:
+    """A JSON-RPC error."""
+    return {"jsonrpc": "2.0", "id": id_, "error": {"code": code, "message": message, "data": data}}
+
+
+def envelope(version: str) -> Message:
+    """The `_meta` of a request of the modern era."""
+    facts = {"protocolVersion": version, "clientInfo": CLIENT, "clientCapabilities": {}}
+    return {META + key: value for key, value in facts.items()}
+
+
+CLIENT = {"name": "simple_process_manager", "version": __version__}
+
+
+class Frames:
+    """The lines in a stream of bytes, in whatever pieces it comes."""
+
+    def __init__(self, most: int = MESSAGE_BYTES) -> None:
+        self.most, self.size = most, 0
+        self.parts: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> list[bytes | None]:
+        """The lines that a piece completes; None for one that was too long and is lost."""
+        lines: list[bytes | None] = []
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
+            is_lost = self.size + len(end) > self.most
+            lines.append(None if is_lost else b"".join([*self.parts, end]))
+            self.parts, self.size = [], 0
+        self.size += len(rest)
+        self.parts.append(rest)
+        if self.size > self.most:
+            self.parts.clear()
+        return lines
+
+
+class Channel:
+    """JSON lines over a socket that never blocks: what can't be written yet waits here."""
+
+    def __init__(self, events: selectors.BaseSelector, connection: socket.socket) -> None:
+        from collections import deque
+
+        self.events, self.connection, self.frames = events, connection, Frames()
+        self.queue: deque[memoryview] = deque()
+        self.queued = self.sent = 0  # bytes
+        self.abilities: Message = {}  # the capabilities that a client declared
+        self.mask, self.is_open, self.is_leaving = 1, True, False
+        connection.setblocking(False)
+
+    def listen(self, hear: Callable[[Channel, list[bytes | None] | None], None]) -> None:
+        """Have somebody told of the lines that come, and (None) of their end."""
+        self.hear = hear
+        self.events.register(self.connection, self.mask, self.on_ready)
+
+    def on_ready(self, _: object = None) -> bool:
+        """Write what waits, read what has come; whether something had come."""
+        self.flush()
+        try:
+            chunk = self.connection.recv(1 << 18) if self.is_open else None
+        except BlockingIOError:
+            return False
+        except OSError:
+            chunk = b""
+        if chunk:
+            self.hear(self, self.frames.feed(chunk))
+        elif chunk is not None:
+            self.close()
+            self.hear(self, None)
+        return bool(chunk)
+
+    def send(self, message: Mapping[str, object]) -> None:
+        """Write a message, or keep it until it can be written."""
+        data = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        if self.queued <= 2 * MESSAGE_BYTES:  # who reads nothing at all misses something
+            self.queue.append(memoryview(data))
+            self.queued += len(data)
+        if len(self.queue) == 1:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write as much as is taken now."""
+        try:
+            while self.queue and self.is_open:
+                count = self.connection.send(self.queue[0])
+                self.queued, self.sent = self.queued - count, self.sent + count
+                rest = self.queue.popleft()[count:]
+                self.queue.extendleft([rest] if rest else [])
+        except BlockingIOError:
+            pass
+        except OSError:  # nobody reads there any more: the end of what we read will tell
+            self.queue.clear()
+            self.queued = 0
+        mask = 3 if self.queue else 1  # EVENT_WRITE, EVENT_READ
+        if mask != self.mask and self.is_open:
+            self.mask = mask
+            self.events.modify(self.connection, mask, self.on_ready)
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self.is_open:
+            self.is_open = False
+            self.events.unregister(self.connection)
+            self.connection.close()
+
+
+class Pending(NamedTuple):
+    """A request that the service has not answered yet."""
+
+    method: str
+    start: int  # where in all that was sent to the service it begins
+    caller: Channel | None = None  # None: it is ours
+    id: object = None  # the caller's own
+    token: object = None  # the caller's own progress token
+    tool: object = None
+
+
+class Relay:
+    """The conversation with one stdio service; see _Pipes for what its supervisor wants of it."""
+
+    server: Channel
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.supervisor, self.name = supervisor, supervisor.record.name
+        self.numbers, self.calls, self.errors = itertools.count(1), 0, 0
+        self.pending: dict[int, Pending] = {}
+        self.asked: dict[str, Channel] = {}  # who has to answer a request of the service, by its id
+        self.callers: list[Channel] = []
+        self.joining: list[Client] = []
+        self.repeatable: set[object] = set()  # tools that say they are
+        self.protocol = self.era = self.version = ""
+        self.greeting: Message = {}  # what the service said of itself
+        self.problem: SpmError | None = None
+        self.due_at = self.give_up_at = float("inf")
+        self.is_shaking = False
+
+    def open(self) -> list[int]:
+        """The two descriptors for a process that is about to be spawned."""
+        self.connection, *ends = service_pipes()
+        return ends
+
+    def listen(self) -> None:
+        """The process runs: find out how it wants to be spoken to."""
+        self.server = Channel(self.supervisor.events, self.connection)
+        self.server.listen(self.hear)
+        self.give_up_at = time.monotonic() + CONNECTING_S
+        self.era, self.problem, self.is_shaking = "", None, False
+        spec = self.supervisor.record.spec
+        has_died = spec.protocol == "auto" and spec.extra.get("probe") == "died"
+        self.protocol = "handshake" if has_died else spec.protocol
+        if self.protocol == "jsonrpc":
+            self.settle("jsonrpc", "", {})
+        elif self.protocol == "handshake":
+            self.shake_hands()
+        else:
+            self.discover(MODERN)
+
+    def discover(self, version: str) -> None:
+        """Ask as the modern era does; who is silent may still be starting, or be of the other."""
+        self.version, is_only = version, self.protocol == "modern"
+        self.ask("server/discover", {"_meta": envelope(version)})
+        self.due_at = self.give_up_at if is_only else time.monotonic() + DISCOVER_S
+
+    def shake_hands(self) -> None:
+        """Begin as the era of the handshake does."""
+        if not self.is_shaking:
+            self.is_shaking, self.due_at = True, self.give_up_at
+            asked: Message = {"protocolVersion": HANDSHAKE, "clientInfo": CLIENT}
+            abilities: Message = {"roots": {}, "sampling": {}, "elicitation": {}}
+            self.ask("initialize", {**asked, "capabilities": abilities})
+
+    def on_greeting(self, method: str, message: Message) -> None:
+        """The answer to server/discover (only the modern era knows -32022), or to initialize."""
+        result, error = as_object(message.get("result")), as_object(message.get("error"))
+        data = as_object(error.get("data")) if error.get("code") == UNSUPPORTED_VERSION else {}
+        listed = result.get("supportedVersions", data.get("supported"))
+        known = [v for v in listed if isinstance(v, str)] if isinstance(listed, list) else []
+        best = MODERN if MODERN in known else max(known, default="")
+        if method == "initialize" and result:
+            self.tell("notifications/initialized")
+            self.settle("handshake", str(result.get("protocolVersion")), result)
+        elif best >= MODERN and result:
+            self.settle("modern", best, result)
+        elif best > MODERN and self.version == MODERN:  # asked once more, not for ever
+            self.discover(best)
+        elif method == "initialize" or self.protocol == "modern":
+            self.fail(f"answered {method} with {json.dumps(error or result):.200}", "protocol")
+        else:
+            self.shake_hands()
+
+    def settle(self, era: str, version: str, greeting: Message) -> None:
+        """It is known how to speak: let in who waits.
+
+        Of a modern service a greeting is made for clients that would rather shake hands.
+        """
+        if era == "modern":
+            info = as_object(greeting.get("_meta")).get(META + "serverInfo")
+            kept = {k: v for k, v in greeting.items() if k in ("capabilities", "instructions")}
+            anonymous: Message = {"name": self.name, "version": ""}
+            greeting = {"capabilities": {}, **kept, "serverInfo": info or anonymous}
+        self.era, self.version, self.greeting = era, version, greeting
+        self.due_at, self.pending = float("inf"), {}
+        self.let_in()
+
+    def let_in(self) -> None:
+        """Those who wait."""
+        joining, self.joining = self.joining, []
+        for client in joining:
+            self.join(client)
+
+    def look(self) -> None:
+        """A time is over."""
+        self.due_at = float("inf")
+        if not self.server.is_open:
+            self.fail("closed its stdout", "server_died")
+        elif time.monotonic() < self.give_up_at:
+            self.shake_hands()
+        else:
+            self.fail(f"didn't answer in {format_duration(CONNECTING_S)}", "protocol")
+
+    def close_stdin(self) -> None:
+        """The service is to end: what is under way may still be answered."""
+        with contextlib.suppress(OSError, AttributeError):  # it has gone, or never began
+            self.connection.shutdown(1)  # SHUT_WR
+
+    def ended(self, ended: Exit) -> bool:
+        """The service has ended; True if it is to be spawned again: the probe was too much."""
+        while self.server.on_ready():
+            pass
+        self.server.close()
+        if self.era or self.is_shaking or self.protocol != "auto" or self.supervisor.ending:
+            self.fail(f"ended ({ended})", "server_died", ended)
+            return False
+        record = self.supervisor.record
+        spec = record.spec._replace(extra={**record.spec.extra, "probe": "died"})
+        self.supervisor.record, self.pending = record._replace(spec=spec), {}
+        return True
+
+    def fail(self, why: str, cause: str, ended: Exit | None = None) -> None:
+        """Nothing more will come: everybody hears so at once, and who comes later."""
+        tail = self.supervisor.store.last_lines(self.name, 20)
+        facts: Message = {"cause": cause, "log_tail": tail, "exit": ended and ended._asdict()}
+        advice = f"read: logs {self.name}; how it is spoken to, --protocol says"
+        self.problem, self.due_at = Failed(f"{self.name} {why}", advice, **facts), float("inf")
+        pending, self.pending = self.pending, {}
+        for one in pending.values():
+            is_new = one.start >= self.server.sent
+            happened = "it was never sent" if is_new else "it may or may not have happened"
+            text = f"{self.name} {why} before it answered {one.method}: {happened}"
+            is_tool = one.method == "tools/call" and one.tool in self.repeatable
+            repeat = is_new or is_tool or one.method in HARMLESS or one.method.endswith("/list")
+            if one.caller:
+                answer = failure(one.id, RELAY_ERROR, text, **facts, repeat=repeat)
+                self.to_caller(one.caller, answer)
+        for caller in self.callers:
+            caller.close()
+        self.callers = []
+        self.let_in()
+
+    def is_busy(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return bool(self.joining) or any(one.caller for one in self.pending.values())
+
+    def facts(self) -> Message:
+        """What `status` tells."""
+        facts = {
+            "era": self.era,
+            "version": self.version,
+            "server": self.greeting.get("serverInfo"),
+        }
+        counts = {"calls": self.calls, "errors": self.errors, "in_flight": len(self.pending)}
+        return {**facts, **counts, "callers": len(self.callers)}
+
+    def join(self, client: Client) -> None:
+        """Let somebody in, as soon as it is known how to speak to the service."""
+        error, supervisor = self.problem, self.supervisor
+        if supervisor.ending or supervisor.record.phase not in UP_PHASES:
+            error = NotFound(f"{self.name} is ending", f"start it again: start {self.name}")
+        if error:
+            client.answer({"ok": False, "error": error.to_json()})
+        elif not self.era:
+            self.joining.append(client)
+        else:
+            client.answer({"ok": True, "era": self.era, "version": self.version}, hang_up=False)
+            caller = Channel(supervisor.events, client.connection)
+            caller.listen(self.hear)
+            self.callers.append(caller)
+            self.hear(caller, caller.frames.feed(client.behind))
+
+    def drop(self, caller: Channel, why: str = "the caller went away") -> None:
+        """A caller is gone, or is let go: nobody waits for its answers any more."""
+        caller.close()
+        self.callers = [one for one in self.callers if one is not caller]
+        for number in [n for n, one in self.pending.items() if one.caller is caller]:
+            self.cancel(number, why)
+        for key in [key for key, asked in self.asked.items() if asked is caller]:
+            del self.asked[key]
+            self.server.send(failure(json.loads(key), RELAY_ERROR, why))
+        record = self.supervisor.record
+        if not (self.callers or self.joining or record.spec.keep_alive or self.problem):
+            why = "its call is done"
+            self.supervisor.begin_ending(STDIO_END_S, False, why, tree_of(record))
+
+    def cancel(self, number: int, why: str) -> None:
+        """Have the service stop working on a request."""
+        if self.pending.pop(number, None) and self.era != "jsonrpc":
+            self.tell("notifications/cancelled", requestId=number, reason=why)
+
+    def to_caller(self, caller: Channel, message: Mapping[str, object]) -> None:
+        """Write to a caller; one that has let too much pile up is let go."""
+        if caller.queued > MESSAGE_BYTES:
+            self.to_log(b"a caller was disconnected: it doesn't read what it asked for")
+            self.drop(caller, "the caller doesn't read")
+        elif caller.is_open:
+            caller.send(message)
+        mine = (one.caller is caller for one in self.pending.values())
+        if caller.is_leaving and not caller.queue and not any(mine):
+            self.drop(caller)
+
+    # -- what is heard
+
+    def hear(self, channel: Channel, lines: list[bytes | None] | None) -> None:
+        """Lines of the service or of a caller, or (None) the end of what it says."""
+        is_server = channel is self.server
+        if lines is None and is_server:
+            self.due_at = time.monotonic() + CLOSED_S
+        elif lines is None:
+            self.drop(channel)
+        said = ((line, message) for line in lines or () for message in messages_in(line))
+        for line, message in said:
+            if not channel.is_open:  # let go meanwhile: nothing more is done in its name
+                return
+            if message is None and is_server:
+                self.to_log(b"on stdout, not JSON-RPC: " + (line or b"(too long)"))
+            elif message is None:
+                self.to_caller(channel, failure(None, -32700, "not a JSON-RPC message"))
+            else:
+                with contextlib.suppress(RecursionError):  # nested just too deeply to be written
+                    self.on_message(channel, message, is_server)
+
+    def on_message(self, channel: Channel, message: Message, is_server: bool) -> None:
+        """A request, a notification or an answer, of the service or of a caller."""
+        if "method" not in message and is_server:
+            self.on_answer(message)
+        elif "method" not in message:
+            if self.asked.pop(json.dumps(message.get("id")), None) is channel:
+                self.server.send(message)
+        elif is_server:
+            (self.on_question if "id" in message else self.on_news)(message)
+        else:
+            (self.on_request if "id" in message else self.on_note)(channel, message)
+
+    def on_note(self, caller: Channel, message: Message) -> None:
+        """What a caller lets the service know."""
+        method, params = message["method"], as_object(message.get("params"))
+        mine = {n: one.id for n, one in self.pending.items() if one.caller is caller}
+        if method == END:
+            caller.is_leaving = True
+            if not mine and not caller.queue:
+                self.drop(caller)
+        elif method == "notifications/cancelled" and self.era != "jsonrpc":
+            meant = json.dumps(params.get("requestId"))  # 1 isn't "1", nor 1.0
+            for number in [number for number, id_ in mine.items() if json.dumps(id_) == meant]:
+                self.cancel(number, str(params.get("reason", "")))
+        elif method not in SWALLOWED or self.era == "jsonrpc":
+            self.server.send(message)
+
+    def on_request(self, caller: Channel, message: Message) -> None:
+        """A request of a caller: answered here if it is about the connection, else sent on."""
+        method, id_, params = message["method"], message["id"], as_object(message.get("params"))
+        self.supervisor.active()
+        if method == "initialize" and self.era != "jsonrpc":
+            caller.abilities = as_object(params.get("capabilities"))
+            asked = {"protocolVersion": params.get("protocolVersion") or HANDSHAKE}
+            result = {**self.greeting, **(asked if self.era == "modern" else {})}
+            self.to_caller(caller, {"jsonrpc": "2.0", "id": id_, "result": result})
+        elif method == "ping" and self.era == "modern":
+            self.to_caller(caller, {"jsonrpc": "2.0", "id": id_, "result": {}})
+        elif method == "server/discover" and self.era == "handshake":
+            self.to_caller(caller, failure(id_, NO_METHOD, "Method not found"))
+        elif len(self.pending) >= PENDING_REQUESTS or self.server.queued > MESSAGE_BYTES:
+            text = f"{self.name} has {len(self.pending)} requests in flight: too many"
+            self.to_caller(caller, failure(id_, RELAY_ERROR, text, cause="flood", repeat=True))
+        else:
+            self.forward(caller, message, params)
+
+    def forward(self, caller: Channel, message: Message, params: Message) -> None:
+        """Send a request on under a number of ours, its progress token too."""
+        number, meta = next(self.numbers), as_object(params.get("_meta"))
+        method, token, tool = str(message["method"]), meta.get("progressToken"), params.get("name")
+        start = self.server.sent + self.server.queued
+        self.pending[number] = Pending(method, start, caller, message["id"], token, str(tool))
+        self.calls += 1
+        meta = {**meta, "progressToken": number} if token is not None else meta
+        meta = {**envelope(self.version), **meta} if self.era == "modern" else meta
+        if meta and self.era != "jsonrpc":
+            message = {**message, "params": {**params, "_meta": meta}}
+        self.server.send({**message, "id": number})
+
+    def ask(self, method: str, params: Message) -> None:
+        """A request of our own."""
+        number = next(self.numbers)
+        self.pending[number] = Pending(method, self.server.sent)
+        self.server.send({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
+
+    def tell(self, method: str, **params: object) -> None:
+        """A notification of our own."""
+        self.server.send({"jsonrpc": "2.0", "method": method, "params": params})
+
+    def to_log(self, text: bytes) -> None:
+        """A warning in the log of the service."""
+        with contextlib.suppress(OSError):  # no room: it is lost, as what the service writes is
+            os.write(self.supervisor.log.descriptor, b"[WARN] " + text[:10000] + b"\n")
+
+    def on_answer(self, message: Message) -> None:
+        """An answer; one that nobody waits for, late, wrong or twice, is dropped."""
+        number, result = message.get("id"), as_object(message.get("result"))
+        one = self.pending.pop(number, None) if type(number) is int else None
+        if one is None:
+            return
+        if one.caller is None:
+            self.on_greeting(one.method, message)
+            return
+        self.supervisor.active()
+        listed = result.get("tools") if one.method == "tools/list" else None
+        for tool in map(as_object, listed if isinstance(listed, list) else ()):
+            hints = as_object(tool.get("annotations"))
+            if True in (hints.get("readOnlyHint"), hints.get("idempotentHint")):
+                self.repeatable.add(str(tool.get("name")))
+        self.errors += "error" in message or result.get("isError") is True
+        self.to_caller(one.caller, {**message, "id": one.id})
+
+    def on_question(self, message: Message) -> None:
+        """A request of the service: answered here, or by a client whose request is in flight."""
+        method, id_ = str(message["method"]), message["id"]
+        callers = [one.caller for one in reversed(list(self.pending.values())) if one.caller]
+        able = [one for one in callers if ABILITY.get(method) in one.abilities]
+        if method in ("ping", "roots/list") and self.era != "jsonrpc":
+            result: Message = {"roots": []} if method == "roots/list" else {}
+            self.server.send({"jsonrpc": "2.0", "id": id_, "result": result})
+        elif able:
+            self.asked[json.dumps(id_)] = able[0]
+            self.to_caller(able[0], message)
+        else:
+            why = f"Method not found: no client that supports {method} waits for an answer"
+            self.server.send(failure(id_, NO_METHOD, why))
+
+    def on_news(self, message: Message) -> None:
+        """About a request: to its caller alone, under the caller's own ids. Else: to everybody."""
+        params, key = as_object(message.get("params")), ABOUT.get(str(message["method"]))
+        meta, subscription = as_object(params.get("_meta")), META + "subscriptionId"
+        if key is None and subscription not in meta:
+            for caller in self.callers:
+                self.to_caller(caller, message)
+            return
+        number = params.get(key) if key else meta[subscription]
+        one = self.pending.get(number) if type(number) is int else None
+        if one is None or one.caller is None:
+            return
+        if key == "requestId" and type(number) is int:  # a subscription that the service ends
+            del self.pending[number]
+        changed = {key: one.token if key == "progressToken" else one.id} if key else {}
+        changed = changed or {"_meta": {**meta, subscription: one.id}}
+        self.to_caller(one.caller, {**message, "params": {**params, **changed}})
+
+
+RELAYS["stdio"] = Relay
+
 # == Commands ======================================================================================
 # One function a command, its options beside it: takes arguments, returns a Result, prints nothing.
 # What goes on over time (a log that is followed) is returned as an iterator.
@@ -4474,7 +5086,7 @@ NOT_IN_RUN = ("name?", "--lease", "--idle-timeout", "--wait", "--all-previous")
 PLAIN_FIELDS = (  # of a spec: options of that name, as they are
     *("insecure", "health_interval_s", "health_timeout_s", "health_retries", "match", "terminal"),
     *("no_pause", "restart", "max_restarts", "restart_window_s", "success_codes", "failure_log"),
-    *("no_restart_codes", "backoff_s", "backoff_max_s", "success_log", "shell"),
+    *("no_restart_codes", "backoff_s", "backoff_max_s", "success_log", "shell", "protocol"),
 )
 COOLDOWN_S = 60.0  # where there is a restart policy
 JUDGED_S = 10.0  # --start-seconds where only the patterns are given
@@ -4641,6 +5253,9 @@ HTTP_OPTIONS = (
 # -- start
 
 
+IDLE_S = 3600.0  # of a stdio service: the next call starts it again
+
+
 def parse_terminal(text: str) -> str:
     """What can open a window, or UsageError."""
     if text in ("auto", "tmux", *TERMINALS) or ("{}" in text and split_command(text)):
@@ -4677,7 +5292,9 @@ def parse_terminal(text: str) -> str:
     Option("--health-timeout", "D", parse_duration, 5.0, "how long one look may take (5s)"),
     Option("--health-retries", "N", parse_count, 3, "failures in a row: unhealthy (3)"),
     *HTTP_OPTIONS,
-    Option("--type", "TYPE", one_of(*TYPES), help="simple, forking (daemon), external (window)"),
+    Option(
+        "--type", "TYPE", one_of(*TYPES), help="simple, forking (daemon), external, stdio (MCP)"
+    ),
     Option("--pid-file", "FILE", help="forking: where the daemon writes its pid"),
     Option("--match", "REGEX", parse_pattern, help="external: what its command line looks like"),
     Option("--terminal", "WHERE", parse_terminal, help="in a window: auto, tmux, xterm, 'PROG {}'"),
@@ -4696,6 +5313,8 @@ def parse_terminal(text: str) -> str:
     Option("--all-previous", help="start all that ran when the machine went down"),
     Option("--sample-interval", "D", parse_pause, 5.0, "between samples of what it uses (5s)"),
     Option("--alert", "RULE", default=[], help="as 'memory_mb>500 for 30s critical: stop'"),
+    Option("--protocol", "P", one_of(*PROTOCOLS), "auto", "auto, modern, handshake or jsonrpc"),
+    Option("--no-keep-alive", help="end a stdio service when its last caller is gone"),
 )
 def start(store: Store, args: argparse.Namespace) -> Result:
     """Start a service, unless it runs already; with --wait until it is ready."""
@@ -4831,6 +5450,8 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         ("--pid-file", args.pid_file, "--type forking", args.type == "forking"),
         ("--match", args.match, "--type external", args.type == "external"),
         ("--terminal", args.terminal, "--type simple", args.type in (None, "simple")),
+        ("--protocol", args.protocol != "auto", "--type stdio", args.type == "stdio"),
+        ("--no-keep-alive", args.no_keep_alive, "--type stdio", args.type == "stdio"),
         ("--no-pause", args.no_pause, "--terminal", args.terminal),
         ("--restart", args.restart != "no", "--type simple", args.type != "external"),
     ):
@@ -4855,6 +5476,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         env_taken=tuple(sorted({key for key, equals, _ in pairs if not equals})),
         env_files=tuple(os.path.abspath(path) for path in args.env_file),
         log_bytes=args.log_size or 10**7,
+        idle_timeout_s=IDLE_S if args.type == "stdio" else None,
         port_asked="auto" * (args.port == "auto"),
         ready=tuple(args.ready),
         expect=args.expect or Spec._field_defaults["expect"],
@@ -4867,6 +5489,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         **{key: getattr(args, key.removesuffix("_s")) for key in PLAIN_FIELDS},
         sample_s=args.sample_interval,
         alerts=tuple(args.alert),
+        keep_alive=not args.no_keep_alive,
     )
     return spec, {key: value for key, equals, value in pairs if equals}
 
@@ -4959,6 +5582,9 @@ def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> R
         is_kept = record.wanted == "running"
         return started(store, record, "already running", notes) if is_kept else None
     retire_supervisor(record)
+    if record.spec.type == "stdio":  # its pipes went with its supervisor
+        given = store.given_env(record.name)
+        return begin(store, record.name, spec, given, seen, "auto", "started anew", owner)
     record = record._replace(last_active=time.time())
     record = launch(store, record, added_environment(store, record), adopt=True)
     how = "already running, its supervisor was gone: taken back (its exit code will not be known)"
@@ -4973,7 +5599,7 @@ def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -
     origins = {"recognised": " recognised in the command", "chosen": " chosen"}
     port += origins.get(port_origin(spec) or "", "")
     why = "" if how.startswith("already") else record.reason  # by now it may be about a check
-    port += "" if spec.type == "simple" else f", {spec.type}: {why or record.phase}"
+    port += f", {spec.type}: {why or record.phase}" if spec.type in NOTHING_LEFT else ""
     port += f", in its window: {why or record.phase}" if spec.terminal else ""
     data: dict[str, object] = {"name": record.name, "status": record.phase, "pid": pid, "log": log}
     data.update(already_running=how.startswith("already"), type=spec.type, why=record.reason)
@@ -5007,6 +5633,8 @@ def begin(
             if held and decision in ("fail", "refuse"):
                 raise port_error(held, decision, "; what runs was left alone", OTHER_WAYS)
     notes = end_former(store, former) if former else []
+    if former and former.record.spec.argv == spec.argv:  # what was learnt about this command
+        spec = spec._replace(extra={**former.record.spec.extra, **spec.extra})
     instance = BOOTED[0].instance if BOOTED else os.urandom(16).hex()
     record = new_record(name, spec, instance)._replace(failures=failures, failed_at=failed_at)
     record = granted(record, *owner, steady_s())
@@ -5913,6 +6541,7 @@ def status(store: Store, args: argparse.Namespace) -> Result:
         "health": list(record.spec.health),
         "environment": dict(record.environment),
         "log": store.path(record.name, "output.log"),
+        **({"relay": relay_facts(store, seen)} if record.spec.type == "stdio" else {}),
         "events": [{key: event.get(key) for key in ("at", "event", "why")} for event in events],
     }
     error = None
@@ -5923,6 +6552,15 @@ def status(store: Store, args: argparse.Namespace) -> Result:
     facts = {key: shown(key, value) for key, value in data.items() if value not in (None, "", [])}
     page = [f"{key + ':':16}{text}" for key, text in facts.items()]
     return Result(data, "\n".join(page).split("\n"), error=error)
+
+
+def relay_facts(store: Store, seen: Seen) -> object:
+    """What its supervisor knows of a stdio service; None if it runs none."""
+    with contextlib.suppress(OSError, ValueError):
+        if seen.facts.supervised:
+            with store.send(seen.record.name, {"op": "status"}) as connection:
+                return receive(connection, HUNG_S).get("relay")
+    return None
 
 
 @command(
@@ -6566,6 +7204,249 @@ def tests_result(
     services = [{"name": name, **data} for name, data in chain.services.items()]
     data: dict[str, object] = {"tests": list(tests), "exit_code": code, "services": services}
     return Result(data, error=failure)
+
+
+# -- call, tools, connect
+
+ASK_S, LONGEST_ASK_S = 60.0, 600.0  # for an answer; each sign of progress renews the first
+LEAVING_S = 5.0  # what `connect` was asked for may still come after its stdin has ended
+PLAIN_METHODS = ("ping", "initialize")  # methods without a slash: other such words are tools
+CAUSES = {-32602: "invalid_params", -32800: "cancelled"}
+NO_START = Option("--no-start", help="fail if it isn't running, instead of starting it")
+
+
+def join(store: Store, args: argparse.Namespace, deadline: float) -> tuple[socket.socket, Message]:
+    """A place among those who talk to a service, and how; it is started first if need be."""
+    name, has_started = check_name(args.name), False
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, NotFound):  # it isn't there, or is just ending
+            connection = store.send(name, {"op": "join"})
+            return connection, receive(connection, max(deadline - time.monotonic(), 0.001))
+        has_started = ensure_running(store, name, deadline, not args.no_start, has_started)
+    advice = f"wait longer with --timeout, or see: status {name}"
+    raise TimedOut(f"{name} was not ready for calls in time", advice, cause="connection")
+
+
+def ensure_running(
+    store: Store, name: str, deadline: float, may_start: bool, has_started: bool
+) -> bool:
+    """Start a stdio service that isn't running: one start, however many callers want it."""
+    if find(store, name).record.spec.type != "stdio":
+        advice = "only services started with --type stdio can be called"
+        raise UsageError(f"{name} doesn't speak JSON-RPC over its pipes", advice)
+    with store.claim(name, max(deadline - time.monotonic(), 0.0)):
+        seen = find(store, name)
+        status, why = seen.verdict.status, seen.verdict.why
+        if seen.facts.supervised and status in UP_PHASES:
+            time.sleep(0.01)
+            return has_started
+        if not may_start:
+            raise NotFound(f"{name} is not running: {status}", f"start it: start {name}")
+        if has_started:
+            facts = {"cause": "server_died", "log_tail": store.last_lines(name, 20)}
+            text = f"{name} ended as soon as it was started: {why or status}"
+            raise Failed(text, f"read: logs {name}", **facts)
+        given = store.given_env(name)
+        begin(store, name, seen.record.spec, given, seen, "auto", "started", None)
+        return True
+
+
+def read_json(text: str) -> object:
+    """The JSON of an argument: itself, of `@file`, or of stdin (`-`)."""
+    try:
+        if text.startswith("@"):
+            with open(text[1:], encoding="utf-8-sig") as file:
+                return json.load(file)
+        return json.loads(sys.stdin.buffer.read() if text == "-" else text)
+    except (ValueError, RecursionError, OSError) as error:
+        raise UsageError(f"not JSON: {error}", "quote it for the shell: '{\"key\": 1}'") from error
+
+
+def plain_value(text: str) -> object:
+    """JSON where it is JSON, else the text itself."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return text if text.strip("-") in ("NaN", "Infinity") else json.loads(text)
+    return text
+
+
+def params_of(words: Sequence[str]) -> object:
+    """The parameters: one JSON text, or `key=value` and `a.b=value`."""
+    if len(words) == 1 and (words[0] == "-" or words[0].startswith(("{", "[", "@"))):
+        return read_json(words[0])
+    params: Message = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        *path, last = key.split(".")
+        spot = params
+        for part in path:
+            inner = spot.setdefault(part, {})
+            spot = inner if isinstance(inner, dict) else {last: None}
+        if not equals or not last or last in spot:
+            how = "write key=value, a.b=value for nested ones, or one JSON object"
+            raise UsageError(f"{key!r} is no parameter, or it is there twice", how)
+        spot[last] = plain_value(text)
+    return params
+
+
+def message_of(args: argparse.Namespace, era: object) -> Message:
+    """The message that a `call` is about."""
+    if args.raw:
+        return as_object(read_json(args.method))
+    method, params = args.method, params_of(args.params)
+    if era != "jsonrpc" and "/" not in method and method not in PLAIN_METHODS:
+        method, params = "tools/call", {"name": method, "arguments": params}
+    if era != "jsonrpc" and isinstance(params, dict) and not args.notification:
+        params = {**params, "_meta": {"progressToken": 1, **as_object(params.get("_meta"))}}
+    message = {"jsonrpc": "2.0", "method": method, **({"params": params} if params else {})}
+    return message if args.notification else {**message, "id": 1}
+
+
+def ask(
+    connection: socket.socket, name: str, message: Message, deadline: float, timeout_s: float
+) -> Message:
+    """The answer to a message, {} if it wants none; TimedOut, or Failed if it can't come."""
+    import socket
+
+    frames, began, unsure = Frames(), time.monotonic(), "it may or may not have happened"
+    last = max(deadline, began + LONGEST_ASK_S)
+    text = f"{name} did not answer {message.get('method')}"
+    try:
+        connection.settimeout(timeout_s)
+        connection.sendall(json.dumps(message).encode() + b"\n")
+        while "id" in message:
+            connection.settimeout(max(min(deadline, last) - time.monotonic(), 0.001))
+            chunk = connection.recv(1 << 18)
+            if not chunk:
+                raise ConnectionError
+            for answer in (as_object(json.loads(line)) for line in frames.feed(chunk) if line):
+                if "method" not in answer:
+                    return answer
+                deadline = time.monotonic() + timeout_s  # its progress
+    except socket.timeout as error:
+        text += f" in {format_duration(time.monotonic() - began)}: cancelled, {unsure}"
+        facts = {"cause": "timeout", "retryable": False}
+        raise TimedOut(text, "wait longer with --timeout", **facts) from error
+    except OSError as error:
+        text += f": the connection broke, {unsure}"
+        raise Failed(text, f"see: status {name}", cause="connection") from error
+    return {}
+
+
+def exchange(
+    store: Store, args: argparse.Namespace, make: Callable[[object], Message], timeout_s: float
+) -> Message:
+    """One message and its answer; sent again after a failure only if that can do no harm."""
+    name, message, deadline = args.name, as_object(None), time.monotonic() + timeout_s
+    for is_last in (False, True):
+        connection, facts = join(store, args, deadline)
+        with connection:
+            message = message or make(facts.get("era"))  # it may come from stdin: made once
+            answer = ask(connection, name, message, deadline, timeout_s)
+        error = as_object(answer.get("error"))
+        data = as_object(error.get("data"))
+        if is_last or data.get("cause") != "server_died" or not data.get("repeat"):
+            break
+    if "error" in answer and not getattr(args, "raw", False):
+        code, cause = error.get("code"), data.get("cause")
+        text = str(error.get("message")) if cause else f"{name}: {error.get('message')} ({code})"
+        cause = cause or CAUSES.get(code if isinstance(code, int) else 0, "protocol")
+        advice = f"read: logs {name}" if cause == "server_died" else f"see: tools {name}"
+        facts = {"cause": cause, "code": code, "retryable": bool(data.get("repeat"))}
+        raise Failed(text, advice, **facts, data=data, log_tail=data.get("log_tail", []))
+    return answer
+
+
+@command(
+    "call",
+    "one request to a stdio service: NAME TOOL key=value…, or NAME METHOD [PARAMS]",
+    Option("name", "NAME"),
+    Option("method", "METHOD|TOOL", help="a method has a slash (tools/list), or is ping"),
+    Option("params*", "PARAMS", help="key=value…, a.b=value, JSON, @file, or - for stdin"),
+    Option("--timeout", "D", parse_duration, ASK_S, "for start and answer; progress renews it"),
+    Option("--notification", help="send it and wait for no answer"),
+    Option("--raw", help="METHOD is a whole message, as JSON, @file or -"),
+    NO_START,
+)
+def call(store: Store, args: argparse.Namespace) -> Result:
+    """One request to a stdio service, and its result; the content of a tool as it is."""
+    answer = exchange(store, args, lambda era: message_of(args, era), args.timeout)
+    if args.raw:
+        return Result({"answer": answer}, stream=iter([json.dumps(answer) + "\n"]))
+    if args.notification:
+        return Result({}, [f"[OK] {args.name} was told {args.method}"])
+    result = as_object(answer.get("result"))
+    content, error = result.get("content"), None
+    texts = [json.dumps(answer.get("result"), indent=2, ensure_ascii=False)]
+    if isinstance(content, list) and content:
+        items = [as_object(item) for item in content]
+        texts = [str(item["text"]) if "text" in item else json.dumps(item) for item in items]
+    if result.get("isError") is True:
+        text = f"{args.name}: {args.method} answered an error"
+        error = Failed(text, f"see: tools {args.name}", cause="tool")
+    stream = (text + "\n" for text in texts)
+    return Result({"result": answer.get("result")}, stream=stream, error=error)
+
+
+@command(
+    "tools", "the tools of a stdio service, and their arguments", Option("name", "NAME"), NO_START
+)
+def tools(store: Store, args: argparse.Namespace) -> Result:
+    """The tools of a stdio service, in brackets what they may be given."""
+    found: list[Message] = []
+    params: Message = {}
+
+    def asked(_: object) -> Message:
+        return {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": params}
+
+    while True:
+        result = as_object(exchange(store, args, asked, ASK_S).get("result"))
+        listed, params = result.get("tools"), {"cursor": result.get("nextCursor")}
+        found += map(as_object, listed if isinstance(listed, list) else ())
+        if not listed or not params["cursor"]:
+            break
+    table = [("tool", "arguments", "description")]
+    for tool in found:
+        schema = as_object(tool.get("inputSchema"))
+        needed = str(schema.get("required"))
+        kinds = {
+            k: as_object(v).get("type") for k, v in as_object(schema.get("properties")).items()
+        }
+        words = [f"{k}={v}" if repr(k) in needed else f"[{k}={v}]" for k, v in kinds.items()]
+        text = str(tool.get("description") or "").strip().partition("\n")[0]
+        table.append((str(tool.get("name")), " ".join(words) or "-", text))
+    return Result({"name": args.name, "tools": found}, [], table)
+
+
+@command(
+    "connect",
+    "join stdin and stdout to a stdio service, as one more client: an MCP client's command",
+    Option("name", "NAME"),
+    NO_START,
+)
+def connect(store: Store, args: argparse.Namespace) -> Result:
+    """Join the caller's stdin and stdout to a stdio service; their end isn't the service's."""
+    import threading
+
+    if args.json:
+        raise UsageError("connect prints what the service says", "leave --json out")
+    connection, _ = join(store, args, time.monotonic() + CONNECTING_S + HUNG_S)
+    connection.settimeout(None)
+
+    def carry() -> None:
+        with contextlib.suppress(OSError):  # the service is gone: the other direction tells
+            while chunk := os.read(0, 1 << 16):
+                connection.sendall(chunk)
+            connection.sendall(b'\n{"jsonrpc": "2.0", "method": "%s"}\n' % END.encode())
+            time.sleep(LEAVING_S)
+            connection.shutdown(2)  # SHUT_RDWR
+
+    def heard() -> Iterator[str]:
+        with contextlib.suppress(ConnectionError):
+            while chunk := connection.recv(1 << 18):
+                yield chunk.decode("ascii", "replace")
+
+    threading.Thread(target=carry, name="stdin", daemon=True).start()
+    return Result({}, stream=heard())
 
 
 # == Command line ==================================================================================

@@ -1,0 +1,179 @@
+"""A server that speaks JSON-RPC over its pipes, with bad manners chosen by switches.
+
+--starts FILE      append its pid there
+--modern           answer server/discover; refuse initialize, and what has no _meta
+--supports V       answer server/discover in version V, else with -32022 that names it
+--plain            JSON-RPC, but not MCP: no handshake, every method is an echo of its params
+--die-on-probe     exit when it is asked server/discover
+--silent           leave server/discover without an answer
+--mute             leave everything without an answer
+--noise            write to stdout what is no message
+--twice            answer everything twice
+--wrong-ids        answer with another id first
+--ignore-end       go on when stdin ends, and ignore SIGTERM
+--batch            write its answers as batches of one
+--die-once FILE    die when it is asked anything after the handshake, unless FILE exists
+
+Its tools: echo, slow, die, sample, progress, announce, big, cancelled, pid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+LOCK = threading.Lock()
+SWITCHES = set(sys.argv[1:])
+CANCELLED: list[object] = []
+ANSWERS: dict[object, Any] = {}
+NOTES = {"readOnlyHint": True}
+TOOLS = ["echo", "slow", "die", "sample", "progress", "announce", "big", "cancelled", "pid"]
+
+
+def say(message: object) -> None:
+    document = [message] if "--batch" in SWITCHES else message
+    with LOCK:
+        sys.stdout.write(json.dumps(document) + "\n")
+        sys.stdout.flush()
+
+
+def reply(id_: object, **body: object) -> None:
+    if "--wrong-ids" in SWITCHES:
+        for wrong in (None, -1, 10**6, str(id_), [id_], True):
+            say({"jsonrpc": "2.0", "id": wrong, **body})
+    if "--noise" in SWITCHES:
+        with LOCK:
+            print('hello\n"text"\n[1]\n{"half', flush=True)
+    for _ in range(1 + ("--twice" in SWITCHES)):
+        say({"jsonrpc": "2.0", "id": id_, **body})
+
+
+def text(id_: object, words: str, **more: object) -> None:
+    reply(id_, result={"content": [{"type": "text", "text": words}], **more})
+
+
+def ask(method: str, params: dict[str, object]) -> Any:
+    key = f"s{time.monotonic_ns()}"
+    say({"jsonrpc": "2.0", "id": key, "method": method, "params": params})
+    while key not in ANSWERS:
+        time.sleep(0.002)
+    return ANSWERS[key]
+
+
+def run_tool(id_: object, params: dict[str, Any]) -> None:
+    name, given = params.get("name"), params.get("arguments") or {}
+    if name == "echo":
+        text(id_, given.get("message", ""))
+    elif name == "slow":
+        time.sleep(given.get("seconds", 0.2))
+        text(id_, "slow")
+    elif name == "die":
+        print("dying words", file=sys.stderr, flush=True)
+        os._exit(given.get("code", 3))
+    elif name == "sample":
+        answer = ask(given.get("method", "sampling/createMessage"), {"messages": []})
+        text(id_, json.dumps(answer), isError="error" in answer)
+    elif name == "progress":
+        token = params.get("_meta", {}).get("progressToken")
+        for step in range(given.get("steps", 3)):
+            note = {"progressToken": token, "progress": step}
+            say({"jsonrpc": "2.0", "method": "notifications/progress", "params": note})
+            time.sleep(given.get("pause", 0.01))
+        text(id_, "done")
+    elif name == "announce":
+        for number in range(given.get("count", 1)):
+            note = {"level": "info", "data": "x" * given.get("size", 1), "number": number}
+            say({"jsonrpc": "2.0", "method": "notifications/message", "params": note})
+        text(id_, "announced")
+    elif name == "big":
+        text(id_, "x" * given["size"])
+    elif name == "cancelled":
+        text(id_, json.dumps(CANCELLED))
+    elif name == "pid":
+        text(id_, str(os.getpid()))
+    else:
+        reply(id_, error={"code": -32602, "message": f"Unknown tool: {name}"})
+
+
+def die_once(method: object) -> None:
+    path = sys.argv[sys.argv.index("--die-once") + 1]
+    greeting = ("server/discover", "initialize", "notifications/initialized", "tools/list")
+    if method not in greeting and not os.path.exists(path):
+        open(path, "w", encoding="utf-8").close()
+        os._exit(3)
+
+
+def handle(message: dict[str, Any]) -> None:
+    method, id_, params = message.get("method"), message.get("id"), message.get("params", {})
+    if "--die-once" in SWITCHES:
+        die_once(method)
+    if method == "notifications/cancelled":
+        CANCELLED.append(params.get("requestId"))
+    if "--plain" in SWITCHES:
+        if "id" in message:
+            with contextlib.suppress(RecursionError):
+                reply(id_, result={"method": method, "params": params})
+    elif method is None:
+        ANSWERS[id_] = message
+    elif method == "server/discover":
+        if "--die-on-probe" in SWITCHES:
+            os._exit(7)
+        version = sys.argv[sys.argv.index("--supports") + 1] if "--supports" in SWITCHES else ""
+        asked = params["_meta"]["io.modelcontextprotocol/protocolVersion"]
+        if version and version != asked:
+            data = {"supported": [version], "requested": asked}
+            reply(id_, error={"code": -32022, "message": "Unsupported", "data": data})
+        elif version:
+            reply(id_, result={"supportedVersions": [version], "instructions": "be brief"})
+        elif "--modern" in SWITCHES:
+            info: object = {
+                "io.modelcontextprotocol/serverInfo": {"name": "modern", "version": "9"}
+            }
+            reply(id_, result={"supportedVersions": ["2026-07-28"], "_meta": info})
+        elif "--silent" not in SWITCHES:
+            reply(id_, error={"code": -32601, "message": "Method not found"})
+    elif method == "initialize":
+        known: dict[str, object] = {"protocolVersion": "2025-06-18", "capabilities": {}}
+        known["serverInfo"] = {"name": "rpc", "version": "1"}
+        reply(id_, result=known)
+    elif "--modern" in SWITCHES and id_ is not None and "_meta" not in params:
+        reply(id_, error={"code": -32602, "message": "_meta is missing"})
+    elif method == "ping":
+        reply(id_, result={})
+    elif method == "tools/list":
+        noted = {"echo": NOTES, "pid": NOTES}
+        tools = [{"name": name, "annotations": noted.get(name, {})} for name in TOOLS]
+        fields = {"message": {"type": "string"}, "times": {"type": "integer"}}
+        tools[0]["inputSchema"] = {"properties": fields, "required": ["message"]}
+        reply(id_, result={"tools": tools})
+    elif method == "tools/call":
+        if params.get("name") in ("echo", "big"):
+            run_tool(id_, params)
+        else:
+            threading.Thread(target=run_tool, args=(id_, params), daemon=True).start()
+    elif id_ is not None:
+        reply(id_, error={"code": -32601, "message": "Method not found"})
+
+
+def main() -> None:
+    if "--starts" in sys.argv:
+        with open(sys.argv[sys.argv.index("--starts") + 1], "a", encoding="utf-8") as file:
+            print(os.getpid(), file=file)
+    for line in sys.stdin:
+        if "--mute" not in SWITCHES:
+            with contextlib.suppress(RecursionError):
+                handle(json.loads(line))
+    if "--ignore-end" in SWITCHES:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,712 @@
+"""Warm stdio servers: one process, many callers, each answer to who asked."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Spm, eventually, is_running
+from hypothesis import given
+from hypothesis import strategies as st
+
+import simple_process_manager as program
+
+SERVER = Path(__file__).resolve().parent / "rpc_server.py"
+MESSAGE = "message=hello"
+
+
+def server(*switches: object) -> str:
+    return shlex.join([sys.executable, str(SERVER), *map(str, switches)])
+
+
+def begin(spm: Spm, *switches: object, options: tuple[str, ...] = ()) -> None:
+    spm("start", "s", "--type", "stdio", *options, server(*switches))
+
+
+class Wire:
+    """A caller over `connect`."""
+
+    def __init__(self, spm: Spm) -> None:
+        self.process = spm.popen("connect", "s", stdin=subprocess.PIPE)
+
+    def send(self, *messages: object) -> None:
+        assert self.process.stdin
+        for message in messages:
+            self.process.stdin.write(json.dumps(message) + "\n")
+        self.process.stdin.flush()
+
+    def hear(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        assert line, "the connection was closed"
+        message = json.loads(line)
+        assert isinstance(message, dict)
+        return message
+
+    def ask(self, method: str, id_: object = 1, **params: object) -> dict[str, Any]:
+        self.send({"jsonrpc": "2.0", "id": id_, "method": method, "params": params})
+        answer = self.hear()
+        assert answer["id"] == id_
+        return answer
+
+
+@contextmanager
+def wire(spm: Spm) -> Iterator[Wire]:
+    one = Wire(spm)
+    try:
+        yield one
+    finally:
+        assert one.process.stdin and one.process.stdout and one.process.stderr
+        one.process.stdin.close()
+        one.process.wait(10)
+        one.process.stdout.close()
+        one.process.stderr.close()
+
+
+def tool(id_: object, name: str, **arguments: object) -> dict[str, Any]:
+    params = {"name": name, "arguments": arguments}
+    return {"jsonrpc": "2.0", "id": id_, "method": "tools/call", "params": params}
+
+
+def said(message: dict[str, Any]) -> str:
+    return str(message["result"]["content"][0]["text"])
+
+
+def relay(spm: Spm) -> dict[str, Any]:
+    facts = spm.json("status", "s")["relay"]
+    assert isinstance(facts, dict)
+    return facts
+
+
+# -- call
+
+
+def test_a_call_prints_what_the_tool_answers(spm: Spm) -> None:
+    begin(spm)
+    assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
+    long = spm("call", "s", "tools/call", "name=echo", "arguments.message=hi")
+    assert long.stdout == "hi\n"
+    as_json = spm.json("call", "s", "tools/call", '{"name": "echo", "arguments": {"message": "x"}}')
+    assert said(as_json) == "x"
+    assert spm("call", "s", "ping").stdout == "{}\n"
+    facts = relay(spm)
+    assert (facts["era"], facts["version"]) == ("handshake", "2025-06-18")
+    assert facts["server"] == {"name": "rpc", "version": "1"}
+    assert (facts["calls"], facts["errors"], facts["in_flight"]) == (4, 0, 0)
+    spm("stop", "s")
+
+
+def test_parameters_come_from_a_file_and_from_stdin(spm: Spm) -> None:
+    begin(spm, "--plain", options=("--protocol", "jsonrpc"))
+    (spm.cwd / "p.json").write_text('{"a": [1, "ü"]}', "utf-8")
+    assert spm.json("call", "s", "add", "@p.json")["result"]["params"] == {"a": [1, "ü"]}
+    with open(spm.cwd / "p.json", encoding="utf-8") as file:
+        done = spm("call", "s", "add", "-", stdin=file)
+    assert json.loads(done.stdout)["params"] == {"a": [1, "ü"]}
+    given_ = spm.json("call", "s", "add", "a=1", "b.c=true", "b.d=x y", "e=")["result"]["params"]
+    assert given_ == {"a": 1, "b": {"c": True, "d": "x y"}, "e": ""}
+    raw = '{"jsonrpc": "2.0", "id": "mine", "method": "m", "params": [1, 2]}'
+    answer = json.loads(spm("call", "s", "--raw", raw).stdout)
+    assert (answer["id"], answer["result"]["params"]) == ("mine", [1, 2])
+    spm("call", "s", "add", "--notification")
+    assert relay(spm)["era"] == "jsonrpc"
+    spm("stop", "s")
+
+
+def test_errors_of_a_call_are_told_apart(spm: Spm) -> None:
+    begin(spm)
+    unknown = spm.json("call", "s", "nope", code=1)["error"]
+    assert (unknown["cause"], unknown["code"]) == ("invalid_params", -32602)
+    assert spm.json("call", "s", "no/method", code=1)["error"]["cause"] == "protocol"
+    failed = spm("call", "s", "sample", code=1)
+    assert "no client that supports sampling" in failed.stdout
+    late = spm.json("call", "s", "slow", "seconds=3", "--timeout", "200ms", code=124)["error"]
+    assert (late["cause"], late["retryable"]) == ("timeout", False)
+    eventually(lambda: json.loads(spm("call", "s", "cancelled").stdout), what="its cancellation")
+    spm("call", "s", "echo", "{broken", code=2)
+    spm("call", "s", "echo", "a=1", "a.b=2", code=2)
+    spm("call", "s", "echo", "words", code=2)
+    spm("stop", "s")
+    spm("call", "s", "echo", "--no-start", code=3)
+    spm("call", "unknown", "echo", code=3)
+    spm("start", "other", f"{sys.executable} -c 'import time; time.sleep(60)'")
+    spm("call", "other", "echo", code=2)
+    spm("stop", "other")
+
+
+def test_progress_renews_the_timeout(spm: Spm) -> None:
+    begin(spm)
+    words = ("steps=8", "pause=0.1", "--timeout", "400ms")
+    assert spm("call", "s", "progress", *words).stdout == "done\n"
+    spm("stop", "s")
+
+
+def test_tools_are_listed_with_their_arguments(spm: Spm) -> None:
+    begin(spm)
+    rows = spm("tools", "s").stdout.splitlines()
+    assert rows[1].split() == ["echo", "message=string", "[times=integer]"]
+    spm("stop", "s")
+
+
+# -- one process
+
+
+def test_twenty_first_calls_start_one_process(spm: Spm) -> None:
+    starts = spm.base / "starts"
+    begin(spm, "--starts", starts)
+    spm("stop", "s")
+    starts.write_text("")
+    with ThreadPoolExecutor(20) as pool:
+        done = list(pool.map(lambda _: spm("call", "s", "pid").stdout, range(20)))
+    assert done == [starts.read_text()] * 20
+    spm("stop", "s")
+
+
+def test_without_keep_alive_two_calls_are_two_processes(spm: Spm) -> None:
+    begin(spm, options=("--no-keep-alive",))
+    first = spm("call", "s", "pid").stdout
+    second = spm("call", "s", "pid").stdout
+    assert first != second
+    eventually(lambda: not is_running(int(second)), what="its end after the call")
+    eventually(lambda: spm.service("s")["status"] == "stopped", what="stopped")
+
+
+def test_every_answer_reaches_its_caller(spm: Spm) -> None:
+    begin(spm)
+    callers, calls = 20, 50
+
+    def talk(caller: int) -> list[tuple[object, str]]:
+        with connected(spm) as connection, connection.makefile("rwb") as file:
+            for number in range(calls):  # ids as numbers and as strings, equal for all callers
+                id_: object = number if number % 2 else str(number)
+                message = tool(id_, "echo", message=f"{caller}/{number}")
+                file.write(json.dumps(message).encode() + b"\n")
+            file.flush()
+            answers = [json.loads(file.readline()) for _ in range(calls)]
+            return [(answer["id"], said(answer)) for answer in answers]
+
+    with ThreadPoolExecutor(callers) as pool:
+        heard = list(pool.map(talk, range(callers)))
+    for caller, answers in enumerate(heard):
+        ids = [number if number % 2 else str(number) for number in range(calls)]
+        assert answers == [(id_, f"{caller}/{id_}") for id_ in ids]
+    assert relay(spm)["calls"] == callers * calls
+    spm("stop", "s")
+
+
+@contextmanager
+def connected(spm: Spm) -> Iterator[socket.socket]:
+    """A caller over the control socket itself."""
+    path = spm.home / "services" / "s" / "control.sock"
+    eventually(path.exists, what="the control socket")
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(20)
+        connection.connect(str(path))
+        connection.sendall(b'{"op": "join", "token": ""}\n')
+        answer = program.receive(connection, 20)
+        assert answer["ok"]
+        yield connection
+
+
+def test_a_service_whose_supervisor_was_killed_is_started_anew(spm: Spm) -> None:
+    begin(spm)
+    first = spm("call", "s", "pid").stdout
+    spm.kill_supervisor("s")
+    assert spm("call", "s", "pid").stdout != first
+    spm.kill_supervisor("s")
+    begin(spm)
+    spm("call", "s", "echo", MESSAGE)
+    spm("stop", "s")
+
+
+# -- servers that misbehave
+
+
+@pytest.mark.parametrize("manner", ["--noise", "--twice", "--wrong-ids", "--silent", "--batch"])
+def test_bad_manners_disturb_nobody(spm: Spm, manner: str) -> None:
+    begin(spm, manner)
+    for number in range(3):
+        assert spm("call", "s", "echo", f"message=m{number}").stdout == f"m{number}\n"
+    assert ("not JSON-RPC: hello" in spm.log("s")) is (manner == "--noise")
+    spm("stop", "s")
+
+
+def test_a_server_that_dies_on_the_probe_is_started_again_and_that_is_remembered(spm: Spm) -> None:
+    starts = spm.base / "starts"
+    begin(spm, "--die-on-probe", "--starts", starts)
+    assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
+    assert len(starts.read_text().split()) == 2
+    spm("stop", "s")
+    begin(spm, "--die-on-probe", "--starts", starts)
+    spm("call", "s", "echo", MESSAGE)
+    assert len(starts.read_text().split()) == 3
+    spm("stop", "s")
+
+
+def test_death_in_mid_call_fails_every_pending_call_at_once(spm: Spm) -> None:
+    begin(spm)
+    slow = spm.popen("call", "s", "slow", "seconds=30", "--json")
+    eventually(lambda: relay(spm)["in_flight"], what="the slow call in flight")
+    killer = spm.json("call", "s", "die", code=1)["error"]
+    out, _ = slow.communicate(timeout=10)
+    for error in (killer, json.loads(out)["error"]):
+        assert (error["cause"], error["retryable"]) == ("server_died", False)
+        assert "may or may not have happened" in error["message"]
+        assert error["log_tail"] == ["dying words"]
+        assert "exit code 3" in error["message"]
+    assert slow.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "is_harmless"),
+    [(["ping"], True), (["pid"], True), (["slow", "seconds=0"], False)],
+)
+def test_only_what_can_do_no_harm_is_sent_again(
+    spm: Spm, words: list[str], is_harmless: bool
+) -> None:
+    died = spm.base / "died"
+    begin(spm, "--die-once", died)
+    spm("tools", "s")  # pid says that it is read only, slow doesn't
+    spm("call", "s", *words, code=0 if is_harmless else 1)
+    assert died.exists()
+    spm("stop", "s")
+
+
+def test_idleness_ends_the_server_but_not_under_a_call(spm: Spm) -> None:
+    begin(spm, options=("--idle-timeout", "700ms"))
+    assert spm("call", "s", "slow", "seconds=1.5").stdout == "slow\n"
+    eventually(lambda: spm.service("s")["status"] == "stopped", within=5, what="its idle end")
+    assert "idle" in spm.json("status", "s", code=3)["why"]
+    assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
+    spm("stop", "s")
+
+
+def test_a_stdio_service_is_let_go_after_an_hour_unless_told_otherwise(spm: Spm) -> None:
+    begin(spm)
+    assert 3590 < spm.json("status", "s")["idle_left_s"] <= 3600
+    spm("stop", "s")
+
+
+def test_a_server_that_is_restarted_by_its_policy_can_be_called_again(spm: Spm) -> None:
+    begin(spm, options=("--restart", "on-failure", "--backoff", "10ms"))
+    first, guard = spm("call", "s", "pid").stdout, spm.supervisor("s")
+    spm("call", "s", "die", code=1)
+    eventually(lambda: spm.service("s")["status"] == "running", what="its restart")
+    assert spm("call", "s", "pid").stdout != first
+    assert spm.supervisor("s") == guard
+    spm("stop", "s")
+
+
+def test_a_server_that_ends_at_once_is_not_started_for_ever(spm: Spm) -> None:
+    starts = spm.base / "starts"
+    begin(spm, options=("--protocol", "handshake"))
+    spm("stop", "s")
+    script = f"echo x >>{starts}; echo broken >&2; exit 5"
+    spm("start", "s", "--type", "stdio", "--shell", script)
+    error = spm.json("call", "s", "echo", code=1)["error"]
+    assert error["cause"] == "server_died"
+    assert error["log_tail"] == ["broken"]
+    assert len(starts.read_text().split()) <= 4
+
+
+def test_a_server_that_never_answers_is_given_up(spm: Spm) -> None:
+    begin(spm, "--mute", options=("--protocol", "jsonrpc"))
+    spm("call", "s", "anything", "--timeout", "100ms", code=124)
+    spm("stop", "s")
+
+
+def test_the_timeout_of_a_call_is_that_of_its_start_too(spm: Spm) -> None:
+    begin(spm, "--mute")
+    began = time.monotonic()
+    error = spm.json("call", "s", "echo", "--timeout", "500ms", code=124)["error"]
+    assert (error["cause"], time.monotonic() - began < 5) == ("connection", True)
+    spm("stop", "s")
+
+
+def test_a_server_that_ignores_the_end_of_stdin_is_killed(spm: Spm) -> None:
+    begin(spm, "--ignore-end")
+    spm("call", "s", "echo", MESSAGE)
+    done = spm.json("stop", "s")["services"][0]
+    assert done["killed"] is True
+    assert 3.5 < done["seconds"] < 8
+
+
+def test_the_end_of_stdin_ends_a_polite_server(spm: Spm) -> None:
+    begin(spm)
+    spm("call", "s", "echo", MESSAGE)
+    done = spm.json("stop", "s")["services"][0]
+    assert (done["killed"], done["exit"]["code"], done["processes"]) == (False, 0, 1)
+
+
+# -- both eras
+
+
+def test_a_modern_server_serves_callers_of_both_eras(spm: Spm) -> None:
+    begin(spm, "--modern")
+    assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
+    assert relay(spm)["era"] == "modern"
+    assert relay(spm)["server"] == {"name": "modern", "version": "9"}
+    with wire(spm) as one:
+        greeting = one.ask("initialize", protocolVersion="2025-06-18", capabilities={})["result"]
+        assert greeting["protocolVersion"] == "2025-06-18"
+        assert greeting["serverInfo"] == {"name": "modern", "version": "9"}
+        assert one.ask("ping", 2)["result"] == {}
+        one.send(tool(3, "echo", message="from the older era"))
+        assert said(one.hear()) == "from the older era"
+    spm("stop", "s")
+
+
+@pytest.mark.parametrize(
+    ("version", "era"), [("2027-01-01", "modern"), ("2025-06-18", "handshake")]
+)
+def test_a_server_that_names_another_version_is_spoken_to_in_it(
+    spm: Spm, version: str, era: str
+) -> None:
+    begin(spm, "--supports", version)
+    assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
+    assert (relay(spm)["era"], relay(spm)["version"]) == (era, version)
+    spm("stop", "s")
+
+
+def test_the_protocol_asked_for_is_the_one_used(spm: Spm) -> None:
+    begin(spm, options=("--protocol", "modern"))
+    error = spm.json("call", "s", "echo", MESSAGE, code=1)["error"]
+    assert error["cause"] == "protocol"
+    spm("stop", "s")
+    spm("start", "s", "--type", "stdio", "--protocol", "old", "x", code=2)
+
+
+# -- connect
+
+
+def test_clients_share_the_server_and_their_end_is_not_its_end(spm: Spm) -> None:
+    begin(spm)
+    with wire(spm) as one, wire(spm) as two:
+        for client in (one, two):
+            assert client.ask("initialize", "a", capabilities={})["result"]["serverInfo"]
+            client.send({"jsonrpc": "2.0", "method": "notifications/initialized"})
+            assert client.ask("server/discover", "b")["error"]["code"] == -32601
+        one.send(tool(5, "pid"))
+        two.send(tool("5", "pid"))
+        first, second = one.hear(), two.hear()
+        assert (first["id"], second["id"]) == (5, "5")
+        assert said(first) == said(second)
+    assert spm("call", "s", "pid").stdout == said(first) + "\n"
+    spm("stop", "s")
+
+
+def test_what_was_asked_before_stdin_ended_is_still_answered(spm: Spm) -> None:
+    begin(spm)
+    asked = spm.cwd / "asked"
+    asked.write_text(json.dumps(tool(1, "slow", seconds=0.3)))  # without an end of line, too
+    with open(asked, encoding="utf-8") as file:
+        assert said(json.loads(spm("connect", "s", stdin=file).stdout)) == "slow"
+    spm("stop", "s")
+
+
+def test_a_large_answer_after_the_end_of_stdin_comes_whole(spm: Spm) -> None:
+    begin(spm)
+    asked = spm.cwd / "asked"
+    asked.write_text(json.dumps(tool(1, "big", size=5_000_000)))
+    with open(asked, encoding="utf-8") as file:
+        assert len(said(json.loads(spm("connect", "s", stdin=file).stdout))) == 5_000_000
+    spm("stop", "s")
+
+
+def test_nothing_is_done_for_a_caller_that_was_let_go(spm: Spm) -> None:
+    begin(spm)
+    with connected(spm) as connection, connection.makefile("rwb") as file:
+        end = {"jsonrpc": "2.0", "method": program.END}
+        for message in (end, tool(1, "slow", seconds=60)):
+            file.write(json.dumps(message).encode() + b"\n")
+        file.flush()
+        assert file.readline() == b""
+    assert (relay(spm)["in_flight"], relay(spm)["calls"]) == (0, 0)
+    spm("stop", "s")
+
+
+def test_notifications_about_a_request_go_to_its_caller_alone(spm: Spm) -> None:
+    begin(spm)
+    with wire(spm) as one, wire(spm) as two:
+        two.ask("ping")
+        request = tool(1, "progress", steps=2)
+        request["params"]["_meta"] = {"progressToken": "tok"}
+        one.send(request)
+        heard = [one.hear() for _ in range(3)]
+        tokens = [m["params"]["progressToken"] for m in heard if "params" in m]
+        assert tokens == ["tok", "tok"]
+        one.send(tool(2, "announce"))
+        assert one.hear()["method"] == "notifications/message"
+        assert two.hear()["method"] == "notifications/message"  # and no progress before it
+    spm("stop", "s")
+
+
+def test_a_caller_that_goes_away_has_its_requests_cancelled(spm: Spm) -> None:
+    begin(spm)
+    with wire(spm) as one:
+        one.send(tool("mine", "slow", seconds=20))
+        eventually(lambda: relay(spm)["in_flight"], what="the request in flight")
+        one.process.kill()
+    eventually(lambda: not relay(spm)["in_flight"], what="its cancellation")
+    assert len(json.loads(spm("call", "s", "cancelled").stdout)) == 1
+    with wire(spm) as two:  # and by its own id
+        note = {"requestId": "mine", "reason": "enough"}
+        cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": note}
+        two.send(tool("mine", "slow", seconds=20), cancelled)
+        two.send(tool(2, "cancelled"))
+        assert len(json.loads(said(two.hear()))) == 2
+    spm("stop", "s")
+
+
+def test_sampling_goes_to_the_client_that_declared_it(spm: Spm) -> None:
+    begin(spm)
+    with wire(spm) as able, wire(spm) as other:
+        able.ask("initialize", capabilities={"sampling": {}})
+        other.ask("initialize", capabilities={})
+        able.send(tool(7, "sample"))
+        question = able.hear()
+        assert question["method"] == "sampling/createMessage"
+        able.send({"jsonrpc": "2.0", "id": question["id"], "result": {"model": "m"}})
+        assert json.loads(said(able.hear()))["result"] == {"model": "m"}
+        other.send(tool(8, "sample"))
+        assert json.loads(said(other.hear()))["error"]["code"] == -32601
+        other.send(tool(9, "sample", method="roots/list"))
+        assert json.loads(said(other.hear()))["result"] == {"roots": []}
+    spm("stop", "s")
+
+
+def test_garbage_and_batches_of_a_caller(spm: Spm) -> None:
+    begin(spm)
+    with connected(spm) as connection, connection.makefile("rwb") as file:
+        file.write(b"\n{half\n" + b"[" * 100000 + b'\n3\n{"jsonrpc":"2.0","id":1,"result":{}}\n')
+        batch = [tool(1, "echo", message="a"), tool({"an": "object"}, "echo", message="b")]
+        file.write(json.dumps(batch).encode() + b"\n")
+        file.flush()
+        answers = [json.loads(file.readline()) for _ in range(5)]
+    assert [one["error"]["code"] for one in answers[:3]] == [-32700] * 3
+    assert [said(one) for one in answers[3:]] == ["a", "b"]
+    assert answers[4]["id"] == {"an": "object"}
+    assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
+    spm("stop", "s")
+
+
+def test_no_depth_of_nesting_ends_the_supervisor(spm: Spm) -> None:
+    begin(spm, "--plain", options=("--protocol", "jsonrpc"))
+    with connected(spm) as connection, connection.makefile("rwb") as file:
+        for depth in range(850, 1010):
+            params = b"[" * depth + b"]" * depth
+            file.write(b'{"jsonrpc":"2.0","id":1,"method":"m","params":%s}\n' % params)
+        file.write(b'{"jsonrpc":"2.0","id":"last","method":"m"}\n')
+        file.flush()
+        while b'"id":"last"' not in file.readline():
+            pass
+    spm("call", "s", "anything")
+    spm("stop", "s")
+
+
+def test_values_of_any_type_anywhere_disturb_nobody(spm: Spm) -> None:
+    begin(spm, "--plain", options=("--protocol", "jsonrpc"))
+    odd: list[object] = [None, 1, "x", [], {}, [{}], {"_meta": 3}, {"_meta": {"progressToken": []}}]
+    with connected(spm) as connection, connection.makefile("rwb") as file:
+        for one in odd:
+            for message in (
+                {"method": one},
+                {"id": one},
+                {"method": "m", "id": one, "params": one},
+            ):
+                file.write(json.dumps(message).encode() + b"\n")
+        file.write(b'{"jsonrpc":"2.0","id":"last","method":"m"}\n')
+        file.flush()
+        while b'"id":"last"' not in file.readline():
+            pass
+    spm("call", "s", "anything")
+    spm("stop", "s")
+
+
+def test_a_caller_that_never_reads_is_let_go_and_stalls_nobody(spm: Spm) -> None:
+    begin(spm)
+    with connected(spm):
+        for _ in range(7):
+            spm("call", "s", "announce", "count=10", "size=1000000")
+            assert spm("call", "s", "echo", MESSAGE, "--timeout", "5s").stdout == "hello\n"
+        eventually(lambda: "it doesn't read" in spm.log("s"), what="its disconnection")
+    spm("stop", "s")
+
+
+def test_a_flood_of_requests_is_bounded(spm: Spm) -> None:
+    begin(spm)
+    with connected(spm) as connection, connection.makefile("rwb") as file:
+        requests = [json.dumps(tool(n, "slow", seconds=60)) for n in range(1000)]
+        requests.append(json.dumps(tool("last", "echo", message="x")))
+        file.write("\n".join(requests).encode() + b"\n")
+        file.flush()
+        refused = json.loads(file.readline())
+    assert (refused["id"], refused["error"]["data"]["cause"]) == ("last", "flood")
+    eventually(lambda: not relay(spm)["in_flight"], what="their cancellation")
+    assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
+    spm("stop", "s", "--force")
+
+
+def test_messages_of_50_mb_pass(spm: Spm) -> None:
+    begin(spm)
+    size = 50 * 2**20
+    result = spm.json("call", "s", "big", f"size={size}")["result"]
+    assert len(result["content"][0]["text"]) == size
+    (spm.cwd / "big.json").write_text(json.dumps({"message": "y" * size}))
+    assert spm("call", "s", "echo", "@big.json").stdout == "y" * size + "\n"
+    spm("stop", "s")
+
+
+def test_a_call_renews_last_active(spm: Spm) -> None:
+    begin(spm)
+    before = spm.record("s")["last_active"]
+    spm("call", "s", "echo", MESSAGE)
+    spm("stop", "s")
+    assert spm.record("s")["last_active"] > before
+
+
+# -- the official servers and client
+
+
+def needs_mcp() -> Any:
+    return pytest.importorskip("mcp", reason="the package mcp is not installed")
+
+
+def test_the_official_server_and_client(spm: Spm) -> None:
+    needs_mcp()
+    import anyio
+    from mcp.client.client import Client
+    from mcp.client.stdio import StdioServerParameters, stdio_client
+
+    if not shutil.which("mcp-server-time", path=str(Path(sys.executable).parent)):
+        pytest.skip("mcp-server-time is not installed")
+    spm("start", "s", "--type", "stdio", f"{sys.executable} -m mcp_server_time")
+
+    async def talk(mode: Any) -> str:
+        words = spm.argv("connect", "s")
+        command = StdioServerParameters(command=words[0], args=words[1:], env=spm.env)
+        async with Client(stdio_client(command), mode=mode) as client:
+            tools = await client.list_tools()
+            assert "get_current_time" in [one.name for one in tools.tools]
+            result = await client.call_tool("get_current_time", {"timezone": "UTC"})
+            return str(result.content[0])
+
+    for mode in ("auto", "legacy"):
+        assert "UTC" in anyio.run(talk, mode)
+    assert relay(spm)["era"] == "modern"
+    spm("stop", "s")
+
+
+OFFICIAL = """
+import anyio
+from mcp.server.mcpserver import Context, MCPServer
+from pydantic import BaseModel
+
+server = MCPServer("official", version="7")
+
+class Answer(BaseModel):
+    word: str
+
+@server.tool()
+def add(a: int, b: int) -> int:
+    return a + b
+
+@server.tool()
+async def ask(ctx: Context) -> str:
+    return (await ctx.elicit("which word?", Answer)).data.word
+
+@server.tool()
+async def slow(ctx: Context) -> str:
+    for step in range(3):
+        await ctx.report_progress(step, 3)
+    return "done"
+
+server.run()
+"""
+
+
+def test_an_official_server_asks_the_client_behind_connect(spm: Spm) -> None:
+    needs_mcp()
+    import anyio
+    from mcp.client.client import Client
+    from mcp.client.stdio import StdioServerParameters, stdio_client
+    from mcp.types import ElicitResult
+
+    (spm.cwd / "server.py").write_text(OFFICIAL)
+    command = f"{sys.executable} server.py"
+    spm("start", "s", "--type", "stdio", "--protocol", "handshake", command)
+    steps: list[float] = []
+
+    async def answer(context: Any, params: Any) -> ElicitResult:
+        return ElicitResult(action="accept", content={"word": "xyzzy"})
+
+    async def note(progress: float, total: float | None, message: str | None) -> None:
+        steps.append(progress)
+
+    async def talk() -> list[str]:
+        words = spm.argv("connect", "s")
+        parameters = StdioServerParameters(command=words[0], args=words[1:], env=spm.env)
+        async with Client(stdio_client(parameters), elicitation_callback=answer) as client:
+            asked = await client.call_tool("ask", {})
+            slow = await client.call_tool("slow", {}, progress_callback=note)
+            return [str(one.content[0]) for one in (asked, slow)]
+
+    heard = anyio.run(talk)
+    assert "xyzzy" in heard[0]
+    assert "done" in heard[1]
+    assert steps == [0, 1, 2]
+    assert spm("call", "s", "add", "a=2", "b=3").stdout == "5\n"
+    assert "no client that supports" in spm("call", "s", "ask", code=1).stderr
+    assert relay(spm)["server"]["name"] == "official"
+    spm("stop", "s")
+
+
+def test_hundreds_of_silent_or_broken_connections_disturb_nobody(spm: Spm) -> None:
+    begin(spm)
+    spm("call", "s", "ping")
+    path = str(spm.home / "services" / "s" / "control.sock")
+    crowd: list[socket.socket] = []
+    for number in range(300):
+        one = socket.socket(socket.AF_UNIX)  # it blocks: with a timeout a full backlog is EAGAIN
+        one.connect(path)
+        crowd.append(one)
+        if number % 3:
+            one.sendall([b'{"op": "jo', b'{"op": "join", "token": ""}\n{"half'][number % 2])
+    assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
+    for one in crowd:
+        one.close()
+    eventually(lambda: not relay(spm)["callers"], what="their departure")
+    assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
+    spm("stop", "s")
+
+
+# -- pure parts
+
+
+@given(st.lists(st.binary(max_size=20)), st.data())
+def test_frames_are_the_same_in_any_pieces(pieces: list[bytes], data: st.DataObject) -> None:
+    text = b"\n".join(pieces) + b"\n"
+    frames = program.Frames(most=15)
+    found: list[bytes | None] = []
+    while text:
+        cut = data.draw(st.integers(1, len(text)))
+        found += frames.feed(text[:cut])
+        text = text[cut:]
+    lines = [line for piece in pieces for line in piece.split(b"\n")] or [b""]
+    assert found == [line if len(line) <= 15 else None for line in lines]
+
+
+@given(st.recursive(st.text() | st.integers() | st.booleans() | st.none(), st.lists))
+def test_values_of_parameters_are_json_where_they_are_json(value: object) -> None:
+    assert program.params_of(["a=" + json.dumps(value)]) == {"a": value}
