@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import py_compile
 import shlex
 import shutil
 import signal
@@ -21,8 +22,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "simple_process_manager.py"
+COMPILED = Path(__file__).resolve().parent / "spm.py"
 NASTY = Path(__file__).resolve().parent / "nasty.py"
 sys.path.insert(0, str(ROOT))
+py_compile.compile(str(SCRIPT))  # so that COMPILED has something to run, whatever Python may write
 
 # Everything, at every byte and every few milliseconds: minutes instead of seconds.
 THOROUGH = bool(os.environ.get("SPM_TEST_THOROUGH"))
@@ -56,7 +59,7 @@ class Spm:
         self.env.update(HOME=str(base), SPM_HOME=str(self.home))
 
     def argv(self, *words: object) -> list[str]:
-        return [sys.executable, str(SCRIPT), *map(str, words)]
+        return [sys.executable, str(COMPILED), *map(str, words)]
 
     def popen(self, *words: object, **options: Any) -> subprocess.Popen[str]:
         """The command, running."""

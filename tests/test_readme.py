@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,8 @@ def test_the_transcripts_print_what_they_show(spm: Spm) -> None:
     ports = {"8000": str(free_port()), "8001": str(free_port())}
     assert len(transcript()) > 15
     for command, expected in transcript():
+        if "clock" in command and find_spec("mcp_server_time") is None:
+            continue  # there is none for Python 3.9
         line = re.sub(r"800[01]", lambda match: ports[match[0]], command)
         done = subprocess.run(
             ["/bin/sh", "-c", f"python {line} 2>&1"],
