@@ -32,7 +32,8 @@ def transcript() -> list[tuple[str, str]]:
 
 def normal(text: str) -> str:
     """The text without what differs from run to run: numbers, and how wide columns are."""
-    return re.sub(r" +", " ", NUMBER.sub("N", PLACE.sub(r"user U, in D\1 H", text))).strip()
+    text = re.sub(r" +", " ", NUMBER.sub("N", PLACE.sub(r"user U, in D\1 H", text))).strip()
+    return re.sub(r" $", "", text, flags=re.MULTILINE)
 
 
 def test_the_transcripts_print_what_they_show(spm: Spm) -> None:

@@ -452,8 +452,8 @@ def test_a_start_that_dies_too_soon_has_failed_and_says_how(spm: Spm) -> None:
 def test_a_start_returns_when_it_has_lived_for_long_enough(spm: Spm) -> None:
     began = time.monotonic()
     starting = spm.popen("start", "api", "sleep 100", "--start-seconds", "1s")
-    row = status_once(spm, "api", "starting") if wait_for_state(spm) else {}
-    assert "to live first" in row["why"]
+    wait_for_state(spm)
+    eventually(lambda: "to live first" in spm.service("api")["why"], what="what it waits for")
     stdout, stderr = starting.communicate(timeout=30)
     assert starting.returncode == 0, stdout + stderr
     assert time.monotonic() - began >= 1

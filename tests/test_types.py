@@ -369,7 +369,7 @@ def test_options_of_another_type_are_refused(spm: Spm) -> None:
     wrong = ("start", "a", "true", "--type", "external", "--match", "(")
     assert "is no regular expression" in spm(*wrong, code=2).stderr
     assert (
-        "isn't one of simple, forking, external"
+        "isn't one of simple, forking, stdio, external"
         in spm("start", "a", "true", "--type", "odd", code=2).stderr
     )
 
