@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import Spm, eventually, is_running, nasty
+from conftest import THOROUGH, Spm, eventually, is_running, nasty
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -534,7 +534,7 @@ def test_a_zombie_that_its_parent_does_not_collect_is_shown_with_that_parent(spm
     spm("stop", "api")
 
 
-STEPS = int(os.environ.get("SPM_RESTART_STEPS", "200"))
+STEPS = int(os.environ.get("SPM_RESTART_STEPS", "1000" if THOROUGH else "80"))
 
 
 @pytest.mark.parametrize("part", range(4))  # side by side where there are several workers
