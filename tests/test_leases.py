@@ -126,8 +126,8 @@ def test_shells_and_tool_runners_own_no_session(name: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("claude", "claude"),
-        ("node", "node /usr/bin/claude --resume"),
+        ("agent", "agent"),
+        ("node", "node /usr/bin/agent --resume"),
         ("code", "/usr/share/code/code --type=utility"),
         ("python3.11", "python3.11 agent.py npm"),
         ("python", "python -m pytest tests/"),
