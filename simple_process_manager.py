@@ -3534,8 +3534,9 @@ def sparkline(points: Sequence[tuple[float, float]]) -> str:
 
 # == Supervisor ====================================================================================
 # The parent of one service: spawns it, waits, records its end, ends its tree when asked. It is told
-# (SIGCHLD, pidfd, socket), it doesn't poll; the log's size is its only timer. While it lives it
-# alone writes the record of its service. It meets the commands in files and on its socket only.
+# (SIGCHLD, pidfd, socket), it doesn't poll; its timers are those that were asked for, and one for
+# the log's size and the samples. While it lives it alone writes the record of its service. It meets
+# the commands in files and on its socket only.
 
 SOON_S = 0.03
 TICK_S = 1.0  # where nobody tells of an adopted process's end, or state.json could not be written
@@ -3754,7 +3755,7 @@ class Sampler:
             "threads": sum(look.threads for look in looks),
             "files": sum(len(sockets_of(pid)) for pid in pids) or None,
             "probe_ms": None if probe_s is None else round(probe_s * 1000, 1),
-            "restarts": getattr(record, "restarts", 0),
+            "restarts": record.restarts,
         }
 
 
@@ -3827,13 +3828,19 @@ class Supervisor:
         self.wake.setblocking(False)
         self.waker.setblocking(False)
         self.server, self.token = listen_local(self.store.path(self.record.name))
-        self.events.register(self.wake, selectors.EVENT_READ, self.on_wake)
-        self.events.register(self.server, selectors.EVENT_READ, self.on_connect)
+        self.hear(self.wake, self.on_wake)
+        self.hear(self.server, self.on_connect)
         watch(self.waker)
         self.waker.send(b"\0")
         self.watch_adopted()
         if self.pipes:
             self.pipes.listen()
+
+    def hear(self, source: int | socket.socket, act: Callable[..., object]) -> None:
+        """Have `act` called with the source whenever that can be read."""
+        import selectors
+
+        self.events.register(source, selectors.EVENT_READ, act)
 
     def watch_adopted(self) -> None:
         """Hear of the end of a main process that isn't our child, where the system tells."""
@@ -3841,7 +3848,7 @@ class Supervisor:
         descriptor = adopted and death_watch(adopted)
         self.hears_main = descriptor is not None
         if descriptor is not None:
-            self.events.register(descriptor, 1, self.on_adopted_death)  # EVENT_READ
+            self.hear(descriptor, self.on_adopted_death)
 
     def _take_lock(self) -> int:
         """The descriptor of supervisor.lock, held for life; a predecessor may still be leaving."""
@@ -4044,7 +4051,7 @@ class Supervisor:
             self.pause = False
             with contextlib.suppress(OSError):  # it was closed, or we aren't in it
                 await_key(f"\r\n[{record.name}: {record.reason}] press a key to close this window")
-                self.events.register(0, 1, self.on_key)  # EVENT_READ
+                self.hear(0, self.on_key)
                 self.pause = True
         return bool(wanted and self.pause)
 
@@ -4122,8 +4129,10 @@ class Supervisor:
 
     def end_unasked(self, because: str, phase: str, why: str) -> None:
         """End all of an instance that failed, or what is left of it."""
-        self.because, members = because, tree_of(self.record)
-        self.ending = end_tree(self.record, members, STOP_TIMEOUT_S, False, self.is_empty)
+        self.because = because
+        self.ending = end_tree(
+            self.record, tree_of(self.record), STOP_TIMEOUT_S, False, self.is_empty
+        )
         self.step_at = time.monotonic() + next(self.ending)
         self.change(phase, phase, why)
 
@@ -4154,6 +4163,14 @@ class Supervisor:
             story += f", {tries} in {span}: gave up"
         self.change("start_failed" if is_start else "exited", phase, story)
 
+    def note_failure(self, ended: Exit) -> None:
+        """Keep how it failed and its last words, cut so that 20 of them survive append_line()."""
+        with contextlib.suppress(OSError):  # a full disk: the history lacks this one
+            tail = self.store.last_lines(self.record.name, CAUSE_LINES)
+            kept: dict[str, object] = {"log_tail": list(map(masked_line, tail[-20:]))}
+            kept.update(ended._asdict(), cause=cause_of(ended, tail).kind)
+            append_line(self.store.path(self.record.name, "exits.jsonl"), kept)
+
     def unasked_ended(self, left: Sequence[int]) -> None:
         """All of the instance is gone, or can't be ended."""
         why, self.because = self.because, None
@@ -4174,9 +4191,15 @@ class Supervisor:
         self.sampler.at, self.sampler.cpu_s = 0.0, 0.0  # other processes begin at nothing
         instance = f"{run_of(former.instance)}.{os.urandom(8).hex()}"
         log_at = self.log.start + os.fstat(self.log.descriptor).st_size
-        self.record = former._replace(main=None, launcher=None, exit=None, instance=instance)
-        self.record = self.record._replace(restarts=former.restarts + 1, log_at=log_at)
-        self.record = self.record._replace(started_at=time.time())
+        self.record = former._replace(
+            main=None,
+            launcher=None,
+            exit=None,
+            instance=instance,
+            restarts=former.restarts + 1,
+            log_at=log_at,
+            started_at=time.time(),
+        )
         self.change("restarting", "starting")
         self.spawn(self.env or {})
 
@@ -4277,12 +4300,10 @@ class Supervisor:
 
     def watch_owner(self) -> None:
         """Be woken when the owner ends; where that can't be, it is looked at each second."""
-        import selectors
-
         descriptor = death_watch(self.record.owner) if self.record.owner else None
         self.hears_owner = descriptor is not None or self.record.owner is None
         if descriptor is not None:  # once: the loop looks at the owner itself
-            self.events.register(descriptor, selectors.EVENT_READ, self.events.unregister)
+            self.hear(descriptor, self.events.unregister)
 
     def end_if_over(self) -> None:
         """End the service when its lease is over, or when nobody needed it for too long."""
@@ -4291,14 +4312,6 @@ class Supervisor:
         why = lease_over(self.record, is_alive(self.record.owner), steady_s())
         if why and self.is_leased():
             self.begin_ending(STOP_TIMEOUT_S, False, why, tree_of(self.record))
-
-    def note_failure(self, ended: Exit) -> None:
-        """Keep how it failed and its last words, cut so that 20 of them survive append_line()."""
-        with contextlib.suppress(OSError):  # a full disk: the history lacks this one
-            tail = self.store.last_lines(self.record.name, CAUSE_LINES)
-            kept: dict[str, object] = {"log_tail": list(map(masked_line, tail[-20:]))}
-            kept.update(ended._asdict(), cause=cause_of(ended, tail).kind)
-            append_line(self.store.path(self.record.name, "exits.jsonl"), kept)
 
     # -- what it uses
 
@@ -4401,8 +4414,6 @@ class Supervisor:
 
     def on_connect(self, _: object) -> None:
         """A command connects."""
-        import selectors
-
         try:
             connection, _address = self.server.accept()
         except OSError:  # no descriptor is left, or the caller has gone
@@ -4410,7 +4421,7 @@ class Supervisor:
             return
         connection.setblocking(False)
         client = Client(connection)
-        self.events.register(connection, selectors.EVENT_READ, lambda _: self.on_data(client))
+        self.hear(connection, lambda _: self.on_data(client))
 
     def on_data(self, client: Client) -> None:
         """A part of a request, the whole of one, or the end of the connection."""
@@ -5168,7 +5179,6 @@ class Seen(NamedTuple):
 def observe(store: Store, record: Record, here: Place) -> Seen:
     """Hold a record against the system; where they differ, its supervisor knows better."""
     seen = _look(store, record, here)
-    is_hung = condition_of(record.supervisor) == "stopped"
     # A supervisor that left just now, also between our two looks, wrote why before it did; a main
     # process with threads is a zombie some moments before anybody can wait for it.
     for pause_s in (0.0, 0.005, 0.02, 0.1):
@@ -5176,6 +5186,7 @@ def observe(store: Store, record: Record, here: Place) -> Seen:
         if not is_live or seen.facts.main in ("alive", "stopped") or seen.verdict.is_live:
             break
         time.sleep(pause_s)
+        is_hung = condition_of(record.supervisor) == "stopped"
         known = None if is_hung else store.ask_record(record.name)
         record = known or store.record(record.name) or record
         seen = _look(store, record, here)
@@ -5453,7 +5464,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         ("--protocol", args.protocol != "auto", "--type stdio", args.type == "stdio"),
         ("--no-keep-alive", args.no_keep_alive, "--type stdio", args.type == "stdio"),
         ("--no-pause", args.no_pause, "--terminal", args.terminal),
-        ("--restart", args.restart != "no", "--type simple", args.type != "external"),
+        ("--restart", args.restart != "no", "a type but external", args.type != "external"),
     ):
         if given and not has:
             raise UsageError(f"{option} goes with {needed} only", f"add {needed}, or leave it out")
@@ -6549,7 +6560,9 @@ def status(store: Store, args: argparse.Namespace) -> Result:
         why = f"{verdict.status} ({verdict.why})" if verdict.why else verdict.status
         advice = f"its output: logs {record.name}; start it again: restart {record.name}"
         error = NotFound(f"{record.name} is not running: {why}", advice)
-    facts = {key: shown(key, value) for key, value in data.items() if value not in (None, "", [])}
+    facts = {
+        key: shown(key, value) for key, value in data.items() if value not in (None, "", [], {})
+    }
     page = [f"{key + ':':16}{text}" for key, text in facts.items()]
     return Result(data, "\n".join(page).split("\n"), error=error)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import Spm, eventually, is_running, nasty
+
+import simple_process_manager as program
 
 
 def test_purge_leaves_directories_alone_that_are_not_ours(spm: Spm) -> None:
@@ -213,3 +216,50 @@ def test_force_does_not_overtake_a_start(spm: Spm) -> None:
         rows = spm.json("list")["services"]
         assert alive == [row["pid"] for row in rows if row["status"] == "running"]
         spm("cleanup")
+
+
+def test_a_signal_needs_the_very_process_it_is_meant_for(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    pid = spm.service("api")["pid"]
+    look = program.stat_of(pid)
+    assert look
+    for force in (False, True):
+        assert not program.send_signal(look.identity._replace(token="1@other"), force)
+    assert is_running(pid)
+    assert program.send_signal(look.identity, force=True)
+    eventually(lambda: not is_running(pid), what="the end of the one that was meant")
+
+
+def test_a_tree_is_not_gone_as_long_as_the_kernel_knows_of_children() -> None:
+    record = program.new_record("api", program.Spec(("x",), "/"), "no-such-instance")
+    said: list[bool | None] = [False, False, False, True]
+    ended = program.drive(program.end_tree(record, [], 5.0, False, lambda: said.pop(0)))
+    assert said == [] and ended.left == ()
+
+
+def test_a_lock_file_that_was_removed_is_not_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with open(path, "w") as held:
+        assert program.is_same_file(held.fileno(), str(path))
+        path.unlink()
+        assert not program.is_same_file(held.fileno(), str(path))
+        path.touch()
+        assert not program.is_same_file(held.fileno(), str(path))
+
+
+def test_a_stopped_supervisor_is_not_asked_in_vain(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    guard, pid = spm.supervisor("api"), spm.service("api")["pid"]
+    os.kill(guard, signal.SIGSTOP)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not is_running(pid), what="the end of the service")
+    began = time.monotonic()
+    assert spm.service("api")["status"] == "exited"
+    assert time.monotonic() - began < 2
+    os.kill(guard, signal.SIGCONT)
+
+
+def test_the_page_of_a_service_shows_nothing_empty(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    assert "environment:" not in spm("status", "api").stdout
+    spm("stop", "api")

@@ -612,3 +612,11 @@ def check_true(row: dict[str, Any], mains: dict[str, list[int]], guards: set[str
     else:
         assert status in ("stopped", "exited", "failed"), row
         assert not pids, f"{row}: {mains}"
+
+
+def test_restarts_outside_of_the_window_are_not_counted(spm: Spm) -> None:
+    limits = ("--max-restarts", "1", "--restart-window", "100ms", "--cooldown", "0")
+    waits = ("--backoff", "200ms", "--backoff-max", "200ms")
+    spm("start", "api", "sh -c 'exit 3'", "--restart", "on-failure", *limits, *waits)
+    eventually(lambda: spm.record("api")["restarts"] >= 3, what="a third restart")
+    spm("stop", "api")
