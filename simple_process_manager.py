@@ -74,11 +74,12 @@ if TYPE_CHECKING:
     import socket
     import subprocess
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-    from typing import NamedTuple, NoReturn, Protocol, TextIO
+    from typing import NamedTuple, NoReturn, Protocol, TextIO, TypeVar
 
     Kind = Callable[[object, str], object]
     Message = dict[str, object]  # of JSON-RPC
     Owner = tuple["Identity | None", str]  # a process and its name; None: nobody
+    Made = TypeVar("Made", bound=NamedTuple)
 else:
     from operator import itemgetter
 
@@ -259,28 +260,30 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
-def check_name(text: str) -> str:
-    """The name itself, or UsageError."""
-    if re.fullmatch(NAME, text):
-        return text
-    advice = "use 1 to 64 letters, digits, '.', '_', '-', and begin with a letter or digit"
-    raise UsageError(f"{text!r} is not a service name", advice)
+def checked(fits: Callable[[str], object], fault: str, advice: str) -> Callable[[str], str]:
+    """A parser that returns the text itself if it fits, else raises UsageError."""
+
+    def parse(text: str) -> str:
+        if fits(text):
+            return text
+        raise UsageError(f"{text!r} {fault}", advice)
+
+    return parse
 
 
+check_name = checked(
+    lambda text: re.fullmatch(NAME, text),
+    "is not a service name",
+    "use 1 to 64 letters, digits, '.', '_', '-', and begin with a letter or digit",
+)
 TYPES = ("simple", "forking", "stdio", "external")
 RESTARTS = ("no", "on-failure", "always")
 PROTOCOLS = ("auto", "modern", "handshake", "jsonrpc")
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
-    """A parser that takes one of these words, else raises UsageError."""
-
-    def parse(text: str) -> str:
-        if text in choices:
-            return text
-        raise UsageError(f"{text!r} isn't one of {', '.join(choices)}", "write one of these")
-
-    return parse
+    """A parser of one of these words."""
+    return checked(choices.__contains__, f"isn't one of {', '.join(choices)}", "write one of these")
 
 
 def codes_of(text: str) -> set[int]:
@@ -292,11 +295,11 @@ def codes_of(text: str) -> set[int]:
     return numbers | {128 + known[word] for word in words if word in known}
 
 
-def parse_codes(text: str) -> str:
-    """Exit codes and signals, or UsageError."""
-    if not text or all(map(codes_of, text.split(","))):
-        return text
-    raise UsageError(f"{text!r} are no exit codes", "write for example 0,143 or 0,SIGTERM")
+parse_codes = checked(
+    lambda text: not text or all(map(codes_of, text.split(","))),
+    "are no exit codes",
+    "write for example 0,143 or 0,SIGTERM",
+)
 
 
 def parse_pause(text: str) -> float:
@@ -311,11 +314,9 @@ def is_pattern(value: object) -> bool:
     return False
 
 
-def parse_pattern(text: str) -> str:
-    """A regular expression, or UsageError."""
-    if is_pattern(text):
-        return text
-    raise UsageError(f"{text!r} is no regular expression", "write what re.search() understands")
+parse_pattern = checked(
+    is_pattern, "is no regular expression", "write what re.search() understands"
+)
 
 
 def as_port(text: str) -> int | None:
@@ -375,18 +376,14 @@ def parse_check(text: str) -> Check:
         return Check(kind, rest if rest[:1] == "/" else f"/{rest}")
     if kind not in ("log", "exec") or not rest.strip():
         raise UsageError(f"{text!r} is not a check", f"write {CHECKS}")
-    try:
-        re.compile(rest if kind == "log" else "")
-    except (re.error, RecursionError, OverflowError) as error:
-        raise UsageError(f"log: {rest!r} is not a regular expression: {error}") from error
-    return Check(kind, rest)
+    return Check(kind, parse_pattern(rest) if kind == "log" else rest)
 
 
-def parse_expect(text: str) -> str:
-    """The text of expected statuses itself, codes and ranges, or UsageError."""
-    if re.fullmatch(rf"{EXPECTED}(?:, *{EXPECTED})*", text):
-        return text
-    raise UsageError(f"{text!r} are no http statuses", "write for example 200,204 or 200-399")
+parse_expect = checked(
+    lambda text: re.fullmatch(rf"{EXPECTED}(?:, *{EXPECTED})*", text),
+    "are no http statuses",
+    "write for example 200,204 or 200-399",
+)
 
 
 def is_expected(status: int, expect: str) -> bool:
@@ -395,13 +392,11 @@ def is_expected(status: int, expect: str) -> bool:
     return any(int(low) <= status <= int(high or low) for low, high in ranges)
 
 
-def parse_required(text: str) -> str:
-    """The `NAME` or `NAME=REGEX` of a required variable, or UsageError."""
-    name, _, pattern = text.partition("=")
-    with contextlib.suppress(re.error):
-        if re.fullmatch(VARIABLE, name) and re.compile(pattern):
-            return text
-    raise UsageError(f"{text!r} is neither NAME nor NAME=REGEX", "write for example PORT=[0-9]+")
+parse_required = checked(
+    lambda text: re.match(rf"{VARIABLE}(=|$)", text) and is_pattern(text.partition("=")[2]),
+    "is neither NAME nor NAME=REGEX",
+    "write for example PORT=[0-9]+",
+)
 
 
 def format_duration(seconds: float) -> str:
@@ -559,37 +554,59 @@ _number = _kind(
 
 
 def _one_of(*choices: str) -> Kind:
-    return _kind(f"one of {', '.join(choices)}", lambda value: value in choices)
+    return _kind(f"one of {', '.join(choices)}", choices.__contains__)
 
 
 def _or_none(kind: Kind) -> Kind:
     return lambda value, path: None if value is None else kind(value, path)
 
 
+def _object(data: object, path: str) -> dict[str, object]:
+    if not isinstance(data, dict):
+        raise RecordError(f"{path}: an object was expected")
+    return data
+
+
 def read_object(
     data: object, path: str, kinds: Mapping[str, Kind], defaults: Mapping[str, object] = NOTHING
 ) -> list[object]:
     """The fields of a JSON object in the order of `kinds`; RecordError if one doesn't fit."""
-    if not isinstance(data, dict):
-        raise RecordError(f"{path}: an object was expected")
+    known = _object(data, path)
     return [
         defaults[key]
-        if key in defaults and key not in data
-        else kind(data.get(key), f"{path}.{key}")
+        if key in defaults and key not in known
+        else kind(known.get(key), f"{path}.{key}")
         for key, kind in kinds.items()
     ]
 
 
 def unknown_keys(data: object, kinds: Mapping[str, Kind]) -> dict[str, object]:
     """What a later version wrote and this one carries along."""
-    return {k: v for k, v in data.items() if k not in kinds} if isinstance(data, dict) else {}
+    return {k: v for k, v in _object(data, "object").items() if k not in kinds}
 
 
 def texts_by_name(data: object, path: str) -> dict[str, str]:
     """An object whose values are all strings, or RecordError."""
-    if not isinstance(data, dict):
-        raise RecordError(f"{path}: an object was expected")
-    return {key: str(_text(value, f"{path}.{key}")) for key, value in data.items()}
+    return {key: str(_text(value, f"{path}.{key}")) for key, value in _object(data, path).items()}
+
+
+KINDS: dict[str, Kind] = {"str": _text, "bool": _flag, "int": _integer, "float": _number}
+KINDS.update({f"tuple[{key}, ...]": _list_of(kind) for key, kind in KINDS.items()})
+KINDS["Mapping[str, object]"] = texts_by_name
+
+
+def kinds_of(cls: type[NamedTuple], **special: Kind) -> dict[str, Kind]:
+    """How each field of a record is read: as its annotation says, or by a special kind."""
+    hints = {key: hint.partition(" | None") for key, hint in cls.__annotations__.items()}
+    kinds = {key: special.get(key) or KINDS[hint] for key, (hint, _, _) in hints.items()}
+    kinds.update({key: _or_none(kinds[key]) for key, (_, none, _) in hints.items() if none})
+    return {key: kind for key, kind in kinds.items() if key != "extra"}
+
+
+def reader(cls: type[Made], **special: Kind) -> Callable[[object, str], Made]:
+    """The function that makes a record of a JSON object, or raises RecordError."""
+    kinds = kinds_of(cls, **special)
+    return lambda data, path: cls._make(read_object(data, path, kinds, cls._field_defaults))
 
 
 class Spec(NamedTuple):
@@ -678,11 +695,6 @@ class Identity(NamedTuple):
         number = self.token.partition("@")[0]
         return float(number) if number.replace(".", "", 1).isdecimal() else 0.0
 
-    @classmethod
-    def from_json(cls, data: object, path: str) -> Identity:
-        """The Identity of a JSON object, or RecordError."""
-        return cls._make(read_object(data, path, {"pid": _pid, "token": _text}))
-
 
 class Place(NamedTuple):
     """Where pids mean something: this boot of this host, this PID namespace."""
@@ -690,11 +702,6 @@ class Place(NamedTuple):
     host: str
     boot: str
     namespace: str
-
-    @classmethod
-    def from_json(cls, data: object, path: str) -> Place:
-        """The Place of a JSON object, or RecordError."""
-        return cls._make(read_object(data, path, dict.fromkeys(cls._fields, _text)))
 
 
 class Exit(NamedTuple):
@@ -707,13 +714,6 @@ class Exit(NamedTuple):
     oom: bool = False  # the kernel ended it for want of memory, and says so
     errno: int | None = None  # why it couldn't even be executed
     lived_s: float | None = None
-
-    @classmethod
-    def from_json(cls, data: object, path: str) -> Exit:
-        """The Exit of a JSON object, or RecordError."""
-        kinds = {"at": _number, "code": _or_none(_integer), "signal": _or_none(_text)}
-        kinds.update(core=_flag, oom=_flag, errno=_or_none(_errno), lived_s=_or_none(_number))
-        return cls._make(read_object(data, path, kinds, cls._field_defaults))
 
     def __str__(self) -> str:
         """`exit code 1`, `killed by SIGSEGV`, `exit code not known`."""
@@ -762,11 +762,9 @@ class Record(NamedTuple):
 
     def to_json(self) -> dict[str, object]:
         """Its JSON object."""
-        data: dict[str, object] = {**self.extra, **{key: getattr(self, key) for key in RECORD}}
-        nested = {"main": self.main, "supervisor": self.supervisor, "exit": self.exit}
-        nested.update(owner=self.owner, launcher=self.launcher)
-        data.update({key: value and value._asdict() for key, value in nested.items()})
-        return {**data, "spec": self.spec.to_json(), "place": self.place._asdict()}
+        data = {key: getattr(self, key) for key in RECORD}
+        data.update({k: value._asdict() for k, value in data.items() if hasattr(value, "_asdict")})
+        return {**self.extra, **data, "spec": self.spec.to_json()}
 
     @property
     def born(self) -> float:
@@ -781,76 +779,24 @@ class Record(NamedTuple):
         return cls._make([*known, unknown_keys(data, RECORD)])
 
 
-SPEC: dict[str, Kind] = {
-    "argv": _list_of(_text),
-    "cwd": _text,
-    "shell": _flag,
-    "port": _or_none(_integer),
-    "port_declared": _flag,
-    "env_given": _list_of(_text),
-    "env_taken": _list_of(_text),
-    "env_files": _list_of(_text),
-    "log_bytes": _size,
-    "port_asked": _text,
-    "lease": _kind("a lease", lambda v: isinstance(v, str) and bool(re.fullmatch(LEASES, v))),
-    "idle_timeout_s": _or_none(_number),
-    "ready": _list_of(_text),
-    "expect": _text,
-    "insecure": _flag,
-    "health": _list_of(_text),
-    "health_interval_s": _number,
-    "health_timeout_s": _number,
-    "health_retries": _integer,
-    "type": _one_of(*TYPES),
-    "pid_file": _or_none(_text),
-    "match": _or_none(_pattern),
-    "terminal": _or_none(_text),
-    "no_pause": _flag,
-    "require_env": _list_of(_text),
-    "restart": _one_of(*RESTARTS),
-    "max_restarts": _integer,
-    "restart_window_s": _number,
-    "success_codes": _text,
-    "no_restart_codes": _text,
-    "backoff_s": _number,
-    "backoff_max_s": _number,
-    "cooldown_s": _number,
-    "start_seconds": _number,
-    "success_log": _or_none(_pattern),
-    "failure_log": _or_none(_pattern),
-    "sample_s": _number,
-    "alerts": _list_of(_text),
-    "protocol": _one_of(*PROTOCOLS),
-    "keep_alive": _flag,
-}
-RECORD: dict[str, Kind] = {
-    "name": _text,
-    "spec": Spec.from_json,
-    "instance": _text,
-    "place": Place.from_json,
-    "wanted": _one_of("running", "stopped"),
-    "phase": _one_of(*LIVE_PHASES, *ENDED_PHASES, "external"),
-    "started_at": _number,
-    "last_active": _number,
-    "main": _or_none(Identity.from_json),
-    "supervisor": _or_none(Identity.from_json),
-    "exit": _or_none(Exit.from_json),
-    "reason": _text,
-    "owner": _or_none(Identity.from_json),
-    "owner_name": _text,
-    "lease_until": _or_none(_number),
-    "active_at": _or_none(_number),
-    "launcher": _or_none(Identity.from_json),
-    "environment": texts_by_name,
-    "restarts": _integer,
-    "restarted_at": _list_of(_number),
-    "backoffs": _integer,
-    "retry_at": _or_none(_number),
-    "failures": _integer,
-    "failed_at": _or_none(_number),
-    "log_at": _integer,
-    "alerts": _list_of(_text),
-}
+SPEC = kinds_of(
+    Spec,
+    log_bytes=_size,
+    lease=_kind("a lease", lambda v: isinstance(v, str) and bool(re.fullmatch(LEASES, v))),
+    type=_one_of(*TYPES),
+    match=_pattern,
+    restart=_one_of(*RESTARTS),
+    success_log=_pattern,
+    failure_log=_pattern,
+    protocol=_one_of(*PROTOCOLS),
+)
+read_identity, read_exit = reader(Identity, pid=_pid), reader(Exit, errno=_errno)
+KINDS.update(Spec=Spec.from_json, Identity=read_identity, Place=reader(Place), Exit=read_exit)
+RECORD = kinds_of(
+    Record,
+    wanted=_one_of("running", "stopped"),
+    phase=_one_of(*LIVE_PHASES, *ENDED_PHASES, "external"),
+)
 
 
 class Stat(NamedTuple):
@@ -1853,11 +1799,8 @@ class Ended(NamedTuple):
     killed: bool  # whether SIGKILL was needed
     left: tuple[int, ...]  # the pids that outlived even that
 
-    @classmethod
-    def from_json(cls, data: object, path: str) -> Ended:
-        """The Ended of a JSON object, or RecordError."""
-        kinds = {"processes": _integer, "seconds": _number, "killed": _flag, "left": _list_of(_pid)}
-        return cls._make(read_object(data, path, kinds))
+
+read_ended = reader(Ended)
 
 
 def is_alive(identity: Identity | None) -> bool:
@@ -2390,7 +2333,7 @@ class Event(NamedTuple):
         return f"{when} {self.name} {self.event}" + f": {why}" * bool(why)
 
 
-EVENT: dict[str, Kind] = {"at": _number, "name": _text, "event": _text, "why": _text}
+read_event = reader(Event)
 
 
 class Store:
@@ -2629,9 +2572,7 @@ class Store:
                 is_new = os.path.exists(path) and os.stat(path).st_mtime >= changed_after
                 for line in json_lines(path) if is_new else ():
                     with contextlib.suppress(RecordError):
-                        found.append(
-                            Event._make(read_object({**line, "name": key}, "event", EVENT))
-                        )
+                        found.append(read_event({**line, "name": key}, "event"))
         return sorted(found)
 
     def failed_exits(self, name: str) -> list[dict[str, object]]:
@@ -2640,7 +2581,7 @@ class Store:
         for line in json_lines(self.path(name, "exits.jsonl")):
             with contextlib.suppress(RecordError):
                 kept = {"cause": line.get("cause"), "log_tail": line.get("log_tail")}
-                found.append({**Exit.from_json(line, "exit")._asdict(), **kept})
+                found.append({**read_exit(line, "exit")._asdict(), **kept})
         return found[:-21:-1]
 
     # -- what a service wrote
@@ -2725,7 +2666,7 @@ class Sample(NamedTuple):
     size: int  # bytes in the present file
 
 
-SAMPLE: dict[str, Kind] = {"at": _number, "start": _integer, "size": _integer}
+read_sample = reader(Sample)
 
 
 def log_samples(path: str) -> list[Sample]:
@@ -2733,7 +2674,7 @@ def log_samples(path: str) -> list[Sample]:
     samples = []
     for line in json_lines(path):
         with contextlib.suppress(RecordError):
-            samples.append(Sample._make(read_object(line, "sample", SAMPLE)))
+            samples.append(read_sample(line, "sample"))
     return samples
 
 
@@ -2752,7 +2693,7 @@ def last_sample(path: str) -> Sample:
     """The youngest sample, read from the end of the file."""
     lines = read_tail(path, 400).splitlines()
     with contextlib.suppress(IndexError, ValueError):
-        return Sample._make(read_object(json.loads(lines[-1]), "sample", SAMPLE))
+        return read_sample(json.loads(lines[-1]), "sample")
     return Sample(0.0, 0, 0)
 
 
@@ -3589,7 +3530,7 @@ class StopRequest(NamedTuple):
     @classmethod
     def from_json(cls, data: object) -> StopRequest:
         """The StopRequest of a JSON object, or RecordError."""
-        kinds = {"main": _or_none(Identity.from_json), "spare": _list_of(_integer)}
+        kinds = {"main": _or_none(read_identity), "spare": _list_of(_integer)}
         kinds.update(timeout_s=_number, force=_flag)
         return cls._make(read_object(data, "request", kinds))
 
@@ -6222,7 +6163,7 @@ def finish_stop(store: Store, stopping: Stopping) -> tuple[Record, Ended | None]
         retire_supervisor(record)
         seen = find(store, record.name)
         return stop_unsupervised(store, stopping._replace(seen=seen, connection=None))
-    ended = Ended.from_json(answer.get("ended"), "answer.ended")
+    ended = read_ended(answer.get("ended"), "answer.ended")
     check_ended(record, ended)
     if answer.get("unsaved"):
         where = shown_path(store.state_path)
