@@ -69,19 +69,47 @@ import time
 TYPE_CHECKING = False  # type checkers take this name for true; importing typing takes 2 ms
 if TYPE_CHECKING:
     import argparse
+    import ctypes
+    import errno
+    import pwd
+    import secrets
+    import select
     import selectors
+    import shlex
+    import shutil
     import signal
     import socket
+    import struct
     import subprocess
+    import tempfile
+    import termios
+    import threading
+    import tty
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from typing import NamedTuple, NoReturn, Protocol, TextIO, TypeVar
 
     Kind = Callable[[object, str], object]
     Message = dict[str, object]  # of JSON-RPC
+    import psutil
+
     Owner = tuple["Identity | None", str]  # a process and its name; None: nobody
     Made = TypeVar("Made", bound=NamedTuple)
 else:
     from operator import itemgetter
+
+    class Late:
+        """A module that is imported when it is first used: each takes milliseconds."""
+
+        def __init__(self, name):
+            self.name = name
+
+        def __getattr__(self, wanted):
+            module = globals()[self.name] = __import__(self.name)
+            return getattr(module, wanted)
+
+    LATE = "ctypes errno psutil pwd secrets select shlex shutil signal socket struct subprocess "
+    LATE += "tempfile termios threading tty"
+    globals().update({name: Late(name) for name in LATE.split()})
 
     class NamedTuple(tuple):
         """What is used here of typing.NamedTuple, which takes 0.2 ms a class: 4 ms a command."""
@@ -288,8 +316,6 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 def codes_of(text: str) -> set[int]:
     """The exit codes of `0,143,SIGINT`: of signal n 128+n, as a shell reports it."""
-    import signal
-
     known, words = signal.Signals.__members__, [word.strip() for word in text.split(",")]
     numbers = {int(word) for word in words if word.isdecimal() and len(word) < 11}
     return numbers | {128 + known[word] for word in words if word in known}
@@ -864,13 +890,7 @@ OPERATOR = r"&&|\|\||[|&;<>()\n]"
 ASSIGNMENT = r"\s*([A-Za-z_]\w*=)"
 
 
-if TYPE_CHECKING:
-    import psutil
-
-
 def _psutil_stat(pid: int) -> Stat | None:
-    import psutil
-
     try:
         process = psutil.Process(pid)
         with process.oneshot():
@@ -888,15 +908,11 @@ def _psutil_stat(pid: int) -> Stat | None:
 
 
 def _psutil_stats() -> dict[int, Stat]:
-    import psutil
-
     looks = ((pid, _psutil_stat(pid)) for pid in psutil.pids())
     return {pid: look for pid, look in looks if look}
 
 
 def _psutil_cookie(pid: int) -> Cookie:
-    import psutil
-
     with contextlib.suppress(psutil.Error, OSError):
         environ = psutil.Process(pid).environ()
         return Cookie(*(environ.get(name, "") for name in COOKIE_NAMES))
@@ -904,8 +920,6 @@ def _psutil_cookie(pid: int) -> Cookie:
 
 
 def _psutil_boot() -> str:
-    import psutil
-
     return f"{psutil.boot_time() / 60:.0f}"  # to the minute: it moves with the clock's corrections
 
 
@@ -1005,9 +1019,6 @@ if sys.platform == "win32":
 
     def send_signal(identity: Identity, force: bool) -> bool:
         """End a process for certain, or politely by CTRL_BREAK: False where that can't reach it."""
-        import signal
-
-        import psutil
 
         look = stat_of(identity.pid)
         if look is None or look.identity != identity:
@@ -1036,8 +1047,6 @@ if sys.platform == "win32":
 
         Its pid, and the descriptors to write its order to and to read its answer from.
         """
-        import subprocess
-
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
         pipe, out = subprocess.PIPE, subprocess.STDOUT
         breakaway = flags | subprocess.CREATE_BREAKAWAY_FROM_JOB
@@ -1083,8 +1092,6 @@ if sys.platform == "win32":
 
         select() knows sockets only, so two threads carry between one and the pipes.
         """
-        import socket
-        import threading
         from functools import partial
 
         ours, theirs = socket.socketpair()
@@ -1107,10 +1114,6 @@ if sys.platform == "win32":
         argv: Sequence[str], cwd: str, env: dict[str, str], log: int, instance: str, ends: list[int]
     ) -> int:
         """The pid of the service, suspended until it is in its job; OSError if it can't run."""
-        import shutil
-        import subprocess
-        import threading
-
         create_suspended = 0x4
         output = _appender(log)
         os.chdir(cwd)  # CreateProcess looks for the program from the caller's directory
@@ -1225,9 +1228,6 @@ if sys.platform == "win32":
 
     def listen_local(directory: str) -> tuple[socket.socket, str]:
         """A listening loopback socket and its token, both left in a file of the directory."""
-        import secrets
-        import socket
-
         server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         server.bind(("127.0.0.1", 0))
@@ -1240,8 +1240,6 @@ if sys.platform == "win32":
 
     def connect_local(directory: str, timeout_s: float) -> tuple[socket.socket, str]:
         """A connection to what listens there, and the token to show; OSError if nothing does."""
-        import socket
-
         with open(os.path.join(directory, CONTROL_SOCKET), encoding="utf-8") as file:
             address = json.load(file)
         return socket.create_connection(("127.0.0.1", address["port"]), timeout_s), address["token"]
@@ -1256,8 +1254,6 @@ if sys.platform == "win32":
 
     def join_command(words: Sequence[str]) -> str:
         """One line that splits into these words again."""
-        import subprocess
-
         return subprocess.list2cmdline(words)
 
     def shell_sign(text: str) -> str | None:
@@ -1347,10 +1343,6 @@ else:
 
     def key_within(wait_s: float) -> str:
         """The key that is pressed within some seconds, "" if none is or there is no keyboard."""
-        import select
-        import termios
-        import tty
-
         if not os.isatty(0):
             time.sleep(wait_s)
             return ""
@@ -1397,8 +1389,6 @@ else:
         Through a pidfd where there is one: between check and signal the pid can't change hands.
         False if the process is gone or not ours to signal.
         """
-        import signal
-
         handle = death_watch(identity)
         try:
             look = stat_of(identity.pid)
@@ -1423,9 +1413,6 @@ else:
         sock_diag(7) hands out the listening sockets alone: 0.05 ms, where the kernel walks all of
         its tables to write /proc/net/tcp: 5 ms.
         """
-        import socket
-        import struct
-
         if sys.platform != "linux" or not _has_proc():
             return None
         found: dict[str, Listener] = {}
@@ -1457,8 +1444,6 @@ else:
 
     def user_name(uid: int) -> str:
         """The name of a user, or the number if it has none."""
-        import pwd
-
         with contextlib.suppress(KeyError):
             return pwd.getpwuid(uid).pw_name
         return str(uid)
@@ -1506,8 +1491,6 @@ else:
 
     def read_answer(descriptor: int, wait_s: float) -> bytes:
         """What is to be read until the first line end, the end, or for wait_s seconds."""
-        import select
-
         answer, deadline = b"", time.monotonic() + wait_s
         while not answer.endswith(b"\n"):
             left_s = max(0.0, deadline - time.monotonic())
@@ -1524,8 +1507,6 @@ else:
 
         `auto`: in the caller's tmux, on the screen, else in a tmux that can be attached to.
         """
-        import shutil
-
         in_tmux, screens = "TMUX" in os.environ, ("DISPLAY", "WAYLAND_DISPLAY")
         has_screen = sys.platform == "darwin" or any(map(os.environ.get, screens))
         tmux = "tmux new-window -n {name} {}" if in_tmux else "tmux new-session -d -s {name} {}"
@@ -1536,9 +1517,6 @@ else:
 
     def await_key(text: str) -> None:
         """Say this in our window; from now on a key makes descriptor 0 readable."""
-        import signal
-        import tty
-
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         os.tcsetpgrp(0, os.getpgrp())  # a shell may have put a group of its own in front
         tty.setcbreak(0)
@@ -1546,8 +1524,6 @@ else:
 
     def settle(in_window: bool = False) -> None:
         """Leave the caller's session (a window's we keep) and directory, and its descriptors."""
-        import signal
-
         with contextlib.suppress(PermissionError):  # we lead a session already
             None if in_window else os.setsid()
         # What the caller blocked is inherited. Who asks us to stop is heard from watch() on.
@@ -1563,8 +1539,6 @@ else:
 
         A socket pair, as libuv's hosts use it too: one descriptor for both ways.
         """
-        import socket
-
         ours, theirs = socket.socketpair()
         return ours, os.dup(theirs.fileno()), theirs.detach()
 
@@ -1576,8 +1550,6 @@ else:
         With log -1 it shares our session and our terminal, the window that we run in.
         posix_spawn(3) as in launch_supervisor(); it knows no directory, and searches our own PATH.
         """
-        import signal
-
         null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
         output = [(os.POSIX_SPAWN_DUP2, log, to) for to in (1, 2)]
         output += [(os.POSIX_SPAWN_DUP2, end, to) for to, end in enumerate(ends)]
@@ -1602,8 +1574,6 @@ else:
         """Have orphaned descendants come back to us: PR_SET_CHILD_SUBREAPER(2const), Linux 3.4."""
         if not _has_proc():
             return False
-        import ctypes
-
         pr_set_child_subreaper = 36
         with contextlib.suppress(OSError, AttributeError):
             return bool(ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0) == 0)
@@ -1611,8 +1581,6 @@ else:
 
     def watch(wake: socket.socket) -> None:
         """Have a byte sent to `wake` when a child ends or somebody signals us, from now on."""
-        import signal
-
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         handled = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
         for number in handled:
@@ -1621,8 +1589,6 @@ else:
 
     def asks_to_stop(wakes: bytes, in_window: bool) -> str:
         """Why the wakes ask for it, "" if they don't: SIGTERM, or SIGHUP of our window."""
-        import signal
-
         hung_up = in_window and signal.SIGHUP in wakes
         told = "its supervisor got SIGTERM" if signal.SIGTERM in wakes else ""
         return "its window was closed (SIGHUP)" if hung_up else told
@@ -1645,8 +1611,6 @@ else:
 
         And whether no other child is left: ECHILD of waitpid(2).
         """
-        import signal
-
         ended: list[tuple[int, int | None, str | None, bool]] = []
         with contextlib.suppress(ChildProcessError):
             while True:
@@ -1676,8 +1640,6 @@ else:
 
     def alarm(wait_s: float, act: Callable[[], None]) -> None:
         """Have `act` called in wait_s seconds, in the middle of anything; 0: no more."""
-        import signal
-
         signal.signal(signal.SIGALRM, lambda *_: act())
         signal.setitimer(signal.ITIMER_REAL, wait_s)
 
@@ -1720,8 +1682,6 @@ else:
 
     def listen_local(directory: str) -> tuple[socket.socket, str]:
         """A listening Unix socket in the directory; it needs no token, its mode protects it."""
-        import socket
-
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with _address(directory) as address:
             with contextlib.suppress(FileNotFoundError):
@@ -1733,8 +1693,6 @@ else:
 
     def connect_local(directory: str, timeout_s: float) -> tuple[socket.socket, str]:
         """A connection to what listens there, and the token to show; OSError if nothing does."""
-        import socket
-
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         client.settimeout(timeout_s)
         try:
@@ -1747,14 +1705,10 @@ else:
 
     def split_command(text: str) -> list[str]:
         """The words of a command line as a POSIX shell splits them; ValueError if it can't be."""
-        import shlex
-
         return shlex.split(re.sub(CONTINUED, r"\1", text))
 
     def join_command(words: Sequence[str]) -> str:
         """One line that splits into these words again."""
-        import shlex
-
         return " ".join(map(shlex.quote, words))
 
     def shell_sign(text: str) -> str | None:
@@ -1998,8 +1952,6 @@ def session_owner() -> Owner:
 
     Else the topmost of those; None if pid 1 is the one, as an agent in a container may be.
     """
-    import psutil
-
     owner: Owner = (None, "")
     for look in filter(None, map(stat_of, lineage()[1:])):
         with contextlib.suppress(psutil.Error, OSError):
@@ -2016,8 +1968,6 @@ def owner_of(lease: str) -> Owner:
     """The process as long as which a service may live; UsageError if it doesn't live."""
     if not lease.isdigit():
         return session_owner() if lease == "session" else (None, "")
-    import psutil
-
     look = stat_of(int(lease)) if int(lease) > 1 else None
     with contextlib.suppress(psutil.Error):
         if look and not look.is_dead:
@@ -2028,8 +1978,6 @@ def owner_of(lease: str) -> Owner:
 
 def command_line(pid: int) -> str:
     """The command line of a process as one line, "" if it can't be seen."""
-    import psutil
-
     with contextlib.suppress(psutil.Error, OSError):
         return join_command(psutil.Process(pid).cmdline())
     return ""
@@ -2057,8 +2005,6 @@ def listeners(pids: Iterable[int]) -> list[Listener]:
     if known is not None:
         pairs = ((pid, name) for pid in pids for name in sockets_of(pid) if name in known)
         return [known[name]._replace(pid=pid) for pid, name in dict.fromkeys(pairs)]
-    import psutil
-
     listening: list[Listener] = []
     for pid in pids:
         with contextlib.suppress(psutil.Error, OSError):
@@ -2136,8 +2082,6 @@ class Holder(NamedTuple):
 
 def look_at(pid: int | None, listening: Sequence[Listener] = ()) -> Holder:
     """What can be seen of a process."""
-    import psutil
-
     look, uids = stat_of(pid) if pid else None, {one.uid for one in listening} - {None}
     holder = Holder(addresses=tuple(sorted({one.address for one in listening})))
     if not pid or look is None:
@@ -2222,8 +2166,6 @@ def is_in_project(path: str, home: str) -> bool:
 
     Where everything is kept (/, ~, the temporary directory, what holds them) is no project.
     """
-    import tempfile
-
     is_at_root = os.path.basename(home) == ".spm"
     root = os.path.realpath(os.path.dirname(home) if is_at_root else project_root(os.getcwd()))
     path, inner = os.path.realpath(path), (".git", ".spm")
@@ -2241,8 +2183,6 @@ def state_errors(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        import errno
-
         name = errno.errorcode.get(error.errno or 0, "")
         advice = STATE_ADVICE.get(name, "see what is there: ls -la {path}")
         reason = error.strerror or str(error)
@@ -2702,8 +2642,6 @@ def receive(connection: socket.socket, wait_s: float) -> dict[str, object]:
 
     It reads to the end of the line and no further: a second answer may stand behind it.
     """
-    import socket
-
     received = b""
     connection.settimeout(wait_s)
     while not received.endswith(b"\n"):
@@ -2751,8 +2689,6 @@ def records_from_cookies(home: str, known: Iterable[str]) -> dict[str, Record]:
 
 
 def _record_from_process(main: Identity, cookie: Cookie) -> Record:
-    import psutil
-
     argv: tuple[str, ...] = ("?",)
     cwd, started_at = "/", time.time()
     with contextlib.suppress(psutil.Error, OSError):
