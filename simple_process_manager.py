@@ -61,6 +61,7 @@ if __name__ == "__main__" and sys.path[:1] == [os.path.dirname(os.path.abspath(_
     del sys.path[0]  # the user's repository: its queue.py must not shadow the standard library's
 
 import contextlib
+import functools
 import itertools
 import json
 import re
@@ -907,11 +908,6 @@ def _psutil_stat(pid: int) -> Stat | None:
         return None
 
 
-def _psutil_stats() -> dict[int, Stat]:
-    looks = ((pid, _psutil_stat(pid)) for pid in psutil.pids())
-    return {pid: look for pid, look in looks if look}
-
-
 def _psutil_cookie(pid: int) -> Cookie:
     with contextlib.suppress(psutil.Error, OSError):
         environ = psutil.Process(pid).environ()
@@ -940,7 +936,12 @@ def descendants(pid: int) -> dict[int, Stat]:
                 path = f"/proc/{one}/task/{thread}/children"
                 with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
                     queue += map(int, file.readall().split())
-    return {one: look for one in queue for look in [stat_of(one)] if look}
+    return looks_at(queue)
+
+
+def looks_at(pids: Iterable[int]) -> dict[int, Stat]:
+    """One look at each of these processes that is there, by pid."""
+    return {pid: look for pid in pids for look in [stat_of(pid)] if look}
 
 
 if sys.platform == "win32":
@@ -957,22 +958,28 @@ if sys.platform == "win32":
     CMD_SWITCHES = ("/d", "/s", "/c")
     my_user_id = 0  # as os.stat() has it: the access list of the profile protects the directory
     stat_of, cookie_of, user_name = _psutil_stat, _psutil_cookie, str
+    oom_kills = int  # 0: Windows refuses memory, it doesn't end a process for it
+    become_subreaper = bool  # False: the job object holds the tree
+
+    def _lacking(*_: object) -> None: ...
+
+    is_open_to_others: Callable[[int], object] = _lacking  # it has no such bits
+    listen_sockets: Callable[[], dict[str, Listener] | None] = _lacking  # only psutil knows
+    terminal_line: Callable[[str], str | None] = _lacking  # no supervisor can be in a window
+    await_key: Callable[[str], None] = _lacking
+    alarm: Callable[[float, Callable[[], None]], None] = _lacking  # no signal could interrupt us
+    death_watch: Callable[[Identity], int | None] = _lacking  # who isn't our child is looked at
 
     def steady_s() -> float:
-        """Seconds since the boot without those asleep, which time.monotonic() counts here.
-
-        QueryUnbiasedInterruptTime(realtimeapiset.h), in units of 100 ns.
-        """
-        ticks = ctypes.c_ulonglong()
+        """Seconds since the boot without those asleep, which time.monotonic() counts here."""
+        ticks = ctypes.c_ulonglong()  # of 100 ns
         _kernel32.QueryUnbiasedInterruptTime(ctypes.byref(ticks))
         return ticks.value / 1e7
 
     def all_stats() -> dict[int, Stat]:
-        """One look at every process that can be seen, by pid.
-
-        An orphan keeps its parent's number, which a later process may have: no parent then.
-        """
-        stats = _psutil_stats()
+        """One look at every process that can be seen, by pid."""
+        # An orphan keeps its parent's number, which a later process may have: no parent then.
+        stats = looks_at(psutil.pids())
         began = {pid: float(look.identity.token or 0) for pid, look in stats.items()}
         for pid, look in stats.items():
             if began.get(look.parent, 0.0) > began[pid]:
@@ -982,10 +989,6 @@ if sys.platform == "win32":
     def place() -> Place:
         """Where pids mean something."""
         return Place(os.environ.get("COMPUTERNAME", ""), _psutil_boot(), "")
-
-    def is_open_to_others(mode: int) -> bool:
-        """Never: Windows has no such bits."""
-        return False
 
     def process_group(pid: int) -> int:
         """None: the job object stands in, see companions()."""
@@ -1034,10 +1037,6 @@ if sys.platform == "win32":
             return False
         return True
 
-    def listen_sockets() -> dict[str, Listener] | None:
-        """Only psutil knows."""
-        return None
-
     def sockets_of(pid: int) -> list[str]:
         """Only psutil knows."""
         return []
@@ -1049,15 +1048,16 @@ if sys.platform == "win32":
         """
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
         pipe, out = subprocess.PIPE, subprocess.STDOUT
-        breakaway = flags | subprocess.CREATE_BREAKAWAY_FROM_JOB
+
+        def launch(more: int) -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                argv, env=env, stdin=pipe, stdout=pipe, stderr=out, creationflags=flags | more
+            )
+
         try:
-            process = subprocess.Popen(
-                argv, env=env, stdin=pipe, stdout=pipe, stderr=out, creationflags=breakaway
-            )
+            process = launch(subprocess.CREATE_BREAKAWAY_FROM_JOB)
         except PermissionError:  # ERROR_ACCESS_DENIED: our job doesn't let anybody go
-            process = subprocess.Popen(
-                argv, env=env, stdin=pipe, stdout=pipe, stderr=out, creationflags=flags
-            )
+            process = launch(0)
         assert process.stdin and process.stdout
         ends = (process.pid, os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno()))
         process.stdin.close()
@@ -1074,14 +1074,6 @@ if sys.platform == "win32":
         """End a supervisor that got no order: TerminateProcess."""
         with contextlib.suppress(OSError):
             os.kill(pid, 9)
-
-    def terminal_line(asked: str) -> str | None:
-        """None: no way to have the supervisor inside the window is known here."""
-        return None
-
-    def await_key(text: str) -> None:
-        """Never called: there is no such window."""
-        raise OSError(text)
 
     def settle(in_window: bool = False) -> None:
         """Leave the caller's directory: nobody could remove it. CreateProcess did the rest."""
@@ -1154,10 +1146,6 @@ if sys.platform == "win32":
             return os.dup(log)
         return msvcrt.open_osfhandle(handle, os.O_APPEND)
 
-    def become_subreaper() -> bool:
-        """There is no such thing; the job object holds the tree."""
-        return False
-
     def watch(wake: socket.socket) -> None:
         """Have a byte sent to `wake` when a child ends that is launched from now on."""
         _wakes.append(wake)
@@ -1171,10 +1159,6 @@ if sys.platform == "win32":
         """Never: only its socket asks a supervisor to stop."""
         return ""
 
-    def oom_kills() -> int:
-        """None known of: Windows refuses memory, it doesn't end a process for it."""
-        return 0
-
     def reap() -> tuple[list[tuple[int, int | None, str | None, bool]], bool]:
         """(pid, exit code, signal name, core) of the children that have ended since the last call.
 
@@ -1187,13 +1171,6 @@ if sys.platform == "win32":
     def exit_code_of(process: subprocess.Popen[bytes]) -> int | None:
         """The exit code of a child, None while it runs."""
         return process.poll()
-
-    def alarm(wait_s: float, act: Callable[[], None]) -> None:
-        """Nothing: there is no signal that could interrupt us."""
-
-    def death_watch(identity: Identity) -> int | None:
-        """None: a process that isn't our child has to be looked at."""
-        return None
 
     def try_lock(descriptor: int) -> bool:
         """Take the exclusive lock on an open file, or return False; it ends with its holder."""
@@ -1268,7 +1245,6 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    _facts: dict[str, str] = {}  # read once, they don't change while we live
     _reaped: dict[int, int] = {}  # the exit codes that reap() collected last
     my_user_id = os.geteuid()
     # One clock for all processes of a boot (docs.python.org/3/library/time.html#time.monotonic);
@@ -1280,15 +1256,12 @@ else:
     def _has_proc() -> bool:
         return os.path.exists("/proc/self/stat")
 
+    @functools.lru_cache(None)
     def _boot() -> str:
         """The boot id of proc_sys_kernel(5), else the minute of the boot."""
-        if "boot" not in _facts:
-            try:
-                with open("/proc/sys/kernel/random/boot_id", "rb") as file:
-                    _facts["boot"] = file.read(8).decode()
-            except OSError:
-                _facts["boot"] = _psutil_boot()
-        return _facts["boot"]
+        with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            return file.read(8).decode()
+        return _psutil_boot()
 
     def place() -> Place:
         """Where pids mean something; the namespace as in pid_namespaces(7)."""
@@ -1336,10 +1309,8 @@ else:
 
     def all_stats() -> dict[int, Stat]:
         """One look at every process that can be seen, by pid."""
-        if not _has_proc():
-            return _psutil_stats()
-        looks = ((int(name), stat_of(int(name))) for name in os.listdir("/proc") if name.isdigit())
-        return {pid: look for pid, look in looks if look}
+        names = filter(str.isdigit, os.listdir("/proc")) if _has_proc() else psutil.pids()
+        return looks_at(map(int, names))
 
     def key_within(wait_s: float) -> str:
         """The key that is pressed within some seconds, "" if none is or there is no keyboard."""
@@ -1491,12 +1462,11 @@ else:
 
     def read_answer(descriptor: int, wait_s: float) -> bytes:
         """What is to be read until the first line end, the end, or for wait_s seconds."""
-        answer, deadline = b"", time.monotonic() + wait_s
+        chunk, answer, deadline = b"", b"", time.monotonic() + wait_s
         while not answer.endswith(b"\n"):
             left_s = max(0.0, deadline - time.monotonic())
-            chunk = b""
-            if select.select([descriptor], [], [], left_s)[0]:
-                chunk = os.read(descriptor, 1 << 16)
+            is_there = select.select([descriptor], [], [], left_s)[0]
+            chunk = os.read(descriptor, 1 << 16) if is_there else b""
             if not chunk:
                 break
             answer += chunk
@@ -1617,16 +1587,12 @@ else:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return ended, False
-                _reaped[pid] = os.waitstatus_to_exitcode(status)
+                code = _reaped[pid] = os.waitstatus_to_exitcode(status)
                 if len(_reaped) > 50:
                     del _reaped[next(iter(_reaped))]
-                if not os.WIFSIGNALED(status):
-                    ended.append((pid, os.WEXITSTATUS(status), None, False))
-                    continue
-                number = os.WTERMSIG(status)
-                known = number in set(signal.Signals)
-                name = signal.Signals(number).name if known else f"signal {number}"
-                ended.append((pid, None, name, os.WCOREDUMP(status)))
+                names = [one.name for one in signal.Signals if one == -code]
+                name = None if code >= 0 else (names or [f"signal {-code}"])[0]
+                ended.append((pid, None if name else code, name, os.WCOREDUMP(status)))
         return ended, True
 
     def exit_code_of(process: subprocess.Popen[bytes]) -> int | None:
@@ -2040,15 +2006,10 @@ def own_listeners(record: Record, port: int | None) -> list[Listener]:
     return sorted({one for one in rows if port in (None, one.port)}, key=lambda one: one[:2])
 
 
-def holder_at(address: str, port: int) -> int | None:
-    """The pid that answers at that very address, None if it can't be seen."""
-    found = port_listeners(port)
-    return next((one.pid for one in found if address in reached_at(one.address)), None)
-
-
-def port_holder(port: int) -> int | None:
-    """The pid that listens on a TCP port; None if nobody does or it can't be seen."""
-    return next((one.pid for one in port_listeners(port) if one.pid), None)
+def port_holder(port: int, address: str = "") -> int | None:
+    """The pid that listens on a port or answers at that address of it; None if not to be seen."""
+    found = [one for one in port_listeners(port) if address in ("", *reached_at(one.address))]
+    return next((one.pid for one in found if one.pid), None)
 
 
 class Holder(NamedTuple):
@@ -2704,16 +2665,7 @@ def _record_from_process(main: Identity, cookie: Cookie) -> Record:
 def new_record(name: str, spec: Spec, instance: str) -> Record:
     """The record of an instance that is about to start here and now."""
     now = time.time()
-    return Record(
-        name=name,
-        spec=spec,
-        instance=instance,
-        place=place(),
-        wanted="running",
-        phase="starting",
-        started_at=now,
-        last_active=now,
-    )
+    return Record(name, spec, instance, place(), "running", "starting", now, now)
 
 
 # == Probes ========================================================================================
@@ -2950,7 +2902,7 @@ class Checks:
                 if is_meant and (at == answering or probe_tcp(number, (at,))[0]):
                     return Sight(True, f"{joined_host(at, number)} answers", number, at, pid)
         if port and answering:
-            seen = f"{describe_process(holder_at(answering, port))} answers there"
+            seen = f"{describe_process(port_holder(port, answering))} answers there"
         return Sight(False, seen, port, is_foreign=bool(answering))
 
 
