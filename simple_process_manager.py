@@ -474,10 +474,8 @@ ENV_ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 
 
 def parse_env_text(text: str, source: str) -> dict[str, str]:
-    """The variables of a dotenv text: quotes, `export`, comments; ConfigError names the bad line.
-
-    The line itself is never shown: it may hold a secret.
-    """
+    """The variables of a dotenv text: quotes, export, comments; ConfigError names the bad line."""
+    # The line itself is never shown: it may hold a secret.
     values: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -1042,10 +1040,8 @@ if sys.platform == "win32":
         return []
 
     def launch_supervisor(argv: list[str], env: dict[str, str]) -> tuple[int, int, int]:
-        """Start a supervisor apart from our console and, where it lets us, from our job.
-
-        Its pid, and the descriptors to write its order to and to read its answer from.
-        """
+        """Start a supervisor apart from our console and, where it lets us, from our job."""
+        # Its pid, and the descriptors to write its order to and to read its answer from.
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
         pipe, out = subprocess.PIPE, subprocess.STDOUT
 
@@ -1080,10 +1076,8 @@ if sys.platform == "win32":
         os.chdir(os.environ.get("SYSTEMROOT", "/"))
 
     def service_pipes() -> tuple[socket.socket, int, int]:
-        """Our end of a service's stdin and stdout, and the two descriptors that become its own.
-
-        select() knows sockets only, so two threads carry between one and the pipes.
-        """
+        """Our end of a service's stdin and stdout, and the two descriptors that become its own."""
+        # select() knows sockets only, so two threads carry between one and the pipes.
         from functools import partial
 
         ours, theirs = socket.socketpair()
@@ -1160,10 +1154,8 @@ if sys.platform == "win32":
         return ""
 
     def reap() -> tuple[list[tuple[int, int | None, str | None, bool]], bool]:
-        """(pid, exit code, signal name, core) of the children that have ended since the last call.
-
-        And whether the system knows of no other child: never, it keeps no such list.
-        """
+        """(pid, exit code, signal name, core) of the children that ended since the last call."""
+        # And whether the system knows of no other child: never, it keeps no such list.
         ended = [child for child in _children if child.poll() is not None]
         _children[:] = [child for child in _children if child not in ended]
         return [(child.pid, child.returncode, None, False) for child in ended], False
@@ -1344,10 +1336,8 @@ else:
         return Cookie(*(environ.get(name, "") for name in COOKIE_NAMES))
 
     def companions(main: Identity, instance: str, stats: dict[int, Stat]) -> dict[int, str]:
-        """The members of the main process's group, with the reason.
-
-        Only while the leader is there to vouch for the group: its number may be used again later.
-        """
+        """The members of the main process's group, with the reason."""
+        # Only while the leader is there to vouch for the group: its number may be used again later.
         leader = stats.get(main.pid)
         if leader is None or leader.identity != main:
             return {}
@@ -1355,11 +1345,9 @@ else:
         return {pid: reason for pid, look in stats.items() if look.group == main.pid}
 
     def send_signal(identity: Identity, force: bool) -> bool:
-        """SIGKILL if `force`, else SIGTERM and SIGCONT, after checking the identity.
-
-        Through a pidfd where there is one: between check and signal the pid can't change hands.
-        False if the process is gone or not ours to signal.
-        """
+        """SIGKILL if `force`, else SIGTERM and SIGCONT, after checking the identity."""
+        # Through a pidfd where there is one: between check and signal the pid can't change hands.
+        # False if the process is gone or not ours to signal.
         handle = death_watch(identity)
         try:
             look = stat_of(identity.pid)
@@ -1379,11 +1367,9 @@ else:
         return True
 
     def listen_sockets() -> dict[str, Listener] | None:
-        """Each listening TCP socket by its name in /proc/PID/fd; None: ask psutil.
-
-        sock_diag(7) hands out the listening sockets alone: 0.05 ms, where the kernel walks all of
-        its tables to write /proc/net/tcp: 5 ms.
-        """
+        """Each listening TCP socket by its name in /proc/PID/fd; None: ask psutil."""
+        # sock_diag(7) hands out the listening sockets alone: 0.05 ms, where the kernel walks all of
+        # its tables to write /proc/net/tcp: 5 ms.
         if sys.platform != "linux" or not _has_proc():
             return None
         found: dict[str, Listener] = {}
@@ -1429,11 +1415,9 @@ else:
         return found
 
     def launch_supervisor(argv: list[str], env: dict[str, str]) -> tuple[int, int, int]:
-        """Start a supervisor: its pid, and where to write its order to and read its answer from.
-
-        posix_spawn(3), because importing subprocess takes 3 ms; session, directory and inherited
-        descriptors are the supervisor's own first business: see settle().
-        """
+        """Start a supervisor: its pid, and where to write its order to and read its answer from."""
+        # posix_spawn(3), because importing subprocess takes 3 ms; session, directory and inherited
+        # descriptors are the supervisor's own first business: see settle().
         ends = [_above_standard(end) for pipe in (os.pipe(), os.pipe()) for end in pipe]
         order, write_order, read_answer, answer = ends
         moves = [
@@ -1473,10 +1457,8 @@ else:
         return answer
 
     def terminal_line(asked: str) -> str | None:
-        """How to run a command in a new window, {} standing for its words; None if there is no way.
-
-        `auto`: in the caller's tmux, on the screen, else in a tmux that can be attached to.
-        """
+        """How to run a command in a new window, {} standing for its words; None if none can."""
+        # `auto`: in the caller's tmux, on the screen, else in a tmux that can be attached to.
         in_tmux, screens = "TMUX" in os.environ, ("DISPLAY", "WAYLAND_DISPLAY")
         has_screen = sys.platform == "darwin" or any(map(os.environ.get, screens))
         tmux = "tmux new-window -n {name} {}" if in_tmux else "tmux new-session -d -s {name} {}"
@@ -1505,21 +1487,17 @@ else:
                     os.close(int(name))
 
     def service_pipes() -> tuple[socket.socket, int, int]:
-        """Our end of a service's stdin and stdout, and the two descriptors that become its own.
-
-        A socket pair, as libuv's hosts use it too: one descriptor for both ways.
-        """
+        """Our end of a service's stdin and stdout, and the two descriptors that become its own."""
+        # A socket pair, as libuv's hosts use it too: one descriptor for both ways.
         ours, theirs = socket.socketpair()
         return ours, os.dup(theirs.fileno()), theirs.detach()
 
     def launch_service(
         argv: Sequence[str], cwd: str, env: dict[str, str], log: int, instance: str, ends: list[int]
     ) -> int:
-        """The pid of the service, in a session of its own; OSError if it can't be executed.
-
-        With log -1 it shares our session and our terminal, the window that we run in.
-        posix_spawn(3) as in launch_supervisor(); it knows no directory, and searches our own PATH.
-        """
+        """The pid of the service, in a session of its own; OSError if it can't be executed."""
+        # With log -1 it shares our session and our terminal, the window that we run in.
+        # posix_spawn(3) as in launch_supervisor(); it knows no directory, searches our own PATH.
         null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
         output = [(os.POSIX_SPAWN_DUP2, log, to) for to in (1, 2)]
         output += [(os.POSIX_SPAWN_DUP2, end, to) for to, end in enumerate(ends)]
@@ -1564,10 +1542,8 @@ else:
         return "its window was closed (SIGHUP)" if hung_up else told
 
     def oom_kills() -> int:
-        """How often the kernel ended a process of our cgroup for want of memory, as far as known.
-
-        cgroup v2 says so in memory.events, v1 in memory.oom_control.
-        """
+        """How often the kernel ended a process of our cgroup for want of memory, if known."""
+        # cgroup v2 says so in memory.events, v1 in memory.oom_control.
         with contextlib.suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as groups:
             for controller, group in (line.rstrip().split(":", 2)[1:] for line in groups):
                 files = {"": "{}/memory.events", "memory": "/memory{}/memory.oom_control"}
@@ -1577,10 +1553,8 @@ else:
         return 0
 
     def reap() -> tuple[list[tuple[int, int | None, str | None, bool]], bool]:
-        """(pid, exit code, signal name, core) of the children that have ended since the last call.
-
-        And whether no other child is left: ECHILD of waitpid(2).
-        """
+        """(pid, exit code, signal name, core) of the children that ended since the last call."""
+        # And whether no other child is left: ECHILD of waitpid(2).
         ended: list[tuple[int, int | None, str | None, bool]] = []
         with contextlib.suppress(ChildProcessError):
             while True:
@@ -1914,10 +1888,8 @@ def is_runner(name: str, words: Sequence[str]) -> bool:
 
 
 def session_owner() -> Owner:
-    """Whose session this is, and its name: the nearest ancestor that isn't a runner.
-
-    Else the topmost of those; None if pid 1 is the one, as an agent in a container may be.
-    """
+    """Whose session this is, and its name: the nearest ancestor that isn't a runner."""
+    # Else the topmost of those; None if pid 1 is the one, as an agent in a container may be.
     owner: Owner = (None, "")
     for look in filter(None, map(stat_of, lineage()[1:])):
         with contextlib.suppress(psutil.Error, OSError):
@@ -1950,10 +1922,8 @@ def command_line(pid: int) -> str:
 
 
 def matching(pattern: str, record: Record, born: float = 0.0) -> list[Member]:
-    """This user's processes of that age whose command line matches, nobody else's service.
-
-    Without this process and those above it: who types the pattern has it in its command line.
-    """
+    """This user's processes of that age whose command line matches, nobody else's service."""
+    # Without this process and those above it: who types the pattern has it in its command line.
     above, why = lineage(), f"its command line matches {pattern!r}"
     looks = [look for look in all_stats().values() if look.is_mine and look.identity.born >= born]
     found = [look.identity for look in looks if not look.is_dead and look.identity.pid not in above]
@@ -2099,10 +2069,8 @@ PROJECT_MARKS = (".git", "pyproject.toml", "package.json")
 
 
 def find_home(given: str | None) -> str:
-    """The state directory: given, SPM_HOME, nearest .spm/ upward, project root's, ./.spm.
-
-    The search for .spm/ ends at a .git (file or directory): each worktree has a state of its own.
-    """
+    """The state directory: given, SPM_HOME, nearest .spm/ upward, project root's, ./.spm."""
+    # The search for .spm/ ends at a .git (file or directory): each worktree has a state of its own.
     explicit = given or os.environ.get("SPM_HOME")
     if explicit:
         return os.path.abspath(explicit)
@@ -2123,10 +2091,8 @@ def project_root(here: str) -> str:
 
 
 def is_in_project(path: str, home: str) -> bool:
-    """Whether a directory is in a home's project and in none further in.
-
-    Where everything is kept (/, ~, the temporary directory, what holds them) is no project.
-    """
+    """Whether a directory is in a home's project and in none further in."""
+    # Where everything is kept (/, ~, the temporary directory, what holds them) is no project.
     is_at_root = os.path.basename(home) == ".spm"
     root = os.path.realpath(os.path.dirname(home) if is_at_root else project_root(os.getcwd()))
     path, inner = os.path.realpath(path), (".git", ".spm")
@@ -2488,10 +2454,8 @@ class Store:
     # -- what a service wrote
 
     def last_lines(self, name: str, count: int, end: int | None = None) -> list[str]:
-        """The last lines of its output, from the older file too if the younger has too few.
-
-        `end` is where in the younger file they end, None: at its end.
-        """
+        """The last lines of its output, from the older file too if the younger has too few."""
+        # `end` is where in the younger file they end, None: at its end.
         most = max(1 << 20, 400 * count)  # bytes; who writes longer lines gets fewer of them
         text = read_tail(self.path(name, LOG_PARTS[0]), most)
         text += read_tail(self.path(name, LOG_PARTS[1]), most, end)
@@ -2599,10 +2563,8 @@ def last_sample(path: str) -> Sample:
 
 
 def receive(connection: socket.socket, wait_s: float) -> dict[str, object]:
-    """One answer of a supervisor; OSError if none comes, the SpmError it tells of if it refuses.
-
-    It reads to the end of the line and no further: a second answer may stand behind it.
-    """
+    """One answer of a supervisor; OSError if none comes, the SpmError it tells of if it refuses."""
+    # It reads to the end of the line and no further: a second answer may stand behind it.
     received = b""
     connection.settimeout(wait_s)
     while not received.endswith(b"\n"):
