@@ -95,6 +95,7 @@ if TYPE_CHECKING:
 
     Owner = tuple["Identity | None", str]  # a process and its name; None: nobody
     Made = TypeVar("Made", bound=NamedTuple)
+    Given = TypeVar("Given")
 else:
     from operator import itemgetter
 
@@ -572,9 +573,7 @@ _pattern = _kind("a regular expression", is_pattern)
 _pid = _kind("a process id", lambda value: type(value) is int and 1 < value < 2**31)
 _number = _kind(
     "a number from 0 on",
-    lambda value: (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e15
-    ),
+    lambda value: (type(value) is int or type(value) is float) and 0 <= value < 1e15,
 )
 
 
@@ -886,7 +885,7 @@ QUOTED = r"""(?s)\\.|'[^']*'|"((?:[^"\\]|\\.)*)\""""
 CONTINUED = r"('[^']*')|\\\n"
 EXPANSION = r"\$(?:\w+|[({?$@!#*])|`"
 OPERATOR = r"&&|\|\||[|&;<>()\n]"
-ASSIGNMENT = r"\s*([A-Za-z_]\w*=)"
+ASSIGNMENT = r"^[A-Za-z_]\w*="
 
 
 def _psutil_stat(pid: int) -> Stat | None:
@@ -1171,7 +1170,7 @@ if sys.platform == "win32":
             return True
         return False
 
-    def _patiently(act: Callable[..., object], *args: object) -> object:
+    def _patiently(act: Callable[..., Given], *args: object) -> Given:
         # A file that somebody else has open just now is refused: tried again for a second.
         for _ in range(50):
             with contextlib.suppress(PermissionError):
@@ -1179,15 +1178,8 @@ if sys.platform == "win32":
             time.sleep(0.02)
         return act(*args)
 
-    def replace_file(source: str, target: str) -> None:
-        """os.replace, retried while a reader holds the target open."""
-        _patiently(os.replace, source, target)
-
-    def private(path: str, flags: int) -> int:
-        """An opener, retried while the file is being replaced."""
-        descriptor = _patiently(os.open, path, flags)
-        assert isinstance(descriptor, int)
-        return descriptor
+    replace_file = functools.partial(_patiently, os.replace)
+    private = functools.partial(_patiently, os.open)
 
     def read_at(descriptor: int, size: int, offset: int) -> bytes:
         """Up to `size` bytes from an offset of an open file."""
@@ -1285,19 +1277,15 @@ else:
         finally:
             os.close(descriptor)
         # from field 3 on: the name before it may hold spaces and parentheses
-        field = text[text.rindex(b")") + 2 :].split()
-        return Stat(
-            # starttime in ticks since boot doesn't move with the clock, unlike create_time()
-            Identity(pid, f"{field[19].decode()}@{_boot()}"),
-            int(field[1]),
-            int(field[2]),
-            field[0].decode(),
-            (int(field[11]) + int(field[12])) / os.sysconf("SC_CLK_TCK"),
-            int(field[21]) * os.sysconf("SC_PAGE_SIZE"),
-            owner == my_user_id,
-            int(field[17]),
-            (int(field[13]) + int(field[14])) / os.sysconf("SC_CLK_TCK"),
-        )
+        state, *fields = text[text.rindex(b")") + 2 :].decode().split()
+        numbers = [int(field) for field in fields[:21]]
+        ticks = os.sysconf("SC_CLK_TCK")
+        cpu_s, waited_s = sum(numbers[10:12]) / ticks, sum(numbers[12:14]) / ticks
+        # starttime in ticks since boot doesn't move with the clock, unlike create_time()
+        identity = Identity(pid, f"{numbers[18]}@{_boot()}")
+        memory, is_mine = numbers[20] * os.sysconf("SC_PAGE_SIZE"), owner == my_user_id
+        parent, group, threads = numbers[0], numbers[1], numbers[16]
+        return Stat(identity, parent, group, state, cpu_s, memory, is_mine, threads, waited_s)
 
     def all_stats() -> dict[int, Stat]:
         """One look at every process that can be seen, by pid."""
@@ -1325,15 +1313,12 @@ else:
         """What the environment of `pid` says, as far as we may read it."""
         if not _has_proc():
             return _psutil_cookie(pid)
-        try:
-            with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
-                text = file.readall()
-        except OSError:
-            return Cookie()
-        if b"SPM_" not in text:
-            return Cookie()
-        environ = dict(os.fsdecode(pair).partition("=")[::2] for pair in text.split(b"\0"))
-        return Cookie(*(environ.get(name, "") for name in COOKIE_NAMES))
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
+            text = file.readall()
+            if b"SPM_" in text:
+                environ = dict(os.fsdecode(one).partition("=")[::2] for one in text.split(b"\0"))
+                return Cookie(*(environ.get(name, "") for name in COOKIE_NAMES))
+        return Cookie()
 
     def companions(main: Identity, instance: str, stats: dict[int, Stat]) -> dict[int, str]:
         """The members of the main process's group, with the reason."""
@@ -1657,12 +1642,9 @@ else:
         bare = re.sub(QUOTED, ".", text)
         inside = " ".join(found[1] for found in re.finditer(QUOTED, text) if found[1])
         inside = re.sub(r"\\.", "", inside)
-        looks = ((EXPANSION, bare), (OPERATOR, bare), (EXPANSION, inside))
-        signs = [
-            found[0] for pattern, part in looks for found in [re.search(pattern, part)] if found
-        ]
-        assignment = re.match(ASSIGNMENT, text)
-        return signs[0] if signs else assignment and assignment[1]
+        looks = ((EXPANSION, bare), (OPERATOR, bare), (EXPANSION, inside), (ASSIGNMENT, text))
+        signs = (re.search(pattern, part) for pattern, part in looks)
+        return next((sign[0] for sign in signs if sign), None)
 
     def shell_argv(text: str) -> tuple[str, ...]:
         """The words that run `text` in the system's shell."""
@@ -1754,33 +1736,27 @@ def tree_of(record: Record, stats: dict[int, Stat] | None = None) -> list[Member
     cookies = {pid: cookie_of(pid) for pid in young}
     reasons: dict[int, str] = {}
 
-    def add(pid: int, why: str) -> None:
-        cookie = cookies.get(pid, Cookie())  # none to be seen: it may be in the middle of exec
-        if cookie.instance not in ("", record.instance) and why != "main process":
-            return
-        found = [(pid, why)]
+    living = {look.identity for look in stats.values()}
+    roots: list[tuple[int, str]] = []
+    if record.main:
+        roots += [(record.main.pid, "main process")] * (record.main in living)
+        roots += companions(record.main, record.instance, stats).items()
+    if record.supervisor and record.supervisor in living:
+        adopted = children.get(record.supervisor.pid, ())
+        roots += [(pid, "adopted by its supervisor") for pid in adopted]
+    bearers = [pid for pid, cookie in cookies.items() if cookie.instance == record.instance != ""]
+    roots += [(pid, "bears its cookie") for pid in bearers if stats[pid].is_mine]
+    for root, reason in roots:
+        cookie = cookies.get(root, Cookie())  # none to be seen: it may be in the middle of exec
+        if cookie.instance not in ("", record.instance) and reason != "main process":
+            continue
+        found = [(root, reason)]
         while found:  # whom one of ours started is ours, whatever it did to its cookie
             pid, why = found.pop()
             is_supervisor = cookies.get(pid, Cookie()).is_supervisor and why != "main process"
             if pid > 1 and pid not in reasons and not is_supervisor:
                 reasons[pid] = why
                 found += [(child, f"child of {pid}") for child in children.get(pid, ())]
-
-    def is_there(identity: Identity | None) -> bool:
-        look = stats.get(identity.pid) if identity else None
-        return look is not None and look.identity == identity
-
-    if record.main and is_there(record.main):
-        add(record.main.pid, "main process")
-    if record.main:
-        for pid, why in companions(record.main, record.instance, stats).items():
-            add(pid, why)
-    if record.supervisor and is_there(record.supervisor):
-        for pid in children.get(record.supervisor.pid, ()):
-            add(pid, "adopted by its supervisor")
-    for pid, cookie in cookies.items():
-        if record.instance and cookie.instance == record.instance and stats[pid].is_mine:
-            add(pid, "bears its cookie")
     return [Member(stats[p].identity, why) for p, why in reasons.items() if not stats[p].is_dead]
 
 
@@ -2030,11 +2006,6 @@ def look_at(pid: int | None, listening: Sequence[Listener] = ()) -> Holder:
         holder = holder._replace(is_ours=look.is_mine and mine and pid not in lineage())
         holder = holder._replace(cwd=process.cwd())
     return holder
-
-
-def describe_process(pid: int | None) -> str:
-    """`pid 812 (python3, user ann, in /srv/app)`, as far as it can be seen."""
-    return str(look_at(pid))
 
 
 def holders_of(port: int) -> list[Holder]:
@@ -2447,7 +2418,7 @@ class Store:
         found = []
         for line in json_lines(self.path(name, "exits.jsonl")):
             with contextlib.suppress(RecordError):
-                kept = {"cause": line.get("cause"), "log_tail": line.get("log_tail")}
+                kept = {key: line.get(key) for key in ("cause", "log_tail")}
                 found.append({**read_exit(line, "exit")._asdict(), **kept})
         return found[:-21:-1]
 
@@ -2864,7 +2835,7 @@ class Checks:
                 if is_meant and (at == answering or probe_tcp(number, (at,))[0]):
                     return Sight(True, f"{joined_host(at, number)} answers", number, at, pid)
         if port and answering:
-            seen = f"{describe_process(port_holder(port, answering))} answers there"
+            seen = f"{look_at(port_holder(port, answering))} answers there"
         return Sight(False, seen, port, is_foreign=bool(answering))
 
 
@@ -5502,7 +5473,7 @@ def port_state(port: int) -> str:
     """`port 8000 is free`, or who holds it."""
     if probe_tcp(port)[0] is None:
         return f"port {port} is free"
-    return f"port {port} is held by {describe_process(port_holder(port))}"
+    return f"port {port} is held by {look_at(port_holder(port))}"
 
 
 def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict[str, object]:
@@ -6026,7 +5997,7 @@ def finish_stop(store: Store, stopping: Stopping) -> tuple[Record, Ended | None]
 def check_ended(record: Record, ended: Ended) -> None:
     """Failed if something outlived even SIGKILL."""
     if ended.left:
-        who = ", ".join(describe_process(pid) for pid in ended.left)
+        who = ", ".join(map(str, map(look_at, ended.left)))
         raise Failed(
             f"{record.name} didn't end in {format_duration(ended.seconds)}: {who} outlived SIGKILL",
             "it waits in the kernel (disk, network) or belongs to another user: look with ps",
@@ -6060,7 +6031,7 @@ def stop_unsupervised(store: Store, stopping: Stopping) -> tuple[Record, Ended |
     members = tree_of(record) if seen.facts.here else []
     is_stranger = seen.facts.main in ("alive", "stopped") and is_alive(main)
     if not members and (seen.verdict.status == "lost" or is_stranger):
-        who = f"{describe_process(main.pid)} isn't {name}" if main and seen.facts.here else ""
+        who = f"{look_at(main.pid)} isn't {name}" if main and seen.facts.here else ""
         raise Refused(
             f"{name}: {who or seen.verdict.why}; nothing was signalled",
             f"nothing of {name} runs here: start {name} anew, or forget it with cleanup",
@@ -6093,9 +6064,7 @@ def stop_report(record: Record, ended: Ended | None) -> tuple[dict[str, object],
     port, name = record.spec.port, record.name
     is_free = port is None or probe_tcp(port)[0] is None
     held = (
-        f"; but port {port} is held: {describe_process(port_holder(port))}"
-        if port and not is_free
-        else ""
+        f"; but port {port} is held: {look_at(port_holder(port))}" if port and not is_free else ""
     )
     remark = held or (f"; port {port} is free" if port else "")
     data: dict[str, object] = {
