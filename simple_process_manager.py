@@ -895,10 +895,12 @@ def _psutil_stat(pid: int) -> Stat | None:
             identity = Identity(pid, f"{process.create_time():.2f}")
             states = {psutil.STATUS_ZOMBIE: "Z", psutil.STATUS_STOPPED: "T"}
             state = states.get(process.status(), "R")
-            cpu, memory = sum(process.cpu_times()[:2]), process.memory_info().rss
-            group, mine = process_group(pid), is_mine(process)
-            facts = (group, state, cpu, memory, mine, process.num_threads())
-            return Stat(identity, process.ppid(), *facts)
+            facts = process.ppid(), process_group(pid), state
+            cpu, memory, threads = 0.0, 0, 1
+            with contextlib.suppress(psutil.AccessDenied):  # macOS tells only of one's own
+                cpu, threads = sum(process.cpu_times()[:2]), process.num_threads()
+                memory = process.memory_info().rss
+            return Stat(identity, *facts, cpu, memory, is_mine(process), threads)
     except psutil.ZombieProcess:
         return Stat(Identity(pid, ""), 0, 0, "Z", 0.0, 0, False)
     except (psutil.Error, OSError, ValueError, OverflowError):
@@ -955,17 +957,22 @@ if sys.platform == "win32":
     CMD_SWITCHES = ("/d", "/s", "/c")
     my_user_id = 0  # as os.stat() has it: the access list of the profile protects the directory
     stat_of, cookie_of, user_name = _psutil_stat, _psutil_cookie, str
-    oom_kills = int  # 0: Windows refuses memory, it doesn't end a process for it
-    become_subreaper = bool  # False: the job object holds the tree
 
-    def _lacking(*_: object) -> None: ...
+    def _always(answer: Given) -> Callable[..., Given]:
+        return lambda *_: answer
 
-    is_open_to_others: Callable[[int], object] = _lacking  # it has no such bits
-    listen_sockets: Callable[[], dict[str, Listener] | None] = _lacking  # only psutil knows
-    terminal_line: Callable[[str], str | None] = _lacking  # no supervisor can be in a window
-    await_key: Callable[[str], None] = _lacking
-    alarm: Callable[[float, Callable[[], None]], None] = _lacking  # no signal could interrupt us
-    death_watch: Callable[[Identity], int | None] = _lacking  # who isn't our child is looked at
+    # What this system lacks, and what it does instead.
+    process_group = _always(0)  # the job object stands in, see companions()
+    become_subreaper = _always(False)  # so it does here
+    is_open_to_others = _always(False)  # there are no such bits
+    is_mine = _always(True)  # whose environment we may read, with our cookie in it, is ours
+    listen_sockets: Callable[[], dict[str, Listener] | None] = _always(None)  # psutil knows
+    sockets_of: Callable[[int], list[str]] = _always([])
+    oom_kills = _always(0)  # it refuses memory, it doesn't end a process for it
+    asks_to_stop = _always("")  # only its socket asks a supervisor to
+    terminal_line: Callable[[str], str | None] = _always(None)  # none holds a supervisor
+    await_key = alarm = _always(None)  # no signal could interrupt us
+    death_watch: Callable[[Identity], int | None] = _always(None)  # it is looked at
 
     def steady_s() -> float:
         """Seconds since the boot without those asleep, which time.monotonic() counts here."""
@@ -986,14 +993,6 @@ if sys.platform == "win32":
     def place() -> Place:
         """Where pids mean something."""
         return Place(os.environ.get("COMPUTERNAME", ""), _psutil_boot(), "")
-
-    def process_group(pid: int) -> int:
-        """None: the job object stands in, see companions()."""
-        return 0
-
-    def is_mine(process: psutil.Process) -> bool:
-        """Whose environment we may read, with our cookie in it, is ours."""
-        return True
 
     def key_within(wait_s: float) -> str:
         """The key that is pressed within some seconds, "" if none is."""
@@ -1033,10 +1032,6 @@ if sys.platform == "win32":
         except (psutil.Error, OSError):
             return False
         return True
-
-    def sockets_of(pid: int) -> list[str]:
-        """Only psutil knows."""
-        return []
 
     def launch_supervisor(argv: list[str], env: dict[str, str]) -> tuple[int, int, int]:
         """Start a supervisor apart from our console and, where it lets us, from our job."""
@@ -1147,10 +1142,6 @@ if sys.platform == "win32":
         child.wait()
         with contextlib.suppress(OSError):  # the supervisor is leaving already
             _wakes[0].send(b"\0")
-
-    def asks_to_stop(wakes: bytes, in_window: bool) -> str:
-        """Never: only its socket asks a supervisor to stop."""
-        return ""
 
     def reap() -> tuple[list[tuple[int, int | None, str | None, bool]], bool]:
         """(pid, exit code, signal name, core) of the children that ended since the last call."""
@@ -1405,9 +1396,7 @@ else:
         # descriptors are the supervisor's own first business: see settle().
         ends = [_above_standard(end) for pipe in (os.pipe(), os.pipe()) for end in pipe]
         order, write_order, read_answer, answer = ends
-        moves = [
-            (os.POSIX_SPAWN_DUP2, end, to) for end, to in ((order, 0), (answer, 1), (answer, 2))
-        ]
+        moves = [(os.POSIX_SPAWN_DUP2, end, to) for to, end in enumerate((order, answer, answer))]
         try:
             pid = os.posix_spawn(argv[0], argv, env, file_actions=moves)
         finally:
@@ -1996,8 +1985,8 @@ def look_at(pid: int | None, listening: Sequence[Listener] = ()) -> Holder:
     cookies = [cookie_of(one) for one in lineage(pid)]
     cookie = next((one for one in cookies if one.home and one.service), Cookie())
     own = {"instance": cookie.instance or cookie.supervises, "supervises": cookies[0].supervises}
-    holder = holder._replace(identity=look.identity, command=command_line(pid))
-    holder = holder._replace(cookie=cookie._replace(**own))
+    cookie, command = cookie._replace(**own), command_line(pid)
+    holder = holder._replace(identity=look.identity, command=command, cookie=cookie)
     with contextlib.suppress(psutil.Error, OSError, KeyError):
         process = psutil.Process(pid)
         holder = holder._replace(name=process.name(), user=process.username())
@@ -2264,7 +2253,12 @@ class Store:
             with self._lock():
                 return self.records(has_lock=True)
         if why:
-            self._move_aside(why)
+            now = f"{time.strftime('%Y%m%dT%H%M%S')}.{time.time_ns() % 10**9:09}"
+            aside = f"{self.state_path}.corrupt-{now}"
+            with state_errors(self.state_path):
+                replace_file(self.state_path, aside)
+            moved = f"moved to {os.path.basename(aside)}, rebuilt from services/"
+            self.notes.append(f"state.json was damaged ({why}): {moved}")
         records = self._rebuild()
         if records and not why:
             self.notes.append("state.json was missing: rebuilt from services/ and what runs")
@@ -2294,16 +2288,6 @@ class Store:
         text = '{"schema": 1, "services": {\n' + ",\n".join(lines) + "\n}}\n"
         with state_errors(self.state_path):
             write_file(self.state_path, text.encode())
-
-    def _move_aside(self, why: str) -> None:
-        now = f"{time.strftime('%Y%m%dT%H%M%S')}.{time.time_ns() % 10**9:09}"
-        aside = f"{self.state_path}.corrupt-{now}"
-        with state_errors(self.state_path):
-            replace_file(self.state_path, aside)
-        name = os.path.basename(aside)
-        self.notes.append(
-            f"state.json was damaged ({why}): moved to {name}, rebuilt from services/"
-        )
 
     def _rebuild(self) -> dict[str, Record]:
         """What the supervisors, the journals and the cookies of living processes know."""
@@ -2474,13 +2458,11 @@ class Output:
     def read(self) -> bytes:
         """What comes next, a megabyte at most; empty if there is nothing new."""
         began = self.store.log_start(self.name)
-        if self.at < began:  # rotated: the older file ends where the present one begins
-            path, end = self.older, file_size(self.older)
-            left = min(began - self.at, end)
-            self.at = began - left
-        else:
-            path, end = self.path, file_size(self.path)
-            left = began + end - self.at
+        is_rotated = self.at < began  # the older file ends where the present one begins
+        path = self.older if is_rotated else self.path
+        end = file_size(path)
+        self.at = max(self.at, began - end * is_rotated)
+        left = began + end * (not is_rotated) - self.at
         count = max(0, min(left, 1 << 20))
         chunk = read_tail(path, count, end - left + count)
         self.at += len(chunk)

@@ -31,8 +31,8 @@ def test_a_service_and_its_daemon_are_followed_and_ended_without_proc(
     assert generic.record("api")["main"]["token"] == born, "it is psutil that was asked"
     row = generic.service("api")
     assert (row["status"], row["port"]) == ("running", port) and row["memory_bytes"] > 0
-    tree = eventually(lambda: pids.exists() and len(pids.read_text().split()) == 4 and pids)
-    started = [int(line) for line in tree.read_text().split()]
+    eventually(lambda: pids.exists() and len(pids.read_text().split()) == 4, what="four pids")
+    started = [int(line) for line in pids.read_text().split()]
     assert {one["pid"] for one in generic.json("status", "api")["tree"]} >= set(started)
     other = generic("start", "other", "--port", port, nasty("--port", port), code=None)
     assert (other.returncode, f"pid {row['pid']}" in other.stderr) == (5, True), other.stderr
