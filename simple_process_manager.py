@@ -1349,28 +1349,26 @@ else:
         if sys.platform != "linux" or not _has_proc():
             return None
         found: dict[str, Listener] = {}
-        sock_diag_by_family, request_dump, listen_only, done = 20, 0x301, 1 << 10, 3
+        by_family, request_dump, listen_only, done = 20, 0x301, 1 << 10, 3
         try:
             with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as netlink:
-                for family in (socket.AF_INET, socket.AF_INET6):
-                    query = struct.pack("=BBBxI48x", family, socket.IPPROTO_TCP, 0, listen_only)
-                    head = struct.pack("=IHHII", 72, sock_diag_by_family, request_dump, 0, 0)
-                    netlink.sendall(head + query)
-                    kind = 0
-                    while kind != done:
-                        data = netlink.recv(1 << 16)
-                        while data and kind != done:
-                            size, kind = struct.unpack_from("=IH", data)
-                            if kind == sock_diag_by_family:
-                                # inet_diag_msg: port at 4, address at 8, uid at 64, inode at 68
-                                port = int.from_bytes(data[20:22], "big")
-                                end = 28 if family == socket.AF_INET else 40
-                                address = socket.inet_ntop(family, data[24:end])
-                                uid, inode = struct.unpack_from("=II", data, 16 + 64)
-                                found[f"socket:[{inode}]"] = Listener(port, address, None, uid)
-                            elif kind != done:
-                                return None
-                            data = data[(size + 3) & ~3 :]
+                for family, end in ((socket.AF_INET, 28), (socket.AF_INET6, 40)):
+                    query = (family, socket.IPPROTO_TCP, 0, listen_only)
+                    head = (72, by_family, request_dump, 0, 0)
+                    netlink.sendall(struct.pack("=IHHIIBBBxI48x", *head, *query))
+                    kind, data = by_family, b""
+                    while kind == by_family:
+                        data = data or netlink.recv(1 << 16)
+                        size, kind = struct.unpack_from("=IH", data)
+                        if kind == by_family:
+                            # inet_diag_msg: port at 4, address at 8, uid at 64, inode at 68
+                            port = int.from_bytes(data[20:22], "big")
+                            address = socket.inet_ntop(family, data[24:end])
+                            uid, inode = struct.unpack_from("=II", data, 16 + 64)
+                            found[f"socket:[{inode}]"] = Listener(port, address, None, uid)
+                        data = data[(size + 3) & ~3 :]
+                    if kind != done:
+                        return None
         except (OSError, struct.error):  # not allowed here
             return None
         return found
@@ -2032,9 +2030,7 @@ def find_home(given: str | None) -> str:
     """The state directory: given, SPM_HOME, nearest .spm/ upward, project root's, ./.spm."""
     # The search for .spm/ ends at a .git (file or directory): each worktree has a state of its own.
     explicit = given or os.environ.get("SPM_HOME")
-    if explicit:
-        return os.path.abspath(explicit)
-    return os.path.join(project_root(os.getcwd()), ".spm")
+    return os.path.abspath(explicit or os.path.join(project_root(os.getcwd()), ".spm"))
 
 
 def project_root(here: str) -> str:
@@ -2359,9 +2355,9 @@ class Store:
     def write_event(self, event: str, name: str, record: Record | None, why: str = "") -> None:
         """Append to the journal; the record goes along, so that state.json can be rebuilt."""
         line: dict[str, object] = {"at": round(time.time(), 3), "event": event, "why": why}
+        line["record"] = record and record.to_json()
         with state_errors(self.path(name)):
-            data = record and record.to_json()
-            append_line(self.path(name, "events.jsonl"), {**line, "record": data})
+            append_line(self.path(name, "events.jsonl"), line)
 
     def journal_record(self, name: str) -> Record | None:
         """The last record in the journal; None if there is none or the service was forgotten."""

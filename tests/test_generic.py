@@ -61,6 +61,9 @@ def test_the_copy_without_proc_refuses_to_open_it(base: Path) -> None:
         "import sys; sys.path.insert(0, sys.argv[1]); import simple_process_manager as spm\n"
         "assert spm.stat_of(int(sys.argv[2])).parent and spm.listen_sockets() is None\n"
         "assert not spm.become_subreaper() and not spm.place().namespace\n"
+        "def denied(process): raise spm.psutil.AccessDenied(process.pid)\n"
+        "spm.psutil.Process.num_threads = denied  # as of another user's on macOS\n"
+        "assert spm.stat_of(1).identity.born, 'not seen'\n"
         "print(spm.death_watch(spm.Identity(int(sys.argv[2]), '')))\n"
         "exec('open(\"/proc/self/stat\")', vars(spm))"
     )
