@@ -109,9 +109,9 @@ else:
             module = globals()[self.name] = __import__(self.name)
             return getattr(module, wanted)
 
-    LATE = "ctypes errno psutil pwd secrets select shlex shutil signal socket struct subprocess "
-    LATE += "tempfile termios threading tty"
-    globals().update({name: Late(name) for name in LATE.split()})
+    LATE = "ctypes errno psutil pwd secrets select selectors shlex shutil signal socket struct"
+    for _name in f"{LATE} subprocess tempfile termios threading tty".split():
+        globals()[_name] = Late(_name)
 
     class NamedTuple(tuple):
         """What is used here of typing.NamedTuple, which takes 0.2 ms a class: 4 ms a command."""
@@ -2591,8 +2591,6 @@ REDIRECTS = 5
 
 def probe_tcp(port: int, addresses: Sequence[str] = LOOPBACK) -> tuple[str | None, str]:
     """The first of these addresses that accepts a connection on `port`; and what was seen."""
-    import socket
-
     seen = []
     for address in addresses:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -2612,8 +2610,6 @@ def probe_tcp(port: int, addresses: Sequence[str] = LOOPBACK) -> tuple[str | Non
 
 def is_free(port: int) -> bool:
     """Whether a server could listen on a port: it can be bound, IPv4 and IPv6; nobody answers."""
-    import socket
-
     option: int = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
     for address, family in (("0.0.0.0", socket.AF_INET), ("::", socket.AF_INET6)):
         with contextlib.suppress(OSError), socket.socket(family) as probe:  # there may be no IPv6
@@ -2658,8 +2654,6 @@ def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[b
 
 def _http_head(url: Check, address: str, insecure: bool, deadline: float) -> bytes:
     """The answer to a GET as far as the end of its headers."""
-    import socket
-
     connection = socket.create_connection(
         (address, url.port or 0), max(deadline - time.monotonic(), 0.001)
     )
@@ -2713,8 +2707,6 @@ def probe_exec(
     Its output isn't kept: it may hold secrets. Its cookie is that of an instance of its own, so
     it is no part of the service's tree.
     """
-    import subprocess
-
     record = new_record("probe", Spec((text,), cwd), os.urandom(16).hex())
     values = {key: value for key, value in env.items() if key not in COOKIE_NAMES}
     values["SPM_INSTANCE"], words, null = record.instance, shell_argv(text), subprocess.DEVNULL
@@ -3043,8 +3035,6 @@ class Cause(NamedTuple):
 
 def cause_of(ended: Exit, tail: Sequence[str]) -> Cause:
     """Why it failed, by how it ended and its last lines."""
-    import errno
-
     how = f"signal {ended.signal}{' oom' * ended.oom}" if ended.signal else f"code {ended.code}"
     how = f"errno {errno.errorcode.get(ended.errno)}" if ended.errno else how
     text = "\n".join(line[:500] for line in tail[-CAUSE_LINES:])
@@ -3416,7 +3406,6 @@ class Prober:
     """
 
     def __init__(self, store: Store, record: Record, env: dict[str, str], wake: socket.socket):
-        import threading
         from collections import deque
 
         self.store, self.record, self.wake = store, record, wake
@@ -3578,8 +3567,6 @@ class Supervisor:
 
     def hear(self, source: int | socket.socket, act: Callable[..., object]) -> None:
         """Have `act` called with the source whenever that can be read."""
-        import selectors
-
         self.events.register(source, selectors.EVENT_READ, act)
 
     def watch_adopted(self) -> None:
@@ -4082,8 +4069,6 @@ class Supervisor:
 
     def act(self, rule: Rule, text: str, value: float | None) -> None:
         """What a rule asks for; nobody waits for its command, which has a minute."""
-        import threading
-
         verb, _, line = rule.action.partition(" ")
         if verb == "restart":
             self.must_restart = True
@@ -5468,9 +5453,6 @@ def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict
 
 def check_program(name: str, spec: Spec, values: dict[str, str]) -> None:
     """StartFailed before anything is ended, if what is to replace it can't be executed."""
-    import errno
-    import shutil
-
     program = spec.argv[0]
     path = values.get("PATH", os.environ.get("PATH", os.defpath))
     where = os.path.join(spec.cwd, program) if os.path.dirname(program) else program
@@ -5706,9 +5688,6 @@ def launch_in_window(store: Store, record: Record, env: dict[str, str], adopt: b
 
     It is the terminal's child, so order (with values: never in a file) and answer go over a socket.
     """
-    import shutil
-    import subprocess
-
     name, asked = record.name, record.spec.terminal or ""
     line, label = terminal_line(asked), f"{name}-{record.instance[:4]}".replace(".", "_")
     if line is None:
@@ -5802,8 +5781,6 @@ def forget_compiled(store: Store) -> bool:
 
 def forget_older(kept: str) -> None:
     """Remove the compiled forms beside this one that nobody has started from for a day."""
-    import shutil
-
     directory = os.path.dirname(kept)
     for name in os.listdir(os.path.dirname(directory)):
         path = os.path.join(os.path.dirname(directory), name)
@@ -6820,8 +6797,6 @@ class Chain:
 
     def test(self, argv: Sequence[str], stdout: int | None) -> int:
         """The return code of the test command; the services are watched meanwhile."""
-        import subprocess
-
         try:
             process = subprocess.Popen(argv, env=self.env, stdout=stdout)
         except OSError as error:
@@ -6883,8 +6858,6 @@ class Chain:
 
 def interrupted(number: int, _: object) -> None:
     """A handler for the signals that ask to leave."""
-    import signal
-
     name = signal.Signals(number).name
     error = Interrupted(f"interrupted by {name}", signal=name)
     error.exit_code = 128 + number
@@ -6893,8 +6866,6 @@ def interrupted(number: int, _: object) -> None:
 
 def on_ending_signals(act: Callable[[int, object], None] | signal.Handlers) -> None:
     """Handle them so from now on; what is ignored (nohup) stays so."""
-    import signal
-
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
@@ -6914,9 +6885,6 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
 
     stdout is the test command's (with --json its output goes to stderr), so we speak on stderr.
     """
-    import shutil
-    import signal
-
     tests = args.tail or [""]
     program = shutil.which(tests[0])
     if program is None:
@@ -7056,8 +7024,6 @@ def ask(
     connection: socket.socket, name: str, message: Message, deadline: float, timeout_s: float
 ) -> Message:
     """The answer to a message, {} if it wants none; TimedOut, or Failed if it can't come."""
-    import socket
-
     frames, began, unsure = Frames(), time.monotonic(), "it may or may not have happened"
     last = max(deadline, began + LONGEST_ASK_S)
     text = f"{name} did not answer {message.get('method')}"
@@ -7176,8 +7142,6 @@ def tools(store: Store, args: argparse.Namespace) -> Result:
 )
 def connect(store: Store, args: argparse.Namespace) -> Result:
     """Join the caller's stdin and stdout to a stdio service; their end isn't the service's."""
-    import threading
-
     if args.json:
         raise UsageError("connect prints what the service says", "leave --json out")
     connection, _ = join(store, args, time.monotonic() + CONNECTING_S + HUNG_S)

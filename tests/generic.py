@@ -1,5 +1,7 @@
 """The program as it is on a system without /proc, pidfds, subreapers: macOS, forced on Linux.
 
+SPM_TEST_GENERIC=1 python -m pytest …  runs any test with it; test_generic.py always does.
+
 Nothing in the program knows of this. A copy of it is made whose words for the system say "darwin"
 and whose paths under /proc and /sys lead nowhere; psutil goes on to read the true ones. And should
 the copy itself open one of those all the same, an audit hook refuses with a traceback.
