@@ -2366,6 +2366,12 @@ def json_lines(path: str) -> list[dict[str, object]]:
     return [item for item in found if isinstance(item, dict)]
 
 
+def make_private(directory: str) -> None:
+    """Create a directory and the one it is in; makedirs() has its mode for the last only."""
+    for path in (os.path.dirname(directory), directory):
+        os.makedirs(path, mode=0o700, exist_ok=True)
+
+
 def links_in(directory: str) -> list[str]:
     """The symbolic links in a directory."""
     with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
@@ -2386,9 +2392,7 @@ def locked(path: str, wait_s: float, busy: str) -> Iterator[None]:
     deadline, pause_s = time.monotonic() + wait_s, 0.001
     while True:
         with state_errors(path):
-            inner = os.path.dirname(path)
-            for directory in (os.path.dirname(inner), inner):  # makedirs() has a mode for the last
-                os.makedirs(directory, mode=0o700, exist_ok=True)
+            make_private(os.path.dirname(path))
             descriptor = private(path, os.O_RDWR | os.O_CREAT)
         try:
             # Who held it may have removed the file, and somebody have made another since.
@@ -2608,7 +2612,7 @@ class Store:
             try:
                 connection, token = connect_local(self.path(name), HUNG_S)
                 break
-            except (FileNotFoundError, ConnectionRefusedError):
+            except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):  # or many at once
                 if time.monotonic() > deadline or not self.is_supervised(name):
                     raise
                 time.sleep(0.002)
@@ -2793,7 +2797,7 @@ def last_sample(path: str) -> Sample:
 
 
 def receive(connection: socket.socket, wait_s: float) -> dict[str, object]:
-    """One answer of a supervisor; OSError if none comes, the SpmError it tells of if it refuses.
+    """One answer of a supervisor; OSError if none of sense comes, the SpmError of a refusal.
 
     It reads to the end of the line and no further: a second answer may stand behind it.
     """
@@ -2808,7 +2812,10 @@ def receive(connection: socket.socket, wait_s: float) -> dict[str, object]:
         if not ahead:
             raise ConnectionError("the supervisor closed the connection")
         received += connection.recv(ahead.find(b"\n") + 1 or len(ahead))
-    return accepted(received)
+    try:
+        return accepted(received)
+    except ValueError as error:
+        raise ConnectionError(f"the supervisor's answer is nonsense: {error}") from error
 
 
 def accepted(line: bytes) -> dict[str, object]:
@@ -6090,7 +6097,7 @@ def supervisor_command(store: Store, name: str) -> list[str]:
         import py_compile
 
         with contextlib.suppress(OSError):  # no room: the source does as well, only slower
-            os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+            make_private(os.path.dirname(target))
             mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
             py_compile.compile(SELF, target, doraise=True, optimize=2, invalidation_mode=mode)
             forget_older(os.path.dirname(target))
@@ -6271,18 +6278,21 @@ def finish_stop(store: Store, stopping: Stopping) -> tuple[Record, Ended | None]
     try:
         with connection:
             answer = receive(connection, stopping.timeout_s + GIVE_UP_AFTER_KILL_S + HUNG_S)
-    except OSError:  # it died or hangs: the rest is ours to do
+        ended = Ended.from_json(answer.get("ended"), "answer.ended")
+        after = Record.from_json(answer.get("record"))
+        if is_alive(record.main) and not ended.left:
+            raise ConnectionError("somebody else answers in its supervisor's place")
+    except (OSError, RecordError):  # it died or hangs: the rest is ours to do
         retire_supervisor(record)
         seen = find(store, record.name)
         return stop_unsupervised(store, stopping._replace(seen=seen, connection=None))
-    ended = Ended.from_json(answer.get("ended"), "answer.ended")
     check_ended(record, ended)
     if answer.get("unsaved"):
         where = shown_path(store.state_path)
         store.notes.append(
             f"{where} can't be written now; {record.name}'s supervisor will go on trying"
         )
-    return Record.from_json(answer.get("record")), ended
+    return after, ended
 
 
 def check_ended(record: Record, ended: Ended) -> None:

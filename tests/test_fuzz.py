@@ -350,7 +350,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 
 
 @given(words=command_lines())
-@cases(300)
+@cases(120)
 def test_any_words_are_a_command_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
@@ -405,7 +405,7 @@ def said_to(spm: Spm, name: str, data: bytes) -> bytes:
     document=st.one_of(damaged(a_request), JSON),
     operation=st.sampled_from(sorted(program.OPERATIONS)),
 )
-@cases(150)
+@cases(25)
 def test_any_request_leaves_the_supervisor_alive(
     living: Spm, document: object, operation: str
 ) -> None:
