@@ -2718,6 +2718,8 @@ def as_lines(text: bytes) -> list[str]:
 def read_tail(path: str, count: int, end: int | None = None) -> bytes:
     """The `count` bytes before `end`, or before the end of the file; fewer if it has fewer."""
     with contextlib.suppress(FileNotFoundError), open(path, "rb", opener=private) as file:
+        if not file.seekable():
+            raise OSError(29, "it is a FIFO", path)  # ESPIPE
         end = file.seek(0, os.SEEK_END) if end is None else end
         return file.read(end - file.seek(max(0, end - count)))
     return b""
@@ -2752,7 +2754,7 @@ class Output:
 
 def file_size(path: str) -> int:
     """Its size, 0 if there is no such file."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         return os.path.getsize(path)
     return 0
 
@@ -2790,8 +2792,8 @@ def figures(path: str, since: float = 0.0) -> dict[str, list[tuple[float, float]
 
 def last_sample(path: str) -> Sample:
     """The youngest sample, read from the end of the file."""
-    lines = read_tail(path, 400).splitlines()
-    with contextlib.suppress(IndexError, ValueError):
+    with contextlib.suppress(IndexError, ValueError, OSError):
+        lines = read_tail(path, 400).splitlines()
         return Sample._make(read_object(json.loads(lines[-1]), "sample", SAMPLE))
     return Sample(0.0, 0, 0)
 
@@ -2995,13 +2997,19 @@ class LogProbe:
 
     def lines(self, deadline: float) -> Iterator[str]:
         """What was written since the last look; what stands behind the last line end is one too."""
-        chunk = self.output.read()
+        chunk = self.read()
         while chunk and time.monotonic() < deadline:
             *lines, rest = (self.rest + chunk).split(b"\n")
             self.rest, self.count = rest[:LONGEST_LINE], self.count + len(lines)
             for line in (*lines, self.rest):
                 yield line[:LONGEST_LINE].decode("utf-8", "replace").rstrip("\r")
-            chunk = self.output.read()
+            chunk = self.read()
+
+    def read(self) -> bytes:
+        """What comes next; nothing where the service put something else in its log's place."""
+        with contextlib.suppress(OSError):
+            return self.output.read()
+        return b""
 
     def look(self, deadline: float) -> tuple[bool, str]:
         """Whether a line matches."""
@@ -7797,7 +7805,7 @@ def run(argv: Sequence[str]) -> int:
     except OSError as error:
         where = error.filename or os.curdir
         result = Result(
-            {}, error=StateError(f"{where}: {error.strerror}", "see that it can be used")
+            {}, error=StateError(f"{where}: {error.strerror or error}", "see that it can be used")
         )
     except KeyboardInterrupt:
         advice = "what was started, or is being stopped, goes on without this command: see list"

@@ -142,7 +142,7 @@ def test_a_link_in_the_place_of_a_service_s_file_is_not_followed(
             (directory / name).unlink()
     for _ in range(2):
         told(spm, "stop", "api")
-    assert not found.is_running()
+    assert not is_running(found.pid)
 
 
 def test_a_hard_link_gets_nothing_written_by_a_start(spm: Spm, elsewhere: Path) -> None:
@@ -446,7 +446,7 @@ def test_a_service_that_plays_tricks_with_its_files_is_still_seen_and_stopped(
     assert looked_at(spm)
     assert is_running(supervisor) and spm.supervisor("api") == supervisor
     told(spm, "stop", "api")
-    assert found and not any(one.is_running() for one in found)
+    assert found and not any(is_running(one.pid) for one in found)
 
 
 def enormous(path: Path) -> None:
