@@ -425,7 +425,7 @@ TRICKS = {
     "removed": f"rm {OUTPUT}",
     "older a directory": f"mkdir {OUTPUT}.1; head -c 300000 /dev/zero",
     "one line of 100 MB": "head -c 100000000 /dev/zero | tr '\\0' x",
-    "no directory": "cd $SPM_HOME/services/api; until [ -e control.sock ]; do :; done; cd ..; rm -r api",
+    "no directory": "cd $SPM_HOME/services; until [ -e api/control.sock ]; do :; done; rm -r api",
     "samples a directory": "cd $SPM_HOME/services/api; rm metrics.jsonl; mkdir metrics.jsonl",
     "events a fifo": "cd $SPM_HOME/services/api; rm events.jsonl; mkfifo events.jsonl",
     "values a fifo": "cd $SPM_HOME/services/api; rm env.json; mkfifo env.json",
