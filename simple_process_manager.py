@@ -240,6 +240,7 @@ ERRORS: dict[str, type[SpmError]] = {cls.kind: cls for cls in SpmError.__subclas
 # from_json trusts nobody: it returns a valid value or raises RecordError with the field's path.
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+NO_NAME = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*\."
 VARIABLE = r"[A-Za-z_][A-Za-z0-9_.]*"
 DURATION = r"(?a)(\d+(?:\.\d+)?)(ms|s|m|h|)"
 DURATION_UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
@@ -302,9 +303,10 @@ def checked(fits: Callable[[str], object], fault: str, advice: str) -> Callable[
 
 
 check_name = checked(
-    lambda text: re.fullmatch(NAME, text),
+    lambda text: re.fullmatch(NAME, text) and not re.fullmatch(NO_NAME, text),
     "is not a service name",
-    "use 1 to 64 letters, digits, '.', '_', '-', and begin with a letter or digit",
+    "use 1 to 64 letters, digits, '.', '_', '-', and begin with a letter or digit; no device of "
+    "Windows (con, nul, aux, prn, com1, lpt1 …), no '.' at the end",
 )
 TYPES = ("simple", "forking", "stdio", "external")
 RESTARTS = ("no", "on-failure", "always")
@@ -544,6 +546,15 @@ NOTHING: Mapping[str, object] = {}
 
 class RecordError(ValueError):
     """A document isn't what it should be; the message begins with the field's path."""
+
+
+def parse_json(text: str | bytes) -> object:
+    """The value of a JSON text; ValueError, and nothing else, if it is none."""
+    try:
+        value: object = json.loads(text)
+    except RecursionError as error:
+        raise RecordError("nested too deeply") from error
+    return value
 
 
 def _kind(expected: str, fits: Callable[[object], bool]) -> Kind:
@@ -1570,8 +1581,11 @@ else:
         return False
 
     def private(path: str, flags: int) -> int:
-        """An opener for files that only this user may read; a FIFO in their place is no wait."""
-        return os.open(path, flags | os.O_NONBLOCK, 0o600)
+        """An opener for files that only this user may read; a FIFO in their place is no wait.
+
+        What a link there leads to isn't ours to read or write: ELOOP.
+        """
+        return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW, 0o600)
 
     def read_at(descriptor: int, size: int, offset: int) -> bytes:
         """Up to `size` bytes from an offset of an open file."""
@@ -2013,6 +2027,7 @@ LOCK_WAIT_S = 10.0
 BEGINS_S = 1.0  # a supervisor answers the start first, then opens its socket
 HUNG_S = 3.0  # a supervisor answers within milliseconds; this one is stopped or hangs
 JOURNAL_BYTES = 1_000_000
+STATE_BYTES = 32 << 20  # 10,000 services
 LOG_PARTS = ("output.log.1", "output.log")
 LONGEST_LOG = 1 << 30
 STATE_ADVICE = {
@@ -2021,6 +2036,8 @@ STATE_ADVICE = {
     "EACCES": "make it readable and writable for this user: chmod -R u+rwX {path}",
     "EPERM": "make it readable and writable for this user: chmod -R u+rwX {path}",
     "EISDIR": "a directory is in the way: move it aside",
+    "ELOOP": "a link is in the way: remove it",
+    "ESPIPE": "a FIFO is in the way: remove it",
 }
 OWN_FILES = ("services", "lock", "cache", "state.json", ".gitignore")
 PROJECT_MARKS = (".git", "pyproject.toml", "package.json")
@@ -2096,21 +2113,36 @@ def append_line(
     """Append one JSON line in one write; a file that has grown long is shortened first."""
     with contextlib.suppress(FileNotFoundError):
         if os.path.getsize(path) > JOURNAL_BYTES - 500:
-            with open(path, "rb") as old:
-                write_file(path, b"".join(shorten(old.readlines())), durable=False)
+            lines = read_tail(path, 4 * JOURNAL_BYTES).splitlines(True)
+            write_file(path, b"".join(shorten(lines)), durable=False)
     with open(path, "a+b", buffering=0, opener=private) as file:
         torn = file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n"
         file.write(b"\n" * bool(torn) + json.dumps(line).encode() + b"\n")
 
 
 def json_lines(path: str) -> list[dict[str, object]]:
-    """The objects in a file of JSON lines, oldest first; what can't be read is left out."""
+    """The objects in a file of JSON lines, oldest first; what can't be read is left out.
+
+    The service may have written there too: no more is read than would be of ours.
+    """
     found = []
-    with contextlib.suppress(FileNotFoundError), open(path, "rb", opener=private) as file:
-        for line in file:
-            with contextlib.suppress(ValueError, RecursionError):
-                found.append(json.loads(line))
+    for line in read_tail(path, 4 * JOURNAL_BYTES).splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(parse_json(line))
     return [item for item in found if isinstance(item, dict)]
+
+
+def make_private(directory: str) -> None:
+    """Create a directory and the one it is in; makedirs() has its mode for the last only."""
+    for path in (os.path.dirname(directory), directory):
+        os.makedirs(path, mode=0o700, exist_ok=True)
+
+
+def links_in(directory: str) -> list[str]:
+    """The symbolic links in a directory."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+        return [entry.path for entry in entries if entry.is_symlink()]
+    return []
 
 
 def is_same_file(descriptor: int, path: str) -> bool:
@@ -2126,7 +2158,7 @@ def locked(path: str, wait_s: float, busy: str) -> Iterator[None]:
     deadline, pause_s = time.monotonic() + wait_s, 0.001
     while True:
         with state_errors(path):
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            make_private(os.path.dirname(path))
             descriptor = private(path, os.O_RDWR | os.O_CREAT)
         try:
             # Who held it may have removed the file, and somebody have made another since.
@@ -2152,8 +2184,9 @@ class Event(NamedTuple):
     def __str__(self) -> str:
         at = min(self.at, 1e11)
         when = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))}.{at % 1 * 1000:03.0f}"
-        why = "".join(c if c.isprintable() else repr(c)[1:-1] for c in self.why)
-        return f"{when} {self.name} {self.event}" + f": {why}" * bool(why)
+        told = self.event + f": {self.why}" * bool(self.why)
+        told = "".join(c if c.isprintable() else repr(c)[1:-1] for c in told)
+        return f"{when} {self.name} {told}"
 
 
 read_event = reader(Event)
@@ -2182,6 +2215,10 @@ class Store:
             raise StateError(f"{self.home} can be written by others", f"run: chmod 700 {self.home}")
         with state_errors(self.home):
             names = os.listdir(self.home)
+            links = [path for top in (self.home, self.path("")) for path in links_in(top)]
+        if links:  # a cloned repository may have brought it along
+            advice = "see where it leads, then remove it"
+            raise StateError(f"{links[0]} is a link: nothing is read or written", advice)
         if names and not any(name.startswith(OWN_FILES) for name in names):
             advice = "give a directory that doesn't exist yet, or an empty one"
             raise StateError(f"{self.home} is no state directory: it holds other files", advice)
@@ -2240,8 +2277,8 @@ class Store:
                 if not records_from_cookies(self.home, []):
                     return {}
                 self.prepare()  # removed under a service that still runs
-        except (ValueError, RecursionError) as problem:
-            why = str(problem) or "nested too deeply"
+        except ValueError as problem:
+            why = str(problem)
         except OSError as error:
             with state_errors(self.state_path):
                 raise error
@@ -2266,9 +2303,12 @@ class Store:
         return records
 
     def _read(self) -> dict[str, Record]:
-        """What state.json says; OSError, or ValueError and RecursionError if it is damaged."""
+        """What state.json says; OSError, or ValueError if it is damaged."""
         with open(self.state_path, "rb", opener=private) as file:
-            document = json.loads(file.read())
+            if file.seek(0, os.SEEK_END) > STATE_BYTES:
+                raise RecordError(f"it has {format_bytes(file.tell())}")
+            file.seek(0)
+            document = parse_json(file.read())
         services = document.get("services") if isinstance(document, dict) else None
         if not isinstance(services, dict):
             raise RecordError("services: an object was expected")
@@ -2318,7 +2358,7 @@ class Store:
 
     def _is_held(self, name: str, lock: str) -> bool:
         try:
-            descriptor = os.open(self.path(name, lock), os.O_RDWR)
+            descriptor = private(self.path(name, lock), os.O_RDWR)
         except OSError:
             return False
         try:
@@ -2333,7 +2373,7 @@ class Store:
             try:
                 connection, token = connect_local(self.path(name), HUNG_S)
                 break
-            except (FileNotFoundError, ConnectionRefusedError):
+            except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):  # or many at once
                 if time.monotonic() > deadline or not self.is_supervised(name):
                     raise
                 time.sleep(0.002)
@@ -2373,11 +2413,11 @@ class Store:
         """The values given by --env K=V at the last start."""
         path = self.path(name, "env.json")
         try:
-            with open(path, "rb") as file:
-                return texts_by_name(json.loads(file.read()), path)
+            with open(path, "rb", opener=private) as file:
+                return texts_by_name(parse_json(file.read(STATE_BYTES)), path)
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             advice = f"start {name} anew, with --replace and its --env options"
             raise StateError(f"{path} can't be read", advice) from error
 
@@ -2435,6 +2475,8 @@ def as_lines(text: bytes) -> list[str]:
 def read_tail(path: str, count: int, end: int | None = None) -> bytes:
     """The `count` bytes before `end`, or before the end of the file; fewer if it has fewer."""
     with contextlib.suppress(FileNotFoundError), open(path, "rb", opener=private) as file:
+        if not file.seekable():
+            raise OSError(29, "it is a FIFO", path)  # ESPIPE
         end = file.seek(0, os.SEEK_END) if end is None else end
         return file.read(end - file.seek(max(0, end - count)))
     return b""
@@ -2467,7 +2509,7 @@ class Output:
 
 def file_size(path: str) -> int:
     """Its size, 0 if there is no such file."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         return os.path.getsize(path)
     return 0
 
@@ -2505,28 +2547,33 @@ def figures(path: str, since: float = 0.0) -> dict[str, list[tuple[float, float]
 
 def last_sample(path: str) -> Sample:
     """The youngest sample, read from the end of the file."""
-    lines = read_tail(path, 400).splitlines()
-    with contextlib.suppress(IndexError, ValueError):
+    with contextlib.suppress(IndexError, ValueError, OSError):
+        lines = read_tail(path, 400).splitlines()
         return read_sample(json.loads(lines[-1]), "sample")
     return Sample(0.0, 0, 0)
 
 
 def receive(connection: socket.socket, wait_s: float) -> dict[str, object]:
-    """One answer of a supervisor; OSError if none comes, the SpmError it tells of if it refuses."""
+    """One answer of a supervisor; OSError if none of sense comes, the SpmError of a refusal."""
     # It reads to the end of the line and no further: a second answer may stand behind it.
-    received = b""
-    connection.settimeout(wait_s)
+    received, deadline = b"", time.monotonic() + wait_s
     while not received.endswith(b"\n"):
+        connection.settimeout(max(deadline - time.monotonic(), 0.001))
+        if len(received) > STATE_BYTES or time.monotonic() > deadline:
+            raise ConnectionError("the supervisor's answer has no end")
         ahead = connection.recv(65536, socket.MSG_PEEK)
         if not ahead:
             raise ConnectionError("the supervisor closed the connection")
         received += connection.recv(ahead.find(b"\n") + 1 or len(ahead))
-    return accepted(received)
+    try:
+        return accepted(received)
+    except ValueError as error:
+        raise ConnectionError(f"the supervisor's answer is nonsense: {error}") from error
 
 
 def accepted(line: bytes) -> dict[str, object]:
     """A supervisor's answer; raises the SpmError that it tells of, ValueError if it is nonsense."""
-    answer = json.loads(line)
+    answer = parse_json(line)
     if not isinstance(answer, dict):
         raise RecordError("answer: an object was expected")
     if answer.get("ok") is not True:
@@ -2684,13 +2731,19 @@ class LogProbe:
 
     def lines(self, deadline: float) -> Iterator[str]:
         """What was written since the last look; what stands behind the last line end is one too."""
-        chunk = self.output.read()
+        chunk = self.read()
         while chunk and time.monotonic() < deadline:
             *lines, rest = (self.rest + chunk).split(b"\n")
             self.rest, self.count = rest[:LONGEST_LINE], self.count + len(lines)
             for line in (*lines, self.rest):
                 yield line[:LONGEST_LINE].decode("utf-8", "replace").rstrip("\r")
-            chunk = self.output.read()
+            chunk = self.read()
+
+    def read(self) -> bytes:
+        """What comes next; nothing where the service put something else in its log's place."""
+        with contextlib.suppress(OSError):
+            return self.output.read()
+        return b""
 
     def look(self, deadline: float) -> tuple[bool, str]:
         """Whether a line matches."""
@@ -3061,7 +3114,7 @@ def spec_differences(old: Spec, new: Spec) -> list[str]:
 
     def shown(value: object) -> str:
         words = value if isinstance(value, tuple) else (str(value),)
-        return "none" if value in (None, (), False) else join_command(words)
+        return "none" if value in (None, (), False) else mask_secrets(join_command(words))
 
     pairs = ((SPEC_WORDS.get(key, key), asked(old, key), asked(new, key)) for key in SPEC)
     return [f"{word}: {shown(was)} → {shown(now)}" for word, was, now in pairs if was != now]
@@ -3983,7 +4036,8 @@ class Supervisor:
         """The process that the pid file names, if that certainly belongs to this instance."""
         path = self.record.spec.pid_file
         # OSError, ValueError: not written yet, or not whole
-        with contextlib.suppress(OSError, ValueError), open(path or "", "rb", opener=private) as f:
+        real = os.path.realpath(path or "")  # it is the user's own: it may be a link
+        with contextlib.suppress(OSError, ValueError), open(real, "rb", opener=private) as f:
             pid = int((f.read(32).split() or [b""])[0])
             look, inside = stat_of(pid), pid in [member.identity.pid for member in members]
             if look is None or look.is_dead or pid < 2:
@@ -4167,14 +4221,14 @@ class Supervisor:
     def handle(self, client: Client) -> None:
         """Answer one request, at once or when it is done."""
         try:
-            request = json.loads(client.received)
+            request = parse_json(client.received)
             if not isinstance(request, dict) or request.get("token", "") != self.token:
                 raise RecordError("request.token: not the one in the state directory")
             operation = OPERATIONS.get(str(request.get("op")))
             if operation is None:
                 raise RecordError(f"request.op: one of {', '.join(OPERATIONS)} was expected")
             operation(self, client, request)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             client.answer({"ok": False, "error": UsageError(str(error)).to_json()})
 
     def on_status(self, client: Client, request: dict[str, object]) -> None:
@@ -4336,8 +4390,8 @@ def as_object(value: object) -> Message:
 def messages_in(line: bytes | None) -> list[Message | None]:
     """The messages of a line, a batch taken apart; None for what is no message."""
     try:
-        document = None if line is None else json.loads(line) if line.strip() else []
-    except (ValueError, RecursionError):
+        document = None if line is None else parse_json(line) if line.strip() else []
+    except ValueError:
         return [None]
     items = document if isinstance(document, list) else [document]
     return [item if isinstance(item, dict) else None for item in items]
@@ -4844,6 +4898,7 @@ class Result(NamedTuple):
     table: Sequence[tuple[str, ...]] = ()  # the first row has the column names
     error: SpmError | None = None
     stream: Iterator[str] | None = None
+    is_raw: bool = False  # the stream is for the terminal as it is
 
 
 class Boot(NamedTuple):
@@ -4932,8 +4987,20 @@ def observe(store: Store, record: Record, here: Place) -> Seen:
     return seen
 
 
+def copied_from(store: Store, record: Record) -> str:
+    """The other home whose cookie the recorded processes bear; "": none, or it was moved here."""
+    known = (record.main, record.supervisor) if record.phase in LIVE_PHASES else ()
+    homes = {cookie_of(one.pid).home for one in known if one and is_alive(one)} - {"", store.home}
+    is_other = (home for home in homes if os.path.isdir(home))
+    return next((home for home in is_other if not os.path.samefile(home, store.home)), "")
+
+
 def _look(store: Store, record: Record, here: Place) -> Seen:
     same_host = record.place._replace(boot=here.boot) == here
+    away = copied_from(store, record) if record.place == here else ""
+    if away:
+        verdict = Verdict("lost", f"this directory is a copy: it runs for {away}")
+        return Seen(record, Facts(False, True, False, False, "gone"), verdict)
     facts = Facts(record.place == here, same_host, claimed=False, supervised=False, main="gone")
     if facts.here and record.phase in LIVE_PHASES:
         claimed = record.main is None and store.is_claimed(record.name)
@@ -4970,8 +5037,8 @@ def shown_path(path: str) -> str:
 
 
 def shown_command(spec: Spec) -> str:
-    """The command as it could be typed again."""
-    return spec.words[-1] if spec.shell else join_command(spec.words)
+    """The command as it could be typed again, but for its secrets."""
+    return mask_secrets(spec.words[-1] if spec.shell else join_command(spec.words))
 
 
 def port_origin(spec: Spec) -> str | None:
@@ -5426,7 +5493,8 @@ def settled(store: Store, record: Record) -> Record:
         record = now
         time.sleep(0.005)
     if waits and record.phase in (ENDED_PHASES if spec.start_seconds else ("failed",)):
-        tail, ended = store.last_lines(name, 20), record.exit and record.exit._asdict()
+        tail = list(map(masked_line, store.last_lines(name, 20)))
+        ended = record.exit and record.exit._asdict()
         what = "its launcher failed" if spec.type == "external" else "it did not start"
         raise StartFailed(f"{name}: {what}: {record.reason}", log_tail=tail, exit=ended)
     return record
@@ -5502,7 +5570,7 @@ def held_port(store: Store, port: int, name: str) -> Held | None:
             holder = holder._replace(cookie=cookie)
         inside = bool(holder.cwd) and is_in_project(holder.cwd, store.home)
         kind = classify_holder(holder, name, store.home, inside)
-        ranked.append(holder._replace(kind=kind))
+        ranked.append(holder._replace(kind=kind, command=mask_secrets(holder.command)))
     ranked.sort(key=lambda one: list(HOLDER_KINDS).index(one.kind))
     return Held(port, ranked[0].kind, ranked)
 
@@ -5756,7 +5824,7 @@ def supervisor_command(store: Store, name: str) -> list[str]:
         import py_compile
 
         with contextlib.suppress(OSError):  # no room: the source does as well, only slower
-            os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+            make_private(os.path.dirname(target))
             mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
             py_compile.compile(SELF, target, doraise=True, optimize=2, invalidation_mode=mode)
             forget_older(os.path.dirname(target))
@@ -5865,7 +5933,7 @@ def stop(store: Store, args: argparse.Namespace) -> Result:
 def member_data(member: Member) -> dict[str, object]:
     """The JSON of a process of a tree."""
     pid = member.identity.pid
-    return {"pid": pid, "why": member.why, "command": command_line(pid)}
+    return {"pid": pid, "why": member.why, "command": mask_secrets(command_line(pid))}
 
 
 def dry_run(store: Store, services: Sequence[Seen]) -> Result:
@@ -5935,18 +6003,21 @@ def finish_stop(store: Store, stopping: Stopping) -> tuple[Record, Ended | None]
     try:
         with connection:
             answer = receive(connection, stopping.timeout_s + GIVE_UP_AFTER_KILL_S + HUNG_S)
-    except OSError:  # it died or hangs: the rest is ours to do
+        ended = read_ended(answer.get("ended"), "answer.ended")
+        after = Record.from_json(answer.get("record"))
+        if is_alive(record.main) and not ended.left:
+            raise ConnectionError("somebody else answers in its supervisor's place")
+    except (OSError, RecordError):  # it died or hangs: the rest is ours to do
         retire_supervisor(record)
         seen = find(store, record.name)
         return stop_unsupervised(store, stopping._replace(seen=seen, connection=None))
-    ended = read_ended(answer.get("ended"), "answer.ended")
     check_ended(record, ended)
     if answer.get("unsaved"):
         where = shown_path(store.state_path)
         store.notes.append(
             f"{where} can't be written now; {record.name}'s supervisor will go on trying"
         )
-    return Record.from_json(answer.get("record")), ended
+    return after, ended
 
 
 def check_ended(record: Record, ended: Ended) -> None:
@@ -6337,6 +6408,7 @@ def show_alerts(store: Store, args: argparse.Namespace) -> Result:
     Option("-n --lines", "N", parse_count, 100, "how many lines at most (100)"),
     Option("-f --follow", help="go on until the service ends"),
     Option("--since", "D", parse_duration, None, "only what was written in the last D (to 5 s)"),
+    Option("--raw", help="control characters and colours as they are, not written out"),
 )
 def logs(store: Store, args: argparse.Namespace) -> Result:
     """What a service wrote; with -f also what it goes on to write."""
@@ -6356,7 +6428,8 @@ def logs(store: Store, args: argparse.Namespace) -> Result:
     lines = lines[max(0, len(lines) - args.lines) :]
     text = (line + "\n" for line in lines)
     stream = itertools.chain(text, follow(store, name, output)) if args.follow else text
-    return Result({"name": name, "log": path, "lines": lines}, stream=stream)
+    data: dict[str, object] = {"name": name, "log": path, "lines": lines}
+    return Result(data, stream=stream, is_raw=args.raw)
 
 
 def follow(store: Store, name: str, output: Output) -> Iterator[str]:
@@ -6438,7 +6511,7 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
         "why": verdict.why,
         "since": ended.at if ended else record.started_at,
         **failure_facts(store, record),
-        "command": mask_secrets(shown_command(spec)),
+        "command": shown_command(spec),
         "cwd": spec.cwd,
         "environment": dict(record.environment),
         "listens_on": sorted(own),
@@ -6975,16 +7048,16 @@ def read_json(text: str) -> object:
     try:
         if text.startswith("@"):
             with open(text[1:], encoding="utf-8-sig") as file:
-                return json.load(file)
-        return json.loads(sys.stdin.buffer.read() if text == "-" else text)
-    except (ValueError, RecursionError, OSError) as error:
+                return parse_json(file.read())
+        return parse_json(sys.stdin.buffer.read() if text == "-" else text)
+    except (ValueError, OSError) as error:
         raise UsageError(f"not JSON: {error}", "quote it for the shell: '{\"key\": 1}'") from error
 
 
 def plain_value(text: str) -> object:
     """JSON where it is JSON, else the text itself."""
-    with contextlib.suppress(ValueError, RecursionError):
-        return text if text.strip("-") in ("NaN", "Infinity") else json.loads(text)
+    with contextlib.suppress(ValueError):
+        return text if text.strip("-") in ("NaN", "Infinity") else parse_json(text)
     return text
 
 
@@ -7035,7 +7108,7 @@ def ask(
             chunk = connection.recv(1 << 18)
             if not chunk:
                 raise ConnectionError
-            for answer in (as_object(json.loads(line)) for line in frames.feed(chunk) if line):
+            for answer in (as_object(parse_json(line)) for line in frames.feed(chunk) if line):
                 if "method" not in answer:
                     return answer
                 deadline = time.monotonic() + timeout_s  # its progress
@@ -7188,6 +7261,8 @@ OPTIONAL_VALUES = {
 }
 PLAIN_BARS = dict(zip(map(ord, BARS), "_.-:=+*#"))
 LEADING = ("--home", "--json", "--version", "--help", "-h")  # what may stand before the command
+# C0 and C1, and what turns the direction of writing: Unicode's bidirectional controls
+CONTROLS = r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 COLOURS = {"[OK]": "32", "[WARN]": "33", "[ERROR]": "31"}
 
 
@@ -7313,14 +7388,15 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> None:
         stream = sys.stderr if line.startswith(("[WARN]", "[ERROR]")) else sys.stdout
         write(stream, coloured(neutral(line), stream) + "\n")
     for chunk in result.stream or ():
-        write(sys.stdout, chunk)
+        lines = chunk.replace("\r\n", "\n").split("\n")
+        write(sys.stdout, chunk if result.is_raw else "\n".join(map(neutral, lines)))
     if error:
         tail = error.facts.get("log_tail")
         shown = [f"  | {neutral(line)}\n" for line in tail] if isinstance(tail, list) else []
         cause = error.facts.get("cause")
         cause = cause if isinstance(cause, dict) else {"kind": "unknown"}
         if cause["kind"] != "unknown" and cause["advice"] != error.advice:  # else it is said
-            shown += [f"  cause: {neutral(cause['message'])}\n  → {cause['advice']}\n"]
+            shown += [f"  cause: {neutral(cause['message'])}\n  → {neutral(cause['advice'])}\n"]
         advice = f"  → {neutral(error.advice)}\n" if error.advice else ""
         line = coloured(neutral(f"[ERROR] {error.message}"), sys.stderr)
         write(sys.stderr, "".join([line, "\n", *shown, advice]))
@@ -7328,7 +7404,7 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> None:
 
 def neutral(line: str) -> str:
     """One line that moves no cursor and rings no bell: control characters are written out."""
-    return re.sub(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], line)
+    return re.sub(CONTROLS, lambda found: repr(found[0])[1:-1], line)
 
 
 def write(stream: TextIO | None, text: str) -> None:
@@ -7347,7 +7423,7 @@ def write(stream: TextIO | None, text: str) -> None:
 def say(*lines: str) -> None:
     """Write lines on stderr, now."""
     with contextlib.suppress(OSError):  # nobody listens: what is to be done is done all the same
-        write(sys.stderr, "".join(coloured(line, sys.stderr) + "\n" for line in lines))
+        write(sys.stderr, "".join(coloured(neutral(line), sys.stderr) + "\n" for line in lines))
 
 
 def coloured(line: str, stream: TextIO | None) -> str:
@@ -7364,7 +7440,7 @@ def show_progress(text: str) -> None:
         columns = 80
         with contextlib.suppress(OSError):
             columns = os.get_terminal_size(sys.stderr.fileno()).columns or columns
-        line = text[: columns - 1]
+        line = neutral(text)[: columns - 1]
         write(sys.stderr, f"\r{' ' * (columns - 1)}\r{line}")
 
 
@@ -7431,11 +7507,14 @@ def run(argv: Sequence[str]) -> int:
     except OSError as error:
         where = error.filename or os.curdir
         result = Result(
-            {}, error=StateError(f"{where}: {error.strerror}", "see that it can be used")
+            {}, error=StateError(f"{where}: {error.strerror or error}", "see that it can be used")
         )
     except KeyboardInterrupt:
         advice = "what was started, or is being stopped, goes on without this command: see list"
         result = Result({}, error=Interrupted("interrupted", advice))
+    if result.error:  # it may repeat what was typed, or show a command line
+        for key in ("message", "advice"):
+            setattr(result.error, key, mask_secrets(getattr(result.error, key)))
     render(result, "--json" in argv[: argv.index("--") if "--" in argv else None], notes)
     return result.error.exit_code if result.error else 0
 

@@ -144,7 +144,8 @@ class Spm:
         shown = [f"{p.pid} {p.cmdline()}" for p in self.bearers()]
         for path in sorted(self.home.glob("services/*/*.[lj]*")):
             shown.append(f"--- {path.name} of {path.parent.name}")
-            shown.append(path.read_text("utf-8", "replace")[-2000:])
+            if path.is_file():
+                shown.append(path.read_text("utf-8", "replace")[-2000:])
         return "\n".join(shown)
 
 
