@@ -339,14 +339,14 @@ def parse_port_or_auto(text: str) -> int | str:
 
 URL = r"(https?)://(\[[\da-fA-F:.]+\]|[^\s/:?#@[\]]+)(?::(\d{1,5}))?([/?][^\s#]*)?(?:#\S*)?"
 URL_PORTS = {"http": "80", "https": "443"}
-CHECKS = "tcp, tcp:PORT, http, http:/PATH, a URL, log:REGEX or exec:COMMAND"
+CHECKS = "tcp, tcp:PORT, http, http:/PATH, a URL, log:REGEX, exec:COMMAND or mcp"
 EXPECTED = r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?"
 
 
 class Check(NamedTuple):
     """One thing that must hold before a service counts as healthy."""
 
-    kind: str  # tcp, http, https, log or exec
+    kind: str  # tcp, http, https, log, exec or mcp
     text: str = ""  # of http the path, of log the pattern, of exec the command
     host: str = ""  # of a URL; none: wherever the service listens
     port: int | None = None  # none: the service's own
@@ -369,6 +369,8 @@ def parse_check(text: str) -> Check:
     url = parse_url(text)
     if url:
         return url
+    if text == "mcp":
+        return Check(kind)
     if kind == "tcp":
         return Check(kind, port=parse_port(rest) if colon else None)
     if kind == "http" and not re.search(r"^//|\s", rest):
@@ -2846,6 +2848,7 @@ LOOPBACK = ("127.0.0.1", "::1")
 CONNECT_S = 0.25  # loopback refuses at once; only a full backlog takes longer
 TREE_LOOK_S = 0.5  # while loopback refuses: a service may listen on another address
 LONGEST_LINE = 65536
+MATCH_S = 0.5  # how long matching what a service wrote may hold up everything else
 REDIRECTS = 5
 
 
@@ -2943,10 +2946,12 @@ def _http_head(url: Check, address: str, insecure: bool, deadline: float) -> byt
 
 
 class LogProbe:
-    """Looks for a pattern in all that an instance wrote, each line once."""
+    """Looks for patterns in all that an instance wrote, each line once."""
 
-    def __init__(self, output: Output, pattern: str) -> None:
-        self.output, self.pattern, self.rest, self.count = output, pattern, b"", 0
+    def __init__(self, output: Output, *patterns: str) -> None:
+        self.output, self.patterns, self.rest, self.count = output, patterns, b"", 0
+        self.text = " or ".join(map(repr, patterns))
+        self.cpu_s: float | None = None  # of this thread when the matching began
 
     def lines(self, deadline: float) -> Iterator[str]:
         """What was written since the last look; what stands behind the last line end is one too."""
@@ -2958,11 +2963,30 @@ class LogProbe:
                 yield line[:LONGEST_LINE].decode("utf-8", "replace").rstrip("\r")
             chunk = self.output.read()
 
-    def look(self, deadline: float) -> tuple[bool, str]:
-        """Whether a line matches."""
-        if any(re.search(self.pattern, text) for text in self.lines(deadline)):
-            return True, f"its log matches {self.pattern!r}"
-        return False, f"no match of {self.pattern!r} in {counted(self.count, 'line')} of its log"
+    def look(self, deadline: float) -> tuple[str | None, str]:
+        """The first pattern that a line matches; one that takes for ever is used no more.
+
+        In the main thread: only a signal gets in between, and all else waits meanwhile.
+        """
+        self.cpu_s = time.thread_time()
+        try:
+            alarm(MATCH_S, self._give_up)
+            pairs = ((one, line) for line in self.lines(deadline) for one in self.patterns)
+            found = next((one for one, line in pairs if re.search(one, line)), None)
+        except TimeoutError:
+            found, self.patterns = None, ()
+        finally:
+            self.cpu_s = None
+            alarm(0.0, self._give_up)
+        if not self.patterns:
+            return None, f"{self.text} takes too long to match its log: it is used no more"
+        where = f"{self.text} in {counted(self.count, 'line')} of its log"
+        return found, f"its log matches {found!r}" if found else f"no match of {where}"
+
+    def _give_up(self) -> None:
+        if self.cpu_s is not None and time.thread_time() - self.cpu_s >= MATCH_S / 2:
+            raise TimeoutError
+        alarm(MATCH_S, self._give_up)  # it was the machine that was busy
 
 
 def probe_exec(
@@ -3015,9 +3039,14 @@ class Checks:
     """The checks of one instance, or of nobody's port, and what the last look at each saw."""
 
     def __init__(
-        self, store: Store, record: Record | None, checks: Sequence[Check], spec: Spec
+        self,
+        store: Store,
+        record: Record | None,
+        checks: Sequence[Check],
+        spec: Spec,
+        ask: Callable[[Checks, Check, float], Sight],
     ) -> None:
-        self.record, self.checks, self.spec = record, checks, spec
+        self.record, self.checks, self.spec, self.ask = record, checks, spec, ask
         logs = [check for check in checks if record and check.kind == "log"]
         self.logs = {c: LogProbe(Output(store, record), c.text) for c in logs if record}
         self.sights = dict.fromkeys(checks, Sight())
@@ -3037,8 +3066,9 @@ class Checks:
             condition = condition or CONDITIONS.get(self.record.phase)
         if condition:  # the kernel goes on to accept connections for it
             sight = Sight(False, condition)
-        elif check in self.logs:  # what was written once stays written
-            sight = sight if sight.is_ok else Sight(*self.logs[check].look(deadline))
+        elif check.kind in ("log", "mcp"):  # what was written once stays written
+            is_done = sight.is_ok and check.kind == "log"
+            sight = sight if is_done else self.ask(self, check, deadline)
         elif check.kind == "exec":
             values = {**env, "PORT": str(spec.port)} if spec.port else env
             sight = Sight(*probe_exec(check.text, spec.cwd, values, deadline, is_over))
@@ -3051,6 +3081,11 @@ class Checks:
             sight = sight._replace(is_ok=is_ok, seen=seen)
         self.sights[check] = sight
         return sight
+
+    def read(self, check: Check, deadline: float) -> Sight:
+        """Look at the log for a check."""
+        found, seen = self.logs[check].look(deadline)
+        return Sight(found is not None, seen)
 
     def _find_listener(self, check: Check) -> Sight:
         """Where to connect to: of a service's own port only where its own tree listens."""
@@ -3679,9 +3714,13 @@ class Prober:
         import threading
         from collections import deque
 
-        self.store, self.record, self.wake = store, record, wake
-        self.env = {**os.environ, **env}
+        self.record, self.wake, self.env = record, wake, {**os.environ, **env}
+        self.ready, self.health = (
+            Checks(store, record, [parse_check(text) for text in texts], record.spec, self.ask)
+            for texts in (record.spec.readiness, record.spec.health)
+        )
         self.news: deque[tuple[bool, str]] = deque()
+        self.asked: deque[tuple[Checks, Check, Callable[[Sight], None]]] = deque()
         self.took_s: float | None = None  # the last probe
         self.halt = threading.Event()
         self.thread = threading.Thread(target=self.run, name="prober", daemon=True)
@@ -3689,16 +3728,12 @@ class Prober:
 
     def run(self) -> None:
         """Readiness until it holds, then liveness."""
-        spec, began = self.record.spec, time.monotonic()
-        ready, health = (
-            Checks(self.store, self.record, [parse_check(text) for text in texts], spec)
-            for texts in (spec.readiness, spec.health)
-        )
-        while not self.probe(ready, ready.waiting()):
+        began, pause_s = time.monotonic(), max(self.record.spec.health_interval_s, 0.01)
+        while not self.probe(self.ready, self.ready.waiting()):
             if self.halt.wait(lazy_pause_s(time.monotonic() - began)):
                 return
-        while health.checks and not self.halt.wait(max(spec.health_interval_s, 0.01)):
-            self.probe(health, health.checks)
+        while self.health.checks and not self.halt.wait(pause_s):
+            self.probe(self.health, self.health.checks)
 
     def probe(self, checks: Checks, due: Sequence[Check]) -> bool:
         """Whether these hold; the loop is told, except of one that isn't ready yet."""
@@ -3712,9 +3747,25 @@ class Prober:
         failed = [sight for sight in sights if not sight.is_ok]
         if not failed or due is checks.checks:
             self.news.append((not failed, "; ".join(sight.seen for sight in failed or sights)))
-            with contextlib.suppress(OSError):  # it is full: then the loop is awake, or gone
-                self.wake.send(b"\0")
+            self.rouse()
         return not failed
+
+    def rouse(self) -> None:
+        """Have the loop look at what we left."""
+        with contextlib.suppress(OSError):  # it is full: then the loop is awake, or gone
+            self.wake.send(b"\0")
+
+    def ask(self, checks: Checks, check: Check, deadline: float) -> Sight:
+        """Have the loop look: it alone speaks with the service, and can interrupt a pattern."""
+        import queue
+
+        answers: queue.SimpleQueue[Sight] = queue.SimpleQueue()
+        self.asked.append((checks, check, answers.put))
+        self.rouse()
+        while not self.halt.is_set() and time.monotonic() < deadline:
+            with contextlib.suppress(queue.Empty):
+                return answers.get(timeout=0.1)
+        return Sight(False, "no answer in time")
 
 
 class Sampler:
@@ -3772,6 +3823,7 @@ if TYPE_CHECKING:
         def ended(self, ended: Exit) -> bool: ...
         def fail(self, why: str, cause: str) -> None: ...
         def is_busy(self) -> bool: ...
+        def ping(self, answer: Callable[[Sight], None]) -> None: ...
         def facts(self) -> dict[str, object]: ...
 
 
@@ -3792,6 +3844,7 @@ class Supervisor:
         self.step_at = 0.0
         self.because: str | None = None  # why we end it unasked; its policy decides what then
         self.waiters: list[Client] = []
+        self.watchers: list[Client] = []  # they hear of each phase; with them it isn't idle
         self.finished, self.oom_kills = False, oom_kills()
         self.pause: bool | None = None  # its window waits for a key; False: no more
         is_external, now = record.spec.type == "external", time.monotonic()
@@ -3847,8 +3900,8 @@ class Supervisor:
         adopted = self.record.main if self.child is None else None
         descriptor = adopted and death_watch(adopted)
         self.hears_main = descriptor is not None
-        if descriptor is not None:
-            self.hear(descriptor, self.on_adopted_death)
+        if descriptor is not None:  # once; take_note() comes next and sees it
+            self.hear(descriptor, self.events.unregister)
 
     def _take_lock(self) -> int:
         """The descriptor of supervisor.lock, held for life; a predecessor may still be leaving."""
@@ -3918,8 +3971,9 @@ class Supervisor:
 
     def first_phase(self) -> str:
         """The phase of a main process that has just come up; with --start-seconds it is judged."""
-        self.judged = LogProbe(Output(self.store, self.record), "")
-        lives_s = self.record.spec.start_seconds
+        spec = self.record.spec
+        signs = [sign for sign in (spec.failure_log, spec.success_log) if sign]
+        self.judged, lives_s = LogProbe(Output(self.store, self.record), *signs), spec.start_seconds
         self.judge_until = time.monotonic() + lives_s if lives_s else None
         return "starting" if lives_s else "running"
 
@@ -3946,14 +4000,20 @@ class Supervisor:
         if phase == "ready":
             self.record = self.record._replace(failures=0)
         self.record = self.record._replace(phase=phase, reason=why, wanted=wanted)
-        with contextlib.suppress(SpmError):  # a full disk: state.json is what is tried again
-            self.store.write_event(event, self.record.name, self.record, why)
+        self.tell(event, why)
+        for client in self.watchers:
+            client.answer(self.heard(), hang_up=False)
         # What ends within milliseconds needs no "stopping" in state.json on the way.
         self.save_at = time.monotonic() + SOON_S
         if event != "stopping":
             self.save()
         if phase == "running" and self.env is not None:
             self.begin_probing()
+
+    def tell(self, event: str, why: str) -> None:
+        """Append to the journal; a full disk costs the event, no more."""
+        with contextlib.suppress(SpmError):
+            self.store.write_event(event, self.record.name, self.record, why)
 
     def save(self) -> None:
         """Write the record; what can't be written now is tried again at each tick."""
@@ -3981,34 +4041,29 @@ class Supervisor:
                 self.judge(self.judge_until)
             if self.record.phase == "backoff" and not self.ending:
                 self.respawn(self.record.retry_at or 0.0)
-            if self.ending and time.monotonic() >= self.step_at:
-                self.step()
-            if time.monotonic() >= min(self.log.due_at, self.sampler.due_at):
-                self.take_sample(time.monotonic())
-            if self.pipes and time.monotonic() >= self.pipes.due_at:
-                self.pipes.look()
-            if self.save_at and time.monotonic() >= self.save_at:
-                self.save()
+            for due_at, act in self.timers():
+                if due_at is not None and time.monotonic() >= due_at:
+                    act()
         self.leave()
 
-    def _wait_s(self) -> float:
-        due = [self.log.due_at, self.sampler.due_at]
-        if self.ending:
-            due.append(self.step_at)
-        if self.save_at:
-            due.append(self.save_at)
+    def timers(self) -> Iterator[tuple[float | None, Callable[[], None]]]:
+        """What is done when, if nothing changes before that."""
+        yield self.step_at if self.ending else None, self.step
+        yield min(self.log.due_at, self.sampler.due_at), self.take_sample
         if self.pipes:
-            due.append(self.pipes.due_at)
-        if self.child is None and not self.hears_main:
-            due.append(time.monotonic() + TICK_S)
+            yield self.pipes.due_at, self.pipes.look
+        yield self.save_at, self.save
+
+    def _wait_s(self) -> float:
+        looks = [TICK_S if self.child is None and not self.hears_main else None]
         if self.is_leased():
-            looks = [*left_s(self.record, steady_s()), None if self.hears_owner else TICK_S]
-            due += [time.monotonic() + look for look in looks if look is not None]
-        if (self.search_until or self.judge_until) and not self.ending:
-            due.append(time.monotonic() + SEARCH_S)
+            looks += [*left_s(self.record, steady_s()), None if self.hears_owner else TICK_S]
+        if not self.ending:
+            looks.append(SEARCH_S if self.search_until or self.judge_until else None)
         if self.record.phase == "backoff":
-            due.append(time.monotonic() + (self.record.retry_at or 0.0) - steady_s())
-        return max(0.0, min(due) - time.monotonic())
+            looks.append((self.record.retry_at or 0.0) - steady_s())
+        looks += [due_at and due_at - time.monotonic() for due_at, _ in self.timers()]
+        return max(0.0, min(look for look in looks if look is not None))
 
     def leave(self) -> None:
         """Free what others wait for, then answer them."""
@@ -4017,6 +4072,8 @@ class Supervisor:
         if self.pipes:
             self.pipes.fail("is gone", "server_died")
         os.close(self.lock)
+        for client in self.watchers:
+            client.connection.close()
         if self.prober:  # a command that it runs is to be killed
             self.prober.halt.set()
             checks = (*self.record.spec.ready, *self.record.spec.health)
@@ -4027,13 +4084,8 @@ class Supervisor:
         """A child ended, or somebody signalled us."""
         why = asks_to_stop(self.wake.recv(4096), self.record.spec.terminal is not None)
         if why and not self.pause:  # a window that waits for a key ends by itself
-            self.begin_ending(STOP_TIMEOUT_S, False, why, tree_of(self.record))
+            self.end(why)
         self.step_at = 0.0  # something changed: look at once
-
-    def on_adopted_death(self, descriptor: int) -> None:
-        """The adopted main process ended; its exit code went to its parent."""
-        self.hears_main = False
-        self.events.unregister(descriptor)  # take_note() comes next and sees it
 
     def take_note(self) -> None:
         """Reap every child that ended, the adopted ones too; leave when nothing is left."""
@@ -4086,6 +4138,12 @@ class Supervisor:
 
     def take_news(self) -> None:
         """What the prober saw becomes a phase; while the service ends, nothing."""
+        while self.prober and self.prober.asked:
+            checks, check, answer = self.prober.asked.popleft()
+            if check.kind == "log":
+                answer(checks.read(check, time.monotonic() + SOON_S))
+            elif self.pipes:
+                self.pipes.ping(answer)
         while self.prober and self.prober.news:
             is_ok, seen = self.prober.news.popleft()
             self.failures = 0 if is_ok else self.failures + 1
@@ -4094,12 +4152,13 @@ class Supervisor:
             if phase != self.record.phase:
                 self.change(phase, phase, seen)
             if phase == "unhealthy" and self.record.spec.restart != "no" and not self.ending:
-                self.end_unasked(f"unhealthy: {seen}", "stopping", seen)
+                self.end(seen, because=f"unhealthy: {seen}")
 
     def main_ended(self, ended: Exit) -> None:
         """The main process is gone; what it left behind is watched until it is gone too."""
         if self.prober:
             self.prober.halt.set()
+        self.hears_main = False
         before, self.oom_kills = self.oom_kills, oom_kills()
         oom = ended.signal == "SIGKILL" and self.oom_kills > before
         lived_s = round(max(ended.at - self.record.started_at, 0.0), 3)
@@ -4127,15 +4186,6 @@ class Supervisor:
 
     # -- what its policy makes of its end
 
-    def end_unasked(self, because: str, phase: str, why: str) -> None:
-        """End all of an instance that failed, or what is left of it."""
-        self.because = because
-        self.ending = end_tree(
-            self.record, tree_of(self.record), STOP_TIMEOUT_S, False, self.is_empty
-        )
-        self.step_at = time.monotonic() + next(self.ending)
-        self.change(phase, phase, why)
-
     def decide(self, ended: Exit | None, phase: str, story: str) -> None:
         """Another instance after a while, or that was it; None: we ended it as a failed one."""
         record, spec, now = self.record, self.record.spec, steady_s()
@@ -4155,7 +4205,7 @@ class Supervisor:
             self.record = record._replace(
                 restarted_at=(*recent, now), retry_at=now + wait_s, backoffs=record.backoffs + 1
             )
-            self.end_unasked("", "backoff", story)
+            self.end(story, because="", phase="backoff")
             return
         if verdict == "gave up":
             span = format_duration(now - min(recent, default=now))
@@ -4170,16 +4220,6 @@ class Supervisor:
             kept: dict[str, object] = {"log_tail": list(map(masked_line, tail[-20:]))}
             kept.update(ended._asdict(), cause=cause_of(ended, tail).kind)
             append_line(self.store.path(self.record.name, "exits.jsonl"), kept)
-
-    def unasked_ended(self, left: Sequence[int]) -> None:
-        """All of the instance is gone, or can't be ended."""
-        why, self.because = self.because, None
-        if left:
-            pids = ", ".join(map(str, left))
-            self.change("stop_failed", "failed", f"pid {pids} outlived SIGKILL")
-        elif why:
-            self.record = self.record._replace(exit=self.record.exit or Exit(time.time()))
-            self.decide(None, "failed", why)
 
     def respawn(self, due_at: float) -> None:
         """Begin another instance when it is time, with the environment of the start."""
@@ -4205,19 +4245,15 @@ class Supervisor:
 
     def judge(self, until: float) -> None:
         """Whether it has started: the first match in its log decides, else that it lives."""
-        spec, now = self.record.spec, time.monotonic()
-        signs = [(spec.failure_log, False), (spec.success_log, True)]
-        matches = (
-            (f"its log matches {pattern!r}", is_ok)
-            for text in self.judged.lines(now + SOON_S)
-            for pattern, is_ok in signs
-            if pattern and re.search(pattern, text)
-        )
-        why, is_ok = next(matches, (f"it lives after {spec.start_seconds:g} s", None))
-        if is_ok is False:
-            self.end_unasked(why, "stopping", why)
-        elif is_ok or now >= until:
+        spec, now, patterns = self.record.spec, time.monotonic(), self.judged.patterns
+        sign, why = self.judged.look(now + SOON_S) if patterns else (None, "")
+        if patterns != self.judged.patterns:
+            self.tell("pattern_failed", why)
+        if sign and sign == spec.failure_log:
+            self.end(why, because=why)
+        elif sign or now >= until:
             self.judge_until = None
+            why = why if sign else f"it lives after {spec.start_seconds:g} s"
             self.change("running", "running", why)
 
     # -- programs that leave home
@@ -4307,17 +4343,18 @@ class Supervisor:
 
     def end_if_over(self) -> None:
         """End the service when its lease is over, or when nobody needed it for too long."""
-        if self.is_busy():
+        if self.watchers or (self.pipes and self.pipes.is_busy()):
             self.record = self.record._replace(active_at=steady_s())
         why = lease_over(self.record, is_alive(self.record.owner), steady_s())
         if why and self.is_leased():
-            self.begin_ending(STOP_TIMEOUT_S, False, why, tree_of(self.record))
+            self.end(why)
 
     # -- what it uses
 
-    def take_sample(self, now: float) -> None:
+    def take_sample(self) -> None:
         """Look at the log and, if it is time, at the processes: one wakeup for both."""
         figures: dict[str, float | None] = {}
+        now = time.monotonic()
         if now >= self.sampler.due_at:
             took_s = self.prober.took_s if self.prober else None
             figures = self.sampler.measure(self.record, now, took_s)
@@ -4332,8 +4369,7 @@ class Supervisor:
             alerts[rule], event = judge(was, rule, figures.get(rule.metric), now)
             text = alerts[rule].text or was.text
             if event:
-                with contextlib.suppress(SpmError):  # a full disk costs the event, no more
-                    self.store.write_event(event, self.record.name, self.record, text)
+                self.tell(event, text)
             if event == "alert":
                 self.act(rule, text, figures[rule.metric])
         texts = tuple(alert.text for alert in alerts.values() if alert.text)
@@ -4347,9 +4383,9 @@ class Supervisor:
         verb, _, line = rule.action.partition(" ")
         if verb == "restart":
             self.must_restart = True
-            self.end_unasked(f"alert: {text}", "stopping", f"alert: {text}")
+            self.end(f"alert: {text}", because=f"alert: {text}")
         elif verb == "stop":
-            self.begin_ending(STOP_TIMEOUT_S, False, f"alert: {text}", tree_of(self.record))
+            self.end(f"alert: {text}")
         elif verb == "exec":
             where = {"service": self.record.name, "home": self.store.home}
             facts = {**rule._asdict(), **where, "name": rule.text, "value": value}
@@ -4360,21 +4396,26 @@ class Supervisor:
 
     # -- ending it
 
-    def begin_ending(
-        self, timeout_s: float, force: bool, why: str, members: Sequence[Member]
+    def end(
+        self,
+        why: str,
+        timeout_s: float = STOP_TIMEOUT_S,
+        force: bool = False,
+        because: str | None = None,
+        phase: str = "stopping",
     ) -> None:
-        """Start to end the tree, or hurry an ending that goes on."""
-        if self.ending is None or self.because is not None:
-            self.because = None
-            quiet_s = 0.0
-            if self.pipes:
-                quiet_s, timeout_s = STDIO_END_S, min(timeout_s, STDIO_END_S)
-                self.pipes.close_stdin()
-            self.ending = end_tree(self.record, members, timeout_s, force, self.is_empty, quiet_s)
-            self.step_at = time.monotonic() + next(self.ending)
-            self.change("stopping", "stopping", why)
-        elif force:
-            self.step(force=True)
+        """Start to end the tree, or hurry an ending that goes on; `because`: it failed."""
+        if self.ending and self.because is None:
+            self.step(force) if force else None
+            return
+        self.because, quiet_s = because, 0.0
+        if self.pipes:
+            quiet_s, timeout_s = STDIO_END_S, min(timeout_s, STDIO_END_S)
+            self.pipes.close_stdin()
+        members = tree_of(self.record)
+        self.ending = end_tree(self.record, members, timeout_s, force, self.is_empty, quiet_s)
+        self.step_at = time.monotonic() + next(self.ending)
+        self.change(phase, phase, why)
 
     def step(self, force: bool = False) -> None:
         """One step of the ending; the last one records what came of it."""
@@ -4384,31 +4425,34 @@ class Supervisor:
         except StopIteration as done:
             self.take_note()
             self.ending, self.outcome = None, done.value
-            if self.because is not None:
-                self.unasked_ended(done.value.left)
-                return
-            if done.value.left:
-                pids = ", ".join(map(str, done.value.left))
-                self.change("stop_failed", "running", f"pid {pids} outlived SIGKILL")
-                self.answer_waiters()
-                return
+            self.all_ended(", ".join(map(str, done.value.left)))
+
+    def all_ended(self, left: str) -> None:
+        """All of the instance is gone, or can't be ended."""
+        why, self.because = self.because, None
+        if left:
+            phase = "running" if why is None else "failed"
+            self.change("stop_failed", phase, f"pid {left} outlived SIGKILL")
+        elif why != "":  # else it but waits to restart
             self.record = self.record._replace(exit=self.record.exit or Exit(time.time()))
-            self.change("stopped", "stopped", self.record.reason)
-            self.finished = True
-            if self.save_at:  # else they hear of it when we have left
-                self.answer_waiters()
+            self.finished = why is None
+            if why:
+                self.decide(None, "failed", why)
+            else:
+                self.change("stopped", "stopped", self.record.reason)
+        if left or self.save_at:  # else they hear of it when we have left
+            self.answer_waiters()
 
     def answer_waiters(self) -> None:
         """Tell everybody who asked for the end what came of it."""
-        ended = self.outcome and self.outcome._asdict()
+        ended, unsaved = self.outcome and self.outcome._asdict(), self.save_at is not None
         for client in self.waiters:
-            answer = {
-                "record": self.record.to_json(),
-                "ended": ended,
-                "unsaved": self.save_at is not None,
-            }
-            client.answer({"ok": True, **answer})
+            client.answer(self.told(ended=ended, unsaved=unsaved))
         self.waiters.clear()
+
+    def told(self, **facts: object) -> dict[str, object]:
+        """An answer with the record."""
+        return {"ok": True, "record": self.record.to_json(), **facts}
 
     # -- requests
 
@@ -4455,16 +4499,11 @@ class Supervisor:
     def on_status(self, client: Client, request: dict[str, object]) -> None:
         """What is: asked for when state.json and the system disagree."""
         self.take_note()
-        relay = self.pipes.facts() if self.pipes else None
-        client.answer({"ok": True, "record": self.record.to_json(), "relay": relay})
+        client.answer(self.told(relay=self.pipes and self.pipes.facts()))
 
     def on_join(self, client: Client, request: dict[str, object]) -> None:
         """Somebody wants to talk to a stdio service."""
         self.pipes.join(client) if self.pipes else client.connection.close()
-
-    def is_busy(self) -> bool:
-        """Whether somebody waits for an answer of the service."""
-        return self.pipes is not None and self.pipes.is_busy()
 
     def active(self) -> None:
         """It is used: remembered at once, written down at most every few seconds."""
@@ -4483,7 +4522,7 @@ class Supervisor:
                 self.watch_owner()
         self.record = self.record._replace(last_active=time.time(), active_at=steady_s())
         self.save()
-        client.answer({"ok": True, "record": self.record.to_json()})
+        client.answer(self.told())
 
     def on_notify(self, client: Client, request: dict[str, object]) -> None:
         """What the service says of itself; `alive` is a heartbeat."""
@@ -4496,15 +4535,31 @@ class Supervisor:
         if state == "ready" and is_believed:  # else the checks decide
             self.change("ready", "ready", message)
         else:
-            with contextlib.suppress(SpmError):  # a full disk costs the event, not the service
-                self.store.write_event(state, self.record.name, self.record, message)
-        client.answer({"ok": True, "record": self.record.to_json()})
+            self.tell(state, message)
+        client.answer(self.told())
+
+    def heard(self) -> dict[str, object]:
+        """What watchers are told."""
+        return {"ok": True, "phase": self.record.phase, "why": self.record.reason}
+
+    def on_watch(self, client: Client, request: dict[str, object]) -> None:
+        """Somebody waits for it, or works with it, until the connection ends."""
+
+        def left(_: object) -> None:
+            self.events.unregister(client.connection)
+            client.connection.close()
+            self.watchers.remove(client)
+            self.active()
+
+        client.answer(self.heard(), hang_up=False)
+        self.watchers.append(client)
+        self.hear(client.connection, left)
 
     def on_ready(self, client: Client, request: dict[str, object]) -> None:
         """A command that waited saw readiness before the prober did."""
         if self.record.phase == "running" and self.record.spec.readiness:
             self.change("ready", "ready", "seen by the command that waited")
-        client.answer({"ok": True, "record": self.record.to_json()})
+        client.answer(self.told())
 
     def on_stop(self, client: Client, request: dict[str, object]) -> None:
         """End the service; refused if the caller means another process or stands in the tree."""
@@ -4514,23 +4569,23 @@ class Supervisor:
             client.answer({"ok": True}, hang_up=False)
             self.waiters.append(client)
             return
-        members = tree_of(self.record)
         # Whoever read state.json just before a restart means the former main process.
         meant = self.record.main if asked.main in self.mains else asked.main
-        error = refusal(self.record, meant, members, asked.spare)
+        error = refusal(self.record, meant, tree_of(self.record), asked.spare)
         if error:
             self.save()
             client.answer({"ok": False, "error": error.to_json()})
             return
         client.answer({"ok": True}, hang_up=False)
         self.waiters.append(client)
-        self.begin_ending(asked.timeout_s, asked.force, "stop was asked for", members)
+        self.end("stop was asked for", asked.timeout_s, asked.force)
 
 
 OPERATIONS: dict[str, Callable[[Supervisor, Client, dict[str, object]], None]] = {
     "status": Supervisor.on_status,
     "touch": Supervisor.on_touch,
     "notify": Supervisor.on_notify,
+    "watch": Supervisor.on_watch,
     "ready": Supervisor.on_ready,
     "join": Supervisor.on_join,
     "stop": Supervisor.on_stop,
@@ -4752,6 +4807,7 @@ class Relay:
         self.problem: SpmError | None = None
         self.due_at = self.give_up_at = float("inf")
         self.is_shaking = False
+        self.answer: Callable[[Sight], None] | None = None  # who wants to know whether it answers
 
     def open(self) -> list[int]:
         """The two descriptors for a process that is about to be spawned."""
@@ -4820,12 +4876,30 @@ class Relay:
         self.era, self.version, self.greeting = era, version, greeting
         self.due_at, self.pending = float("inf"), {}
         self.let_in()
+        self.answers(f"it was greeted ({era} {version})")
 
     def let_in(self) -> None:
         """Those who wait."""
         joining, self.joining = self.joining, []
         for client in joining:
             self.join(client)
+
+    def ping(self, answer: Callable[[Sight], None]) -> None:
+        """Have it answer something that does nothing; whom it works for sees whether it does."""
+        self.answer = answer
+        if self.is_busy() and self.era:
+            self.answers("it has requests in flight")
+        elif self.era:
+            self.pending = {n: one for n, one in self.pending.items() if one.caller}
+            is_modern = self.era == "modern"
+            meta: Message = {"_meta": envelope(self.version)} if is_modern else {}
+            self.ask("server/discover" if is_modern else "ping", meta)
+
+    def answers(self, seen: str) -> None:
+        """It has given a sign of life."""
+        answer, self.answer = self.answer, None
+        if answer:
+            answer(Sight(True, seen))
 
     def look(self) -> None:
         """A time is over."""
@@ -4887,7 +4961,8 @@ class Relay:
             "version": self.version,
             "server": self.greeting.get("serverInfo"),
         }
-        counts = {"calls": self.calls, "errors": self.errors, "in_flight": len(self.pending)}
+        in_flight = sum(one.caller is not None for one in self.pending.values())
+        counts = {"calls": self.calls, "errors": self.errors, "in_flight": in_flight}
         return {**facts, **counts, "callers": len(self.callers)}
 
     def join(self, client: Client) -> None:
@@ -4917,8 +4992,7 @@ class Relay:
             self.server.send(failure(json.loads(key), RELAY_ERROR, why))
         record = self.supervisor.record
         if not (self.callers or self.joining or record.spec.keep_alive or self.problem):
-            why = "its call is done"
-            self.supervisor.begin_ending(STDIO_END_S, False, why, tree_of(record))
+            self.supervisor.end("its call is done")
 
     def cancel(self, number: int, why: str) -> None:
         """Have the service stop working on a request."""
@@ -5037,6 +5111,9 @@ class Relay:
         one = self.pending.pop(number, None) if type(number) is int else None
         if one is None:
             return
+        if one.caller is None and self.era:
+            self.answers(f"it answered {one.method}")
+            return
         if one.caller is None:
             self.on_greeting(one.method, message)
             return
@@ -5092,6 +5169,7 @@ RELAYS["stdio"] = Relay
 CLAIM_S = 30.0
 BOOT_S = 10.0
 SELF = os.path.abspath(__file__)
+PING_S = 60.0  # between two questions to a stdio service whether it still answers
 NOT_OF_A_SPEC = {"name", "replace", "force", "on_conflict", "lease", "idle_timeout", "wait"}
 NOT_IN_RUN = ("name?", "--lease", "--idle-timeout", "--wait", "--all-previous")
 PLAIN_FIELDS = (  # of a spec: options of that name, as they are
@@ -5463,6 +5541,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         ("--terminal", args.terminal, "--type simple", args.type in (None, "simple")),
         ("--protocol", args.protocol != "auto", "--type stdio", args.type == "stdio"),
         ("--no-keep-alive", args.no_keep_alive, "--type stdio", args.type == "stdio"),
+        ("mcp", "mcp" in args.ready + args.health, "--type stdio", args.type == "stdio"),
         ("--no-pause", args.no_pause, "--terminal", args.terminal),
         ("--restart", args.restart != "no", "a type but external", args.type != "external"),
     ):
@@ -5478,6 +5557,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     cwd = os.path.abspath(args.cwd or os.getcwd())
     cooldown_s = COOLDOWN_S * (args.restart != "no")
     lives_s = JUDGED_S * bool(args.success_log or args.failure_log)
+    is_mcp = args.type == "stdio" and args.protocol != "jsonrpc" and not (args.ready or args.health)
     spec = Spec(
         argv=argv,
         cwd=cwd,
@@ -5491,7 +5571,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         port_asked="auto" * (args.port == "auto"),
         ready=tuple(args.ready),
         expect=args.expect or Spec._field_defaults["expect"],
-        health=tuple(args.health),
+        health=("mcp",) if is_mcp else tuple(args.health),
         type=args.type or "simple",
         pid_file=os.path.join(cwd, args.pid_file) if args.pid_file else None,
         require_env=tuple(args.require_env),
@@ -5502,6 +5582,8 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         alerts=tuple(args.alert),
         keep_alive=not args.no_keep_alive,
     )
+    if is_mcp and spec.health_interval_s == Spec._field_defaults["health_interval_s"]:
+        spec = spec._replace(health_interval_s=PING_S)
     return spec, {key: value for key, equals, value in pairs if equals}
 
 
@@ -6865,12 +6947,40 @@ class Target:
         insecure = self.insecure or spec.insecure
         spec = spec._replace(expect=self.expect or spec.expect, insecure=insecure)
         checks = self.given or [parse_check(text) for text in spec.readiness] or [Check("tcp")]
-        self.checks = Checks(self.store, record, checks, spec)
+        self.checks = Checks(self.store, record, checks, spec, self.ask)
+        self.phase, self.why = (record.phase, record.reason) if record else ("", "")
+        self.heard, self.connection = b"", None
+        with contextlib.suppress(OSError):  # no supervisor: then nothing idles, nobody tells
+            self.connection = record and self.store.send(record.name, {"op": "watch"})
         has_exec = record and any(check.kind == "exec" for check in checks)
         added = added_environment(self.store, record) if record and has_exec else {}
         self.env = {**os.environ, **added}
         self.due_at = dict.fromkeys(checks, 0.0)
         self.after_s: float | None = None  # when everything held
+
+    def ask(self, checks: Checks, check: Check, deadline: float) -> Sight:
+        """What only the supervisor knows, or what its log says."""
+        if check.kind == "log":
+            return checks.read(check, deadline)
+        return Sight(self.phase == "ready", f"{self.name} is {self.phase} {self.why}".rstrip())
+
+    def hear(self) -> None:
+        """The phases that its supervisor tells of; while it has our connection, it isn't idle."""
+        while self.connection:
+            try:
+                self.connection.setblocking(False)
+                chunk = self.connection.recv(65536)
+            except BlockingIOError:
+                return
+            except OSError:
+                chunk = b""
+            *lines, self.heard = (self.heard + chunk).split(b"\n")
+            for line in lines:
+                news = accepted(line)
+                self.phase, self.why = str(news.get("phase")), str(news.get("why"))
+            if not chunk:
+                self.connection.close()
+                self.connection = None
 
     @property
     def label(self) -> str:
@@ -6888,6 +6998,7 @@ class Target:
 
     def look(self, began: float, deadline: float) -> None:
         """Look at each check that is due; Failed as soon as the service has died."""
+        self.hear()
         if self.has_died():
             self.check_alive()
         for check in () if self.has_died() else self.checks.waiting():
@@ -6903,6 +7014,11 @@ class Target:
                 # no look in the very last moment, which would have no time to see anything
                 is_last = not is_cheap and at > deadline - LEAST_S
                 self.due_at[check] = deadline + LEAST_S if is_last else at
+        is_told = self.phase == "ready" and not (self.given or self.checks.spec.readiness)
+        is_sick = self.phase == "unhealthy" and not (self.given or self.checks.waiting())
+        if is_told or is_sick:
+            sight = Sight(is_told, f"{self.name} is {self.phase}: {self.why}")
+            self.checks.sights = dict.fromkeys(self.checks.checks, sight)
         if self.after_s is None and not self.checks.waiting():
             self.after_s = time.monotonic() - began
 
@@ -6961,7 +7077,7 @@ class Target:
         pid, one = self.facts()["pid"], self.answer
         by = f" (pid {pid})" if self.record else "; no service here claims this port"
         after = f"after {format_duration(self.after_s or 0.0)}{by}"
-        if [check.kind for check in self.checks.checks] == ["tcp"]:
+        if [check.kind for check in self.checks.checks] == ["tcp"] and one.port:
             return f"[OK] {self.label} answers on {joined_host(one.address, one.port)} {after}"
         return f"[OK] {self.label} is ready {after}: {self.seen}"
 
@@ -6984,6 +7100,8 @@ class Target:
         ports = sorted({str(one.port) for one in own_listeners(record, None)})
         where = self.seen + (f"; it listens on {', '.join(ports)}" if ports else "")
         advice = f"read logs {name}, wait longer, or stop {name}"
+        if not (self.given or record.spec.readiness or facts["port"]):
+            advice += f"; what listens on no port says that it is ready with: notify {name} ready"
         message = f"{name} did not become healthy in {waited} ({where}); {alive}"
         return TimedOut(message, advice, **facts)
 
@@ -6999,17 +7117,12 @@ class Wait:
 
     def run(self) -> Result:
         """The Result when all are healthy; Failed, PortConflict or TimedOut otherwise."""
-        has_log = any(one.checks.logs for one in self.targets)
-        if has_log:  # a pattern may take for ever; only a signal gets in between
-            alarm(self.timeout_s + 0.5, self.give_up)
         try:
             waiting = list(self.targets)
             while waiting:
                 waiting = self.look()
         finally:
             self.progress("")
-            if has_log:
-                alarm(0.0, self.give_up)
         for target in self.targets:
             target.tell()
         rows = [target.facts() for target in self.targets]
@@ -7059,7 +7172,6 @@ class Chain:
         self.services: dict[str, dict[str, object]] = {}  # their JSON, in the order of their starts
         self.targets: list[Target] = []  # those that live as far as was seen
         self.started: set[str] = set()  # instances
-        self.touch_s = self.touch_at = float("inf")
 
     def add(self, args: argparse.Namespace) -> None:
         """Start a service, or take the one that runs, and wait until it is ready."""
@@ -7077,8 +7189,6 @@ class Chain:
         variable = re.sub(r"\W", "_", args.name.upper()) + "_PORT"
         self.env.update(dict.fromkeys(("PORT", variable), str(port)) if port else {})
         self.targets.append(target)
-        self.touch_s = min(self.touch_s, (record.spec.idle_timeout_s or self.touch_s) / 3)
-        self.touch_at = time.monotonic() + self.touch_s
 
     def test(self, argv: Sequence[str], stdout: int | None) -> int:
         """The return code of the test command; the services are watched meanwhile."""
@@ -7107,6 +7217,7 @@ class Chain:
     def look(self) -> None:
         """Warn of services that have died since the last look; keep those in use from idling."""
         for target in list(self.targets):
+            target.hear()
             if not target.has_died():
                 continue
             try:
@@ -7117,10 +7228,6 @@ class Chain:
                 tail = error.facts.get("log_tail")
                 lines = [f"  | {line}" for line in tail] if isinstance(tail, list) else []
                 self.say(f"[WARN] {error.message}; the tests go on", *lines)
-        if time.monotonic() >= self.touch_at:
-            self.touch_at = time.monotonic() + self.touch_s
-            for name in self.services:
-                self.store.ask_record(name, "touch")
 
     def stop(self) -> str:
         """Stop what was started here, the last one first; `; stopped: api, db`."""
