@@ -480,7 +480,7 @@ def _env_value(text: str) -> str | None:
     return re.sub(r"\\(.)", lambda found: ENV_ESCAPES.get(found[1], found[1]), match[1])
 
 
-METRICS = ("cpu", "memory_mb", "processes", "threads", "files", "probe_ms", "restarts")
+METRICS = tuple("cpu memory_mb processes threads files probe_ms call_errors restarts".split())
 
 
 class Rule(NamedTuple):
@@ -1294,6 +1294,10 @@ if sys.platform == "win32":
         replace_file(path + ".new", path)
         return server, token
 
+    def is_own_peer(connection: socket.socket) -> bool:
+        """True: who has the token is one of us."""
+        return True
+
     def connect_local(directory: str, timeout_s: float) -> tuple[socket.socket, str]:
         """A connection to what listens there, and the token to show; OSError if nothing does."""
         import socket
@@ -1786,6 +1790,16 @@ else:
             os.chmod(address, 0o600)
         server.listen(64)
         return server, ""
+
+    def is_own_peer(connection: socket.socket) -> bool:
+        """Whether this user or root connected: unix(7) SO_PEERCRED, on macOS LOCAL_PEERCRED."""
+        import socket
+        import struct
+
+        level, option = 0, 1  # <sys/un.h>: struct xucred begins with a version and the uid
+        if sys.platform == "linux":
+            level, option = socket.SOL_SOCKET, socket.SO_PEERCRED  # struct ucred: pid, uid, gid
+        return struct.unpack("2I", connection.getsockopt(level, option, 8))[1] in (0, os.geteuid())
 
     def connect_local(directory: str, timeout_s: float) -> tuple[socket.socket, str]:
         """A connection to what listens there, and the token to show; OSError if nothing does."""
@@ -3501,7 +3515,8 @@ def log_check_s(size: int, grown: int, elapsed_s: float, most: int) -> float:
     return max(LOG_CHECK_S[0], min(expected_s, 2 * elapsed_s, LOG_CHECK_S[1]))
 
 
-DEFAULT_ALERTS = ("cpu>90 for 60s", "memory_mb>1074 for 30s", "probe_ms>5000 for 30s")
+CALLS_ALERT = "call_errors>10"  # percent of those of the last minute
+DEFAULT_ALERTS = ("cpu>90 for 60s", "memory_mb>1074 for 30s", "probe_ms>5000 for 30s", CALLS_ALERT)
 BARS = "▁▂▃▄▅▆▇█"
 SPARK_CELLS = 24
 RANKS = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
@@ -3776,10 +3791,18 @@ class Sampler:
         self.due_at = time.monotonic() if spec.sample_s else self.every_s
         self.at, self.cpu_s, self.shared, self.shared_until = 0.0, 0.0, 0, 0.0
         self.pids: list[int] = []
+        self.counts: list[tuple[float, int, int]] = []  # of the last minute
         own = [parse_rule(text) for text in spec.alerts]
         known = {rule.metric for rule in own}  # a rule of its own stands for the default
         own += [rule for rule in map(parse_rule, DEFAULT_ALERTS) if rule.metric not in known]
         self.alerts = dict.fromkeys(own, Alert())
+
+    def call_errors(self, now: float, calls: int, errors: int) -> float | None:
+        """How many of the last minute's calls failed, in percent."""
+        recent = [one for one in self.counts if one[0] >= now - 60]
+        self.counts = [*recent, (now, calls, errors)]
+        calls, errors = calls - self.counts[0][1], errors - self.counts[0][2]
+        return round(100 * errors / calls, 1) if calls else None
 
     def measure(self, record: Record, now: float, probe_s: float | None) -> dict[str, float | None]:
         """The figures of now; cpu only from the second time on."""
@@ -3814,6 +3837,8 @@ if TYPE_CHECKING:
 
     class _Pipes(Protocol):  # who has the stdin and stdout of a service: the relay
         due_at: float
+        calls: int
+        errors: int
 
         def open(self) -> list[int]: ...
         def listen(self) -> None: ...
@@ -4358,6 +4383,9 @@ class Supervisor:
         if now >= self.sampler.due_at:
             took_s = self.prober.took_s if self.prober else None
             figures = self.sampler.measure(self.record, now, took_s)
+            if self.pipes and figures:
+                counts = self.pipes.calls, self.pipes.errors
+                figures["call_errors"] = self.sampler.call_errors(now, *counts)
             if self.is_leased():
                 self.take_alerts(figures, now)
         self.log.check(now, figures)
@@ -4462,6 +4490,9 @@ class Supervisor:
             connection, _address = self.server.accept()
         except OSError:  # no descriptor is left, or the caller has gone
             time.sleep(0.05)
+            return
+        if not is_own_peer(connection):
+            connection.close()
             return
         connection.setblocking(False)
         client = Client(connection)
