@@ -78,6 +78,7 @@ if TYPE_CHECKING:
 
     Kind = Callable[[object, str], object]
     Message = dict[str, object]  # of JSON-RPC
+    Ask = Callable[["Checks", "Check", float], "Sight"]  # who looks where a check itself can't
     Owner = tuple["Identity | None", str]  # a process and its name; None: nobody
 else:
     from operator import itemgetter
@@ -364,14 +365,12 @@ def parse_url(text: str) -> Check | None:
 
 
 def parse_check(text: str) -> Check:
-    """The check of `tcp[:PORT]`, `http[:PATH]`, a URL, `log:REGEX` or `exec:COMMAND`."""
+    """The check of `tcp[:PORT]`, `http[:PATH]`, a URL, `log:REGEX`, `exec:COMMAND` or `mcp`."""
     kind, colon, rest = text.partition(":")
     url = parse_url(text)
     if url:
         return url
-    if text == "mcp":
-        return Check(kind)
-    if kind == "tcp":
+    if kind == "tcp" or text == "mcp":
         return Check(kind, port=parse_port(rest) if colon else None)
     if kind == "http" and not re.search(r"^//|\s", rest):
         return Check(kind, rest if rest[:1] == "/" else f"/{rest}")
@@ -480,7 +479,8 @@ def _env_value(text: str) -> str | None:
     return re.sub(r"\\(.)", lambda found: ENV_ESCAPES.get(found[1], found[1]), match[1])
 
 
-METRICS = tuple("cpu memory_mb processes threads files probe_ms call_errors restarts".split())
+RULED = ("cpu", "memory_mb", "processes", "threads", "files", "probe_ms", "call_errors")
+METRICS = (*RULED, "restarts")
 
 
 class Rule(NamedTuple):
@@ -500,7 +500,7 @@ RULE_TIME = r"((?=[0-9.]*[1-9])[0-9]{1,6}(?:\.[0-9]{1,3})?(?:ms|s|m|h)?)(?![\w.]
 ACTION = r"(?:log|restart|stop)\b|exec\s+\S.*?(?=\s+every\s+\S+\s*$|\s*$)"
 # It matches as much of a text as is a rule.
 RULE = (
-    rf"\s*(?:({'|'.join(METRICS[:-1])})\s*(?:([<>])\s*(?:([0-9]{{1,12}}(?:\.[0-9]{{1,9}})?)(?![\w.])"
+    rf"\s*(?:({'|'.join(RULED)})\s*(?:([<>])\s*(?:([0-9]{{1,12}}(?:\.[0-9]{{1,9}})?)(?![\w.])"
     rf"(?:\s+for\s+{RULE_TIME})?(?:\s+(info|warning|critical)\b)?(?:\s*:\s*({ACTION}))?"
     rf"(?:\s+every\s+{RULE_TIME})?)?)?)?\s*"
 )
@@ -513,7 +513,7 @@ def parse_rule(text: str) -> Rule:
     assert match  # of nothing, if need be
     metric, sign, limit, for_d, severity, action, every_d = match.groups()
     if limit is None or match.end() < len(text):
-        advice = f"write {RULE_FORM}; a metric is one of {', '.join(METRICS[:-1])}"
+        advice = f"write {RULE_FORM}; a metric is one of {', '.join(RULED)}"
         raise UsageError(f"{text!r} is no alert: wrong at position {match.end() + 1}", advice)
     for_s, every_s = (parse_duration(one) if one else 0.0 for one in (for_d, every_d))
     what = severity or "warning", action or "log"
@@ -2987,10 +2987,10 @@ class LogProbe:
             alarm(MATCH_S, self._give_up)
             pairs = ((one, line) for line in self.lines(deadline) for one in self.patterns)
             found = next((one for one, line in pairs if re.search(one, line)), None)
+            self.cpu_s = None  # from now on an alarm that is just coming means nothing
         except TimeoutError:
             found, self.patterns = None, ()
         finally:
-            self.cpu_s = None
             alarm(0.0, self._give_up)
         if not self.patterns:
             return None, f"{self.text} takes too long to match its log: it is used no more"
@@ -2998,7 +2998,9 @@ class LogProbe:
         return found, f"its log matches {found!r}" if found else f"no match of {where}"
 
     def _give_up(self) -> None:
-        if self.cpu_s is not None and time.thread_time() - self.cpu_s >= MATCH_S / 2:
+        if self.cpu_s is None:
+            return
+        if time.thread_time() - self.cpu_s >= MATCH_S / 2:
             raise TimeoutError
         alarm(MATCH_S, self._give_up)  # it was the machine that was busy
 
@@ -3053,12 +3055,7 @@ class Checks:
     """The checks of one instance, or of nobody's port, and what the last look at each saw."""
 
     def __init__(
-        self,
-        store: Store,
-        record: Record | None,
-        checks: Sequence[Check],
-        spec: Spec,
-        ask: Callable[[Checks, Check, float], Sight],
+        self, store: Store, record: Record | None, checks: Sequence[Check], spec: Spec, ask: Ask
     ) -> None:
         self.record, self.checks, self.spec, self.ask = record, checks, spec, ask
         logs = [check for check in checks if record and check.kind == "log"]
@@ -3599,6 +3596,7 @@ SEARCH_S = 0.05
 NOTHING_LEFT = {"forking": ("exited", ""), "external": ("external", "can't be followed: ")}
 LEFT_PHASES = ("stopping", "backoff", "exited", "failed")
 ACTIVE_SAVE_S = 5.0
+OPERATIONS = ("status", "touch", "notify", "watch", "ready", "join", "stop")  # each an on_…()
 NEXT_PHASES = {
     "starting": ("starting", "running", "external", *LEFT_PHASES),
     "running": ("starting", "running", "ready", "unhealthy", *LEFT_PHASES),
@@ -3910,7 +3908,7 @@ class Supervisor:
         self.hear(self.server, self.on_connect)
         watch(self.waker)
         self.waker.send(b"\0")
-        self.watch_adopted()
+        self.hears_main = self.child is None and self.hears_end(self.record.main)
         if self.pipes:
             self.pipes.listen()
 
@@ -3920,13 +3918,12 @@ class Supervisor:
 
         self.events.register(source, selectors.EVENT_READ, act)
 
-    def watch_adopted(self) -> None:
-        """Hear of the end of a main process that isn't our child, where the system tells."""
-        adopted = self.record.main if self.child is None else None
-        descriptor = adopted and death_watch(adopted)
-        self.hears_main = descriptor is not None
-        if descriptor is not None:  # once; take_note() comes next and sees it
+    def hears_end(self, identity: Identity | None) -> bool:
+        """Whether we are woken when a process ends that isn't our child; else it is looked at."""
+        descriptor = death_watch(identity) if identity else None
+        if descriptor is not None:  # once: the loop looks itself what has ended
             self.hear(descriptor, self.events.unregister)
+        return descriptor is not None
 
     def _take_lock(self) -> int:
         """The descriptor of supervisor.lock, held for life; a predecessor may still be leaving."""
@@ -3954,35 +3951,24 @@ class Supervisor:
         values.setdefault("PYTHONUNBUFFERED", "1")
         # The cookie is inherited by whatever the service starts and finds what escapes its tree. A
         # program that clears its environment drops it; on Linux the subreaper still has that one.
-        cookie = {
-            "SPM_INSTANCE": record.instance,
-            "SPM_SERVICE": record.name,
-            "SPM_HOME": self.store.home,
-        }
-        self.before = matching(spec.match, record) if spec.match else ()
+        cookie = dict(zip(COOKIE_NAMES, (record.instance, record.name, self.store.home)))
+        values, output = {**values, **env, **cookie}, -1 if spec.terminal else self.log.descriptor
+        self.before, id_ = matching(spec.match, record) if spec.match else (), record.instance
         try:
-            self.child = launch_service(
-                spec.words,
-                spec.cwd,
-                {**values, **env, **cookie},
-                -1 if spec.terminal else self.log.descriptor,
-                record.instance,
-                pipes,
-            )
+            self.child = launch_service(spec.words, spec.cwd, values, output, id_, pipes)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            code = getattr(error, "errno", None)
-            self.record = record._replace(exit=Exit(time.time(), errno=code))
-            self.note_failure(Exit(time.time(), errno=code))
+            ended = Exit(time.time(), errno=getattr(error, "errno", None))
+            self.record = record._replace(exit=ended)
+            self.note_failure(ended)
             if record.restarts:
                 self.decide(None, "failed", f"it could not be executed: {reason}")
                 return
             self.record = after_end(self.record, None, 0.0, steady_s())
             self.change("start_failed", "failed", reason)
             self.leave()
-            raise StartFailed(
-                f"{record.name} could not be started: {reason}", errno=code
-            ) from error
+            text = f"{record.name} could not be started: {reason}"
+            raise StartFailed(text, errno=ended.errno) from error
         finally:
             for descriptor in pipes:
                 os.close(descriptor)
@@ -4053,7 +4039,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Until the service and everything of it is gone and that is written down."""
-        self.watch_owner()
+        self.hears_owner = not self.record.owner or self.hears_end(self.record.owner)
         while not self.finished or self.save_at:
             for key, _ in self.events.select(self._wait_s()):
                 key.data(key.fileobj)
@@ -4097,8 +4083,6 @@ class Supervisor:
         if self.pipes:
             self.pipes.fail("is gone", "server_died")
         os.close(self.lock)
-        for client in self.watchers:
-            client.connection.close()
         if self.prober:  # a command that it runs is to be killed
             self.prober.halt.set()
             checks = (*self.record.spec.ready, *self.record.spec.health)
@@ -4230,7 +4214,7 @@ class Supervisor:
             self.record = record._replace(
                 restarted_at=(*recent, now), retry_at=now + wait_s, backoffs=record.backoffs + 1
             )
-            self.end(story, because="", phase="backoff")
+            self.end(story, because="")
             return
         if verdict == "gave up":
             span = format_duration(now - min(recent, default=now))
@@ -4255,16 +4239,9 @@ class Supervisor:
         self.failures, self.leaves_until = 0, time.monotonic() + HOME_S
         self.sampler.at, self.sampler.cpu_s = 0.0, 0.0  # other processes begin at nothing
         instance = f"{run_of(former.instance)}.{os.urandom(8).hex()}"
-        log_at = self.log.start + os.fstat(self.log.descriptor).st_size
-        self.record = former._replace(
-            main=None,
-            launcher=None,
-            exit=None,
-            instance=instance,
-            restarts=former.restarts + 1,
-            log_at=log_at,
-            started_at=time.time(),
-        )
+        log_at, count = self.log.start + os.fstat(self.log.descriptor).st_size, former.restarts + 1
+        former = former._replace(main=None, launcher=None, exit=None, instance=instance)
+        self.record = former._replace(restarts=count, log_at=log_at, started_at=time.time())
         self.change("restarting", "starting")
         self.spawn(self.env or {})
 
@@ -4338,7 +4315,7 @@ class Supervisor:
         event = "daemonized" if self.record.spec.type == "forking" else "followed"
         why = f"pid {main.pid} goes on ({member.why})"
         self.change(event, self.first_phase(), why)
-        self.watch_adopted()
+        self.hears_main = self.child is None and self.hears_end(main)
 
     def nothing_left(self) -> None:
         """The launcher's end was all that can be seen of it."""
@@ -4358,13 +4335,6 @@ class Supervisor:
     def is_leased(self) -> bool:
         """Whether the end of a lease would be the end of the service."""
         return self.record.wanted == "running" and not self.ending and not self.finished
-
-    def watch_owner(self) -> None:
-        """Be woken when the owner ends; where that can't be, it is looked at each second."""
-        descriptor = death_watch(self.record.owner) if self.record.owner else None
-        self.hears_owner = descriptor is not None or self.record.owner is None
-        if descriptor is not None:  # once: the loop looks at the owner itself
-            self.hear(descriptor, self.events.unregister)
 
     def end_if_over(self) -> None:
         """End the service when its lease is over, or when nobody needed it for too long."""
@@ -4430,9 +4400,11 @@ class Supervisor:
         timeout_s: float = STOP_TIMEOUT_S,
         force: bool = False,
         because: str | None = None,
-        phase: str = "stopping",
     ) -> None:
-        """Start to end the tree, or hurry an ending that goes on; `because`: it failed."""
+        """Start to end the tree, or hurry an ending that goes on.
+
+        `because`: it failed, why its policy decides; "": it did, what is left of it is ended.
+        """
         if self.ending and self.because is None:
             self.step(force) if force else None
             return
@@ -4443,6 +4415,7 @@ class Supervisor:
         members = tree_of(self.record)
         self.ending = end_tree(self.record, members, timeout_s, force, self.is_empty, quiet_s)
         self.step_at = time.monotonic() + next(self.ending)
+        phase = "backoff" if because == "" else "stopping"
         self.change(phase, phase, why)
 
     def step(self, force: bool = False) -> None:
@@ -4520,10 +4493,9 @@ class Supervisor:
             request = json.loads(client.received)
             if not isinstance(request, dict) or request.get("token", "") != self.token:
                 raise RecordError("request.token: not the one in the state directory")
-            operation = OPERATIONS.get(str(request.get("op")))
-            if operation is None:
-                raise RecordError(f"request.op: one of {', '.join(OPERATIONS)} was expected")
-            operation(self, client, request)
+            operation = _one_of(*OPERATIONS)(request.get("op"), "request.op")
+            act: Callable[..., None] = getattr(self, f"on_{operation}")
+            act(client, request)
         except (ValueError, RecursionError) as error:
             client.answer({"ok": False, "error": UsageError(str(error)).to_json()})
 
@@ -4550,8 +4522,8 @@ class Supervisor:
             self.record = self.record._replace(spec=spec, lease_until=asked.lease_until)
             if asked.owner != former:
                 self.record = self.record._replace(owner=asked.owner, owner_name=asked.owner_name)
-                self.watch_owner()
-        self.record = self.record._replace(last_active=time.time(), active_at=steady_s())
+                self.hears_owner = not asked.owner or self.hears_end(asked.owner)
+        self.active()
         self.save()
         client.answer(self.told())
 
@@ -4610,17 +4582,6 @@ class Supervisor:
         client.answer({"ok": True}, hang_up=False)
         self.waiters.append(client)
         self.end("stop was asked for", asked.timeout_s, asked.force)
-
-
-OPERATIONS: dict[str, Callable[[Supervisor, Client, dict[str, object]], None]] = {
-    "status": Supervisor.on_status,
-    "touch": Supervisor.on_touch,
-    "notify": Supervisor.on_notify,
-    "watch": Supervisor.on_watch,
-    "ready": Supervisor.on_ready,
-    "join": Supervisor.on_join,
-    "stop": Supervisor.on_stop,
-}
 
 
 def order_in_window(directory: str) -> tuple[bytes, int]:
@@ -4877,6 +4838,9 @@ class Relay:
 
     def on_greeting(self, method: str, message: Message) -> None:
         """The answer to server/discover (only the modern era knows -32022), or to initialize."""
+        if self.era:
+            self.answers(f"it answered {method}")
+            return
         result, error = as_object(message.get("result")), as_object(message.get("error"))
         data = as_object(error.get("data")) if error.get("code") == UNSUPPORTED_VERSION else {}
         listed = result.get("supportedVersions", data.get("supported"))
@@ -4987,14 +4951,10 @@ class Relay:
 
     def facts(self) -> Message:
         """What `status` tells."""
-        facts = {
-            "era": self.era,
-            "version": self.version,
-            "server": self.greeting.get("serverInfo"),
-        }
         in_flight = sum(one.caller is not None for one in self.pending.values())
-        counts = {"calls": self.calls, "errors": self.errors, "in_flight": in_flight}
-        return {**facts, **counts, "callers": len(self.callers)}
+        facts: Message = {"era": self.era, "version": self.version}
+        facts.update(server=self.greeting.get("serverInfo"), calls=self.calls, errors=self.errors)
+        return {**facts, "in_flight": in_flight, "callers": len(self.callers)}
 
     def join(self, client: Client) -> None:
         """Let somebody in, as soon as it is known how to speak to the service."""
@@ -5141,9 +5101,6 @@ class Relay:
         number, result = message.get("id"), as_object(message.get("result"))
         one = self.pending.pop(number, None) if type(number) is int else None
         if one is None:
-            return
-        if one.caller is None and self.era:
-            self.answers(f"it answered {one.method}")
             return
         if one.caller is None:
             self.on_greeting(one.method, message)
@@ -7007,8 +6964,9 @@ class Target:
                 chunk = b""
             *lines, self.heard = (self.heard + chunk).split(b"\n")
             for line in lines:
-                news = accepted(line)
-                self.phase, self.why = str(news.get("phase")), str(news.get("why"))
+                with contextlib.suppress(SpmError):  # an older supervisor knows no watchers
+                    news = accepted(line)
+                    self.phase, self.why = str(news.get("phase")), str(news.get("why"))
             if not chunk:
                 self.connection.close()
                 self.connection = None
