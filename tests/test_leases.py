@@ -345,9 +345,9 @@ def test_using_it_in_time_keeps_it(spm: Spm, port: int, use: str) -> None:
 
 
 def test_a_wait_that_goes_on_is_use(spm: Spm) -> None:
-    words = ("--idle-timeout", "1s", "--ready", "exec:test -e go", "--wait", "2500ms")
+    words = ("--idle-timeout", "2s", "--ready", "exec:test -e go", "--wait", "3s")
     assert "alive and left running" in spm("start", "api", "sleep 100", *words, code=124).stderr
-    assert "idle for 1." in until(spm, "api", "stopped")  # and no longer than that
+    assert "idle for 2." in until(spm, "api", "stopped")  # and no longer than that
 
 
 def test_a_notice_is_readiness_where_nothing_else_is_declared(spm: Spm) -> None:
