@@ -89,10 +89,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from typing import NamedTuple, NoReturn, Protocol, TextIO, TypeVar
 
-    Kind = Callable[[object, str], object]
-    Message = dict[str, object]  # of JSON-RPC
     import psutil
 
+    Kind = Callable[[object, str], object]
+    Message = dict[str, object]  # of JSON-RPC
+    Ask = Callable[["Checks", "Check", float], "Sight"]  # who looks where a check itself can't
     Owner = tuple["Identity | None", str]  # a process and its name; None: nobody
     Made = TypeVar("Made", bound=NamedTuple)
     Given = TypeVar("Given")
@@ -370,14 +371,14 @@ def parse_port_or_auto(text: str) -> int | str:
 
 URL = r"(https?)://(\[[\da-fA-F:.]+\]|[^\s/:?#@[\]]+)(?::(\d{1,5}))?([/?][^\s#]*)?(?:#\S*)?"
 URL_PORTS = {"http": "80", "https": "443"}
-CHECKS = "tcp, tcp:PORT, http, http:/PATH, a URL, log:REGEX or exec:COMMAND"
+CHECKS = "tcp, tcp:PORT, http, http:/PATH, a URL, log:REGEX, exec:COMMAND or mcp"
 EXPECTED = r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?"
 
 
 class Check(NamedTuple):
     """One thing that must hold before a service counts as healthy."""
 
-    kind: str  # tcp, http, https, log or exec
+    kind: str  # tcp, http, https, log, exec or mcp
     text: str = ""  # of http the path, of log the pattern, of exec the command
     host: str = ""  # of a URL; none: wherever the service listens
     port: int | None = None  # none: the service's own
@@ -395,12 +396,12 @@ def parse_url(text: str) -> Check | None:
 
 
 def parse_check(text: str) -> Check:
-    """The check of `tcp[:PORT]`, `http[:PATH]`, a URL, `log:REGEX` or `exec:COMMAND`."""
+    """The check of `tcp[:PORT]`, `http[:PATH]`, a URL, `log:REGEX`, `exec:COMMAND` or `mcp`."""
     kind, colon, rest = text.partition(":")
     url = parse_url(text)
     if url:
         return url
-    if kind == "tcp":
+    if kind == "tcp" or text == "mcp":
         return Check(kind, port=parse_port(rest) if colon else None)
     if kind == "http" and not re.search(r"^//|\s", rest):
         return Check(kind, rest if rest[:1] == "/" else f"/{rest}")
@@ -501,7 +502,8 @@ def _env_value(text: str) -> str | None:
     return re.sub(r"\\(.)", lambda found: ENV_ESCAPES.get(found[1], found[1]), match[1])
 
 
-METRICS = ("cpu", "memory_mb", "processes", "threads", "files", "probe_ms", "restarts")
+RULED = ("cpu", "memory_mb", "processes", "threads", "files", "probe_ms", "call_errors")
+METRICS = (*RULED, "restarts")
 
 
 class Rule(NamedTuple):
@@ -521,7 +523,7 @@ RULE_TIME = r"((?=[0-9.]*[1-9])[0-9]{1,6}(?:\.[0-9]{1,3})?(?:ms|s|m|h)?)(?![\w.]
 ACTION = r"(?:log|restart|stop)\b|exec\s+\S.*?(?=\s+every\s+\S+\s*$|\s*$)"
 # It matches as much of a text as is a rule.
 RULE = (
-    rf"\s*(?:({'|'.join(METRICS[:-1])})\s*(?:([<>])\s*(?:([0-9]{{1,12}}(?:\.[0-9]{{1,9}})?)(?![\w.])"
+    rf"\s*(?:({'|'.join(RULED)})\s*(?:([<>])\s*(?:([0-9]{{1,12}}(?:\.[0-9]{{1,9}})?)(?![\w.])"
     rf"(?:\s+for\s+{RULE_TIME})?(?:\s+(info|warning|critical)\b)?(?:\s*:\s*({ACTION}))?"
     rf"(?:\s+every\s+{RULE_TIME})?)?)?)?\s*"
 )
@@ -534,7 +536,7 @@ def parse_rule(text: str) -> Rule:
     assert match  # of nothing, if need be
     metric, sign, limit, for_d, severity, action, every_d = match.groups()
     if limit is None or match.end() < len(text):
-        advice = f"write {RULE_FORM}; a metric is one of {', '.join(METRICS[:-1])}"
+        advice = f"write {RULE_FORM}; a metric is one of {', '.join(RULED)}"
         raise UsageError(f"{text!r} is no alert: wrong at position {match.end() + 1}", advice)
     for_s, every_s = (parse_duration(one) if one else 0.0 for one in (for_d, every_d))
     what = severity or "warning", action or "log"
@@ -1201,6 +1203,10 @@ if sys.platform == "win32":
         replace_file(path + ".new", path)
         return server, token
 
+    def is_own_peer(connection: socket.socket) -> bool:
+        """True: who has the token is one of us."""
+        return True
+
     def connect_local(directory: str, timeout_s: float) -> tuple[socket.socket, str]:
         """A connection to what listens there, and the token to show; OSError if nothing does."""
         with open(os.path.join(directory, CONTROL_SOCKET), encoding="utf-8") as file:
@@ -1616,6 +1622,16 @@ else:
             os.chmod(address, 0o600)
         server.listen(64)
         return server, ""
+
+    def is_own_peer(connection: socket.socket) -> bool:
+        """Whether this user or root connected: unix(7) SO_PEERCRED, on macOS LOCAL_PEERCRED."""
+        import socket
+        import struct
+
+        level, option = 0, 1  # <sys/un.h>: struct xucred begins with a version and the uid
+        if sys.platform == "linux":
+            level, option = socket.SOL_SOCKET, socket.SO_PEERCRED  # struct ucred: pid, uid, gid
+        return struct.unpack("2I", connection.getsockopt(level, option, 8))[1] in (0, os.geteuid())
 
     def connect_local(directory: str, timeout_s: float) -> tuple[socket.socket, str]:
         """A connection to what listens there, and the token to show; OSError if nothing does."""
@@ -2633,6 +2649,7 @@ LOOPBACK = ("127.0.0.1", "::1")
 CONNECT_S = 0.25  # loopback refuses at once; only a full backlog takes longer
 TREE_LOOK_S = 0.5  # while loopback refuses: a service may listen on another address
 LONGEST_LINE = 65536
+MATCH_S = 0.5  # how long matching what a service wrote may hold up everything else
 REDIRECTS = 5
 
 
@@ -2724,10 +2741,12 @@ def _http_head(url: Check, address: str, insecure: bool, deadline: float) -> byt
 
 
 class LogProbe:
-    """Looks for a pattern in all that an instance wrote, each line once."""
+    """Looks for patterns in all that an instance wrote, each line once."""
 
-    def __init__(self, output: Output, pattern: str) -> None:
-        self.output, self.pattern, self.rest, self.count = output, pattern, b"", 0
+    def __init__(self, output: Output, *patterns: str) -> None:
+        self.output, self.patterns, self.rest, self.count = output, patterns, b"", 0
+        self.text = " or ".join(map(repr, patterns))
+        self.cpu_s: float | None = None  # of this thread when the matching began
 
     def lines(self, deadline: float) -> Iterator[str]:
         """What was written since the last look; what stands behind the last line end is one too."""
@@ -2745,11 +2764,32 @@ class LogProbe:
             return self.output.read()
         return b""
 
-    def look(self, deadline: float) -> tuple[bool, str]:
-        """Whether a line matches."""
-        if any(re.search(self.pattern, text) for text in self.lines(deadline)):
-            return True, f"its log matches {self.pattern!r}"
-        return False, f"no match of {self.pattern!r} in {counted(self.count, 'line')} of its log"
+    def look(self, deadline: float) -> tuple[str | None, str]:
+        """The first pattern that a line matches; one that takes for ever is used no more.
+
+        In the main thread: only a signal gets in between, and all else waits meanwhile.
+        """
+        self.cpu_s = time.thread_time()
+        try:
+            alarm(MATCH_S, self._give_up)
+            pairs = ((one, line) for line in self.lines(deadline) for one in self.patterns)
+            found = next((one for one, line in pairs if re.search(one, line)), None)
+            self.cpu_s = None  # from now on an alarm that is just coming means nothing
+        except TimeoutError:
+            found, self.patterns = None, ()
+        finally:
+            alarm(0.0, self._give_up)
+        if not self.patterns:
+            return None, f"{self.text} takes too long to match its log: it is used no more"
+        where = f"{self.text} in {counted(self.count, 'line')} of its log"
+        return found, f"its log matches {found!r}" if found else f"no match of {where}"
+
+    def _give_up(self) -> None:
+        if self.cpu_s is None:
+            return
+        if time.thread_time() - self.cpu_s >= MATCH_S / 2:
+            raise TimeoutError
+        alarm(MATCH_S, self._give_up)  # it was the machine that was busy
 
 
 def probe_exec(
@@ -2800,9 +2840,9 @@ class Checks:
     """The checks of one instance, or of nobody's port, and what the last look at each saw."""
 
     def __init__(
-        self, store: Store, record: Record | None, checks: Sequence[Check], spec: Spec
+        self, store: Store, record: Record | None, checks: Sequence[Check], spec: Spec, ask: Ask
     ) -> None:
-        self.record, self.checks, self.spec = record, checks, spec
+        self.record, self.checks, self.spec, self.ask = record, checks, spec, ask
         logs = [check for check in checks if record and check.kind == "log"]
         self.logs = {c: LogProbe(Output(store, record), c.text) for c in logs if record}
         self.sights = dict.fromkeys(checks, Sight())
@@ -2822,8 +2862,9 @@ class Checks:
             condition = condition or CONDITIONS.get(self.record.phase)
         if condition:  # the kernel goes on to accept connections for it
             sight = Sight(False, condition)
-        elif check in self.logs:  # what was written once stays written
-            sight = sight if sight.is_ok else Sight(*self.logs[check].look(deadline))
+        elif check.kind in ("log", "mcp"):  # what was written once stays written
+            is_done = sight.is_ok and check.kind == "log"
+            sight = sight if is_done else self.ask(self, check, deadline)
         elif check.kind == "exec":
             values = {**env, "PORT": str(spec.port)} if spec.port else env
             sight = Sight(*probe_exec(check.text, spec.cwd, values, deadline, is_over))
@@ -2836,6 +2877,11 @@ class Checks:
             sight = sight._replace(is_ok=is_ok, seen=seen)
         self.sights[check] = sight
         return sight
+
+    def read(self, check: Check, deadline: float) -> Sight:
+        """Look at the log for a check."""
+        found, seen = self.logs[check].look(deadline)
+        return Sight(found is not None, seen)
 
     def _find_listener(self, check: Check) -> Sight:
         """Where to connect to: of a service's own port only where its own tree listens."""
@@ -3249,7 +3295,8 @@ def log_check_s(size: int, grown: int, elapsed_s: float, most: int) -> float:
     return max(LOG_CHECK_S[0], min(expected_s, 2 * elapsed_s, LOG_CHECK_S[1]))
 
 
-DEFAULT_ALERTS = ("cpu>90 for 60s", "memory_mb>1074 for 30s", "probe_ms>5000 for 30s")
+CALLS_ALERT = "call_errors>10"  # percent of those of the last minute
+DEFAULT_ALERTS = ("cpu>90 for 60s", "memory_mb>1074 for 30s", "probe_ms>5000 for 30s", CALLS_ALERT)
 BARS = "▁▂▃▄▅▆▇█"
 SPARK_CELLS = 24
 RANKS = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
@@ -3332,6 +3379,7 @@ SEARCH_S = 0.05
 NOTHING_LEFT = {"forking": ("exited", ""), "external": ("external", "can't be followed: ")}
 LEFT_PHASES = ("stopping", "backoff", "exited", "failed")
 ACTIVE_SAVE_S = 5.0
+OPERATIONS = ("status", "touch", "notify", "watch", "ready", "join", "stop")  # each an on_…()
 NEXT_PHASES = {
     "starting": ("starting", "running", "external", *LEFT_PHASES),
     "running": ("starting", "running", "ready", "unhealthy", *LEFT_PHASES),
@@ -3461,9 +3509,13 @@ class Prober:
     def __init__(self, store: Store, record: Record, env: dict[str, str], wake: socket.socket):
         from collections import deque
 
-        self.store, self.record, self.wake = store, record, wake
-        self.env = {**os.environ, **env}
+        self.record, self.wake, self.env = record, wake, {**os.environ, **env}
+        self.ready, self.health = (
+            Checks(store, record, [parse_check(text) for text in texts], record.spec, self.ask)
+            for texts in (record.spec.readiness, record.spec.health)
+        )
         self.news: deque[tuple[bool, str]] = deque()
+        self.asked: deque[tuple[Checks, Check, Callable[[Sight], None]]] = deque()
         self.took_s: float | None = None  # the last probe
         self.halt = threading.Event()
         self.thread = threading.Thread(target=self.run, name="prober", daemon=True)
@@ -3471,16 +3523,12 @@ class Prober:
 
     def run(self) -> None:
         """Readiness until it holds, then liveness."""
-        spec, began = self.record.spec, time.monotonic()
-        ready, health = (
-            Checks(self.store, self.record, [parse_check(text) for text in texts], spec)
-            for texts in (spec.readiness, spec.health)
-        )
-        while not self.probe(ready, ready.waiting()):
+        began, pause_s = time.monotonic(), max(self.record.spec.health_interval_s, 0.01)
+        while not self.probe(self.ready, self.ready.waiting()):
             if self.halt.wait(lazy_pause_s(time.monotonic() - began)):
                 return
-        while health.checks and not self.halt.wait(max(spec.health_interval_s, 0.01)):
-            self.probe(health, health.checks)
+        while self.health.checks and not self.halt.wait(pause_s):
+            self.probe(self.health, self.health.checks)
 
     def probe(self, checks: Checks, due: Sequence[Check]) -> bool:
         """Whether these hold; the loop is told, except of one that isn't ready yet."""
@@ -3494,9 +3542,25 @@ class Prober:
         failed = [sight for sight in sights if not sight.is_ok]
         if not failed or due is checks.checks:
             self.news.append((not failed, "; ".join(sight.seen for sight in failed or sights)))
-            with contextlib.suppress(OSError):  # it is full: then the loop is awake, or gone
-                self.wake.send(b"\0")
+            self.rouse()
         return not failed
+
+    def rouse(self) -> None:
+        """Have the loop look at what we left."""
+        with contextlib.suppress(OSError):  # it is full: then the loop is awake, or gone
+            self.wake.send(b"\0")
+
+    def ask(self, checks: Checks, check: Check, deadline: float) -> Sight:
+        """Have the loop look: it alone speaks with the service, and can interrupt a pattern."""
+        import queue
+
+        answers: queue.SimpleQueue[Sight] = queue.SimpleQueue()
+        self.asked.append((checks, check, answers.put))
+        self.rouse()
+        while not self.halt.is_set() and time.monotonic() < deadline:
+            with contextlib.suppress(queue.Empty):
+                return answers.get(timeout=0.1)
+        return Sight(False, "no answer in time")
 
 
 class Sampler:
@@ -3507,10 +3571,18 @@ class Sampler:
         self.due_at = time.monotonic() if spec.sample_s else self.every_s
         self.at, self.cpu_s, self.shared, self.shared_until = 0.0, 0.0, 0, 0.0
         self.pids: list[int] = []
+        self.counts: list[tuple[float, int, int]] = []  # of the last minute
         own = [parse_rule(text) for text in spec.alerts]
         known = {rule.metric for rule in own}  # a rule of its own stands for the default
         own += [rule for rule in map(parse_rule, DEFAULT_ALERTS) if rule.metric not in known]
         self.alerts = dict.fromkeys(own, Alert())
+
+    def call_errors(self, now: float, calls: int, errors: int) -> float | None:
+        """How many of the last minute's calls failed, in percent."""
+        recent = [one for one in self.counts if one[0] >= now - 60]
+        self.counts = [*recent, (now, calls, errors)]
+        calls, errors = calls - self.counts[0][1], errors - self.counts[0][2]
+        return round(100 * errors / calls, 1) if calls else None
 
     def measure(self, record: Record, now: float, probe_s: float | None) -> dict[str, float | None]:
         """The figures of now; cpu only from the second time on."""
@@ -3545,6 +3617,8 @@ if TYPE_CHECKING:
 
     class _Pipes(Protocol):  # who has the stdin and stdout of a service: the relay
         due_at: float
+        calls: int
+        errors: int
 
         def open(self) -> list[int]: ...
         def listen(self) -> None: ...
@@ -3554,6 +3628,7 @@ if TYPE_CHECKING:
         def ended(self, ended: Exit) -> bool: ...
         def fail(self, why: str, cause: str) -> None: ...
         def is_busy(self) -> bool: ...
+        def ping(self, answer: Callable[[Sight], None]) -> None: ...
         def facts(self) -> dict[str, object]: ...
 
 
@@ -3574,6 +3649,7 @@ class Supervisor:
         self.step_at = 0.0
         self.because: str | None = None  # why we end it unasked; its policy decides what then
         self.waiters: list[Client] = []
+        self.watchers: list[Client] = []  # they hear of each phase; with them it isn't idle
         self.finished, self.oom_kills = False, oom_kills()
         self.pause: bool | None = None  # its window waits for a key; False: no more
         is_external, now = record.spec.type == "external", time.monotonic()
@@ -3614,7 +3690,7 @@ class Supervisor:
         self.hear(self.server, self.on_connect)
         watch(self.waker)
         self.waker.send(b"\0")
-        self.watch_adopted()
+        self.hears_main = self.child is None and self.hears_end(self.record.main)
         if self.pipes:
             self.pipes.listen()
 
@@ -3622,13 +3698,12 @@ class Supervisor:
         """Have `act` called with the source whenever that can be read."""
         self.events.register(source, selectors.EVENT_READ, act)
 
-    def watch_adopted(self) -> None:
-        """Hear of the end of a main process that isn't our child, where the system tells."""
-        adopted = self.record.main if self.child is None else None
-        descriptor = adopted and death_watch(adopted)
-        self.hears_main = descriptor is not None
-        if descriptor is not None:
-            self.hear(descriptor, self.on_adopted_death)
+    def hears_end(self, identity: Identity | None) -> bool:
+        """Whether we are woken when a process ends that isn't our child; else it is looked at."""
+        descriptor = death_watch(identity) if identity else None
+        if descriptor is not None:  # once: the loop looks itself what has ended
+            self.hear(descriptor, self.events.unregister)
+        return descriptor is not None
 
     def _take_lock(self) -> int:
         """The descriptor of supervisor.lock, held for life; a predecessor may still be leaving."""
@@ -3656,35 +3731,24 @@ class Supervisor:
         values.setdefault("PYTHONUNBUFFERED", "1")
         # The cookie is inherited by whatever the service starts and finds what escapes its tree. A
         # program that clears its environment drops it; on Linux the subreaper still has that one.
-        cookie = {
-            "SPM_INSTANCE": record.instance,
-            "SPM_SERVICE": record.name,
-            "SPM_HOME": self.store.home,
-        }
-        self.before = matching(spec.match, record) if spec.match else ()
+        cookie = dict(zip(COOKIE_NAMES, (record.instance, record.name, self.store.home)))
+        values, output = {**values, **env, **cookie}, -1 if spec.terminal else self.log.descriptor
+        self.before, id_ = matching(spec.match, record) if spec.match else (), record.instance
         try:
-            self.child = launch_service(
-                spec.words,
-                spec.cwd,
-                {**values, **env, **cookie},
-                -1 if spec.terminal else self.log.descriptor,
-                record.instance,
-                pipes,
-            )
+            self.child = launch_service(spec.words, spec.cwd, values, output, id_, pipes)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            code = getattr(error, "errno", None)
-            self.record = record._replace(exit=Exit(time.time(), errno=code))
-            self.note_failure(Exit(time.time(), errno=code))
+            ended = Exit(time.time(), errno=getattr(error, "errno", None))
+            self.record = record._replace(exit=ended)
+            self.note_failure(ended)
             if record.restarts:
                 self.decide(None, "failed", f"it could not be executed: {reason}")
                 return
             self.record = after_end(self.record, None, 0.0, steady_s())
             self.change("start_failed", "failed", reason)
             self.leave()
-            raise StartFailed(
-                f"{record.name} could not be started: {reason}", errno=code
-            ) from error
+            text = f"{record.name} could not be started: {reason}"
+            raise StartFailed(text, errno=ended.errno) from error
         finally:
             for descriptor in pipes:
                 os.close(descriptor)
@@ -3698,8 +3762,9 @@ class Supervisor:
 
     def first_phase(self) -> str:
         """The phase of a main process that has just come up; with --start-seconds it is judged."""
-        self.judged = LogProbe(Output(self.store, self.record), "")
-        lives_s = self.record.spec.start_seconds
+        spec = self.record.spec
+        signs = [sign for sign in (spec.failure_log, spec.success_log) if sign]
+        self.judged, lives_s = LogProbe(Output(self.store, self.record), *signs), spec.start_seconds
         self.judge_until = time.monotonic() + lives_s if lives_s else None
         return "starting" if lives_s else "running"
 
@@ -3726,14 +3791,20 @@ class Supervisor:
         if phase == "ready":
             self.record = self.record._replace(failures=0)
         self.record = self.record._replace(phase=phase, reason=why, wanted=wanted)
-        with contextlib.suppress(SpmError):  # a full disk: state.json is what is tried again
-            self.store.write_event(event, self.record.name, self.record, why)
+        self.tell(event, why)
+        for client in self.watchers:
+            client.answer(self.heard(), hang_up=False)
         # What ends within milliseconds needs no "stopping" in state.json on the way.
         self.save_at = time.monotonic() + SOON_S
         if event != "stopping":
             self.save()
         if phase == "running" and self.env is not None:
             self.begin_probing()
+
+    def tell(self, event: str, why: str) -> None:
+        """Append to the journal; a full disk costs the event, no more."""
+        with contextlib.suppress(SpmError):
+            self.store.write_event(event, self.record.name, self.record, why)
 
     def save(self) -> None:
         """Write the record; what can't be written now is tried again at each tick."""
@@ -3748,7 +3819,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Until the service and everything of it is gone and that is written down."""
-        self.watch_owner()
+        self.hears_owner = not self.record.owner or self.hears_end(self.record.owner)
         while not self.finished or self.save_at:
             for key, _ in self.events.select(self._wait_s()):
                 key.data(key.fileobj)
@@ -3761,34 +3832,29 @@ class Supervisor:
                 self.judge(self.judge_until)
             if self.record.phase == "backoff" and not self.ending:
                 self.respawn(self.record.retry_at or 0.0)
-            if self.ending and time.monotonic() >= self.step_at:
-                self.step()
-            if time.monotonic() >= min(self.log.due_at, self.sampler.due_at):
-                self.take_sample(time.monotonic())
-            if self.pipes and time.monotonic() >= self.pipes.due_at:
-                self.pipes.look()
-            if self.save_at and time.monotonic() >= self.save_at:
-                self.save()
+            for due_at, act in self.timers():
+                if due_at is not None and time.monotonic() >= due_at:
+                    act()
         self.leave()
 
-    def _wait_s(self) -> float:
-        due = [self.log.due_at, self.sampler.due_at]
-        if self.ending:
-            due.append(self.step_at)
-        if self.save_at:
-            due.append(self.save_at)
+    def timers(self) -> Iterator[tuple[float | None, Callable[[], None]]]:
+        """What is done when, if nothing changes before that."""
+        yield self.step_at if self.ending else None, self.step
+        yield min(self.log.due_at, self.sampler.due_at), self.take_sample
         if self.pipes:
-            due.append(self.pipes.due_at)
-        if self.child is None and not self.hears_main:
-            due.append(time.monotonic() + TICK_S)
+            yield self.pipes.due_at, self.pipes.look
+        yield self.save_at, self.save
+
+    def _wait_s(self) -> float:
+        looks = [TICK_S if self.child is None and not self.hears_main else None]
         if self.is_leased():
-            looks = [*left_s(self.record, steady_s()), None if self.hears_owner else TICK_S]
-            due += [time.monotonic() + look for look in looks if look is not None]
-        if (self.search_until or self.judge_until) and not self.ending:
-            due.append(time.monotonic() + SEARCH_S)
+            looks += [*left_s(self.record, steady_s()), None if self.hears_owner else TICK_S]
+        if not self.ending:
+            looks.append(SEARCH_S if self.search_until or self.judge_until else None)
         if self.record.phase == "backoff":
-            due.append(time.monotonic() + (self.record.retry_at or 0.0) - steady_s())
-        return max(0.0, min(due) - time.monotonic())
+            looks.append((self.record.retry_at or 0.0) - steady_s())
+        looks += [due_at and due_at - time.monotonic() for due_at, _ in self.timers()]
+        return max(0.0, min(look for look in looks if look is not None))
 
     def leave(self) -> None:
         """Free what others wait for, then answer them."""
@@ -3807,13 +3873,8 @@ class Supervisor:
         """A child ended, or somebody signalled us."""
         why = asks_to_stop(self.wake.recv(4096), self.record.spec.terminal is not None)
         if why and not self.pause:  # a window that waits for a key ends by itself
-            self.begin_ending(STOP_TIMEOUT_S, False, why, tree_of(self.record))
+            self.end(why)
         self.step_at = 0.0  # something changed: look at once
-
-    def on_adopted_death(self, descriptor: int) -> None:
-        """The adopted main process ended; its exit code went to its parent."""
-        self.hears_main = False
-        self.events.unregister(descriptor)  # take_note() comes next and sees it
 
     def take_note(self) -> None:
         """Reap every child that ended, the adopted ones too; leave when nothing is left."""
@@ -3866,6 +3927,12 @@ class Supervisor:
 
     def take_news(self) -> None:
         """What the prober saw becomes a phase; while the service ends, nothing."""
+        while self.prober and self.prober.asked:
+            checks, check, answer = self.prober.asked.popleft()
+            if check.kind == "log":
+                answer(checks.read(check, time.monotonic() + SOON_S))
+            elif self.pipes:
+                self.pipes.ping(answer)
         while self.prober and self.prober.news:
             is_ok, seen = self.prober.news.popleft()
             self.failures = 0 if is_ok else self.failures + 1
@@ -3874,12 +3941,13 @@ class Supervisor:
             if phase != self.record.phase:
                 self.change(phase, phase, seen)
             if phase == "unhealthy" and self.record.spec.restart != "no" and not self.ending:
-                self.end_unasked(f"unhealthy: {seen}", "stopping", seen)
+                self.end(seen, because=f"unhealthy: {seen}")
 
     def main_ended(self, ended: Exit) -> None:
         """The main process is gone; what it left behind is watched until it is gone too."""
         if self.prober:
             self.prober.halt.set()
+        self.hears_main = False
         before, self.oom_kills = self.oom_kills, oom_kills()
         oom = ended.signal == "SIGKILL" and self.oom_kills > before
         lived_s = round(max(ended.at - self.record.started_at, 0.0), 3)
@@ -3907,15 +3975,6 @@ class Supervisor:
 
     # -- what its policy makes of its end
 
-    def end_unasked(self, because: str, phase: str, why: str) -> None:
-        """End all of an instance that failed, or what is left of it."""
-        self.because = because
-        self.ending = end_tree(
-            self.record, tree_of(self.record), STOP_TIMEOUT_S, False, self.is_empty
-        )
-        self.step_at = time.monotonic() + next(self.ending)
-        self.change(phase, phase, why)
-
     def decide(self, ended: Exit | None, phase: str, story: str) -> None:
         """Another instance after a while, or that was it; None: we ended it as a failed one."""
         record, spec, now = self.record, self.record.spec, steady_s()
@@ -3935,7 +3994,7 @@ class Supervisor:
             self.record = record._replace(
                 restarted_at=(*recent, now), retry_at=now + wait_s, backoffs=record.backoffs + 1
             )
-            self.end_unasked("", "backoff", story)
+            self.end(story, because="")
             return
         if verdict == "gave up":
             span = format_duration(now - min(recent, default=now))
@@ -3951,16 +4010,6 @@ class Supervisor:
             kept.update(ended._asdict(), cause=cause_of(ended, tail).kind)
             append_line(self.store.path(self.record.name, "exits.jsonl"), kept)
 
-    def unasked_ended(self, left: Sequence[int]) -> None:
-        """All of the instance is gone, or can't be ended."""
-        why, self.because = self.because, None
-        if left:
-            pids = ", ".join(map(str, left))
-            self.change("stop_failed", "failed", f"pid {pids} outlived SIGKILL")
-        elif why:
-            self.record = self.record._replace(exit=self.record.exit or Exit(time.time()))
-            self.decide(None, "failed", why)
-
     def respawn(self, due_at: float) -> None:
         """Begin another instance when it is time, with the environment of the start."""
         former = self.record
@@ -3970,34 +4019,23 @@ class Supervisor:
         self.failures, self.leaves_until = 0, time.monotonic() + HOME_S
         self.sampler.at, self.sampler.cpu_s = 0.0, 0.0  # other processes begin at nothing
         instance = f"{run_of(former.instance)}.{os.urandom(8).hex()}"
-        log_at = self.log.start + os.fstat(self.log.descriptor).st_size
-        self.record = former._replace(
-            main=None,
-            launcher=None,
-            exit=None,
-            instance=instance,
-            restarts=former.restarts + 1,
-            log_at=log_at,
-            started_at=time.time(),
-        )
+        log_at, count = self.log.start + os.fstat(self.log.descriptor).st_size, former.restarts + 1
+        former = former._replace(main=None, launcher=None, exit=None, instance=instance)
+        self.record = former._replace(restarts=count, log_at=log_at, started_at=time.time())
         self.change("restarting", "starting")
         self.spawn(self.env or {})
 
     def judge(self, until: float) -> None:
         """Whether it has started: the first match in its log decides, else that it lives."""
-        spec, now = self.record.spec, time.monotonic()
-        signs = [(spec.failure_log, False), (spec.success_log, True)]
-        matches = (
-            (f"its log matches {pattern!r}", is_ok)
-            for text in self.judged.lines(now + SOON_S)
-            for pattern, is_ok in signs
-            if pattern and re.search(pattern, text)
-        )
-        why, is_ok = next(matches, (f"it lives after {spec.start_seconds:g} s", None))
-        if is_ok is False:
-            self.end_unasked(why, "stopping", why)
-        elif is_ok or now >= until:
+        spec, now, patterns = self.record.spec, time.monotonic(), self.judged.patterns
+        sign, why = self.judged.look(now + SOON_S) if patterns else (None, "")
+        if patterns != self.judged.patterns:
+            self.tell("pattern_failed", why)
+        if sign and sign == spec.failure_log:
+            self.end(why, because=why)
+        elif sign or now >= until:
             self.judge_until = None
+            why = why if sign else f"it lives after {spec.start_seconds:g} s"
             self.change("running", "running", why)
 
     # -- programs that leave home
@@ -4058,7 +4096,7 @@ class Supervisor:
         event = "daemonized" if self.record.spec.type == "forking" else "followed"
         why = f"pid {main.pid} goes on ({member.why})"
         self.change(event, self.first_phase(), why)
-        self.watch_adopted()
+        self.hears_main = self.child is None and self.hears_end(main)
 
     def nothing_left(self) -> None:
         """The launcher's end was all that can be seen of it."""
@@ -4079,29 +4117,26 @@ class Supervisor:
         """Whether the end of a lease would be the end of the service."""
         return self.record.wanted == "running" and not self.ending and not self.finished
 
-    def watch_owner(self) -> None:
-        """Be woken when the owner ends; where that can't be, it is looked at each second."""
-        descriptor = death_watch(self.record.owner) if self.record.owner else None
-        self.hears_owner = descriptor is not None or self.record.owner is None
-        if descriptor is not None:  # once: the loop looks at the owner itself
-            self.hear(descriptor, self.events.unregister)
-
     def end_if_over(self) -> None:
         """End the service when its lease is over, or when nobody needed it for too long."""
-        if self.is_busy():
+        if self.watchers or (self.pipes and self.pipes.is_busy()):
             self.record = self.record._replace(active_at=steady_s())
         why = lease_over(self.record, is_alive(self.record.owner), steady_s())
         if why and self.is_leased():
-            self.begin_ending(STOP_TIMEOUT_S, False, why, tree_of(self.record))
+            self.end(why)
 
     # -- what it uses
 
-    def take_sample(self, now: float) -> None:
+    def take_sample(self) -> None:
         """Look at the log and, if it is time, at the processes: one wakeup for both."""
         figures: dict[str, float | None] = {}
+        now = time.monotonic()
         if now >= self.sampler.due_at:
             took_s = self.prober.took_s if self.prober else None
             figures = self.sampler.measure(self.record, now, took_s)
+            if self.pipes and figures:
+                counts = self.pipes.calls, self.pipes.errors
+                figures["call_errors"] = self.sampler.call_errors(now, *counts)
             if self.is_leased():
                 self.take_alerts(figures, now)
         self.log.check(now, figures)
@@ -4113,8 +4148,7 @@ class Supervisor:
             alerts[rule], event = judge(was, rule, figures.get(rule.metric), now)
             text = alerts[rule].text or was.text
             if event:
-                with contextlib.suppress(SpmError):  # a full disk costs the event, no more
-                    self.store.write_event(event, self.record.name, self.record, text)
+                self.tell(event, text)
             if event == "alert":
                 self.act(rule, text, figures[rule.metric])
         texts = tuple(alert.text for alert in alerts.values() if alert.text)
@@ -4126,9 +4160,9 @@ class Supervisor:
         verb, _, line = rule.action.partition(" ")
         if verb == "restart":
             self.must_restart = True
-            self.end_unasked(f"alert: {text}", "stopping", f"alert: {text}")
+            self.end(f"alert: {text}", because=f"alert: {text}")
         elif verb == "stop":
-            self.begin_ending(STOP_TIMEOUT_S, False, f"alert: {text}", tree_of(self.record))
+            self.end(f"alert: {text}")
         elif verb == "exec":
             where = {"service": self.record.name, "home": self.store.home}
             facts = {**rule._asdict(), **where, "name": rule.text, "value": value}
@@ -4139,21 +4173,29 @@ class Supervisor:
 
     # -- ending it
 
-    def begin_ending(
-        self, timeout_s: float, force: bool, why: str, members: Sequence[Member]
+    def end(
+        self,
+        why: str,
+        timeout_s: float = STOP_TIMEOUT_S,
+        force: bool = False,
+        because: str | None = None,
     ) -> None:
-        """Start to end the tree, or hurry an ending that goes on."""
-        if self.ending is None or self.because is not None:
-            self.because = None
-            quiet_s = 0.0
-            if self.pipes:
-                quiet_s, timeout_s = STDIO_END_S, min(timeout_s, STDIO_END_S)
-                self.pipes.close_stdin()
-            self.ending = end_tree(self.record, members, timeout_s, force, self.is_empty, quiet_s)
-            self.step_at = time.monotonic() + next(self.ending)
-            self.change("stopping", "stopping", why)
-        elif force:
-            self.step(force=True)
+        """Start to end the tree, or hurry an ending that goes on.
+
+        `because`: it failed, why its policy decides; "": it did, what is left of it is ended.
+        """
+        if self.ending and self.because is None:
+            self.step(force) if force else None
+            return
+        self.because, quiet_s = because, 0.0
+        if self.pipes:
+            quiet_s, timeout_s = STDIO_END_S, min(timeout_s, STDIO_END_S)
+            self.pipes.close_stdin()
+        members = tree_of(self.record)
+        self.ending = end_tree(self.record, members, timeout_s, force, self.is_empty, quiet_s)
+        self.step_at = time.monotonic() + next(self.ending)
+        phase = "backoff" if because == "" else "stopping"
+        self.change(phase, phase, why)
 
     def step(self, force: bool = False) -> None:
         """One step of the ending; the last one records what came of it."""
@@ -4163,31 +4205,34 @@ class Supervisor:
         except StopIteration as done:
             self.take_note()
             self.ending, self.outcome = None, done.value
-            if self.because is not None:
-                self.unasked_ended(done.value.left)
-                return
-            if done.value.left:
-                pids = ", ".join(map(str, done.value.left))
-                self.change("stop_failed", "running", f"pid {pids} outlived SIGKILL")
-                self.answer_waiters()
-                return
+            self.all_ended(", ".join(map(str, done.value.left)))
+
+    def all_ended(self, left: str) -> None:
+        """All of the instance is gone, or can't be ended."""
+        why, self.because = self.because, None
+        if left:
+            phase = "running" if why is None else "failed"
+            self.change("stop_failed", phase, f"pid {left} outlived SIGKILL")
+        elif why != "":  # else it but waits to restart
             self.record = self.record._replace(exit=self.record.exit or Exit(time.time()))
-            self.change("stopped", "stopped", self.record.reason)
-            self.finished = True
-            if self.save_at:  # else they hear of it when we have left
-                self.answer_waiters()
+            self.finished = why is None
+            if why:
+                self.decide(None, "failed", why)
+            else:
+                self.change("stopped", "stopped", self.record.reason)
+        if left or self.save_at:  # else they hear of it when we have left
+            self.answer_waiters()
 
     def answer_waiters(self) -> None:
         """Tell everybody who asked for the end what came of it."""
-        ended = self.outcome and self.outcome._asdict()
+        ended, unsaved = self.outcome and self.outcome._asdict(), self.save_at is not None
         for client in self.waiters:
-            answer = {
-                "record": self.record.to_json(),
-                "ended": ended,
-                "unsaved": self.save_at is not None,
-            }
-            client.answer({"ok": True, **answer})
+            client.answer(self.told(ended=ended, unsaved=unsaved))
         self.waiters.clear()
+
+    def told(self, **facts: object) -> dict[str, object]:
+        """An answer with the record."""
+        return {"ok": True, "record": self.record.to_json(), **facts}
 
     # -- requests
 
@@ -4197,6 +4242,9 @@ class Supervisor:
             connection, _address = self.server.accept()
         except OSError:  # no descriptor is left, or the caller has gone
             time.sleep(0.05)
+            return
+        if not is_own_peer(connection):
+            connection.close()
             return
         connection.setblocking(False)
         client = Client(connection)
@@ -4224,26 +4272,20 @@ class Supervisor:
             request = parse_json(client.received)
             if not isinstance(request, dict) or request.get("token", "") != self.token:
                 raise RecordError("request.token: not the one in the state directory")
-            operation = OPERATIONS.get(str(request.get("op")))
-            if operation is None:
-                raise RecordError(f"request.op: one of {', '.join(OPERATIONS)} was expected")
-            operation(self, client, request)
+            operation = _one_of(*OPERATIONS)(request.get("op"), "request.op")
+            act: Callable[..., None] = getattr(self, f"on_{operation}")
+            act(client, request)
         except ValueError as error:
             client.answer({"ok": False, "error": UsageError(str(error)).to_json()})
 
     def on_status(self, client: Client, request: dict[str, object]) -> None:
         """What is: asked for when state.json and the system disagree."""
         self.take_note()
-        relay = self.pipes.facts() if self.pipes else None
-        client.answer({"ok": True, "record": self.record.to_json(), "relay": relay})
+        client.answer(self.told(relay=self.pipes and self.pipes.facts()))
 
     def on_join(self, client: Client, request: dict[str, object]) -> None:
         """Somebody wants to talk to a stdio service."""
         self.pipes.join(client) if self.pipes else client.connection.close()
-
-    def is_busy(self) -> bool:
-        """Whether somebody waits for an answer of the service."""
-        return self.pipes is not None and self.pipes.is_busy()
 
     def active(self) -> None:
         """It is used: remembered at once, written down at most every few seconds."""
@@ -4259,10 +4301,10 @@ class Supervisor:
             self.record = self.record._replace(spec=spec, lease_until=asked.lease_until)
             if asked.owner != former:
                 self.record = self.record._replace(owner=asked.owner, owner_name=asked.owner_name)
-                self.watch_owner()
-        self.record = self.record._replace(last_active=time.time(), active_at=steady_s())
+                self.hears_owner = not asked.owner or self.hears_end(asked.owner)
+        self.active()
         self.save()
-        client.answer({"ok": True, "record": self.record.to_json()})
+        client.answer(self.told())
 
     def on_notify(self, client: Client, request: dict[str, object]) -> None:
         """What the service says of itself; `alive` is a heartbeat."""
@@ -4275,15 +4317,31 @@ class Supervisor:
         if state == "ready" and is_believed:  # else the checks decide
             self.change("ready", "ready", message)
         else:
-            with contextlib.suppress(SpmError):  # a full disk costs the event, not the service
-                self.store.write_event(state, self.record.name, self.record, message)
-        client.answer({"ok": True, "record": self.record.to_json()})
+            self.tell(state, message)
+        client.answer(self.told())
+
+    def heard(self) -> dict[str, object]:
+        """What watchers are told."""
+        return {"ok": True, "phase": self.record.phase, "why": self.record.reason}
+
+    def on_watch(self, client: Client, request: dict[str, object]) -> None:
+        """Somebody waits for it, or works with it, until the connection ends."""
+
+        def left(_: object) -> None:
+            self.events.unregister(client.connection)
+            client.connection.close()
+            self.watchers.remove(client)
+            self.active()
+
+        client.answer(self.heard(), hang_up=False)
+        self.watchers.append(client)
+        self.hear(client.connection, left)
 
     def on_ready(self, client: Client, request: dict[str, object]) -> None:
         """A command that waited saw readiness before the prober did."""
         if self.record.phase == "running" and self.record.spec.readiness:
             self.change("ready", "ready", "seen by the command that waited")
-        client.answer({"ok": True, "record": self.record.to_json()})
+        client.answer(self.told())
 
     def on_stop(self, client: Client, request: dict[str, object]) -> None:
         """End the service; refused if the caller means another process or stands in the tree."""
@@ -4293,27 +4351,16 @@ class Supervisor:
             client.answer({"ok": True}, hang_up=False)
             self.waiters.append(client)
             return
-        members = tree_of(self.record)
         # Whoever read state.json just before a restart means the former main process.
         meant = self.record.main if asked.main in self.mains else asked.main
-        error = refusal(self.record, meant, members, asked.spare)
+        error = refusal(self.record, meant, tree_of(self.record), asked.spare)
         if error:
             self.save()
             client.answer({"ok": False, "error": error.to_json()})
             return
         client.answer({"ok": True}, hang_up=False)
         self.waiters.append(client)
-        self.begin_ending(asked.timeout_s, asked.force, "stop was asked for", members)
-
-
-OPERATIONS: dict[str, Callable[[Supervisor, Client, dict[str, object]], None]] = {
-    "status": Supervisor.on_status,
-    "touch": Supervisor.on_touch,
-    "notify": Supervisor.on_notify,
-    "ready": Supervisor.on_ready,
-    "join": Supervisor.on_join,
-    "stop": Supervisor.on_stop,
-}
+        self.end("stop was asked for", asked.timeout_s, asked.force)
 
 
 def order_in_window(directory: str) -> tuple[bytes, int]:
@@ -4531,6 +4578,7 @@ class Relay:
         self.problem: SpmError | None = None
         self.due_at = self.give_up_at = float("inf")
         self.is_shaking = False
+        self.answer: Callable[[Sight], None] | None = None  # who wants to know whether it answers
 
     def open(self) -> list[int]:
         """The two descriptors for a process that is about to be spawned."""
@@ -4569,6 +4617,9 @@ class Relay:
 
     def on_greeting(self, method: str, message: Message) -> None:
         """The answer to server/discover (only the modern era knows -32022), or to initialize."""
+        if self.era:
+            self.answers(f"it answered {method}")
+            return
         result, error = as_object(message.get("result")), as_object(message.get("error"))
         data = as_object(error.get("data")) if error.get("code") == UNSUPPORTED_VERSION else {}
         listed = result.get("supportedVersions", data.get("supported"))
@@ -4599,12 +4650,30 @@ class Relay:
         self.era, self.version, self.greeting = era, version, greeting
         self.due_at, self.pending = float("inf"), {}
         self.let_in()
+        self.answers(f"it was greeted ({era} {version})")
 
     def let_in(self) -> None:
         """Those who wait."""
         joining, self.joining = self.joining, []
         for client in joining:
             self.join(client)
+
+    def ping(self, answer: Callable[[Sight], None]) -> None:
+        """Have it answer something that does nothing; whom it works for sees whether it does."""
+        self.answer = answer
+        if self.is_busy() and self.era:
+            self.answers("it has requests in flight")
+        elif self.era:
+            self.pending = {n: one for n, one in self.pending.items() if one.caller}
+            is_modern = self.era == "modern"
+            meta: Message = {"_meta": envelope(self.version)} if is_modern else {}
+            self.ask("server/discover" if is_modern else "ping", meta)
+
+    def answers(self, seen: str) -> None:
+        """It has given a sign of life."""
+        answer, self.answer = self.answer, None
+        if answer:
+            answer(Sight(True, seen))
 
     def look(self) -> None:
         """A time is over."""
@@ -4661,13 +4730,10 @@ class Relay:
 
     def facts(self) -> Message:
         """What `status` tells."""
-        facts = {
-            "era": self.era,
-            "version": self.version,
-            "server": self.greeting.get("serverInfo"),
-        }
-        counts = {"calls": self.calls, "errors": self.errors, "in_flight": len(self.pending)}
-        return {**facts, **counts, "callers": len(self.callers)}
+        in_flight = sum(one.caller is not None for one in self.pending.values())
+        facts: Message = {"era": self.era, "version": self.version}
+        facts.update(server=self.greeting.get("serverInfo"), calls=self.calls, errors=self.errors)
+        return {**facts, "in_flight": in_flight, "callers": len(self.callers)}
 
     def join(self, client: Client) -> None:
         """Let somebody in, as soon as it is known how to speak to the service."""
@@ -4696,8 +4762,7 @@ class Relay:
             self.server.send(failure(json.loads(key), RELAY_ERROR, why))
         record = self.supervisor.record
         if not (self.callers or self.joining or record.spec.keep_alive or self.problem):
-            why = "its call is done"
-            self.supervisor.begin_ending(STDIO_END_S, False, why, tree_of(record))
+            self.supervisor.end("its call is done")
 
     def cancel(self, number: int, why: str) -> None:
         """Have the service stop working on a request."""
@@ -4871,6 +4936,7 @@ RELAYS["stdio"] = Relay
 CLAIM_S = 30.0
 BOOT_S = 10.0
 SELF = os.path.abspath(__file__)
+PING_S = 60.0  # between two questions to a stdio service whether it still answers
 NOT_OF_A_SPEC = {"name", "replace", "force", "on_conflict", "lease", "idle_timeout", "wait"}
 NOT_IN_RUN = ("name?", "--lease", "--idle-timeout", "--wait", "--all-previous")
 PLAIN_FIELDS = (  # of a spec: options of that name, as they are
@@ -5255,6 +5321,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         ("--terminal", args.terminal, "--type simple", args.type in (None, "simple")),
         ("--protocol", args.protocol != "auto", "--type stdio", args.type == "stdio"),
         ("--no-keep-alive", args.no_keep_alive, "--type stdio", args.type == "stdio"),
+        ("mcp", "mcp" in args.ready + args.health, "--type stdio", args.type == "stdio"),
         ("--no-pause", args.no_pause, "--terminal", args.terminal),
         ("--restart", args.restart != "no", "a type but external", args.type != "external"),
     ):
@@ -5270,6 +5337,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     cwd = os.path.abspath(args.cwd or os.getcwd())
     cooldown_s = COOLDOWN_S * (args.restart != "no")
     lives_s = JUDGED_S * bool(args.success_log or args.failure_log)
+    is_mcp = args.type == "stdio" and args.protocol != "jsonrpc" and not (args.ready or args.health)
     spec = Spec(
         argv=argv,
         cwd=cwd,
@@ -5283,7 +5351,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         port_asked="auto" * (args.port == "auto"),
         ready=tuple(args.ready),
         expect=args.expect or Spec._field_defaults["expect"],
-        health=tuple(args.health),
+        health=("mcp",) if is_mcp else tuple(args.health),
         type=args.type or "simple",
         pid_file=os.path.join(cwd, args.pid_file) if args.pid_file else None,
         require_env=tuple(args.require_env),
@@ -5294,6 +5362,8 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         alerts=tuple(args.alert),
         keep_alive=not args.no_keep_alive,
     )
+    if is_mcp and spec.health_interval_s == Spec._field_defaults["health_interval_s"]:
+        spec = spec._replace(health_interval_s=PING_S)
     return spec, {key: value for key, equals, value in pairs if equals}
 
 
@@ -6653,12 +6723,41 @@ class Target:
         insecure = self.insecure or spec.insecure
         spec = spec._replace(expect=self.expect or spec.expect, insecure=insecure)
         checks = self.given or [parse_check(text) for text in spec.readiness] or [Check("tcp")]
-        self.checks = Checks(self.store, record, checks, spec)
+        self.checks = Checks(self.store, record, checks, spec, self.ask)
+        self.phase, self.why = (record.phase, record.reason) if record else ("", "")
+        self.heard, self.connection = b"", None
+        with contextlib.suppress(OSError):  # no supervisor: then nothing idles, nobody tells
+            self.connection = record and self.store.send(record.name, {"op": "watch"})
         has_exec = record and any(check.kind == "exec" for check in checks)
         added = added_environment(self.store, record) if record and has_exec else {}
         self.env = {**os.environ, **added}
         self.due_at = dict.fromkeys(checks, 0.0)
         self.after_s: float | None = None  # when everything held
+
+    def ask(self, checks: Checks, check: Check, deadline: float) -> Sight:
+        """What only the supervisor knows, or what its log says."""
+        if check.kind == "log":
+            return checks.read(check, deadline)
+        return Sight(self.phase == "ready", f"{self.name} is {self.phase} {self.why}".rstrip())
+
+    def hear(self) -> None:
+        """The phases that its supervisor tells of; while it has our connection, it isn't idle."""
+        while self.connection:
+            try:
+                self.connection.setblocking(False)
+                chunk = self.connection.recv(65536)
+            except BlockingIOError:
+                return
+            except OSError:
+                chunk = b""
+            *lines, self.heard = (self.heard + chunk).split(b"\n")
+            for line in lines:
+                with contextlib.suppress(SpmError):  # an older supervisor knows no watchers
+                    news = accepted(line)
+                    self.phase, self.why = str(news.get("phase")), str(news.get("why"))
+            if not chunk:
+                self.connection.close()
+                self.connection = None
 
     @property
     def label(self) -> str:
@@ -6676,6 +6775,7 @@ class Target:
 
     def look(self, began: float, deadline: float) -> None:
         """Look at each check that is due; Failed as soon as the service has died."""
+        self.hear()
         if self.has_died():
             self.check_alive()
         for check in () if self.has_died() else self.checks.waiting():
@@ -6691,6 +6791,11 @@ class Target:
                 # no look in the very last moment, which would have no time to see anything
                 is_last = not is_cheap and at > deadline - LEAST_S
                 self.due_at[check] = deadline + LEAST_S if is_last else at
+        is_told = self.phase == "ready" and not (self.given or self.checks.spec.readiness)
+        is_sick = self.phase == "unhealthy" and not (self.given or self.checks.waiting())
+        if is_told or is_sick:
+            sight = Sight(is_told, f"{self.name} is {self.phase}: {self.why}")
+            self.checks.sights = dict.fromkeys(self.checks.checks, sight)
         if self.after_s is None and not self.checks.waiting():
             self.after_s = time.monotonic() - began
 
@@ -6749,7 +6854,7 @@ class Target:
         pid, one = self.facts()["pid"], self.answer
         by = f" (pid {pid})" if self.record else "; no service here claims this port"
         after = f"after {format_duration(self.after_s or 0.0)}{by}"
-        if [check.kind for check in self.checks.checks] == ["tcp"]:
+        if [check.kind for check in self.checks.checks] == ["tcp"] and one.port:
             return f"[OK] {self.label} answers on {joined_host(one.address, one.port)} {after}"
         return f"[OK] {self.label} is ready {after}: {self.seen}"
 
@@ -6772,6 +6877,8 @@ class Target:
         ports = sorted({str(one.port) for one in own_listeners(record, None)})
         where = self.seen + (f"; it listens on {', '.join(ports)}" if ports else "")
         advice = f"read logs {name}, wait longer, or stop {name}"
+        if not (self.given or record.spec.readiness or facts["port"]):
+            advice += f"; what listens on no port says that it is ready with: notify {name} ready"
         message = f"{name} did not become healthy in {waited} ({where}); {alive}"
         return TimedOut(message, advice, **facts)
 
@@ -6787,17 +6894,12 @@ class Wait:
 
     def run(self) -> Result:
         """The Result when all are healthy; Failed, PortConflict or TimedOut otherwise."""
-        has_log = any(one.checks.logs for one in self.targets)
-        if has_log:  # a pattern may take for ever; only a signal gets in between
-            alarm(self.timeout_s + 0.5, self.give_up)
         try:
             waiting = list(self.targets)
             while waiting:
                 waiting = self.look()
         finally:
             self.progress("")
-            if has_log:
-                alarm(0.0, self.give_up)
         for target in self.targets:
             target.tell()
         rows = [target.facts() for target in self.targets]
@@ -6847,7 +6949,6 @@ class Chain:
         self.services: dict[str, dict[str, object]] = {}  # their JSON, in the order of their starts
         self.targets: list[Target] = []  # those that live as far as was seen
         self.started: set[str] = set()  # instances
-        self.touch_s = self.touch_at = float("inf")
 
     def add(self, args: argparse.Namespace) -> None:
         """Start a service, or take the one that runs, and wait until it is ready."""
@@ -6865,8 +6966,6 @@ class Chain:
         variable = re.sub(r"\W", "_", args.name.upper()) + "_PORT"
         self.env.update(dict.fromkeys(("PORT", variable), str(port)) if port else {})
         self.targets.append(target)
-        self.touch_s = min(self.touch_s, (record.spec.idle_timeout_s or self.touch_s) / 3)
-        self.touch_at = time.monotonic() + self.touch_s
 
     def test(self, argv: Sequence[str], stdout: int | None) -> int:
         """The return code of the test command; the services are watched meanwhile."""
@@ -6893,6 +6992,7 @@ class Chain:
     def look(self) -> None:
         """Warn of services that have died since the last look; keep those in use from idling."""
         for target in list(self.targets):
+            target.hear()
             if not target.has_died():
                 continue
             try:
@@ -6903,10 +7003,6 @@ class Chain:
                 tail = error.facts.get("log_tail")
                 lines = [f"  | {line}" for line in tail] if isinstance(tail, list) else []
                 self.say(f"[WARN] {error.message}; the tests go on", *lines)
-        if time.monotonic() >= self.touch_at:
-            self.touch_at = time.monotonic() + self.touch_s
-            for name in self.services:
-                self.store.ask_record(name, "touch")
 
     def stop(self) -> str:
         """Stop what was started here, the last one first; `; stopped: api, db`."""

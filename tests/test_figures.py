@@ -418,7 +418,8 @@ def test_other_alerts_are_another_spec_and_a_restart_begins_anew(spm: Spm) -> No
 def test_an_own_rule_takes_the_place_of_the_default() -> None:
     spec = spm_module.Spec(("x",), "/", alerts=("cpu>300", "files>9"))
     rules = [rule.text for rule in spm_module.Sampler(spec).alerts]
-    assert rules == ["cpu>300", "files>9", "memory_mb>1074 for 30s", "probe_ms>5000 for 30s"]
+    assert rules[:4] == ["cpu>300", "files>9", "memory_mb>1074 for 30s", "probe_ms>5000 for 30s"]
+    assert rules[4:] == ["call_errors>10"]
 
 
 # -- --watch

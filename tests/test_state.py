@@ -290,6 +290,21 @@ def test_a_full_disk_loses_no_service_and_is_told(spm: Spm, small_disk: Path) ->
     spm("cleanup")
 
 
+def test_a_full_disk_does_not_keep_a_service_from_its_restart(spm: Spm, small_disk: Path) -> None:
+    spm("start", "api", "sleep 100", "--restart", "always", "--backoff", "10ms")
+    pid = spm.service("api")["pid"]
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while file.write(b"x" * 512):
+            pass
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: spm.service("api")["pid"] not in (None, pid), what="another process")
+    assert spm.service("api")["status"] == "running"
+    filler.unlink()
+    eventually(lambda: spm.record("api")["restarts"] == 1, what="the record to be written")
+    spm("stop", "api")
+
+
 @pytest.fixture
 def stranger() -> Iterator[subprocess.Popen[bytes]]:
     """A process of this user that is nobody's service."""
