@@ -128,6 +128,9 @@ class SpmError(Exception):
 
     kind, exit_code, retryable = "failed", 1, False
 
+    def __init_subclass__(cls, kind: str, exit_code: int, retryable: bool = False) -> None:
+        cls.kind, cls.exit_code, cls.retryable = kind, exit_code, retryable
+
     def __init__(self, message: str, advice: str = "", **facts: object) -> None:
         super().__init__(message)
         self.message, self.advice, self.facts = message, advice, facts
@@ -138,68 +141,48 @@ class SpmError(Exception):
         return {**known, "retryable": self.retryable, **self.facts}
 
 
-class Failed(SpmError):
+class Failed(SpmError, kind="failed", exit_code=1):
     """It ran and failed."""
 
 
-class UsageError(SpmError):
+class UsageError(SpmError, kind="usage", exit_code=2):
     """Bad arguments or values."""
 
-    kind, exit_code = "usage", 2
 
-
-class NotFound(SpmError):
+class NotFound(SpmError, kind="not_found", exit_code=3):
     """No such service, or it isn't running."""
 
-    kind, exit_code = "not_found", 3
 
-
-class StartFailed(SpmError):
+class StartFailed(SpmError, kind="start_failed", exit_code=4):
     """The command could not be executed."""
 
-    kind, exit_code = "start_failed", 4
 
-
-class PortConflict(SpmError):
+class PortConflict(SpmError, kind="port_conflict", exit_code=5, retryable=True):
     """The port is somebody else's."""
 
-    kind, exit_code, retryable = "port_conflict", 5, True
 
-
-class ConfigError(SpmError):
+class ConfigError(SpmError, kind="config", exit_code=6):
     """Configuration or environment is invalid."""
 
-    kind, exit_code = "config", 6
 
-
-class Cooldown(SpmError):
+class Cooldown(SpmError, kind="cooldown", exit_code=7, retryable=True):
     """It failed just now: a start is refused for a while."""
 
-    kind, exit_code, retryable = "cooldown", 7, True
 
-
-class Refused(SpmError):
+class Refused(SpmError, kind="refused", exit_code=8):
     """It would touch what isn't ours, or replace what runs."""
 
-    kind, exit_code = "refused", 8
 
-
-class StateError(SpmError):
+class StateError(SpmError, kind="state", exit_code=9, retryable=True):
     """The state directory can't be read or written."""
 
-    kind, exit_code, retryable = "state", 9, True
 
-
-class TimedOut(SpmError):
+class TimedOut(SpmError, kind="timeout", exit_code=124, retryable=True):
     """Not in the time given."""
 
-    kind, exit_code, retryable = "timeout", 124, True
 
-
-class Interrupted(SpmError):
+class Interrupted(SpmError, kind="interrupted", exit_code=130, retryable=True):
     """Ctrl-C."""
-
-    kind, exit_code, retryable = "interrupted", 130, True
 
 
 ERRORS: dict[str, type[SpmError]] = {cls.kind: cls for cls in SpmError.__subclasses__()}
@@ -5225,15 +5208,18 @@ def find(store: Store, name: str) -> Seen:
     record = records.get(check_name(name).lower())
     if record:
         return observe(store, record, place())
+    names = [known.name for known in records.values()]
+    advice = f"{nearest(name, names)}services here: {', '.join(names) or 'none'}"
+    raise NotFound(f"no service {name!r} in {store.home}", advice)
+
+
+def nearest(word: str, known: Iterable[str], least: float = 0.6) -> str:
+    """`did you mean start? `, or nothing if no known word is near."""
     import difflib
 
-    names = [known.name for known in records.values()]
-    near = difflib.get_close_matches(name, names, 1)
-    advice = f"did you mean {near[0]}? " if near else ""
-    raise NotFound(
-        f"no service {name!r} in {store.home}",
-        f"{advice}services here: {', '.join(names) or 'none'}",
-    )
+    near = difflib.get_close_matches(word, list(known), 3, least)
+    near.sort(key=lambda one: sorted(one) != sorted(word))  # strat is start rather than stats
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def shown_path(path: str) -> str:
@@ -5422,15 +5408,6 @@ def renewed(record: Record, lease: str, owner: Owner | None) -> Record:
     return granted(record, *owner, steady_s())
 
 
-def lease_kept(record: Record, asked: Spec) -> list[str]:
-    """A warning if a running service keeps another lease than the one just asked for."""
-    kept = spec_differences(record.spec, with_lease_of(asked, record.spec))
-    if asked.lease == record.spec.lease == "session" and record.owner != session_owner()[0]:
-        kept = ["--lease: another session's"]
-    advice = f"{'; '.join(kept)}; --replace starts it anew"
-    return [f"[WARN] {record.name} keeps the lease it was started with: {advice}"] if kept else []
-
-
 def lease_data(record: Record, is_live: bool) -> dict[str, object]:
     """The JSON of how long a service may live."""
     left = left_s(record, steady_s()) if is_live else (None, None)
@@ -5539,9 +5516,8 @@ def differences_of(store: Store, old: Record, spec: Spec, given: dict[str, str])
     differences = spec_differences(old.spec, spec)
     with contextlib.suppress(StateError):  # damaged: what it was started with isn't known
         known = store.given_env(old.name) if old.spec.env_given == spec.env_given else given
-        return differences + [
-            f"--env {key}: another value" for key in given if known.get(key) != given[key]
-        ]
+        others = [key for key in given if known.get(key) != given[key]]
+        return [*differences, *(f"--env {key}: another value" for key in others)]
     return [*differences, "--env: the recorded values can't be read"]
 
 
@@ -5587,7 +5563,11 @@ def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> R
     None if its lease was over meanwhile, and it is being ended.
     """
     record = renewed(seen.record, spec.lease, owner)
-    notes = lease_kept(record, spec)
+    other = spec_differences(record.spec, with_lease_of(spec, record.spec))
+    if spec.lease == record.spec.lease == "session" and record.owner != session_owner()[0]:
+        other = ["--lease: another session's"]
+    kept = f"[WARN] {record.name} keeps the lease it was started with: {'; '.join(other)}"
+    notes = [f"{kept}; --replace starts it anew"] * bool(other)
     if seen.facts.supervised:
         record = touched(store, seen, record)
         is_kept = record.wanted == "running"
@@ -5640,7 +5620,10 @@ def begin(
         is_new = spec.port_declared and spec.port != former.record.spec.port
         if spec.port and is_new and conflict != "force":
             held = held_port(store, spec.port, name)
-            decision = held_decision(held, spec, conflict, values) if held else ""
+            flag = "next" if spec.port_asked else conflict
+            decision = (
+                port_decision(held.kind, flag, is_production(os.environ, values)) if held else ""
+            )
             if held and decision in ("fail", "refuse"):
                 raise port_error(held, decision, "; what runs was left alone", OTHER_WAYS)
     notes = end_former(store, former) if former else []
@@ -5656,8 +5639,7 @@ def begin(
     record = record._replace(environment=sources_of(record.spec, values))
     try:
         launched = launch_in_window if spec.terminal else launch
-        record = settled(store, launched(store, record, values, adopt=False))
-        return started(store, record, how, notes)
+        return started(store, settled(store, launched(store, record, values)), how, notes)
     except StartFailed as error:
         error.message += f" ({shown_command(spec)})"
         error.advice = start_advice(spec, values, error.facts.get("errno")) or error.advice
@@ -5743,14 +5725,11 @@ def end_former(store: Store, seen: Seen) -> list[str]:
     """End what an earlier instance left, if it is here and certainly ours."""
     if seen.verdict.status == "lost":
         return [f"[WARN] {seen.record.name}: {seen.verdict.why}"]
-    record, ended = finish_stop(store, begin_stop(store, seen, STOP_TIMEOUT_S, force=False))
+    record, ended = begin_stop(store, seen, STOP_TIMEOUT_S, force=False)()
     if ended is None and seen.verdict.status == "external":
         return [f"[INFO] {record.name}: its former window, if it is still open, can't be followed"]
-    if ended is None or not ended.processes:
-        return []
-    return [
-        f"[INFO] {record.name}: {counted(ended.processes, 'process')} of its former instance ended"
-    ]
+    count = counted(ended.processes, "process") if ended and ended.processes else ""
+    return [f"[INFO] {record.name}: {count} of its former instance ended"] if count else []
 
 
 class Held(NamedTuple):
@@ -5776,11 +5755,9 @@ def held_port(store: Store, port: int, name: str) -> Held | None:
     for holder in holders or [Holder()]:
         owner = mains.get(holder.identity) if holder.identity else None
         if owner and not holder.cookie.home:  # it cleared its environment, its supervisor is gone
-            cookie = Cookie(owner.instance, owner.name, store.home)
-            holder = holder._replace(cookie=cookie)
+            holder = holder._replace(cookie=Cookie(owner.instance, owner.name, store.home))
         inside = bool(holder.cwd) and is_in_project(holder.cwd, store.home)
-        kind = classify_holder(holder, name, store.home, inside)
-        ranked.append(holder._replace(kind=kind))
+        ranked.append(holder._replace(kind=classify_holder(holder, name, store.home, inside)))
     ranked.sort(key=lambda one: list(HOLDER_KINDS).index(one.kind))
     return Held(port, ranked[0].kind, ranked)
 
@@ -5820,17 +5797,6 @@ def clear_port(store: Store, held: Held, name: str) -> str:
     return f"{held}: {count} in {seconds}".replace(" is held:", " was held:", 1)
 
 
-def may_move(spec: Spec, flag: str) -> bool:
-    """Whether another port does as well."""
-    return spec.port_declared and (flag == "next" or bool(spec.port_asked))
-
-
-def held_decision(held: Held, spec: Spec, flag: str, values: Mapping[str, str]) -> str:
-    """What to do about a held port that is asked for."""
-    flag = "next" if may_move(spec, flag) else flag
-    return port_decision(held.kind, flag, is_production(os.environ, values))
-
-
 def with_port(
     store: Store, record: Record, flag: str, values: Mapping[str, str], notes: list[str]
 ) -> Record:
@@ -5844,10 +5810,12 @@ def with_port(
         store.write_event(event, record.name, store.record(record.name), why)
         notes.extend([note + why] if note else [])
 
+    may_move = spec.port_declared and (flag == "next" or bool(spec.port_asked))
     is_named = spec.port and spec.port_asked != "auto"
     held = held_port(store, spec.port, record.name) if is_named and spec.port else None
     if held:
-        decision = held_decision(held, spec, flag, values)
+        is_safe = is_production(os.environ, values)
+        decision = port_decision(held.kind, "next" if may_move else flag, is_safe)
         is_stale = (held.kind, decision) == (THIS, "take back")
         if flag == "force" or not (spec.port_declared or is_stale):
             hint = "" if spec.port_declared else " (declare it with --port to have that settled)"
@@ -5858,7 +5826,7 @@ def with_port(
             raise port_error(held, decision, "; nothing was started", OTHER_WAYS)
         if decision != "next port":
             tell("port_freed", clear_port(store, held, record.name))
-    if may_move(spec, flag):
+    if may_move:
         record = reserve_port(store, record)
     if record.spec.port != spec.port:
         why = f"{held or spec.port_asked}: took port {record.spec.port}"
@@ -5936,7 +5904,7 @@ def boot_early(argv: Sequence[str]) -> Boot | None:
 
 
 def launch(
-    store: Store, record: Record, env: dict[str, str], adopt: bool, has_retry: bool = True
+    store: Store, record: Record, env: dict[str, str], adopt: bool = False, has_retry: bool = True
 ) -> Record:
     """The record after a new supervisor took it over; its interpreter starts while we write."""
     wanted = (store.home, record.name, record.instance)
@@ -5961,7 +5929,7 @@ def launch(
     return Record.from_json(accepted(line).get("record"))
 
 
-def launch_in_window(store: Store, record: Record, env: dict[str, str], adopt: bool) -> Record:
+def launch_in_window(store: Store, record: Record, env: dict[str, str]) -> Record:
     """The record after a supervisor inside a new window took it over.
 
     It is the terminal's child, so order (with values: never in a file) and answer go over a socket.
@@ -5992,7 +5960,7 @@ def launch_in_window(store: Store, record: Record, env: dict[str, str], adopt: b
             argv, env=inherited, stdin=null, stdout=errors, stderr=errors, start_new_session=True
         )
         connection = closing.enter_context(meet(server, window, f"{name}: {argv[0]}", log))
-        order = {"home": store.home, "record": record.to_json(), "env": env, "adopt": adopt}
+        order = {"home": store.home, "record": record.to_json(), "env": env, "adopt": False}
         order.update(sys_path=sys.path, environ=inherited)
         try:
             connection.sendall(json.dumps(order).encode() + b"\n")
@@ -6073,7 +6041,6 @@ def forget_older(kept: str) -> None:
 
 def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     """What to do about a command that couldn't be executed."""
-    import difflib
     import errno
 
     program = spec.argv[0]
@@ -6084,17 +6051,15 @@ def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
         path = os.path.join(spec.cwd, program)
         missing = f"its first line (#!) names a program that doesn't exist: {path}"
         return missing if os.path.exists(path) else f"there is no {path}: check the spelling"
-    for directory in LOCAL_PROGRAMS:
-        if os.path.exists(os.path.join(spec.cwd, directory, program)):
-            return (
-                f"it is in {directory}: write {directory}/{program}, or activate that environment"
-            )
+    for where in LOCAL_PROGRAMS:
+        if os.path.exists(os.path.join(spec.cwd, where, program)):
+            return f"it is in {where}: write {where}/{program}, or activate that environment"
     names: set[str] = set()
     for directory in values.get("PATH", os.environ.get("PATH", os.defpath)).split(os.pathsep):
         with contextlib.suppress(OSError):
             names.update(os.listdir(directory))
-    near = difflib.get_close_matches(program, names, 1, 0.8)
-    return f"did you mean {near[0]}? Otherwise {advice}" if near else advice
+    near = nearest(program, names, 0.8)
+    return f"{near}Otherwise {advice}" if near else advice
 
 
 def touched(
@@ -6118,15 +6083,6 @@ def retire_supervisor(record: Record) -> None:
 
 
 # -- stop, restart, cleanup
-
-
-class Stopping(NamedTuple):
-    """A stop under way: the connection on which the supervisor will answer, if it has one."""
-
-    seen: Seen
-    connection: socket.socket | None
-    timeout_s: float
-    force: bool
 
 
 @command(
@@ -6165,34 +6121,39 @@ def dry_run(store: Store, services: Sequence[Seen]) -> Result:
 
 def stop_all(store: Store, names: Sequence[str], timeout_s: float, force: bool) -> Result:
     """Stop side by side: ask every supervisor first, then wait for each."""
-    outcomes: list[tuple[Record, Ended | None]] = []
-    errors: list[SpmError] = []
-    under_way: list[Stopping] = []
+    reports, errors = list[tuple[dict[str, object], str]](), list[SpmError]()
+    written: dict[str, str] = {}  # how each name is written
+
+    def stopping(name: str) -> Iterator[None]:
+        written[name] = find(store, name).record.name
+        if not (force and store.is_supervised(name)):  # else it overtakes a polite stop
+            claims.enter_context(store.claim(written[name], timeout_s))
+        finish = begin_stop(store, find(store, name), timeout_s, force)
+        yield
+        reports.append(stop_report(*finish()))
+
+    # One order for all: no deadlock.
+    under_way = {name: stopping(name) for name in sorted({name.lower() for name in names})}
     with contextlib.ExitStack() as claims:
-        for name in sorted({name.lower() for name in names}):  # one order for all: no deadlock
+        for name, step in (*under_way.items(), *under_way.items()):
             try:
-                name = find(store, name).record.name
-                if not (force and store.is_supervised(name)):  # it overtakes a polite stop
-                    claims.enter_context(store.claim(name, timeout_s))
-                under_way.append(begin_stop(store, find(store, name), timeout_s, force))
+                next(step, None)
             except SpmError as error:
-                error.facts.setdefault("name", name)
+                error.facts.setdefault("name", written.get(name, name))
                 errors.append(error)
-        for stopping in under_way:
-            try:
-                outcomes.append(finish_stop(store, stopping))
-            except SpmError as error:
-                error.facts.setdefault("name", stopping.seen.record.name)
-                errors.append(error)
-    reports = [stop_report(record, ended) for record, ended in outcomes]
     lines = [line for _, line in reports] + [f"[ERROR] {one.message}" for one in errors[1:]]
     first = errors[0] if errors else None
     failures = {"errors": [one.to_json() for one in errors]} if errors else {}
     return Result({"services": [data for data, _ in reports], **failures}, lines, error=first)
 
 
-def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Stopping:
-    """Ask the supervisor to end its service; one that doesn't answer is put aside."""
+def begin_stop(
+    store: Store, seen: Seen, timeout_s: float, force: bool
+) -> Callable[[], tuple[Record, Ended | None]]:
+    """Ask the supervisor to end its service, put one that doesn't answer aside; then what waits.
+
+    It returns the record afterwards and what had to be ended, None if nothing.
+    """
     name = seen.record.name
     recorded = store.record(name) or seen.record
     if recorded.main is None:  # the start that would have noted it was broken off
@@ -6203,44 +6164,39 @@ def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Stopp
         with contextlib.suppress(OSError):
             connection = store.send(name, {**request, "timeout_s": timeout_s, "force": force})
             receive(connection, HUNG_S)  # it has taken the request on
-            return Stopping(seen, connection, timeout_s, force)
+            return lambda: finish_stop(store, seen, connection, timeout_s, force)
     if store.is_supervised(name):
         retire_supervisor(seen.record)
         seen = find(store, name)
-    return Stopping(seen, None, timeout_s, force)
+    return lambda: stop_unsupervised(store, seen, timeout_s, force)
 
 
-def finish_stop(store: Store, stopping: Stopping) -> tuple[Record, Ended | None]:
-    """The record afterwards and what had to be ended, None if nothing; Failed if some is left."""
-    record, connection = stopping.seen.record, stopping.connection
-    if connection is None:
-        return stop_unsupervised(store, stopping)
+def finish_stop(
+    store: Store, seen: Seen, connection: socket.socket, timeout_s: float, force: bool
+) -> tuple[Record, Ended | None]:
+    """What came of a stop, as the supervisor tells."""
+    name = seen.record.name
     try:
         with connection:
-            answer = receive(connection, stopping.timeout_s + GIVE_UP_AFTER_KILL_S + HUNG_S)
+            answer = receive(connection, timeout_s + GIVE_UP_AFTER_KILL_S + HUNG_S)
     except OSError:  # it died or hangs: the rest is ours to do
-        retire_supervisor(record)
-        seen = find(store, record.name)
-        return stop_unsupervised(store, stopping._replace(seen=seen, connection=None))
+        retire_supervisor(seen.record)
+        return stop_unsupervised(store, find(store, name), timeout_s, force)
     ended = Ended.from_json(answer.get("ended"), "answer.ended")
-    check_ended(record, ended)
+    check_ended(name, ended)
     if answer.get("unsaved"):
-        where = shown_path(store.state_path)
-        store.notes.append(
-            f"{where} can't be written now; {record.name}'s supervisor will go on trying"
-        )
+        text = f"{shown_path(store.state_path)} can't be written now; {name}'s supervisor will go"
+        store.notes.append(f"{text} on trying")
     return Record.from_json(answer.get("record")), ended
 
 
-def check_ended(record: Record, ended: Ended) -> None:
+def check_ended(name: str, ended: Ended) -> None:
     """Failed if something outlived even SIGKILL."""
     if ended.left:
         who = ", ".join(describe_process(pid) for pid in ended.left)
-        raise Failed(
-            f"{record.name} didn't end in {format_duration(ended.seconds)}: {who} outlived SIGKILL",
-            "it waits in the kernel (disk, network) or belongs to another user: look with ps",
-            left=list(ended.left),
-        )
+        text = f"{name} didn't end in {format_duration(ended.seconds)}: {who} outlived SIGKILL"
+        advice = "it waits in the kernel (disk, network) or belongs to another user: look with ps"
+        raise Failed(text, advice, left=list(ended.left))
 
 
 def trusted(store: Store, seen: Seen) -> Record:
@@ -6262,27 +6218,24 @@ def trusted(store: Store, seen: Seen) -> Record:
     return record if is_known else record._replace(main=None)
 
 
-def stop_unsupervised(store: Store, stopping: Stopping) -> tuple[Record, Ended | None]:
+def stop_unsupervised(
+    store: Store, seen: Seen, timeout_s: float, force: bool
+) -> tuple[Record, Ended | None]:
     """End a service whose supervisor is gone, by its cookie, group and descendants."""
-    seen, record = stopping.seen, trusted(store, stopping.seen)
-    name, main = seen.record.name, seen.record.main
+    record, name, main = trusted(store, seen), seen.record.name, seen.record.main
     members = tree_of(record) if seen.facts.here else []
     is_stranger = seen.facts.main in ("alive", "stopped") and is_alive(main)
     if not members and (seen.verdict.status == "lost" or is_stranger):
         who = f"{describe_process(main.pid)} isn't {name}" if main and seen.facts.here else ""
-        raise Refused(
-            f"{name}: {who or seen.verdict.why}; nothing was signalled",
-            f"nothing of {name} runs here: start {name} anew, or forget it with cleanup",
-            nothing_runs=True,
-        )
+        advice = f"nothing of {name} runs here: start {name} anew, or forget it with cleanup"
+        text = f"{name}: {who or seen.verdict.why}; nothing was signalled"
+        raise Refused(text, advice, nothing_runs=True)
     error = refusal(record, record.main, members, lineage())
     if error:
         raise error
-    ended = (
-        drive(end_tree(record, members, stopping.timeout_s, stopping.force)) if members else None
-    )
+    ended = drive(end_tree(record, members, timeout_s, force)) if members else None
     if ended:
-        check_ended(record, ended)
+        check_ended(name, ended)
     elif seen.record.phase in ENDED_PHASES:
         return seen.record, None
     why = "stopped without its supervisor" if ended else seen.verdict.why
@@ -6299,22 +6252,13 @@ def stop_unsupervised(store: Store, stopping: Stopping) -> tuple[Record, Ended |
 
 def stop_report(record: Record, ended: Ended | None) -> tuple[dict[str, object], str]:
     """The JSON of one stopped service, and its line."""
-    port, name = record.spec.port, record.name
-    is_free = port is None or probe_tcp(port)[0] is None
-    held = (
-        f"; but port {port} is held: {describe_process(port_holder(port))}"
-        if port and not is_free
-        else ""
-    )
-    remark = held or (f"; port {port} is free" if port else "")
-    data: dict[str, object] = {
-        "name": name,
-        "status": record.phase,
-        "already_stopped": ended is None,
-    }
-    data.update(exit=record.exit and record.exit._asdict(), port=port)
-    data.update(port_free=is_free if port else None)
-    how = str(record.exit or "it never ran")
+    port, name, how = record.spec.port, record.name, str(record.exit or "it never ran")
+    state = port_state(port) if port else ""
+    is_free = state.endswith(" is free") if port else None
+    remark = f"; {'but ' * (is_free is False)}{state}" if port else ""
+    data: dict[str, object] = {"name": name, "status": record.phase, "port": port}
+    data.update(already_stopped=ended is None, port_free=is_free)
+    data.update(exit=record.exit and record.exit._asdict())
     if ended is None and record.exit is None and record.spec.type == "external":
         line = f"[OK] {name} forgotten: nothing of it could be followed; its window, if any, is "
         return {**data, "forgotten": True}, line + "still open" + remark
@@ -6412,19 +6356,14 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
             store.save({record.name: None})
             gone.append(record.name)
     if purge and os.path.isdir(store.path("")):
-        for name in set(os.listdir(store.path(""))) - set(store.records()):
-            purge_directory(store, name)
+        import shutil
+
+        names = set(os.listdir(store.path(""))) - set(store.records())
+        for name in (one for one in names if os.path.exists(store.path(one, "events.jsonl"))):
+            with contextlib.suppress(TimedOut), store.claim(name, HUNG_S):
+                if store.record(name) is None:
+                    shutil.rmtree(store.path(name), ignore_errors=True)
     return gone
-
-
-def purge_directory(store: Store, name: str) -> None:
-    """Remove the files of a service that is not known any more."""
-    import shutil
-
-    if os.path.exists(store.path(name, "events.jsonl")):
-        with contextlib.suppress(TimedOut), store.claim(name, HUNG_S):
-            if store.record(name) is None:
-                shutil.rmtree(store.path(name), ignore_errors=True)
 
 
 # -- list, status, logs, touch
@@ -6442,12 +6381,13 @@ def list_services(store: Store, args: argparse.Namespace) -> Result:
         hint = f'[INFO] no services in {shown_path(store.home)}; start one: start NAME "COMMAND"'
         return Result({"home": store.home, "services": []}, [hint])
     services = [service_data(one) for one in seen]
-    lines = [
-        f"[WARN] {one.record.name}: {one.verdict.why}"
+    news = [
+        (one, one.verdict.why)
         for one in seen
-        if one.verdict.why and (one.verdict.is_live or one.verdict.status == "lost")
+        if one.verdict.is_live or one.verdict.status == "lost"
     ]
-    lines += [f"[WARN] {one.record.name}: {text}" for one in seen for text in active_alerts(one)]
+    news += [(one, text) for one in seen for text in active_alerts(one)]
+    lines = [f"[WARN] {one.record.name}: {text}" for one, text in news if text]
     keys = ("name", "status", "pid", "port", "uptime_s", "cpu_percent", "memory_bytes", "command")
     table = [tuple(key.partition("_")[0] for key in keys)]
     for data in services:
@@ -6463,29 +6403,20 @@ def active_alerts(seen: Seen) -> list[str]:
 
 def service_data(seen: Seen) -> dict[str, object]:
     """The JSON of one service; of its process it takes one more read of /proc/PID/stat."""
-    record = seen.record
+    record, spec, (status, why) = seen.record, seen.record.spec, seen.verdict
     look = stat_of(record.main.pid) if record.main and seen.verdict.is_live else None
     if look and (look.identity != record.main or look.is_dead):
         look = None
     uptime_s = max(time.time() - record.started_at, 0.001)
-    return {
-        "name": record.name,
-        "status": seen.verdict.status,
-        "type": record.spec.type,
-        "why": seen.verdict.why,
-        "supervised": seen.facts.supervised,
-        "pid": look and look.identity.pid,
-        "port": record.spec.port,
-        "port_origin": port_origin(record.spec),
-        "uptime_s": round(uptime_s, 3) if look else None,
-        "cpu_percent": round(100 * look.cpu_s / uptime_s, 1) if look else None,
-        "memory_bytes": look and look.memory_bytes,
-        "alerts": active_alerts(seen),
-        "exit": record.exit and record.exit._asdict(),
-        "restarts": record.restarts,
-        "retry_in_s": round(seen.facts.retry_s, 3) if seen.verdict.status == "backoff" else None,
-        "command": shown_command(record.spec),
-    }
+    data: dict[str, object] = {"name": record.name, "status": status, "type": spec.type, "why": why}
+    data.update(supervised=seen.facts.supervised, pid=look and look.identity.pid)
+    data.update(port=spec.port, port_origin=port_origin(spec))
+    data.update(uptime_s=round(uptime_s, 3) if look else None)
+    data.update(cpu_percent=round(100 * look.cpu_s / uptime_s, 1) if look else None)
+    data.update(memory_bytes=look and look.memory_bytes, alerts=active_alerts(seen))
+    data.update(exit=record.exit and record.exit._asdict(), restarts=record.restarts)
+    data.update(retry_in_s=round(seen.facts.retry_s, 3) if status == "backoff" else None)
+    return {**data, "command": shown_command(spec)}
 
 
 def moment(at: float) -> str:
@@ -6510,9 +6441,8 @@ def shown(key: str, value: object) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "".join(f"\n    {shown('', item)}" for item in value)
     if isinstance(value, dict):
-        return ", ".join(
-            f"{k} {shown(k, v)}" for k, v in value.items() if v not in (None, "") and v is not False
-        )
+        pairs = [(k, v) for k, v in value.items() if v not in (None, "") and v is not False]
+        return ", ".join(f"{k} {shown(k, v)}" for k, v in pairs)
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if value is None or isinstance(value, str):
@@ -6529,42 +6459,34 @@ def shown(key: str, value: object) -> str:
 def status(store: Store, args: argparse.Namespace) -> Result:
     """Everything about one service; exit code 3 if it isn't running, as LSB's status has it."""
     seen = find(store, args.name)
-    record, verdict = seen.record, seen.verdict
+    record, spec, verdict = seen.record, seen.record.spec, seen.verdict
     members = tree_of(trusted(store, seen)) if seen.facts.here else []
     guard = record.supervisor if seen.facts.supervised else None
     events = json_lines(store.path(record.name, "events.jsonl"))[-10:]
-    data = {
-        **service_data(seen),
-        **failure_facts(store, record),
-        "instance": record.instance,
-        "wanted": record.wanted,
-        **lease_data(record, verdict.is_live and seen.facts.here),
-        "identity": record.main and record.main._asdict(),
-        "supervisor": guard and guard.pid,
-        "started_at": record.started_at,
-        "last_active": record.last_active,
-        "tree": [member_data(member) for member in members],
-        "zombies": [{"pid": z.identity.pid, "parent": z.parent} for z in zombies_of(members)],
-        "cwd": record.spec.cwd,
-        "env": sorted({*record.spec.env_given, *record.spec.env_taken}),
-        "env_files": list(record.spec.env_files),
-        "ready": list(record.spec.ready),
-        "health": list(record.spec.health),
-        "environment": dict(record.environment),
-        "log": store.path(record.name, "output.log"),
-        **({"relay": relay_facts(store, seen)} if record.spec.type == "stdio" else {}),
-        "events": [{key: event.get(key) for key in ("at", "event", "why")} for event in events],
-    }
+    data = {**service_data(seen), **failure_facts(store, record)}
+    data.update(instance=record.instance, wanted=record.wanted)
+    data.update(lease_data(record, verdict.is_live and seen.facts.here))
+    data.update(identity=record.main and record.main._asdict(), supervisor=guard and guard.pid)
+    data.update(started_at=record.started_at, last_active=record.last_active)
+    data["tree"] = [member_data(member) for member in members]
+    data["zombies"] = [{"pid": z.identity.pid, "parent": z.parent} for z in zombies_of(members)]
+    data.update(cwd=spec.cwd, env=sorted({*spec.env_given, *spec.env_taken}))
+    data.update({key: list(getattr(spec, key)) for key in ("env_files", "ready", "health")})
+    data.update(environment=dict(record.environment), log=store.path(record.name, "output.log"))
+    data.update({"relay": relay_facts(store, seen)} if spec.type == "stdio" else {})
+    data["events"] = [{key: one.get(key) for key in ("at", "event", "why")} for one in events]
     error = None
     if not verdict.is_live and verdict.status != "external":
         why = f"{verdict.status} ({verdict.why})" if verdict.why else verdict.status
         advice = f"its output: logs {record.name}; start it again: restart {record.name}"
         error = NotFound(f"{record.name} is not running: {why}", advice)
-    facts = {
-        key: shown(key, value) for key, value in data.items() if value not in (None, "", [], {})
-    }
-    page = [f"{key + ':':16}{text}" for key, text in facts.items()]
-    return Result(data, "\n".join(page).split("\n"), error=error)
+    return Result(data, page_of(data, 16), error=error)
+
+
+def page_of(data: Mapping[str, object], width: int) -> list[str]:
+    """A document as people read it: a line for each key that says anything."""
+    facts = [(key, value) for key, value in data.items() if value not in (None, "", [], {})]
+    return "\n".join(f"{key + ':':{width}}{shown(key, value)}" for key, value in facts).split("\n")
 
 
 def relay_facts(store: Store, seen: Seen) -> object:
@@ -6625,8 +6547,8 @@ def show_alerts(store: Store, args: argparse.Namespace) -> Result:
 )
 def logs(store: Store, args: argparse.Namespace) -> Result:
     """What a service wrote; with -f also what it goes on to write."""
-    if args.follow and args.json:
-        raise UsageError("--json is one document, -f has no end", "leave one of them out")
+    import codecs
+
     record = find(store, args.name).record
     name, path = record.name, store.path(record.name, "output.log")
     if record.spec.terminal:
@@ -6639,21 +6561,20 @@ def logs(store: Store, args: argparse.Namespace) -> Result:
         else:
             lines = store.last_lines(name, args.lines, end)
     lines = lines[max(0, len(lines) - args.lines) :]
-    text = (line + "\n" for line in lines)
-    stream = itertools.chain(text, follow(store, name, output)) if args.follow else text
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    more = follow(store, name, lambda: decode(output.read())) if args.follow else ()
+    stream = itertools.chain((line + "\n" for line in lines), more)
     return Result({"name": name, "log": path, "lines": lines}, stream=stream)
 
 
-def follow(store: Store, name: str, output: Output) -> Iterator[str]:
-    """What is written from now on, through rotations, until the service has ended."""
-    import codecs
-
-    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+def follow(store: Store, name: str | None, news: Callable[[], str]) -> Iterator[str]:
+    """What is new from now on, until the service has ended; None: without end."""
     while True:
-        is_live = find(store, name).verdict.is_live
-        chunk = output.read()
-        if chunk:
-            yield decode(chunk)
+        record = store.record(name) if name else None
+        is_live = not name or bool(record and observe(store, record, place()).verdict.is_live)
+        text = news()
+        if text:
+            yield text
         elif not is_live:
             return
         else:
@@ -6713,40 +6634,25 @@ NEXT_LIVE = ("logs {0} -n 100", "events {0}", "wait-healthy {0}", "stop {0}")
 def explain(store: Store, args: argparse.Namespace) -> Result:
     """All that who knows nothing else needs in order to go on: 60 lines, secrets masked."""
     seen = find(store, args.name)
-    record, spec, verdict = seen.record, seen.record.spec, seen.verdict
+    record, spec, verdict, name = seen.record, seen.record.spec, seen.verdict, seen.record.name
     members = tree_of(trusted(store, seen)) if seen.facts.here else []
     own = {one.port for one in listeners(member.identity.pid for member in members)}
     ended = None if verdict.is_live else record.exit
-    data = {
-        "name": record.name,
-        "status": verdict.status,
-        "why": verdict.why,
-        "since": ended.at if ended else record.started_at,
-        **failure_facts(store, record),
-        "command": mask_secrets(shown_command(spec)),
-        "cwd": spec.cwd,
-        "environment": dict(record.environment),
-        "listens_on": sorted(own),
-        "port": spec.port,
-        "port_state": port_state(spec.port) if spec.port and spec.port not in own else None,
-        "log": store.path(record.name, "output.log"),
-        "exits": store.failed_exits(record.name),
-        "log_tail": list(map(masked_line, store.last_lines(record.name, 20))),
-        "next": [line.format(record.name) for line in (NEXT_LIVE if verdict.is_live else NEXT)],
-    }
-    return Result(data, explained(data))
-
-
-def explained(data: Mapping[str, object]) -> list[str]:
-    """The page: 34 lines of facts, the newest exits first, 21 of output, 5 of what to do next."""
-    parts = {key: data[key] for key in ("exits", "log_tail", "next")}
-    exits, tail, after = (part if isinstance(part, list) else [] for part in parts.values())
+    data: dict[str, object] = {"name": name, "status": verdict.status, "why": verdict.why}
+    data.update(since=ended.at if ended else record.started_at, **failure_facts(store, record))
+    data.update(command=mask_secrets(shown_command(spec)), cwd=spec.cwd)
+    data.update(environment=dict(record.environment), listens_on=sorted(own), port=spec.port)
+    state = port_state(spec.port) if spec.port and spec.port not in own else None
+    data.update(port_state=state, log=store.path(name, "output.log"))
+    exits, tail = store.failed_exits(name), [*map(masked_line, store.last_lines(name, 20))]
+    after = [line.format(name) for line in (NEXT_LIVE if verdict.is_live else NEXT)]
+    # 34 lines of facts, the newest exits first, 21 of output, 5 of what to do next
     brief = [{k: v for k, v in one.items() if k != "log_tail"} for one in exits]
-    facts = {**data, **dict.fromkeys(parts), "exits": brief}
-    texts = [f"{key + ':':14}{shown(key, value)}" for key, value in facts.items() if value]
-    head = "\n".join(texts).split("\n")[:34]
-    tail = ["log_tail:", *(f"  | {line}" for line in tail)] if tail else []
-    return [line[:300] for line in [*head, *tail, "next:", *(f"  {line}" for line in after)]]
+    page = page_of({**data, "exits": brief}, 14)[:34]
+    page += ["log_tail:", *(f"  | {line}" for line in tail)] if tail else []
+    page += ["next:", *(f"  {line}" for line in after)]
+    data.update(exits=exits, log_tail=tail, next=after)
+    return Result(data, [line[:300] for line in page])
 
 
 @command(
@@ -6758,30 +6664,21 @@ def explained(data: Mapping[str, object]) -> list[str]:
 )
 def events(store: Store, args: argparse.Namespace) -> Result:
     """What happened and why; with -f also what goes on to happen."""
-    if args.follow and args.json:
-        raise UsageError("--json is one document, -f has no end", "leave one of them out")
     name = find(store, args.name).record.name if args.name else None
-    told = store.events(name)
-    last = told[max(0, len(told) - args.lines) :]
-    if args.follow:
-        first = (f"{event}\n" for event in last)
-        return Result({}, stream=itertools.chain(first, follow_events(store, name, told)))
-    return Result({"events": [event._asdict() for event in last]}, list(map(str, last)))
+    told, looked_at = store.events(name), 0.0
+    last, known = told[max(0, len(told) - args.lines) :], set(told)
 
-
-def follow_events(store: Store, name: str | None, told: Iterable[Event]) -> Iterator[str]:
-    """What happens from now on, until the service has ended."""
-    known, looked_at = set(told), 0.0
-    while True:
-        record = store.record(name) if name else None
-        is_live = not name or bool(record and observe(store, record, place()).verdict.is_live)
+    def news() -> str:
+        nonlocal looked_at
         changed_after, looked_at = looked_at - 2, time.time()  # file times are coarse
         new = [event for event in store.events(name, changed_after) if event not in known]
         known.update(new)
-        yield from (f"{event}\n" for event in new)
-        if not is_live and not new:
-            return
-        time.sleep(0.2)
+        return "".join(f"{event}\n" for event in new)
+
+    if args.follow:
+        first = (f"{event}\n" for event in last)
+        return Result({}, stream=itertools.chain(first, follow(store, name, news)))
+    return Result({"events": [event._asdict() for event in last]}, list(map(str, last)))
 
 
 # -- wait-healthy
@@ -6854,16 +6751,14 @@ class Target:
         args: argparse.Namespace | None = None,
     ) -> None:
         self.store, self.given = store, given
-        self.expect: str | None = args.expect if args else None
-        self.insecure: bool = args.insecure if args else False
+        asked = [(key, getattr(args, key, None)) for key in ("expect", "insecure")]
+        self.asked = {key: value for key, value in asked if value}
         self.follow(record)
 
     def follow(self, record: Record | None) -> None:
         """Go over to another instance: nothing of it held yet."""
         self.record, self.name = record, record.name if record else None
-        spec = record.spec if record else Spec(("",), os.getcwd())
-        insecure = self.insecure or spec.insecure
-        spec = spec._replace(expect=self.expect or spec.expect, insecure=insecure)
+        spec = (record.spec if record else Spec(("",), os.getcwd()))._replace(**self.asked)
         checks = self.given or [parse_check(text) for text in spec.readiness] or [Check("tcp")]
         self.checks = Checks(self.store, record, checks, spec)
         has_exec = record and any(check.kind == "exec" for check in checks)
@@ -6930,19 +6825,14 @@ class Target:
         if seen.verdict.status == "external":
             why = f"{name} can't be judged: external ({seen.verdict.why})"
             raise Failed(why, "wait for its port or a URL: wait-healthy PORT", name=name)
-        ended, after = seen.record.exit, ""
+        ended, after, tail = seen.record.exit, "", self.store.last_lines(name, 20)
         if ended:
             after = f" {format_duration(ended.at - seen.record.started_at)} after its start"
-        tail = self.store.last_lines(name, 20)
+        text = f"{name} is not running: {seen.verdict.status}{after} ({seen.verdict.why or ended})"
         read = "read its last lines above" if tail else "it wrote nothing"
-        raise Failed(
-            f"{name} is not running: {seen.verdict.status}{after} ({seen.verdict.why or ended})",
-            f"{read}; mend the cause, then: restart {name}",
-            name=name,
-            exit=ended and ended._asdict(),
-            log_tail=tail,
-            **failure_facts(self.store, seen.record),
-        )
+        facts = {**failure_facts(self.store, seen.record), "exit": ended and ended._asdict()}
+        advice = f"{read}; mend the cause, then: restart {name}"
+        raise Failed(text, advice, name=name, log_tail=tail, **facts)
 
     @property
     def answer(self) -> Sight:
@@ -6970,10 +6860,9 @@ class Target:
         waited, record, sights = format_duration(timeout_s), self.record, self.checks.sights
         facts: dict[str, object] = {"name": self.name, "port": self.answer.port}
         if record is None:
+            message = f"{self.label} didn't answer in {waited} ({self.seen})"
             advice = "no service here claims this port (see `list`): start one with --port"
-            return TimedOut(
-                f"{self.label} didn't answer in {waited} ({self.seen})", advice, **facts
-            )
+            return TimedOut(message, advice, **facts)
         name, pid = record.name, record.main and record.main.pid
         alive = f"{name} (pid {pid}) is alive and left running"
         facts["log_tail"] = self.store.last_lines(name, 20)
@@ -7420,11 +7309,9 @@ def tools(store: Store, args: argparse.Namespace) -> Result:
     table = [("tool", "arguments", "description")]
     for tool in found:
         schema = as_object(tool.get("inputSchema"))
-        needed = str(schema.get("required"))
-        kinds = {
-            k: as_object(v).get("type") for k, v in as_object(schema.get("properties")).items()
-        }
-        words = [f"{k}={v}" if repr(k) in needed else f"[{k}={v}]" for k, v in kinds.items()]
+        needed, known = str(schema.get("required")), as_object(schema.get("properties"))
+        pairs = [(key, f"{key}={as_object(one).get('type')}") for key, one in known.items()]
+        words = [text if repr(key) in needed else f"[{text}]" for key, text in pairs]
         text = str(tool.get("description") or "").strip().partition("\n")[0]
         table.append((str(tool.get("name")), " ".join(words) or "-", text))
     return Result({"name": args.name, "tools": found}, [], table)
@@ -7479,11 +7366,8 @@ GLOBAL_OPTIONS = (
     Option("--home", "DIR", help="state directory (default: SPM_HOME, or the nearest .spm)"),
     Option("--json", help="print one JSON document"),
 )
-OPTIONAL_VALUES = {
-    "start": ("--wait", WAIT_S),
-    "list": ("--watch", 2.0),
-    "status": ("--watch", 2.0),
-}
+WATCHED = ("--watch", 2.0)
+OPTIONAL_VALUES = {"start": ("--wait", WAIT_S), "list": WATCHED, "status": WATCHED}
 PLAIN_BARS = dict(zip(map(ord, BARS), "_.-:=+*#"))
 LEADING = ("--home", "--json", "--version", "--help", "-h")  # what may stand before the command
 COLOURS = {"[OK]": "32", "[WARN]": "33", "[ERROR]": "31"}
@@ -7509,7 +7393,10 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     words = getattr(args, "command", [])
     if len(words) > 1 and rest[-len(words) :] != words:
         # Options behind bare words could be start's or the command's: nobody should have to guess.
-        line = join_command(without_values(rest[rest.index(words[0], rest.index(args.name) + 1) :]))
+        words = rest[rest.index(words[0], rest.index(args.name) + 1) :]
+        # but of NAME=value only the name: a message may be logged
+        form = rf"^((?:--env=)?{VARIABLE}=).*"
+        line = join_command([re.sub(form, r"\1…", word, flags=re.S) for word in words])
         raise UsageError(
             "options behind an unquoted command: are they the command's or start's?",
             f"quote the command: start {args.name} {join_command([line])}, "
@@ -7532,11 +7419,6 @@ def with_value(name: str, words: Sequence[str]) -> list[str]:
     return [f"{option}={value:g}" if word == option else word for word in joined]
 
 
-def without_values(words: Sequence[str]) -> list[str]:
-    """The words, but of NAME=value only the name: a message may be logged."""
-    return [re.sub(rf"^((?:--env=)?{VARIABLE}=).*", r"\1…", word, flags=re.S) for word in words]
-
-
 def no_command(leading: Sequence[str], name: str) -> Exception:
     """What to say when no command of ours was called."""
     if "--version" in leading:
@@ -7546,12 +7428,8 @@ def no_command(leading: Sequence[str], name: str) -> Exception:
         usage = f"usage: {PROGRAM} [--home DIR] [--json] COMMAND …\n       {PROGRAM} COMMAND --help"
         doc = (__doc__ or "").partition("\n")[0]
         return HelpWanted(f"{usage}\n\n{doc}\n\n{listing}\n\n{EXIT_CODES}")
-    import difflib
-
-    near = difflib.get_close_matches(name, COMMANDS, 3)
-    near.sort(key=lambda one: sorted(one) != sorted(name))  # strat is start rather than stats
-    advice = f"did you mean {near[0]}? " if near else ""
-    return UsageError(f"no command {name!r}", f"{advice}The commands are: {', '.join(COMMANDS)}")
+    advice = f"{nearest(name, COMMANDS)}The commands are: {', '.join(COMMANDS)}"
+    return UsageError(f"no command {name!r}", advice)
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
@@ -7574,26 +7452,15 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     command = COMMANDS[name]
     # A width of our own: argparse would import shutil and the compression libraries to find one.
     width = partial(argparse.HelpFormatter, width=98)
-    parser = Parser(
-        f"{PROGRAM} {name}",
-        description=command.help,
-        formatter_class=width,
-        allow_abbrev=False,
-    )
+    parser = Parser(f"{PROGRAM} {name}", formatter_class=width, allow_abbrev=False)
+    parser.description = command.help
+    add: Callable[..., object] = parser.add_argument
     for words, metavar, kind, default, text in (*command.options, *GLOBAL_OPTIONS):
-        flags = words.split()
-        if not metavar:
-            parser.add_argument(*flags, action="store_true", help=text)
-        elif isinstance(default, list):
-            parser.add_argument(
-                *flags, metavar=metavar, action="append", type=kind, default=[], help=text
-            )
-        elif words[-1] in "+*?":
-            parser.add_argument(
-                words[:-1], metavar=metavar, nargs=words[-1], type=kind, default=default, help=text
-            )
-        else:
-            parser.add_argument(*flags, metavar=metavar, type=kind, default=default, help=text)
+        how = {"metavar": metavar, "type": kind, "default": default}
+        how.update({"action": "append"} if isinstance(default, list) else {})
+        how.update({"nargs": words[-1]} if words[-1] in "+*?" else {})
+        how = how if metavar else {"action": "store_true"}
+        add(*words.rstrip("+*?").split(), help=text, **how)
     return parser
 
 
@@ -7698,19 +7565,14 @@ def repeat(command: Command, store: Store, args: argparse.Namespace, every_s: fl
         write(sys.stdout, "\033[?1049l" * in_place)
 
 
-def has_psutil() -> bool:
-    """Whether psutil can be imported, without importing it: 0.2 ms instead of 15."""
-    from importlib.machinery import PathFinder
-
-    return PathFinder.find_spec("psutil") is not None
-
-
 def run(argv: Sequence[str]) -> int:
     """One command from its words to its exit code."""
+    from importlib.machinery import PathFinder
+
     notes: list[str] = []
     try:
         command, args = parse(argv)
-        if not has_psutil():
+        if PathFinder.find_spec("psutil") is None:  # not imported: 0.2 ms instead of 15
             raise UsageError(NO_PSUTIL.format(sys.executable, PROGRAM))
         args.say = say
         store = Store(find_home(args.home))
@@ -7719,18 +7581,18 @@ def run(argv: Sequence[str]) -> int:
             store.prepare()
         args.progress = show_progress
         every_s = getattr(args, "watch", None)
-        if every_s and args.json:
-            raise UsageError("--json is one document, --watch has no end", "leave one of them out")
+        endless = "--watch" if every_s else "-f" * getattr(args, "follow", False)
+        if endless and args.json:
+            text = f"--json is one document, {endless} has no end"
+            raise UsageError(text, "leave one of them out")
         result = repeat(command, store, args, every_s) if every_s else command.run(store, args)
     except HelpWanted as answer:
         result = Result({"help": str(answer)}, str(answer).split("\n"))
     except SpmError as error:
         result = Result({}, error=error)
     except OSError as error:
-        where = error.filename or os.curdir
-        result = Result(
-            {}, error=StateError(f"{where}: {error.strerror}", "see that it can be used")
-        )
+        text = f"{error.filename or os.curdir}: {error.strerror}"
+        result = Result({}, error=StateError(text, "see that it can be used"))
     except KeyboardInterrupt:
         advice = "what was started, or is being stopped, goes on without this command: see list"
         result = Result({}, error=Interrupted("interrupted", advice))
