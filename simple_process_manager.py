@@ -741,6 +741,7 @@ class Record(NamedTuple):
     failed_at: float | None = None  # by steady_s()
     log_at: int = 0  # where in all that was ever written its output begins, after a restart
     alerts: tuple[str, ...] = ()  # those that are active
+    sharers: tuple[Identity, ...] = ()  # other runs that use it: the next owners
     extra: Mapping[str, object] = NOTHING
 
     def to_json(self) -> dict[str, object]:
@@ -749,6 +750,7 @@ class Record(NamedTuple):
         nested = {"main": self.main, "supervisor": self.supervisor, "exit": self.exit}
         nested.update(owner=self.owner, launcher=self.launcher)
         data.update({key: value and value._asdict() for key, value in nested.items()})
+        data["sharers"] = [one._asdict() for one in self.sharers]
         return {**data, "spec": self.spec.to_json(), "place": self.place._asdict()}
 
     @property
@@ -833,6 +835,7 @@ RECORD: dict[str, Kind] = {
     "failed_at": _or_none(_number),
     "log_at": _integer,
     "alerts": _list_of(_text),
+    "sharers": _list_of(Identity.from_json),
 }
 
 
@@ -2384,6 +2387,7 @@ class Store:
         self.state_path = os.path.join(home, "state.json")
         self.notes: list[str] = []  # what had to be mended on the way; the renderer shows them
         self.claims: set[str] = set()  # the services that this very command starts or stops
+        self.reserved: Record | None = None  # what reserve() wrote last
 
     def prepare(self) -> None:
         """Create the directory, or check that it is ours alone; StateError if it isn't."""
@@ -2420,16 +2424,17 @@ class Store:
             known.update({name.lower(): record for name, record in records.items()})
             self._write({key: record for key, record in known.items() if record})
 
-    def reserve(self, record: Record) -> bool:
-        """Write a record about to start, unless a service wanted running has its port."""
-        key, facts = record.name.lower(), (record.spec.port, "running", record.place)
+    def reserve(self, record: Record, keeps: Callable[[Record], bool]) -> Record | None:
+        """Write a record about to start, unless another service keeps its port: which one."""
+        key, facts = record.name.lower(), (record.spec.port, record.place)
         with self._lock():
             known = self.records(has_lock=True)
-            others = [one for other, one in known.items() if other != key]
-            if facts in [(one.spec.port, one.wanted, one.place) for one in others]:
-                return False
+            for other, one in known.items():
+                if other != key and (one.spec.port, one.place) == facts and keeps(one):
+                    return one
             self._write({**known, key: record})
-        return True
+        self.reserved = record
+        return None
 
     def correct(self, was: Record, found: Record, why: str) -> Record:
         """What is recorded after it was held against the system: what was found, unless somebody
@@ -3238,7 +3243,8 @@ RECOGNISERS = (
     ("address_in_use", "code", r"EADDRINUSE|(?i:(?:address already|connection) in use)|\b10048\b"),
     ("missing_module", "code", r"ModuleNotFoundError|ImportError|No module named|can't open file"),
     ("missing_module", "code", r"Cannot find (?:module|package)|Could not (?:import|find or load)"),
-    ("missing_module", "code", r"not found in module |loading shared libraries: "),
+    ("missing_attribute", "code", r"not found in module "),
+    ("missing_module", "code", r"loading shared libraries: "),
     ("syntax_error", "code", r"^(?:Syntax|Indentation|Tab)Error: (?!.*JSON).|: [Ss]yntax error"),
     ("missing_variable", "code", r"\bos(?:\.py|>)\".*\n(?:.*\n){0,4}?KeyError: '(?P<what>\w+)'"),
     ("missing_variable", "code", r"validation errors? for .*\n(?P<what>\S+)\n +Field required"),
@@ -3265,6 +3271,7 @@ CAUSE_ADVICE = {
     "disk_full": "free some disk space, then start it again",
     "address_in_use": "end who holds the port, or start it on another one",
     "missing_module": "install it where this command looks (pip, npm install), or mend its name",
+    "missing_attribute": "mend the name that the command asks for, or define it in that module",
     "syntax_error": "mend the file and line that its last lines name",
     "missing_variable": "set it with --env or --env-file; --require-env checks before the start",
     "connection_refused": "start what it depends on first and wait for that, then start it again",
@@ -4292,7 +4299,13 @@ class Supervisor:
         """End the service when its lease is over, or when nobody needed it for too long."""
         if self.is_busy():
             self.record = self.record._replace(active_at=steady_s())
-        why = lease_over(self.record, is_alive(self.record.owner), steady_s())
+        is_owned = is_alive(self.record.owner)
+        heirs = [] if is_owned else [*filter(is_alive, self.record.sharers)]
+        if heirs:  # the run that started it is over, another one still uses it
+            self.record = self.record._replace(owner=heirs[0], sharers=tuple(heirs[1:]))
+            self.watch_owner()
+            self.save()
+        why = lease_over(self.record, is_owned or bool(heirs), steady_s())
         if why and self.is_leased():
             self.begin_ending(STOP_TIMEOUT_S, False, why, tree_of(self.record))
 
@@ -4464,6 +4477,10 @@ class Supervisor:
             if asked.owner != former:
                 self.record = self.record._replace(owner=asked.owner, owner_name=asked.owner_name)
                 self.watch_owner()
+        if "sharer" in request:
+            living = filter(is_alive, self.record.sharers)
+            sharer = Identity.from_json(request["sharer"], "request.sharer")
+            self.record = self.record._replace(sharers=(*living, sharer))
         self.record = self.record._replace(last_active=time.time(), active_at=steady_s())
         self.save()
         client.answer({"ok": True, "record": self.record.to_json()})
@@ -5364,18 +5381,23 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
 
 def start_previous(store: Store, args: argparse.Namespace) -> Result:
     """Start again what was wanted to run when the machine went down."""
-    lines, errors, here = list[str](), list[SpmError](), place()
+    results, here = list[Result](), place()
     for record in sorted(store.records().values(), key=lambda one: one.started_at):
         verdict = observe(store, record, here).verdict
         if record.wanted == "running" and verdict == ("exited", RESTARTED):
             asked = {**vars(args), **defaults_of("start"), "name": record.name}
             try:
-                lines += start_service(store, type(args)(**asked)).lines
+                result = start_service(store, type(args)(**asked))
+                results.append(result._replace(data={**result.data, "error": None}))
             except SpmError as error:
-                lines += [f"[ERROR] {record.name}: {error.message}"]
-                errors.append(error)
+                status = find(store, record.name).verdict.status
+                data = {"name": record.name, "status": status, "pid": None}
+                line = f"[ERROR] {record.name}: {error.message}"
+                results.append(Result({**data, "error": error.to_json()}, [line], error=error))
+    lines = [line for one in results for line in one.lines]
     lines = lines or ["[OK] nothing ran when the machine went down"]
-    return Result({"lines": lines}, lines, error=errors[0] if errors else None)
+    first = next((one.error for one in results if one.error), None)
+    return Result({"services": [one.data for one in results], "lines": lines}, lines, error=first)
 
 
 def defaults_of(name: str) -> dict[str, object]:
@@ -5631,12 +5653,11 @@ def begin(
         spec = spec._replace(extra={**former.record.spec.extra, **spec.extra})
     instance = BOOTED[0].instance if BOOTED else os.urandom(16).hex()
     record = new_record(name, spec, instance)._replace(failures=failures, failed_at=failed_at)
-    record = granted(record, *owner, steady_s())
+    record = granted(record._replace(environment=sources_of(spec, values)), *owner, steady_s())
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
     with state_errors(store.home):
         write_file(store.path(name, "env.json"), json.dumps(given).encode())
-    record = record._replace(environment=sources_of(record.spec, values))
     try:
         launched = launch_in_window if spec.terminal else launch
         return started(store, settled(store, launched(store, record, values)), how, notes)
@@ -5828,10 +5849,28 @@ def with_port(
             tell("port_freed", clear_port(store, held, record.name))
     if may_move:
         record = reserve_port(store, record)
+    elif spec.port and spec.port_declared and flag != "force":
+        reserve_declared(store, record)
     if record.spec.port != spec.port:
         why = f"{held or spec.port_asked}: took port {record.spec.port}"
         tell("port_chosen", why, "[WARN] " * bool(held))
     return record
+
+
+def reserve_declared(store: Store, record: Record) -> None:
+    """Note the start; PortConflict if a service that lives has the port, though nobody listens."""
+    dead, phases = set[str](), (*UP_PHASES, "backoff")
+    while other := store.reserve(
+        record, lambda one: one.spec.port_declared and one.phase in phases and one.name not in dead
+    ):
+        status = observe(store, other, record.place).verdict.status
+        if status in phases:
+            facts = {"port": record.spec.port, "decision": "fail", "service": other.name}
+            text = f"port {record.spec.port} is kept for {other.name}, which is {status}"
+            store.write_event("port_held", record.name, store.record(record.name), text)
+            advice = f"stop {other.name}{OTHER_WAYS}"
+            raise PortConflict(f"{text}; nothing was started", advice, **facts)
+        dead.add(other.name)
 
 
 def reserve_port(store: Store, record: Record) -> Record:
@@ -5843,7 +5882,8 @@ def reserve_port(store: Store, record: Record) -> Record:
     for port in port_choices(spec, seed):
         asked = spec.port_asked or str(spec.port) * (port != spec.port)
         chosen = record._replace(spec=spec._replace(port=port, port_asked=asked))
-        if is_free(port) and store.reserve(chosen):
+        is_open = is_free(port)
+        if is_open and not store.reserve(chosen, lambda one: one.wanted == "running"):
             return chosen
     first = spec.port or AUTO_PORTS[0]
     raise PortConflict(f"{record.name}: no port is free from {first} on", "give another --port")
@@ -5864,7 +5904,13 @@ def show_port(store: Store, args: argparse.Namespace) -> Result:
         return Result(free, lines)
     decision = port_decision(held.kind, args.on_conflict, is_production(os.environ))
     if args.free and decision in ("take back", "end"):
-        return Result(free, [f"[WARN] {clear_port(store, held, '')}", *lines])
+        why = clear_port(store, held, "")
+        # in the journal of whose port it is; if it is nobody's, in one of its own
+        names = [one.name for one in store.records().values() if one.spec.port == args.port]
+        for name in (names or [f"port-{args.port}"]) if os.path.isdir(store.home) else ():
+            os.makedirs(store.path(name), mode=0o700, exist_ok=True)
+            store.write_event("port_freed", name, store.record(name), why)
+        return Result(free, [f"[WARN] {why}", *lines])
     error = port_error(held, decision)
     if args.free:
         raise error
@@ -5897,6 +5943,8 @@ def boot_early(argv: Sequence[str]) -> Boot | None:
     store = Store(find_home(None))
     if any(word.startswith("--home") for word in argv) or not os.path.isdir(store.home):
         return None
+    if "--replace" not in argv and store.is_supervised(argv[1]):  # it runs already
+        return None
     with contextlib.suppress(OSError, SpmError):  # whatever it is, the start itself will tell
         store.prepare()  # before anything in it is executed
         return boot(store, argv[1], os.urandom(16).hex())
@@ -5911,7 +5959,7 @@ def launch(
     is_early = bool(BOOTED) and BOOTED[0][:3] == wanted
     booted = BOOTED.pop() if is_early else boot(store, record.name, record.instance)
     try:
-        if not adopt:
+        if not adopt and store.reserved != record:
             store.save({record.name: record})  # if that fails the pipe closes and it goes away
         order = {"home": store.home, "record": record.to_json(), "env": env, "adopt": adopt}
         with contextlib.suppress(OSError), open(booted.order, "wb", closefd=False) as file:
@@ -6958,6 +7006,8 @@ class Chain:
         self.say(*result.lines)
         record = find(self.store, args.name).record
         self.started.update([record.instance] if record.owner == self.me else [])
+        if record.owner_name == "run" and record.owner != self.me:
+            self.store.ask_record(record.name, "touch", sharer=self.me._asdict())
         target = Target(self.store, record)
         ready = Wait([target], self.timeout_s, self.progress).run()
         self.say(*ready.lines)
@@ -6983,6 +7033,8 @@ class Chain:
                 self.look()
                 time.sleep(0.02)
         except Interrupted as error:
+            what = f"{os.path.basename(argv[0])} has {format_duration(STOP_TIMEOUT_S)} to end"
+            self.say(f"[INFO] {error.message}: {what}, then the services are stopped")
             with contextlib.suppress(Interrupted, subprocess.TimeoutExpired):  # a second Ctrl-C
                 if error.facts["signal"] in ("SIGTERM", "SIGHUP"):  # Ctrl-C reaches it by itself
                     process.terminate()
@@ -7013,9 +7065,13 @@ class Chain:
 
     def stop(self) -> str:
         """Stop what was started here, the last one first; `; stopped: api, db`."""
+        shared: list[str] = []
         for name, data in reversed(self.services.items()):
             record = self.store.record(name)
             is_ours = record and (record.owner == self.me or record.instance in self.started)
+            if is_ours and record and any(map(is_alive, record.sharers)):
+                shared.append(name)  # its supervisor gives it to them as soon as we are gone
+                is_ours = False
             data["stopped"] = bool(is_ours)
             if is_ours:
                 result = stop_all(self.store, [name], STOP_TIMEOUT_S, force=False)
@@ -7028,7 +7084,9 @@ class Chain:
             data["exit"] = record and record.exit and record.exit._asdict()
         stopped = [name for name, data in self.services.items() if data["stopped"]]
         left = [name for name, data in self.services.items() if data["status"] in LIVE_PHASES]
-        told = (("stopped", stopped), ("left running, as it was before", left))
+        left = [name for name in left if name not in shared]
+        told = [("stopped", stopped), ("left running, as it was before", left)]
+        told += [("left to another run", shared)]
         return "".join(f"; {word}: {', '.join(names)}" for word, names in told if names)
 
 
