@@ -1310,6 +1310,7 @@ if sys.platform == "win32":
         return (os.environ.get("COMSPEC", "cmd.exe"), *CMD_SWITCHES, text)
 
 else:
+    import errno
     import fcntl
 
     _facts: dict[str, str] = {}  # read once, they don't change while we live
@@ -1355,7 +1356,9 @@ else:
         """One look at a process, None if there is none; on Linux one read of proc_pid_stat(5)."""
         try:
             descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # says nothing about that process
+                raise
             return None if _has_proc() else _psutil_stat(pid)
         try:
             text, owner = os.read(descriptor, 4096), os.fstat(descriptor).st_uid
@@ -1431,7 +1434,7 @@ else:
         reason = f"in process group {main.pid}"
         return {pid: reason for pid, look in stats.items() if look.group == main.pid}
 
-    def send_signal(identity: Identity, force: bool) -> bool:
+    def send_signal(identity: Identity, force: bool, has_room: bool = True) -> bool:
         """SIGKILL if `force`, else SIGTERM and SIGCONT, after checking the identity.
 
         Through a pidfd where there is one: between check and signal the pid can't change hands.
@@ -1439,7 +1442,7 @@ else:
         """
         import signal
 
-        handle = death_watch(identity)
+        handle = death_watch(identity) if has_room else None
         try:
             look = stat_of(identity.pid)
             if look is None or look.identity != identity:
@@ -1450,12 +1453,14 @@ else:
                     signal.pidfd_send_signal(handle, number)
                 else:
                     os.kill(identity.pid, number)
-        except OSError:  # gone meanwhile, or another user's: whoever looks again sees which
-            return False
+            return True
+        except OSError as error:  # gone, or another user's: whoever looks again sees which
+            if handle is None or error.errno != errno.EMFILE:
+                return False
         finally:
             if handle is not None:
                 os.close(handle)
-        return True
+        return send_signal(identity, force, has_room=False)
 
     def listen_sockets() -> dict[str, Listener] | None:
         """Each listening TCP socket by its name in /proc/PID/fd; None: ask psutil.
