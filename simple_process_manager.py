@@ -5372,11 +5372,9 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
             alike = spec if args.replace else with_lease_of(seen.record.spec, spec)
             differences = differences_of(store, seen.record, alike, given)
             if differences and not args.replace:
-                raise Refused(
-                    f"{name} runs already with another spec: {'; '.join(differences)}",
-                    f"add --replace to end it and start this one, or stop {name} first",
-                    differences=differences,
-                )
+                text = f"{name} runs already with another spec: {'; '.join(differences)}"
+                advice = f"add --replace to end it and start this one, or stop {name} first"
+                raise Refused(text, advice, differences=differences)
             kept = None if differences else keep_running(store, seen, spec, owner)
             if kept:
                 return kept
@@ -5585,10 +5583,7 @@ def added_environment(store: Store, record: Record) -> dict[str, str]:
 
 
 def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> Result | None:
-    """The same service runs already: renew its lease; give it a supervisor if it has none.
-
-    None if its lease was over meanwhile, and it is being ended.
-    """
+    """The same service runs already: its lease renewed, supervised again; None if it just ends."""
     record = renewed(seen.record, spec.lease, owner)
     other = spec_differences(record.spec, with_lease_of(spec, record.spec))
     if spec.lease == record.spec.lease == "session" and record.owner != session_owner()[0]:
@@ -5766,7 +5761,6 @@ class Held(NamedTuple):
     holders: list[Holder]
 
     def __str__(self) -> str:
-        """`port 8000 is held: pid 812 (python3, user ann, in /srv/app), foreign`."""
         return f"port {self.port} is held: {', '.join(map(str, self.holders))}, {self.kind}"
 
 
@@ -5797,10 +5791,9 @@ def port_error(held: Held, decision: str, more: str = "", way: str = "") -> SpmE
         more = f"; this is production: nothing is ended for a port{more}"
         advice = f"a person who is sure could run: kill {pids}" if pids else "ask its owner"
         return Refused(f"{held}{more}", advice, **facts)
-    cookie = held.holders[0].cookie
-    place = {"service": cookie.service, "home": join_command([cookie.home])}
-    advice = HOLDER_KINDS[held.kind].format(port=held.port, pids=pids, **place)
-    return PortConflict(f"{held}{more}", advice + way, **facts)
+    cookie, known = held.holders[0].cookie, {"port": held.port, "pids": pids}
+    known.update(service=cookie.service, home=join_command([cookie.home]))
+    return PortConflict(f"{held}{more}", HOLDER_KINDS[held.kind].format(**known) + way, **facts)
 
 
 def clear_port(store: Store, held: Held, name: str) -> str:
@@ -5810,7 +5803,7 @@ def clear_port(store: Store, held: Held, name: str) -> str:
         record = new_record(holder.name, Spec(("?",), "/"), holder.cookie.instance)
         record = record._replace(main=holder.identity)
         trees.append((record, tree_of(record)))
-    for error in [refusal(record, record.main, tree, lineage()) for record, tree in trees]:
+        error = refusal(record, record.main, trees[-1][1], lineage())
         if error:
             raise error
     ended = [drive(end_tree(*tree, PORT_GRACE_S, force=False)) for tree in trees]
@@ -5939,10 +5932,7 @@ def boot(store: Store, name: str, instance: str) -> Boot:
 
 
 def boot_early(argv: Sequence[str]) -> Boot | None:
-    """A supervisor for a `start` that looks plain: its interpreter starts while we parse.
-
-    Where it turns out that another one is needed, or none, main() dismisses it.
-    """
+    """A supervisor for a plain `start`, which boots while we parse; main() dismisses it unused."""
     if len(argv) < 3 or argv[0] != "start" or not re.fullmatch(NAME, argv[1]):
         return None
     store = Store(find_home(None))
@@ -6528,11 +6518,11 @@ def status(store: Store, args: argparse.Namespace) -> Result:
     data.update(environment=dict(record.environment), log=store.path(record.name, "output.log"))
     data.update({"relay": relay_facts(store, seen)} if spec.type == "stdio" else {})
     data["events"] = [{key: one.get(key) for key in ("at", "event", "why")} for one in events]
-    error = None
-    if not verdict.is_live and verdict.status != "external":
-        why = f"{verdict.status} ({verdict.why})" if verdict.why else verdict.status
-        advice = f"its output: logs {record.name}; start it again: restart {record.name}"
-        error = NotFound(f"{record.name} is not running: {why}", advice)
+    if verdict.is_live or verdict.status == "external":
+        return Result(data, page_of(data, 16))
+    why = f"{verdict.status} ({verdict.why})" if verdict.why else verdict.status
+    advice = f"its output: logs {record.name}; start it again: restart {record.name}"
+    error = NotFound(f"{record.name} is not running: {why}", advice)
     return Result(data, page_of(data, 16), error=error)
 
 
@@ -6782,9 +6772,8 @@ def claimant(store: Store, port: int) -> Seen | None:
     records = [one for one in known if one.spec.port == port and one.phase != "external"]
     claims = [observe(store, record, here) for record in records if record.wanted == "running"]
     claims = [seen for seen in claims if seen.facts.here]
-    return max(
-        claims, key=lambda seen: (seen.verdict.is_live, seen.record.started_at), default=None
-    )
+    claims.sort(key=lambda seen: (seen.verdict.is_live, seen.record.started_at))
+    return claims[-1] if claims else None
 
 
 WAIT_S = 30.0
@@ -6987,10 +6976,7 @@ class Wait:
 
 
 class Chain:
-    """Services that live as long as a test command: started, waited for, watched, stopped.
-
-    Its own process is their owner: were it killed with -9, their supervisors would end them.
-    """
+    """Services that live as long as a test command: this process owns them, also killed with -9."""
 
     def __init__(self, store: Store, args: argparse.Namespace) -> None:
         look = stat_of(os.getpid())
