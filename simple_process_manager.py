@@ -6046,12 +6046,18 @@ def supervisor_command(store: Store, name: str) -> list[str]:
     target = compiled_path(store)
     if not os.path.exists(target):
         import py_compile
+        import shutil
 
+        own, all_of_them = os.path.dirname(target), os.path.join(store.home, "cache")
         with contextlib.suppress(OSError):  # no room: the source does as well, only slower
-            os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+            os.makedirs(own, mode=0o700, exist_ok=True)
             mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
             py_compile.compile(SELF, target, doraise=True, optimize=2, invalidation_mode=mode)
-            forget_older(os.path.dirname(target))
+            for path in (os.path.join(all_of_them, name) for name in os.listdir(all_of_them)):
+                if (
+                    path != own and os.stat(path).st_mtime < time.time() - 86400
+                ):  # not used for a day
+                    shutil.rmtree(path, ignore_errors=True)
     program = target if os.path.exists(target) else SELF
     return [sys.executable, "-S", "-E", program, "supervise", name]
 
@@ -6069,17 +6075,6 @@ def forget_compiled(store: Store) -> bool:
         os.unlink(compiled_path(store))
         return True
     return False
-
-
-def forget_older(kept: str) -> None:
-    """Remove the compiled forms beside this one that nobody has started from for a day."""
-    import shutil
-
-    directory = os.path.dirname(kept)
-    for name in os.listdir(os.path.dirname(directory)):
-        path = os.path.join(os.path.dirname(directory), name)
-        if path != directory and os.stat(path).st_mtime < time.time() - 86400:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
@@ -7213,13 +7208,6 @@ def read_json(text: str) -> object:
         raise UsageError(f"not JSON: {error}", "quote it for the shell: '{\"key\": 1}'") from error
 
 
-def plain_value(text: str) -> object:
-    """JSON where it is JSON, else the text itself."""
-    with contextlib.suppress(ValueError, RecursionError):
-        return text if text.strip("-") in ("NaN", "Infinity") else json.loads(text)
-    return text
-
-
 def params_of(words: Sequence[str]) -> object:
     """The parameters: one JSON text, or `key=value` and `a.b=value`."""
     if len(words) == 1 and (words[0] == "-" or words[0].startswith(("{", "[", "@"))):
@@ -7235,7 +7223,9 @@ def params_of(words: Sequence[str]) -> object:
         if not equals or not last or last in spot:
             how = "write key=value, a.b=value for nested ones, or one JSON object"
             raise UsageError(f"{key!r} is no parameter, or it is there twice", how)
-        spot[last] = plain_value(text)
+        spot[last] = text
+        with contextlib.suppress(ValueError, RecursionError):  # JSON where it is JSON
+            spot[last] = text if text.strip("-") in ("NaN", "Infinity") else json.loads(text)
     return params
 
 
