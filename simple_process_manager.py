@@ -160,6 +160,9 @@ class SpmError(Exception):
 
     kind, exit_code, retryable = "failed", 1, False
 
+    def __init_subclass__(cls, kind: str, exit_code: int, retryable: bool = False) -> None:
+        cls.kind, cls.exit_code, cls.retryable = kind, exit_code, retryable
+
     def __init__(self, message: str, advice: str = "", **facts: object) -> None:
         super().__init__(message)
         self.message, self.advice, self.facts = message, advice, facts
@@ -170,68 +173,48 @@ class SpmError(Exception):
         return {**known, "retryable": self.retryable, **self.facts}
 
 
-class Failed(SpmError):
+class Failed(SpmError, kind="failed", exit_code=1):
     """It ran and failed."""
 
 
-class UsageError(SpmError):
+class UsageError(SpmError, kind="usage", exit_code=2):
     """Bad arguments or values."""
 
-    kind, exit_code = "usage", 2
 
-
-class NotFound(SpmError):
+class NotFound(SpmError, kind="not_found", exit_code=3):
     """No such service, or it isn't running."""
 
-    kind, exit_code = "not_found", 3
 
-
-class StartFailed(SpmError):
+class StartFailed(SpmError, kind="start_failed", exit_code=4):
     """The command could not be executed."""
 
-    kind, exit_code = "start_failed", 4
 
-
-class PortConflict(SpmError):
+class PortConflict(SpmError, kind="port_conflict", exit_code=5, retryable=True):
     """The port is somebody else's."""
 
-    kind, exit_code, retryable = "port_conflict", 5, True
 
-
-class ConfigError(SpmError):
+class ConfigError(SpmError, kind="config", exit_code=6):
     """Configuration or environment is invalid."""
 
-    kind, exit_code = "config", 6
 
-
-class Cooldown(SpmError):
+class Cooldown(SpmError, kind="cooldown", exit_code=7, retryable=True):
     """It failed just now: a start is refused for a while."""
 
-    kind, exit_code, retryable = "cooldown", 7, True
 
-
-class Refused(SpmError):
+class Refused(SpmError, kind="refused", exit_code=8):
     """It would touch what isn't ours, or replace what runs."""
 
-    kind, exit_code = "refused", 8
 
-
-class StateError(SpmError):
+class StateError(SpmError, kind="state", exit_code=9, retryable=True):
     """The state directory can't be read or written."""
 
-    kind, exit_code, retryable = "state", 9, True
 
-
-class TimedOut(SpmError):
+class TimedOut(SpmError, kind="timeout", exit_code=124, retryable=True):
     """Not in the time given."""
 
-    kind, exit_code, retryable = "timeout", 124, True
 
-
-class Interrupted(SpmError):
+class Interrupted(SpmError, kind="interrupted", exit_code=130, retryable=True):
     """Ctrl-C."""
-
-    kind, exit_code, retryable = "interrupted", 130, True
 
 
 ERRORS: dict[str, type[SpmError]] = {cls.kind: cls for cls in SpmError.__subclasses__()}
@@ -795,12 +778,14 @@ class Record(NamedTuple):
     failed_at: float | None = None  # by steady_s()
     log_at: int = 0  # where in all that was ever written its output begins, after a restart
     alerts: tuple[str, ...] = ()  # those that are active
+    sharers: tuple[Identity, ...] = ()  # other runs that use it: the next owners
     extra: Mapping[str, object] = NOTHING
 
     def to_json(self) -> dict[str, object]:
         """Its JSON object."""
         data = {key: getattr(self, key) for key in RECORD}
         data.update({k: value._asdict() for k, value in data.items() if hasattr(value, "_asdict")})
+        data["sharers"] = [one._asdict() for one in self.sharers]
         return {**self.extra, **data, "spec": self.spec.to_json()}
 
     @property
@@ -829,6 +814,7 @@ SPEC = kinds_of(
 )
 read_identity, read_exit = reader(Identity, pid=_pid), reader(Exit, errno=_errno)
 KINDS.update(Spec=Spec.from_json, Identity=read_identity, Place=reader(Place), Exit=read_exit)
+KINDS["tuple[Identity, ...]"] = _list_of(read_identity)
 RECORD = kinds_of(
     Record,
     wanted=_one_of("running", "stopped"),
@@ -1235,6 +1221,7 @@ if sys.platform == "win32":
         return (os.environ.get("COMSPEC", "cmd.exe"), *CMD_SWITCHES, text)
 
 else:
+    import errno
     import fcntl
 
     _reaped: dict[int, int] = {}  # the exit codes that reap() collected last
@@ -1276,7 +1263,9 @@ else:
         """One look at a process, None if there is none; on Linux one read of proc_pid_stat(5)."""
         try:
             descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # says nothing about that process
+                raise
             return None if _has_proc() else _psutil_stat(pid)
         try:
             text, owner = os.read(descriptor, 4096), os.fstat(descriptor).st_uid
@@ -1337,11 +1326,11 @@ else:
         reason = f"in process group {main.pid}"
         return {pid: reason for pid, look in stats.items() if look.group == main.pid}
 
-    def send_signal(identity: Identity, force: bool) -> bool:
+    def send_signal(identity: Identity, force: bool, has_room: bool = True) -> bool:
         """SIGKILL if `force`, else SIGTERM and SIGCONT, after checking the identity."""
         # Through a pidfd where there is one: between check and signal the pid can't change hands.
         # False if the process is gone or not ours to signal.
-        handle = death_watch(identity)
+        handle = death_watch(identity) if has_room else None
         try:
             look = stat_of(identity.pid)
             if look is None or look.identity != identity:
@@ -1352,12 +1341,14 @@ else:
                     signal.pidfd_send_signal(handle, number)
                 else:
                     os.kill(identity.pid, number)
-        except OSError:  # gone meanwhile, or another user's: whoever looks again sees which
-            return False
+            return True
+        except OSError as error:  # gone, or another user's: whoever looks again sees which
+            if handle is None or error.errno != errno.EMFILE:
+                return False
         finally:
             if handle is not None:
                 os.close(handle)
-        return True
+        return send_signal(identity, force, has_room=False)
 
     def listen_sockets() -> dict[str, Listener] | None:
         """Each listening TCP socket by its name in /proc/PID/fd; None: ask psutil."""
@@ -2216,6 +2207,7 @@ class Store:
         self.state_path = os.path.join(home, "state.json")
         self.notes: list[str] = []  # what had to be mended on the way; the renderer shows them
         self.claims: set[str] = set()  # the services that this very command starts or stops
+        self.reserved: Record | None = None  # what reserve() wrote last
 
     def prepare(self) -> None:
         """Create the directory, or check that it is ours alone; StateError if it isn't."""
@@ -2256,16 +2248,17 @@ class Store:
             known.update({name.lower(): record for name, record in records.items()})
             self._write({key: record for key, record in known.items() if record})
 
-    def reserve(self, record: Record) -> bool:
-        """Write a record about to start, unless a service wanted running has its port."""
-        key, facts = record.name.lower(), (record.spec.port, "running", record.place)
+    def reserve(self, record: Record, keeps: Callable[[Record], bool]) -> Record | None:
+        """Write a record about to start, unless another service keeps its port: which one."""
+        key, facts = record.name.lower(), (record.spec.port, record.place)
         with self._lock():
             known = self.records(has_lock=True)
-            others = [one for other, one in known.items() if other != key]
-            if facts in [(one.spec.port, one.wanted, one.place) for one in others]:
-                return False
+            for other, one in known.items():
+                if other != key and (one.spec.port, one.place) == facts and keeps(one):
+                    return one
             self._write({**known, key: record})
-        return True
+        self.reserved = record
+        return None
 
     def correct(self, was: Record, found: Record, why: str) -> Record:
         """What is recorded after it was held against the system: what was found, unless somebody
@@ -3086,7 +3079,8 @@ RECOGNISERS = (
     ("address_in_use", "code", r"EADDRINUSE|(?i:(?:address already|connection) in use)|\b10048\b"),
     ("missing_module", "code", r"ModuleNotFoundError|ImportError|No module named|can't open file"),
     ("missing_module", "code", r"Cannot find (?:module|package)|Could not (?:import|find or load)"),
-    ("missing_module", "code", r"not found in module |loading shared libraries: "),
+    ("missing_attribute", "code", r"not found in module "),
+    ("missing_module", "code", r"loading shared libraries: "),
     ("syntax_error", "code", r"^(?:Syntax|Indentation|Tab)Error: (?!.*JSON).|: [Ss]yntax error"),
     ("missing_variable", "code", r"\bos(?:\.py|>)\".*\n(?:.*\n){0,4}?KeyError: '(?P<what>\w+)'"),
     ("missing_variable", "code", r"validation errors? for .*\n(?P<what>\S+)\n +Field required"),
@@ -3113,6 +3107,7 @@ CAUSE_ADVICE = {
     "disk_full": "free some disk space, then start it again",
     "address_in_use": "end who holds the port, or start it on another one",
     "missing_module": "install it where this command looks (pip, npm install), or mend its name",
+    "missing_attribute": "mend the name that the command asks for, or define it in that module",
     "syntax_error": "mend the file and line that its last lines name",
     "missing_variable": "set it with --env or --env-file; --require-env checks before the start",
     "connection_refused": "start what it depends on first and wait for that, then start it again",
@@ -4121,7 +4116,13 @@ class Supervisor:
         """End the service when its lease is over, or when nobody needed it for too long."""
         if self.watchers or (self.pipes and self.pipes.is_busy()):
             self.record = self.record._replace(active_at=steady_s())
-        why = lease_over(self.record, is_alive(self.record.owner), steady_s())
+        is_owned = is_alive(self.record.owner)
+        heirs = [] if is_owned else [*filter(is_alive, self.record.sharers)]
+        if heirs:  # the run that started it is over, another one still uses it
+            self.record = self.record._replace(owner=heirs[0], sharers=tuple(heirs[1:]))
+            self.hears_owner = self.hears_end(heirs[0])
+            self.save()
+        why = lease_over(self.record, is_owned or bool(heirs), steady_s())
         if why and self.is_leased():
             self.end(why)
 
@@ -4302,6 +4303,10 @@ class Supervisor:
             if asked.owner != former:
                 self.record = self.record._replace(owner=asked.owner, owner_name=asked.owner_name)
                 self.hears_owner = not asked.owner or self.hears_end(asked.owner)
+        if "sharer" in request:
+            living = filter(is_alive, self.record.sharers)
+            sharer = read_identity(request["sharer"], "request.sharer")
+            self.record = self.record._replace(sharers=(*living, sharer))
         self.active()
         self.save()
         client.answer(self.told())
@@ -5083,15 +5088,18 @@ def find(store: Store, name: str) -> Seen:
     record = records.get(check_name(name).lower())
     if record:
         return observe(store, record, place())
+    names = [known.name for known in records.values()]
+    advice = f"{nearest(name, names)}services here: {', '.join(names) or 'none'}"
+    raise NotFound(f"no service {name!r} in {store.home}", advice)
+
+
+def nearest(word: str, known: Iterable[str], least: float = 0.6) -> str:
+    """`did you mean start? `, or nothing if no known word is near."""
     import difflib
 
-    names = [known.name for known in records.values()]
-    near = difflib.get_close_matches(name, names, 1)
-    advice = f"did you mean {near[0]}? " if near else ""
-    raise NotFound(
-        f"no service {name!r} in {store.home}",
-        f"{advice}services here: {', '.join(names) or 'none'}",
-    )
+    near = difflib.get_close_matches(word, list(known), 3, least)
+    near.sort(key=lambda one: sorted(one) != sorted(word))  # strat is start rather than stats
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def shown_path(path: str) -> str:
@@ -5222,11 +5230,9 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
             alike = spec if args.replace else with_lease_of(seen.record.spec, spec)
             differences = differences_of(store, seen.record, alike, given)
             if differences and not args.replace:
-                raise Refused(
-                    f"{name} runs already with another spec: {'; '.join(differences)}",
-                    f"add --replace to end it and start this one, or stop {name} first",
-                    differences=differences,
-                )
+                text = f"{name} runs already with another spec: {'; '.join(differences)}"
+                advice = f"add --replace to end it and start this one, or stop {name} first"
+                raise Refused(text, advice, differences=differences)
             kept = None if differences else keep_running(store, seen, spec, owner)
             if kept:
                 return kept
@@ -5236,18 +5242,23 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
 
 def start_previous(store: Store, args: argparse.Namespace) -> Result:
     """Start again what was wanted to run when the machine went down."""
-    lines, errors, here = list[str](), list[SpmError](), place()
+    results, here = list[Result](), place()
     for record in sorted(store.records().values(), key=lambda one: one.started_at):
         verdict = observe(store, record, here).verdict
         if record.wanted == "running" and verdict == ("exited", RESTARTED):
             asked = {**vars(args), **defaults_of("start"), "name": record.name}
             try:
-                lines += start_service(store, type(args)(**asked)).lines
+                result = start_service(store, type(args)(**asked))
+                results.append(result._replace(data={**result.data, "error": None}))
             except SpmError as error:
-                lines += [f"[ERROR] {record.name}: {error.message}"]
-                errors.append(error)
+                status = find(store, record.name).verdict.status
+                data = {"name": record.name, "status": status, "pid": None}
+                line = f"[ERROR] {record.name}: {error.message}"
+                results.append(Result({**data, "error": error.to_json()}, [line], error=error))
+    lines = [line for one in results for line in one.lines]
     lines = lines or ["[OK] nothing ran when the machine went down"]
-    return Result({"lines": lines}, lines, error=errors[0] if errors else None)
+    first = next((one.error for one in results if one.error), None)
+    return Result({"services": [one.data for one in results], "lines": lines}, lines, error=first)
 
 
 def defaults_of(name: str) -> dict[str, object]:
@@ -5278,15 +5289,6 @@ def renewed(record: Record, lease: str, owner: Owner | None) -> Record:
         record = record._replace(spec=record.spec._replace(lease=lease))
     owner = (record.owner and owner) or owner_of(record.spec.lease)
     return granted(record, *owner, steady_s())
-
-
-def lease_kept(record: Record, asked: Spec) -> list[str]:
-    """A warning if a running service keeps another lease than the one just asked for."""
-    kept = spec_differences(record.spec, with_lease_of(asked, record.spec))
-    if asked.lease == record.spec.lease == "session" and record.owner != session_owner()[0]:
-        kept = ["--lease: another session's"]
-    advice = f"{'; '.join(kept)}; --replace starts it anew"
-    return [f"[WARN] {record.name} keeps the lease it was started with: {advice}"] if kept else []
 
 
 def lease_data(record: Record, is_live: bool) -> dict[str, object]:
@@ -5401,9 +5403,8 @@ def differences_of(store: Store, old: Record, spec: Spec, given: dict[str, str])
     differences = spec_differences(old.spec, spec)
     with contextlib.suppress(StateError):  # damaged: what it was started with isn't known
         known = store.given_env(old.name) if old.spec.env_given == spec.env_given else given
-        return differences + [
-            f"--env {key}: another value" for key in given if known.get(key) != given[key]
-        ]
+        others = [key for key in given if known.get(key) != given[key]]
+        return [*differences, *(f"--env {key}: another value" for key in others)]
     return [*differences, "--env: the recorded values can't be read"]
 
 
@@ -5444,12 +5445,13 @@ def added_environment(store: Store, record: Record) -> dict[str, str]:
 
 
 def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> Result | None:
-    """The same service runs already: renew its lease; give it a supervisor if it has none.
-
-    None if its lease was over meanwhile, and it is being ended.
-    """
+    """The same service runs already: its lease renewed, supervised again; None if it just ends."""
     record = renewed(seen.record, spec.lease, owner)
-    notes = lease_kept(record, spec)
+    other = spec_differences(record.spec, with_lease_of(spec, record.spec))
+    if spec.lease == record.spec.lease == "session" and record.owner != session_owner()[0]:
+        other = ["--lease: another session's"]
+    kept = f"[WARN] {record.name} keeps the lease it was started with: {'; '.join(other)}"
+    notes = [f"{kept}; --replace starts it anew"] * bool(other)
     if seen.facts.supervised:
         record = touched(store, seen, record)
         is_kept = record.wanted == "running"
@@ -5502,7 +5504,10 @@ def begin(
         is_new = spec.port_declared and spec.port != former.record.spec.port
         if spec.port and is_new and conflict != "force":
             held = held_port(store, spec.port, name)
-            decision = held_decision(held, spec, conflict, values) if held else ""
+            flag = "next" if spec.port_asked else conflict
+            decision = (
+                port_decision(held.kind, flag, is_production(os.environ, values)) if held else ""
+            )
             if held and decision in ("fail", "refuse"):
                 raise port_error(held, decision, "; what runs was left alone", OTHER_WAYS)
     notes = end_former(store, former) if former else []
@@ -5510,16 +5515,14 @@ def begin(
         spec = spec._replace(extra={**former.record.spec.extra, **spec.extra})
     instance = BOOTED[0].instance if BOOTED else os.urandom(16).hex()
     record = new_record(name, spec, instance)._replace(failures=failures, failed_at=failed_at)
-    record = granted(record, *owner, steady_s())
+    record = granted(record._replace(environment=sources_of(spec, values)), *owner, steady_s())
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
     with state_errors(store.home):
         write_file(store.path(name, "env.json"), json.dumps(given).encode())
-    record = record._replace(environment=sources_of(record.spec, values))
     try:
         launched = launch_in_window if spec.terminal else launch
-        record = settled(store, launched(store, record, values, adopt=False))
-        return started(store, record, how, notes)
+        return started(store, settled(store, launched(store, record, values)), how, notes)
     except StartFailed as error:
         error.message += f" ({shown_command(spec)})"
         error.advice = start_advice(spec, values, error.facts.get("errno")) or error.advice
@@ -5603,14 +5606,11 @@ def end_former(store: Store, seen: Seen) -> list[str]:
     """End what an earlier instance left, if it is here and certainly ours."""
     if seen.verdict.status == "lost":
         return [f"[WARN] {seen.record.name}: {seen.verdict.why}"]
-    record, ended = finish_stop(store, begin_stop(store, seen, STOP_TIMEOUT_S, force=False))
+    record, ended = begin_stop(store, seen, STOP_TIMEOUT_S, force=False)()
     if ended is None and seen.verdict.status == "external":
         return [f"[INFO] {record.name}: its former window, if it is still open, can't be followed"]
-    if ended is None or not ended.processes:
-        return []
-    return [
-        f"[INFO] {record.name}: {counted(ended.processes, 'process')} of its former instance ended"
-    ]
+    count = counted(ended.processes, "process") if ended and ended.processes else ""
+    return [f"[INFO] {record.name}: {count} of its former instance ended"] if count else []
 
 
 class Held(NamedTuple):
@@ -5621,7 +5621,6 @@ class Held(NamedTuple):
     holders: list[Holder]
 
     def __str__(self) -> str:
-        """`port 8000 is held: pid 812 (python3, user ann, in /srv/app), foreign`."""
         return f"port {self.port} is held: {', '.join(map(str, self.holders))}, {self.kind}"
 
 
@@ -5636,8 +5635,7 @@ def held_port(store: Store, port: int, name: str) -> Held | None:
     for holder in holders or [Holder()]:
         owner = mains.get(holder.identity) if holder.identity else None
         if owner and not holder.cookie.home:  # it cleared its environment, its supervisor is gone
-            cookie = Cookie(owner.instance, owner.name, store.home)
-            holder = holder._replace(cookie=cookie)
+            holder = holder._replace(cookie=Cookie(owner.instance, owner.name, store.home))
         inside = bool(holder.cwd) and is_in_project(holder.cwd, store.home)
         kind = classify_holder(holder, name, store.home, inside)
         ranked.append(holder._replace(kind=kind, command=mask_secrets(holder.command)))
@@ -5654,10 +5652,9 @@ def port_error(held: Held, decision: str, more: str = "", way: str = "") -> SpmE
         more = f"; this is production: nothing is ended for a port{more}"
         advice = f"a person who is sure could run: kill {pids}" if pids else "ask its owner"
         return Refused(f"{held}{more}", advice, **facts)
-    cookie = held.holders[0].cookie
-    place = {"service": cookie.service, "home": join_command([cookie.home])}
-    advice = HOLDER_KINDS[held.kind].format(port=held.port, pids=pids, **place)
-    return PortConflict(f"{held}{more}", advice + way, **facts)
+    cookie, known = held.holders[0].cookie, {"port": held.port, "pids": pids}
+    known.update(service=cookie.service, home=join_command([cookie.home]))
+    return PortConflict(f"{held}{more}", HOLDER_KINDS[held.kind].format(**known) + way, **facts)
 
 
 def clear_port(store: Store, held: Held, name: str) -> str:
@@ -5667,7 +5664,7 @@ def clear_port(store: Store, held: Held, name: str) -> str:
         record = new_record(holder.name, Spec(("?",), "/"), holder.cookie.instance)
         record = record._replace(main=holder.identity)
         trees.append((record, tree_of(record)))
-    for error in [refusal(record, record.main, tree, lineage()) for record, tree in trees]:
+        error = refusal(record, record.main, trees[-1][1], lineage())
         if error:
             raise error
     ended = [drive(end_tree(*tree, PORT_GRACE_S, force=False)) for tree in trees]
@@ -5678,17 +5675,6 @@ def clear_port(store: Store, held: Held, name: str) -> str:
         raise port_error(after, "fail", f"; {count} before")
     seconds = format_duration(time.monotonic() - began)
     return f"{held}: {count} in {seconds}".replace(" is held:", " was held:", 1)
-
-
-def may_move(spec: Spec, flag: str) -> bool:
-    """Whether another port does as well."""
-    return spec.port_declared and (flag == "next" or bool(spec.port_asked))
-
-
-def held_decision(held: Held, spec: Spec, flag: str, values: Mapping[str, str]) -> str:
-    """What to do about a held port that is asked for."""
-    flag = "next" if may_move(spec, flag) else flag
-    return port_decision(held.kind, flag, is_production(os.environ, values))
 
 
 def with_port(
@@ -5704,10 +5690,12 @@ def with_port(
         store.write_event(event, record.name, store.record(record.name), why)
         notes.extend([note + why] if note else [])
 
+    may_move = spec.port_declared and (flag == "next" or bool(spec.port_asked))
     is_named = spec.port and spec.port_asked != "auto"
     held = held_port(store, spec.port, record.name) if is_named and spec.port else None
     if held:
-        decision = held_decision(held, spec, flag, values)
+        is_safe = is_production(os.environ, values)
+        decision = port_decision(held.kind, "next" if may_move else flag, is_safe)
         is_stale = (held.kind, decision) == (THIS, "take back")
         if flag == "force" or not (spec.port_declared or is_stale):
             hint = "" if spec.port_declared else " (declare it with --port to have that settled)"
@@ -5718,12 +5706,30 @@ def with_port(
             raise port_error(held, decision, "; nothing was started", OTHER_WAYS)
         if decision != "next port":
             tell("port_freed", clear_port(store, held, record.name))
-    if may_move(spec, flag):
+    if may_move:
         record = reserve_port(store, record)
+    elif spec.port and spec.port_declared and flag != "force":
+        reserve_declared(store, record)
     if record.spec.port != spec.port:
         why = f"{held or spec.port_asked}: took port {record.spec.port}"
         tell("port_chosen", why, "[WARN] " * bool(held))
     return record
+
+
+def reserve_declared(store: Store, record: Record) -> None:
+    """Note the start; PortConflict if a service that lives has the port, though nobody listens."""
+    dead, phases = set[str](), (*UP_PHASES, "backoff")
+    while other := store.reserve(
+        record, lambda one: one.spec.port_declared and one.phase in phases and one.name not in dead
+    ):
+        status = observe(store, other, record.place).verdict.status
+        if status in phases:
+            facts = {"port": record.spec.port, "decision": "fail", "service": other.name}
+            text = f"port {record.spec.port} is kept for {other.name}, which is {status}"
+            store.write_event("port_held", record.name, store.record(record.name), text)
+            advice = f"stop {other.name}{OTHER_WAYS}"
+            raise PortConflict(f"{text}; nothing was started", advice, **facts)
+        dead.add(other.name)
 
 
 def reserve_port(store: Store, record: Record) -> Record:
@@ -5735,7 +5741,8 @@ def reserve_port(store: Store, record: Record) -> Record:
     for port in port_choices(spec, seed):
         asked = spec.port_asked or str(spec.port) * (port != spec.port)
         chosen = record._replace(spec=spec._replace(port=port, port_asked=asked))
-        if is_free(port) and store.reserve(chosen):
+        is_open = is_free(port)
+        if is_open and not store.reserve(chosen, lambda one: one.wanted == "running"):
             return chosen
     first = spec.port or AUTO_PORTS[0]
     raise PortConflict(f"{record.name}: no port is free from {first} on", "give another --port")
@@ -5756,7 +5763,13 @@ def show_port(store: Store, args: argparse.Namespace) -> Result:
         return Result(free, lines)
     decision = port_decision(held.kind, args.on_conflict, is_production(os.environ))
     if args.free and decision in ("take back", "end"):
-        return Result(free, [f"[WARN] {clear_port(store, held, '')}", *lines])
+        why = clear_port(store, held, "")
+        # in the journal of whose port it is; if it is nobody's, in one of its own
+        names = [one.name for one in store.records().values() if one.spec.port == args.port]
+        for name in (names or [f"port-{args.port}"]) if os.path.isdir(store.home) else ():
+            os.makedirs(store.path(name), mode=0o700, exist_ok=True)
+            store.write_event("port_freed", name, store.record(name), why)
+        return Result(free, [f"[WARN] {why}", *lines])
     error = port_error(held, decision)
     if args.free:
         raise error
@@ -5780,14 +5793,13 @@ def boot(store: Store, name: str, instance: str) -> Boot:
 
 
 def boot_early(argv: Sequence[str]) -> Boot | None:
-    """A supervisor for a `start` that looks plain: its interpreter starts while we parse.
-
-    Where it turns out that another one is needed, or none, main() dismisses it.
-    """
+    """A supervisor for a plain `start`, which boots while we parse; main() dismisses it unused."""
     if len(argv) < 3 or argv[0] != "start" or not re.fullmatch(NAME, argv[1]):
         return None
     store = Store(find_home(None))
     if any(word.startswith("--home") for word in argv) or not os.path.isdir(store.home):
+        return None
+    if "--replace" not in argv and store.is_supervised(argv[1]):  # it runs already
         return None
     with contextlib.suppress(OSError, SpmError):  # whatever it is, the start itself will tell
         store.prepare()  # before anything in it is executed
@@ -5796,14 +5808,14 @@ def boot_early(argv: Sequence[str]) -> Boot | None:
 
 
 def launch(
-    store: Store, record: Record, env: dict[str, str], adopt: bool, has_retry: bool = True
+    store: Store, record: Record, env: dict[str, str], adopt: bool = False, has_retry: bool = True
 ) -> Record:
     """The record after a new supervisor took it over; its interpreter starts while we write."""
     wanted = (store.home, record.name, record.instance)
     is_early = bool(BOOTED) and BOOTED[0][:3] == wanted
     booted = BOOTED.pop() if is_early else boot(store, record.name, record.instance)
     try:
-        if not adopt:
+        if not adopt and store.reserved != record:
             store.save({record.name: record})  # if that fails the pipe closes and it goes away
         order = {"home": store.home, "record": record.to_json(), "env": env, "adopt": adopt}
         with contextlib.suppress(OSError), open(booted.order, "wb", closefd=False) as file:
@@ -5821,7 +5833,7 @@ def launch(
     return Record.from_json(accepted(line).get("record"))
 
 
-def launch_in_window(store: Store, record: Record, env: dict[str, str], adopt: bool) -> Record:
+def launch_in_window(store: Store, record: Record, env: dict[str, str]) -> Record:
     """The record after a supervisor inside a new window took it over.
 
     It is the terminal's child, so order (with values: never in a file) and answer go over a socket.
@@ -5849,7 +5861,7 @@ def launch_in_window(store: Store, record: Record, env: dict[str, str], adopt: b
             argv, env=inherited, stdin=null, stdout=errors, stderr=errors, start_new_session=True
         )
         connection = closing.enter_context(meet(server, window, f"{name}: {argv[0]}", log))
-        order = {"home": store.home, "record": record.to_json(), "env": env, "adopt": adopt}
+        order = {"home": store.home, "record": record.to_json(), "env": env, "adopt": False}
         order.update(sys_path=sys.path, environ=inherited)
         try:
             connection.sendall(json.dumps(order).encode() + b"\n")
@@ -5893,11 +5905,15 @@ def supervisor_command(store: Store, name: str) -> list[str]:
     if not os.path.exists(target):
         import py_compile
 
+        own, all_of_them = os.path.dirname(target), os.path.join(store.home, "cache")
         with contextlib.suppress(OSError):  # no room: the source does as well, only slower
-            make_private(os.path.dirname(target))
+            make_private(own)
             mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
             py_compile.compile(SELF, target, doraise=True, optimize=2, invalidation_mode=mode)
-            forget_older(os.path.dirname(target))
+            for path in (os.path.join(all_of_them, name) for name in os.listdir(all_of_them)):
+                is_old = os.stat(path).st_mtime < time.time() - 86400
+                if path != own and is_old:
+                    shutil.rmtree(path, ignore_errors=True)
     program = target if os.path.exists(target) else SELF
     return [sys.executable, "-S", "-E", program, "supervise", name]
 
@@ -5917,18 +5933,8 @@ def forget_compiled(store: Store) -> bool:
     return False
 
 
-def forget_older(kept: str) -> None:
-    """Remove the compiled forms beside this one that nobody has started from for a day."""
-    directory = os.path.dirname(kept)
-    for name in os.listdir(os.path.dirname(directory)):
-        path = os.path.join(os.path.dirname(directory), name)
-        if path != directory and os.stat(path).st_mtime < time.time() - 86400:
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     """What to do about a command that couldn't be executed."""
-    import difflib
     import errno
 
     program = spec.argv[0]
@@ -5939,17 +5945,15 @@ def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
         path = os.path.join(spec.cwd, program)
         missing = f"its first line (#!) names a program that doesn't exist: {path}"
         return missing if os.path.exists(path) else f"there is no {path}: check the spelling"
-    for directory in LOCAL_PROGRAMS:
-        if os.path.exists(os.path.join(spec.cwd, directory, program)):
-            return (
-                f"it is in {directory}: write {directory}/{program}, or activate that environment"
-            )
+    for where in LOCAL_PROGRAMS:
+        if os.path.exists(os.path.join(spec.cwd, where, program)):
+            return f"it is in {where}: write {where}/{program}, or activate that environment"
     names: set[str] = set()
     for directory in values.get("PATH", os.environ.get("PATH", os.defpath)).split(os.pathsep):
         with contextlib.suppress(OSError):
             names.update(os.listdir(directory))
-    near = difflib.get_close_matches(program, names, 1, 0.8)
-    return f"did you mean {near[0]}? Otherwise {advice}" if near else advice
+    near = nearest(program, names, 0.8)
+    return f"{near}Otherwise {advice}" if near else advice
 
 
 def touched(
@@ -5973,15 +5977,6 @@ def retire_supervisor(record: Record) -> None:
 
 
 # -- stop, restart, cleanup
-
-
-class Stopping(NamedTuple):
-    """A stop under way: the connection on which the supervisor will answer, if it has one."""
-
-    seen: Seen
-    connection: socket.socket | None
-    timeout_s: float
-    force: bool
 
 
 @command(
@@ -6020,34 +6015,39 @@ def dry_run(store: Store, services: Sequence[Seen]) -> Result:
 
 def stop_all(store: Store, names: Sequence[str], timeout_s: float, force: bool) -> Result:
     """Stop side by side: ask every supervisor first, then wait for each."""
-    outcomes: list[tuple[Record, Ended | None]] = []
-    errors: list[SpmError] = []
-    under_way: list[Stopping] = []
+    reports, errors = list[tuple[dict[str, object], str]](), list[SpmError]()
+    written: dict[str, str] = {}  # how each name is written
+
+    def stopping(name: str) -> Iterator[None]:
+        written[name] = find(store, name).record.name
+        if not (force and store.is_supervised(name)):  # else it overtakes a polite stop
+            claims.enter_context(store.claim(written[name], timeout_s))
+        finish = begin_stop(store, find(store, name), timeout_s, force)
+        yield
+        reports.append(stop_report(*finish()))
+
+    # One order for all: no deadlock.
+    under_way = {name: stopping(name) for name in sorted({name.lower() for name in names})}
     with contextlib.ExitStack() as claims:
-        for name in sorted({name.lower() for name in names}):  # one order for all: no deadlock
+        for name, step in (*under_way.items(), *under_way.items()):
             try:
-                name = find(store, name).record.name
-                if not (force and store.is_supervised(name)):  # it overtakes a polite stop
-                    claims.enter_context(store.claim(name, timeout_s))
-                under_way.append(begin_stop(store, find(store, name), timeout_s, force))
+                next(step, None)
             except SpmError as error:
-                error.facts.setdefault("name", name)
+                error.facts.setdefault("name", written.get(name, name))
                 errors.append(error)
-        for stopping in under_way:
-            try:
-                outcomes.append(finish_stop(store, stopping))
-            except SpmError as error:
-                error.facts.setdefault("name", stopping.seen.record.name)
-                errors.append(error)
-    reports = [stop_report(record, ended) for record, ended in outcomes]
     lines = [line for _, line in reports] + [f"[ERROR] {one.message}" for one in errors[1:]]
     first = errors[0] if errors else None
     failures = {"errors": [one.to_json() for one in errors]} if errors else {}
     return Result({"services": [data for data, _ in reports], **failures}, lines, error=first)
 
 
-def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Stopping:
-    """Ask the supervisor to end its service; one that doesn't answer is put aside."""
+def begin_stop(
+    store: Store, seen: Seen, timeout_s: float, force: bool
+) -> Callable[[], tuple[Record, Ended | None]]:
+    """Ask the supervisor to end its service, put one that doesn't answer aside; then what waits.
+
+    It returns the record afterwards and what had to be ended, None if nothing.
+    """
     name = seen.record.name
     recorded = store.record(name) or seen.record
     if recorded.main is None:  # the start that would have noted it was broken off
@@ -6058,47 +6058,42 @@ def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Stopp
         with contextlib.suppress(OSError):
             connection = store.send(name, {**request, "timeout_s": timeout_s, "force": force})
             receive(connection, HUNG_S)  # it has taken the request on
-            return Stopping(seen, connection, timeout_s, force)
+            return lambda: finish_stop(store, seen, connection, timeout_s, force)
     if store.is_supervised(name):
         retire_supervisor(seen.record)
         seen = find(store, name)
-    return Stopping(seen, None, timeout_s, force)
+    return lambda: stop_unsupervised(store, seen, timeout_s, force)
 
 
-def finish_stop(store: Store, stopping: Stopping) -> tuple[Record, Ended | None]:
-    """The record afterwards and what had to be ended, None if nothing; Failed if some is left."""
-    record, connection = stopping.seen.record, stopping.connection
-    if connection is None:
-        return stop_unsupervised(store, stopping)
+def finish_stop(
+    store: Store, seen: Seen, connection: socket.socket, timeout_s: float, force: bool
+) -> tuple[Record, Ended | None]:
+    """What came of a stop, as the supervisor tells."""
+    name = seen.record.name
     try:
         with connection:
-            answer = receive(connection, stopping.timeout_s + GIVE_UP_AFTER_KILL_S + HUNG_S)
+            answer = receive(connection, timeout_s + GIVE_UP_AFTER_KILL_S + HUNG_S)
         ended = read_ended(answer.get("ended"), "answer.ended")
         after = Record.from_json(answer.get("record"))
-        if is_alive(record.main) and not ended.left:
+        if is_alive(seen.record.main) and not ended.left:
             raise ConnectionError("somebody else answers in its supervisor's place")
     except (OSError, RecordError):  # it died or hangs: the rest is ours to do
-        retire_supervisor(record)
-        seen = find(store, record.name)
-        return stop_unsupervised(store, stopping._replace(seen=seen, connection=None))
-    check_ended(record, ended)
+        retire_supervisor(seen.record)
+        return stop_unsupervised(store, find(store, name), timeout_s, force)
+    check_ended(name, ended)
     if answer.get("unsaved"):
-        where = shown_path(store.state_path)
-        store.notes.append(
-            f"{where} can't be written now; {record.name}'s supervisor will go on trying"
-        )
+        text = f"{shown_path(store.state_path)} can't be written now; {name}'s supervisor will go"
+        store.notes.append(f"{text} on trying")
     return after, ended
 
 
-def check_ended(record: Record, ended: Ended) -> None:
+def check_ended(name: str, ended: Ended) -> None:
     """Failed if something outlived even SIGKILL."""
     if ended.left:
         who = ", ".join(map(str, map(look_at, ended.left)))
-        raise Failed(
-            f"{record.name} didn't end in {format_duration(ended.seconds)}: {who} outlived SIGKILL",
-            "it waits in the kernel (disk, network) or belongs to another user: look with ps",
-            left=list(ended.left),
-        )
+        text = f"{name} didn't end in {format_duration(ended.seconds)}: {who} outlived SIGKILL"
+        advice = "it waits in the kernel (disk, network) or belongs to another user: look with ps"
+        raise Failed(text, advice, left=list(ended.left))
 
 
 def trusted(store: Store, seen: Seen) -> Record:
@@ -6120,27 +6115,24 @@ def trusted(store: Store, seen: Seen) -> Record:
     return record if is_known else record._replace(main=None)
 
 
-def stop_unsupervised(store: Store, stopping: Stopping) -> tuple[Record, Ended | None]:
+def stop_unsupervised(
+    store: Store, seen: Seen, timeout_s: float, force: bool
+) -> tuple[Record, Ended | None]:
     """End a service whose supervisor is gone, by its cookie, group and descendants."""
-    seen, record = stopping.seen, trusted(store, stopping.seen)
-    name, main = seen.record.name, seen.record.main
+    record, name, main = trusted(store, seen), seen.record.name, seen.record.main
     members = tree_of(record) if seen.facts.here else []
     is_stranger = seen.facts.main in ("alive", "stopped") and is_alive(main)
     if not members and (seen.verdict.status == "lost" or is_stranger):
         who = f"{look_at(main.pid)} isn't {name}" if main and seen.facts.here else ""
-        raise Refused(
-            f"{name}: {who or seen.verdict.why}; nothing was signalled",
-            f"nothing of {name} runs here: start {name} anew, or forget it with cleanup",
-            nothing_runs=True,
-        )
+        advice = f"nothing of {name} runs here: start {name} anew, or forget it with cleanup"
+        text = f"{name}: {who or seen.verdict.why}; nothing was signalled"
+        raise Refused(text, advice, nothing_runs=True)
     error = refusal(record, record.main, members, lineage())
     if error:
         raise error
-    ended = (
-        drive(end_tree(record, members, stopping.timeout_s, stopping.force)) if members else None
-    )
+    ended = drive(end_tree(record, members, timeout_s, force)) if members else None
     if ended:
-        check_ended(record, ended)
+        check_ended(name, ended)
     elif seen.record.phase in ENDED_PHASES:
         return seen.record, None
     why = "stopped without its supervisor" if ended else seen.verdict.why
@@ -6157,20 +6149,13 @@ def stop_unsupervised(store: Store, stopping: Stopping) -> tuple[Record, Ended |
 
 def stop_report(record: Record, ended: Ended | None) -> tuple[dict[str, object], str]:
     """The JSON of one stopped service, and its line."""
-    port, name = record.spec.port, record.name
-    is_free = port is None or probe_tcp(port)[0] is None
-    held = (
-        f"; but port {port} is held: {look_at(port_holder(port))}" if port and not is_free else ""
-    )
-    remark = held or (f"; port {port} is free" if port else "")
-    data: dict[str, object] = {
-        "name": name,
-        "status": record.phase,
-        "already_stopped": ended is None,
-    }
-    data.update(exit=record.exit and record.exit._asdict(), port=port)
-    data.update(port_free=is_free if port else None)
-    how = str(record.exit or "it never ran")
+    port, name, how = record.spec.port, record.name, str(record.exit or "it never ran")
+    state = port_state(port) if port else ""
+    is_free = state.endswith(" is free") if port else None
+    remark = f"; {'but ' * (is_free is False)}{state}" if port else ""
+    data: dict[str, object] = {"name": name, "status": record.phase, "port": port}
+    data.update(already_stopped=ended is None, port_free=is_free)
+    data.update(exit=record.exit and record.exit._asdict())
     if ended is None and record.exit is None and record.spec.type == "external":
         line = f"[OK] {name} forgotten: nothing of it could be followed; its window, if any, is "
         return {**data, "forgotten": True}, line + "still open" + remark
@@ -6268,19 +6253,14 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
             store.save({record.name: None})
             gone.append(record.name)
     if purge and os.path.isdir(store.path("")):
-        for name in set(os.listdir(store.path(""))) - set(store.records()):
-            purge_directory(store, name)
+        import shutil
+
+        names = set(os.listdir(store.path(""))) - set(store.records())
+        for name in (one for one in names if os.path.exists(store.path(one, "events.jsonl"))):
+            with contextlib.suppress(TimedOut), store.claim(name, HUNG_S):
+                if store.record(name) is None:
+                    shutil.rmtree(store.path(name), ignore_errors=True)
     return gone
-
-
-def purge_directory(store: Store, name: str) -> None:
-    """Remove the files of a service that is not known any more."""
-    import shutil
-
-    if os.path.exists(store.path(name, "events.jsonl")):
-        with contextlib.suppress(TimedOut), store.claim(name, HUNG_S):
-            if store.record(name) is None:
-                shutil.rmtree(store.path(name), ignore_errors=True)
 
 
 # -- list, status, logs, touch
@@ -6298,12 +6278,13 @@ def list_services(store: Store, args: argparse.Namespace) -> Result:
         hint = f'[INFO] no services in {shown_path(store.home)}; start one: start NAME "COMMAND"'
         return Result({"home": store.home, "services": []}, [hint])
     services = [service_data(one) for one in seen]
-    lines = [
-        f"[WARN] {one.record.name}: {one.verdict.why}"
+    news = [
+        (one, one.verdict.why)
         for one in seen
-        if one.verdict.why and (one.verdict.is_live or one.verdict.status == "lost")
+        if one.verdict.is_live or one.verdict.status == "lost"
     ]
-    lines += [f"[WARN] {one.record.name}: {text}" for one in seen for text in active_alerts(one)]
+    news += [(one, text) for one in seen for text in active_alerts(one)]
+    lines = [f"[WARN] {one.record.name}: {text}" for one, text in news if text]
     keys = ("name", "status", "pid", "port", "uptime_s", "cpu_percent", "memory_bytes", "command")
     table = [tuple(key.partition("_")[0] for key in keys)]
     for data in services:
@@ -6319,29 +6300,20 @@ def active_alerts(seen: Seen) -> list[str]:
 
 def service_data(seen: Seen) -> dict[str, object]:
     """The JSON of one service; of its process it takes one more read of /proc/PID/stat."""
-    record = seen.record
+    record, spec, (status, why) = seen.record, seen.record.spec, seen.verdict
     look = stat_of(record.main.pid) if record.main and seen.verdict.is_live else None
     if look and (look.identity != record.main or look.is_dead):
         look = None
     uptime_s = max(time.time() - record.started_at, 0.001)
-    return {
-        "name": record.name,
-        "status": seen.verdict.status,
-        "type": record.spec.type,
-        "why": seen.verdict.why,
-        "supervised": seen.facts.supervised,
-        "pid": look and look.identity.pid,
-        "port": record.spec.port,
-        "port_origin": port_origin(record.spec),
-        "uptime_s": round(uptime_s, 3) if look else None,
-        "cpu_percent": round(100 * look.cpu_s / uptime_s, 1) if look else None,
-        "memory_bytes": look and look.memory_bytes,
-        "alerts": active_alerts(seen),
-        "exit": record.exit and record.exit._asdict(),
-        "restarts": record.restarts,
-        "retry_in_s": round(seen.facts.retry_s, 3) if seen.verdict.status == "backoff" else None,
-        "command": shown_command(record.spec),
-    }
+    data: dict[str, object] = {"name": record.name, "status": status, "type": spec.type, "why": why}
+    data.update(supervised=seen.facts.supervised, pid=look and look.identity.pid)
+    data.update(port=spec.port, port_origin=port_origin(spec))
+    data.update(uptime_s=round(uptime_s, 3) if look else None)
+    data.update(cpu_percent=round(100 * look.cpu_s / uptime_s, 1) if look else None)
+    data.update(memory_bytes=look and look.memory_bytes, alerts=active_alerts(seen))
+    data.update(exit=record.exit and record.exit._asdict(), restarts=record.restarts)
+    data.update(retry_in_s=round(seen.facts.retry_s, 3) if status == "backoff" else None)
+    return {**data, "command": shown_command(spec)}
 
 
 def moment(at: float) -> str:
@@ -6366,9 +6338,8 @@ def shown(key: str, value: object) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "".join(f"\n    {shown('', item)}" for item in value)
     if isinstance(value, dict):
-        return ", ".join(
-            f"{k} {shown(k, v)}" for k, v in value.items() if v not in (None, "") and v is not False
-        )
+        pairs = [(k, v) for k, v in value.items() if v not in (None, "") and v is not False]
+        return ", ".join(f"{k} {shown(k, v)}" for k, v in pairs)
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if value is None or isinstance(value, str):
@@ -6385,42 +6356,34 @@ def shown(key: str, value: object) -> str:
 def status(store: Store, args: argparse.Namespace) -> Result:
     """Everything about one service; exit code 3 if it isn't running, as LSB's status has it."""
     seen = find(store, args.name)
-    record, verdict = seen.record, seen.verdict
+    record, spec, verdict = seen.record, seen.record.spec, seen.verdict
     members = tree_of(trusted(store, seen)) if seen.facts.here else []
     guard = record.supervisor if seen.facts.supervised else None
     events = json_lines(store.path(record.name, "events.jsonl"))[-10:]
-    data = {
-        **service_data(seen),
-        **failure_facts(store, record),
-        "instance": record.instance,
-        "wanted": record.wanted,
-        **lease_data(record, verdict.is_live and seen.facts.here),
-        "identity": record.main and record.main._asdict(),
-        "supervisor": guard and guard.pid,
-        "started_at": record.started_at,
-        "last_active": record.last_active,
-        "tree": [member_data(member) for member in members],
-        "zombies": [{"pid": z.identity.pid, "parent": z.parent} for z in zombies_of(members)],
-        "cwd": record.spec.cwd,
-        "env": sorted({*record.spec.env_given, *record.spec.env_taken}),
-        "env_files": list(record.spec.env_files),
-        "ready": list(record.spec.ready),
-        "health": list(record.spec.health),
-        "environment": dict(record.environment),
-        "log": store.path(record.name, "output.log"),
-        **({"relay": relay_facts(store, seen)} if record.spec.type == "stdio" else {}),
-        "events": [{key: event.get(key) for key in ("at", "event", "why")} for event in events],
-    }
-    error = None
-    if not verdict.is_live and verdict.status != "external":
-        why = f"{verdict.status} ({verdict.why})" if verdict.why else verdict.status
-        advice = f"its output: logs {record.name}; start it again: restart {record.name}"
-        error = NotFound(f"{record.name} is not running: {why}", advice)
-    facts = {
-        key: shown(key, value) for key, value in data.items() if value not in (None, "", [], {})
-    }
-    page = [f"{key + ':':16}{text}" for key, text in facts.items()]
-    return Result(data, "\n".join(page).split("\n"), error=error)
+    data = {**service_data(seen), **failure_facts(store, record)}
+    data.update(instance=record.instance, wanted=record.wanted)
+    data.update(lease_data(record, verdict.is_live and seen.facts.here))
+    data.update(identity=record.main and record.main._asdict(), supervisor=guard and guard.pid)
+    data.update(started_at=record.started_at, last_active=record.last_active)
+    data["tree"] = [member_data(member) for member in members]
+    data["zombies"] = [{"pid": z.identity.pid, "parent": z.parent} for z in zombies_of(members)]
+    data.update(cwd=spec.cwd, env=sorted({*spec.env_given, *spec.env_taken}))
+    data.update({key: list(getattr(spec, key)) for key in ("env_files", "ready", "health")})
+    data.update(environment=dict(record.environment), log=store.path(record.name, "output.log"))
+    data.update({"relay": relay_facts(store, seen)} if spec.type == "stdio" else {})
+    data["events"] = [{key: one.get(key) for key in ("at", "event", "why")} for one in events]
+    if verdict.is_live or verdict.status == "external":
+        return Result(data, page_of(data, 16))
+    why = f"{verdict.status} ({verdict.why})" if verdict.why else verdict.status
+    advice = f"its output: logs {record.name}; start it again: restart {record.name}"
+    error = NotFound(f"{record.name} is not running: {why}", advice)
+    return Result(data, page_of(data, 16), error=error)
+
+
+def page_of(data: Mapping[str, object], width: int) -> list[str]:
+    """A document as people read it: a line for each key that says anything."""
+    facts = [(key, value) for key, value in data.items() if value not in (None, "", [], {})]
+    return "\n".join(f"{key + ':':{width}}{shown(key, value)}" for key, value in facts).split("\n")
 
 
 def relay_facts(store: Store, seen: Seen) -> object:
@@ -6482,8 +6445,8 @@ def show_alerts(store: Store, args: argparse.Namespace) -> Result:
 )
 def logs(store: Store, args: argparse.Namespace) -> Result:
     """What a service wrote; with -f also what it goes on to write."""
-    if args.follow and args.json:
-        raise UsageError("--json is one document, -f has no end", "leave one of them out")
+    import codecs
+
     record = find(store, args.name).record
     name, path = record.name, store.path(record.name, "output.log")
     if record.spec.terminal:
@@ -6496,22 +6459,20 @@ def logs(store: Store, args: argparse.Namespace) -> Result:
         else:
             lines = store.last_lines(name, args.lines, end)
     lines = lines[max(0, len(lines) - args.lines) :]
-    text = (line + "\n" for line in lines)
-    stream = itertools.chain(text, follow(store, name, output)) if args.follow else text
-    data: dict[str, object] = {"name": name, "log": path, "lines": lines}
-    return Result(data, stream=stream, is_raw=args.raw)
-
-
-def follow(store: Store, name: str, output: Output) -> Iterator[str]:
-    """What is written from now on, through rotations, until the service has ended."""
-    import codecs
-
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    more = follow(store, name, lambda: decode(output.read())) if args.follow else ()
+    stream = itertools.chain((line + "\n" for line in lines), more)
+    return Result({"name": name, "log": path, "lines": lines}, stream=stream, is_raw=args.raw)
+
+
+def follow(store: Store, name: str | None, news: Callable[[], str]) -> Iterator[str]:
+    """What is new from now on, until the service has ended; None: without end."""
     while True:
-        is_live = find(store, name).verdict.is_live
-        chunk = output.read()
-        if chunk:
-            yield decode(chunk)
+        record = store.record(name) if name else None
+        is_live = not name or bool(record and observe(store, record, place()).verdict.is_live)
+        text = news()
+        if text:
+            yield text
         elif not is_live:
             return
         else:
@@ -6571,40 +6532,25 @@ NEXT_LIVE = ("logs {0} -n 100", "events {0}", "wait-healthy {0}", "stop {0}")
 def explain(store: Store, args: argparse.Namespace) -> Result:
     """All that who knows nothing else needs in order to go on: 60 lines, secrets masked."""
     seen = find(store, args.name)
-    record, spec, verdict = seen.record, seen.record.spec, seen.verdict
+    record, spec, verdict, name = seen.record, seen.record.spec, seen.verdict, seen.record.name
     members = tree_of(trusted(store, seen)) if seen.facts.here else []
     own = {one.port for one in listeners(member.identity.pid for member in members)}
     ended = None if verdict.is_live else record.exit
-    data = {
-        "name": record.name,
-        "status": verdict.status,
-        "why": verdict.why,
-        "since": ended.at if ended else record.started_at,
-        **failure_facts(store, record),
-        "command": shown_command(spec),
-        "cwd": spec.cwd,
-        "environment": dict(record.environment),
-        "listens_on": sorted(own),
-        "port": spec.port,
-        "port_state": port_state(spec.port) if spec.port and spec.port not in own else None,
-        "log": store.path(record.name, "output.log"),
-        "exits": store.failed_exits(record.name),
-        "log_tail": list(map(masked_line, store.last_lines(record.name, 20))),
-        "next": [line.format(record.name) for line in (NEXT_LIVE if verdict.is_live else NEXT)],
-    }
-    return Result(data, explained(data))
-
-
-def explained(data: Mapping[str, object]) -> list[str]:
-    """The page: 34 lines of facts, the newest exits first, 21 of output, 5 of what to do next."""
-    parts = {key: data[key] for key in ("exits", "log_tail", "next")}
-    exits, tail, after = (part if isinstance(part, list) else [] for part in parts.values())
+    data: dict[str, object] = {"name": name, "status": verdict.status, "why": verdict.why}
+    data.update(since=ended.at if ended else record.started_at, **failure_facts(store, record))
+    data.update(command=mask_secrets(shown_command(spec)), cwd=spec.cwd)
+    data.update(environment=dict(record.environment), listens_on=sorted(own), port=spec.port)
+    state = port_state(spec.port) if spec.port and spec.port not in own else None
+    data.update(port_state=state, log=store.path(name, "output.log"))
+    exits, tail = store.failed_exits(name), [*map(masked_line, store.last_lines(name, 20))]
+    after = [line.format(name) for line in (NEXT_LIVE if verdict.is_live else NEXT)]
+    # 34 lines of facts, the newest exits first, 21 of output, 5 of what to do next
     brief = [{k: v for k, v in one.items() if k != "log_tail"} for one in exits]
-    facts = {**data, **dict.fromkeys(parts), "exits": brief}
-    texts = [f"{key + ':':14}{shown(key, value)}" for key, value in facts.items() if value]
-    head = "\n".join(texts).split("\n")[:34]
-    tail = ["log_tail:", *(f"  | {line}" for line in tail)] if tail else []
-    return [line[:300] for line in [*head, *tail, "next:", *(f"  {line}" for line in after)]]
+    page = page_of({**data, "exits": brief}, 14)[:34]
+    page += ["log_tail:", *(f"  | {line}" for line in tail)] if tail else []
+    page += ["next:", *(f"  {line}" for line in after)]
+    data.update(exits=exits, log_tail=tail, next=after)
+    return Result(data, [line[:300] for line in page])
 
 
 @command(
@@ -6616,30 +6562,21 @@ def explained(data: Mapping[str, object]) -> list[str]:
 )
 def events(store: Store, args: argparse.Namespace) -> Result:
     """What happened and why; with -f also what goes on to happen."""
-    if args.follow and args.json:
-        raise UsageError("--json is one document, -f has no end", "leave one of them out")
     name = find(store, args.name).record.name if args.name else None
-    told = store.events(name)
-    last = told[max(0, len(told) - args.lines) :]
-    if args.follow:
-        first = (f"{event}\n" for event in last)
-        return Result({}, stream=itertools.chain(first, follow_events(store, name, told)))
-    return Result({"events": [event._asdict() for event in last]}, list(map(str, last)))
+    told, looked_at = store.events(name), 0.0
+    last, known = told[max(0, len(told) - args.lines) :], set(told)
 
-
-def follow_events(store: Store, name: str | None, told: Iterable[Event]) -> Iterator[str]:
-    """What happens from now on, until the service has ended."""
-    known, looked_at = set(told), 0.0
-    while True:
-        record = store.record(name) if name else None
-        is_live = not name or bool(record and observe(store, record, place()).verdict.is_live)
+    def news() -> str:
+        nonlocal looked_at
         changed_after, looked_at = looked_at - 2, time.time()  # file times are coarse
         new = [event for event in store.events(name, changed_after) if event not in known]
         known.update(new)
-        yield from (f"{event}\n" for event in new)
-        if not is_live and not new:
-            return
-        time.sleep(0.2)
+        return "".join(f"{event}\n" for event in new)
+
+    if args.follow:
+        first = (f"{event}\n" for event in last)
+        return Result({}, stream=itertools.chain(first, follow(store, name, news)))
+    return Result({"events": [event._asdict() for event in last]}, list(map(str, last)))
 
 
 # -- wait-healthy
@@ -6690,9 +6627,8 @@ def claimant(store: Store, port: int) -> Seen | None:
     records = [one for one in known if one.spec.port == port and one.phase != "external"]
     claims = [observe(store, record, here) for record in records if record.wanted == "running"]
     claims = [seen for seen in claims if seen.facts.here]
-    return max(
-        claims, key=lambda seen: (seen.verdict.is_live, seen.record.started_at), default=None
-    )
+    claims.sort(key=lambda seen: (seen.verdict.is_live, seen.record.started_at))
+    return claims[-1] if claims else None
 
 
 WAIT_S = 30.0
@@ -6712,16 +6648,14 @@ class Target:
         args: argparse.Namespace | None = None,
     ) -> None:
         self.store, self.given = store, given
-        self.expect: str | None = args.expect if args else None
-        self.insecure: bool = args.insecure if args else False
+        asked = [(key, getattr(args, key, None)) for key in ("expect", "insecure")]
+        self.asked = {key: value for key, value in asked if value}
         self.follow(record)
 
     def follow(self, record: Record | None) -> None:
         """Go over to another instance: nothing of it held yet."""
         self.record, self.name = record, record.name if record else None
-        spec = record.spec if record else Spec(("",), os.getcwd())
-        insecure = self.insecure or spec.insecure
-        spec = spec._replace(expect=self.expect or spec.expect, insecure=insecure)
+        spec = (record.spec if record else Spec(("",), os.getcwd()))._replace(**self.asked)
         checks = self.given or [parse_check(text) for text in spec.readiness] or [Check("tcp")]
         self.checks = Checks(self.store, record, checks, spec, self.ask)
         self.phase, self.why = (record.phase, record.reason) if record else ("", "")
@@ -6823,19 +6757,14 @@ class Target:
         if seen.verdict.status == "external":
             why = f"{name} can't be judged: external ({seen.verdict.why})"
             raise Failed(why, "wait for its port or a URL: wait-healthy PORT", name=name)
-        ended, after = seen.record.exit, ""
+        ended, after, tail = seen.record.exit, "", self.store.last_lines(name, 20)
         if ended:
             after = f" {format_duration(ended.at - seen.record.started_at)} after its start"
-        tail = self.store.last_lines(name, 20)
+        text = f"{name} is not running: {seen.verdict.status}{after} ({seen.verdict.why or ended})"
         read = "read its last lines above" if tail else "it wrote nothing"
-        raise Failed(
-            f"{name} is not running: {seen.verdict.status}{after} ({seen.verdict.why or ended})",
-            f"{read}; mend the cause, then: restart {name}",
-            name=name,
-            exit=ended and ended._asdict(),
-            log_tail=tail,
-            **failure_facts(self.store, seen.record),
-        )
+        facts = {**failure_facts(self.store, seen.record), "exit": ended and ended._asdict()}
+        advice = f"{read}; mend the cause, then: restart {name}"
+        raise Failed(text, advice, name=name, log_tail=tail, **facts)
 
     @property
     def answer(self) -> Sight:
@@ -6863,10 +6792,9 @@ class Target:
         waited, record, sights = format_duration(timeout_s), self.record, self.checks.sights
         facts: dict[str, object] = {"name": self.name, "port": self.answer.port}
         if record is None:
+            message = f"{self.label} didn't answer in {waited} ({self.seen})"
             advice = "no service here claims this port (see `list`): start one with --port"
-            return TimedOut(
-                f"{self.label} didn't answer in {waited} ({self.seen})", advice, **facts
-            )
+            return TimedOut(message, advice, **facts)
         name, pid = record.name, record.main and record.main.pid
         alive = f"{name} (pid {pid}) is alive and left running"
         facts["log_tail"] = self.store.last_lines(name, 20)
@@ -6935,10 +6863,7 @@ class Wait:
 
 
 class Chain:
-    """Services that live as long as a test command: started, waited for, watched, stopped.
-
-    Its own process is their owner: were it killed with -9, their supervisors would end them.
-    """
+    """Services that live as long as a test command: this process owns them, also killed with -9."""
 
     def __init__(self, store: Store, args: argparse.Namespace) -> None:
         look = stat_of(os.getpid())
@@ -6958,6 +6883,8 @@ class Chain:
         self.say(*result.lines)
         record = find(self.store, args.name).record
         self.started.update([record.instance] if record.owner == self.me else [])
+        if record.owner_name == "run" and record.owner != self.me:
+            self.store.ask_record(record.name, "touch", sharer=self.me._asdict())
         target = Target(self.store, record)
         ready = Wait([target], self.timeout_s, self.progress).run()
         self.say(*ready.lines)
@@ -6979,6 +6906,8 @@ class Chain:
                 self.look()
                 time.sleep(0.02)
         except Interrupted as error:
+            what = f"{os.path.basename(argv[0])} has {format_duration(STOP_TIMEOUT_S)} to end"
+            self.say(f"[INFO] {error.message}: {what}, then the services are stopped")
             with contextlib.suppress(Interrupted, subprocess.TimeoutExpired):  # a second Ctrl-C
                 if error.facts["signal"] in ("SIGTERM", "SIGHUP"):  # Ctrl-C reaches it by itself
                     process.terminate()
@@ -7006,9 +6935,13 @@ class Chain:
 
     def stop(self) -> str:
         """Stop what was started here, the last one first; `; stopped: api, db`."""
+        shared: list[str] = []
         for name, data in reversed(self.services.items()):
             record = self.store.record(name)
             is_ours = record and (record.owner == self.me or record.instance in self.started)
+            if is_ours and record and any(map(is_alive, record.sharers)):
+                shared.append(name)  # its supervisor gives it to them as soon as we are gone
+                is_ours = False
             data["stopped"] = bool(is_ours)
             if is_ours:
                 result = stop_all(self.store, [name], STOP_TIMEOUT_S, force=False)
@@ -7021,7 +6954,9 @@ class Chain:
             data["exit"] = record and record.exit and record.exit._asdict()
         stopped = [name for name, data in self.services.items() if data["stopped"]]
         left = [name for name, data in self.services.items() if data["status"] in LIVE_PHASES]
-        told = (("stopped", stopped), ("left running, as it was before", left))
+        left = [name for name in left if name not in shared]
+        told = [("stopped", stopped), ("left running, as it was before", left)]
+        told += [("left to another run", shared)]
         return "".join(f"; {word}: {', '.join(names)}" for word, names in told if names)
 
 
@@ -7150,13 +7085,6 @@ def read_json(text: str) -> object:
         raise UsageError(f"not JSON: {error}", "quote it for the shell: '{\"key\": 1}'") from error
 
 
-def plain_value(text: str) -> object:
-    """JSON where it is JSON, else the text itself."""
-    with contextlib.suppress(ValueError):
-        return text if text.strip("-") in ("NaN", "Infinity") else parse_json(text)
-    return text
-
-
 def params_of(words: Sequence[str]) -> object:
     """The parameters: one JSON text, or `key=value` and `a.b=value`."""
     if len(words) == 1 and (words[0] == "-" or words[0].startswith(("{", "[", "@"))):
@@ -7172,7 +7100,9 @@ def params_of(words: Sequence[str]) -> object:
         if not equals or not last or last in spot:
             how = "write key=value, a.b=value for nested ones, or one JSON object"
             raise UsageError(f"{key!r} is no parameter, or it is there twice", how)
-        spot[last] = plain_value(text)
+        spot[last] = text
+        with contextlib.suppress(ValueError):  # JSON where it is JSON
+            spot[last] = text if text.strip("-") in ("NaN", "Infinity") else parse_json(text)
     return params
 
 
@@ -7293,11 +7223,9 @@ def tools(store: Store, args: argparse.Namespace) -> Result:
     table = [("tool", "arguments", "description")]
     for tool in found:
         schema = as_object(tool.get("inputSchema"))
-        needed = str(schema.get("required"))
-        kinds = {
-            k: as_object(v).get("type") for k, v in as_object(schema.get("properties")).items()
-        }
-        words = [f"{k}={v}" if repr(k) in needed else f"[{k}={v}]" for k, v in kinds.items()]
+        needed, known = str(schema.get("required")), as_object(schema.get("properties"))
+        pairs = [(key, f"{key}={as_object(one).get('type')}") for key, one in known.items()]
+        words = [text if repr(key) in needed else f"[{text}]" for key, text in pairs]
         text = str(tool.get("description") or "").strip().partition("\n")[0]
         table.append((str(tool.get("name")), " ".join(words) or "-", text))
     return Result({"name": args.name, "tools": found}, [], table)
@@ -7350,11 +7278,8 @@ GLOBAL_OPTIONS = (
     Option("--home", "DIR", help="state directory (default: SPM_HOME, or the nearest .spm)"),
     Option("--json", help="print one JSON document"),
 )
-OPTIONAL_VALUES = {
-    "start": ("--wait", WAIT_S),
-    "list": ("--watch", 2.0),
-    "status": ("--watch", 2.0),
-}
+WATCHED = ("--watch", 2.0)
+OPTIONAL_VALUES = {"start": ("--wait", WAIT_S), "list": WATCHED, "status": WATCHED}
 PLAIN_BARS = dict(zip(map(ord, BARS), "_.-:=+*#"))
 LEADING = ("--home", "--json", "--version", "--help", "-h")  # what may stand before the command
 # C0 and C1, and what turns the direction of writing: Unicode's bidirectional controls
@@ -7382,7 +7307,10 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     words = getattr(args, "command", [])
     if len(words) > 1 and rest[-len(words) :] != words:
         # Options behind bare words could be start's or the command's: nobody should have to guess.
-        line = join_command(without_values(rest[rest.index(words[0], rest.index(args.name) + 1) :]))
+        words = rest[rest.index(words[0], rest.index(args.name) + 1) :]
+        # but of NAME=value only the name: a message may be logged
+        form = rf"^((?:--env=)?{VARIABLE}=).*"
+        line = join_command([re.sub(form, r"\1…", word, flags=re.S) for word in words])
         raise UsageError(
             "options behind an unquoted command: are they the command's or start's?",
             f"quote the command: start {args.name} {join_command([line])}, "
@@ -7405,11 +7333,6 @@ def with_value(name: str, words: Sequence[str]) -> list[str]:
     return [f"{option}={value:g}" if word == option else word for word in joined]
 
 
-def without_values(words: Sequence[str]) -> list[str]:
-    """The words, but of NAME=value only the name: a message may be logged."""
-    return [re.sub(rf"^((?:--env=)?{VARIABLE}=).*", r"\1…", word, flags=re.S) for word in words]
-
-
 def no_command(leading: Sequence[str], name: str) -> Exception:
     """What to say when no command of ours was called."""
     if "--version" in leading:
@@ -7419,12 +7342,8 @@ def no_command(leading: Sequence[str], name: str) -> Exception:
         usage = f"usage: {PROGRAM} [--home DIR] [--json] COMMAND …\n       {PROGRAM} COMMAND --help"
         doc = (__doc__ or "").partition("\n")[0]
         return HelpWanted(f"{usage}\n\n{doc}\n\n{listing}\n\n{EXIT_CODES}")
-    import difflib
-
-    near = difflib.get_close_matches(name, COMMANDS, 3)
-    near.sort(key=lambda one: sorted(one) != sorted(name))  # strat is start rather than stats
-    advice = f"did you mean {near[0]}? " if near else ""
-    return UsageError(f"no command {name!r}", f"{advice}The commands are: {', '.join(COMMANDS)}")
+    advice = f"{nearest(name, COMMANDS)}The commands are: {', '.join(COMMANDS)}"
+    return UsageError(f"no command {name!r}", advice)
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
@@ -7447,26 +7366,15 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     command = COMMANDS[name]
     # A width of our own: argparse would import shutil and the compression libraries to find one.
     width = partial(argparse.HelpFormatter, width=98)
-    parser = Parser(
-        f"{PROGRAM} {name}",
-        description=command.help,
-        formatter_class=width,
-        allow_abbrev=False,
-    )
+    parser = Parser(f"{PROGRAM} {name}", formatter_class=width, allow_abbrev=False)
+    parser.description = command.help
+    add: Callable[..., object] = parser.add_argument
     for words, metavar, kind, default, text in (*command.options, *GLOBAL_OPTIONS):
-        flags = words.split()
-        if not metavar:
-            parser.add_argument(*flags, action="store_true", help=text)
-        elif isinstance(default, list):
-            parser.add_argument(
-                *flags, metavar=metavar, action="append", type=kind, default=[], help=text
-            )
-        elif words[-1] in "+*?":
-            parser.add_argument(
-                words[:-1], metavar=metavar, nargs=words[-1], type=kind, default=default, help=text
-            )
-        else:
-            parser.add_argument(*flags, metavar=metavar, type=kind, default=default, help=text)
+        how = {"metavar": metavar, "type": kind, "default": default}
+        how.update({"action": "append"} if isinstance(default, list) else {})
+        how.update({"nargs": words[-1]} if words[-1] in "+*?" else {})
+        how = how if metavar else {"action": "store_true"}
+        add(*words.rstrip("+*?").split(), help=text, **how)
     return parser
 
 
@@ -7572,19 +7480,14 @@ def repeat(command: Command, store: Store, args: argparse.Namespace, every_s: fl
         write(sys.stdout, "\033[?1049l" * in_place)
 
 
-def has_psutil() -> bool:
-    """Whether psutil can be imported, without importing it: 0.2 ms instead of 15."""
-    from importlib.machinery import PathFinder
-
-    return PathFinder.find_spec("psutil") is not None
-
-
 def run(argv: Sequence[str]) -> int:
     """One command from its words to its exit code."""
+    from importlib.machinery import PathFinder
+
     notes: list[str] = []
     try:
         command, args = parse(argv)
-        if not has_psutil():
+        if PathFinder.find_spec("psutil") is None:  # not imported: 0.2 ms instead of 15
             raise UsageError(NO_PSUTIL.format(sys.executable, PROGRAM))
         args.say = say
         store = Store(find_home(args.home))
@@ -7593,18 +7496,18 @@ def run(argv: Sequence[str]) -> int:
             store.prepare()
         args.progress = show_progress
         every_s = getattr(args, "watch", None)
-        if every_s and args.json:
-            raise UsageError("--json is one document, --watch has no end", "leave one of them out")
+        endless = "--watch" if every_s else "-f" * getattr(args, "follow", False)
+        if endless and args.json:
+            text = f"--json is one document, {endless} has no end"
+            raise UsageError(text, "leave one of them out")
         result = repeat(command, store, args, every_s) if every_s else command.run(store, args)
     except HelpWanted as answer:
         result = Result({"help": str(answer)}, str(answer).split("\n"))
     except SpmError as error:
         result = Result({}, error=error)
     except OSError as error:
-        where = error.filename or os.curdir
-        result = Result(
-            {}, error=StateError(f"{where}: {error.strerror or error}", "see that it can be used")
-        )
+        text = f"{error.filename or os.curdir}: {error.strerror or error}"
+        result = Result({}, error=StateError(text, "see that it can be used"))
     except KeyboardInterrupt:
         advice = "what was started, or is being stopped, goes on without this command: see list"
         result = Result({}, error=Interrupted("interrupted", advice))

@@ -61,7 +61,7 @@ SCRIPTS = [
     ("missing_module", [PY, "-c", "from os import nosuch"], "cannot import name 'nosuch'"),
     ("missing_module", [PY, "nosuch.py"], "can't open file"),
     ("missing_module", [PY, "-m", "uvicorn", "nosuch:app"], 'Could not import module "nosuch"'),
-    ("missing_module", [PY, "-m", "uvicorn", "os:nosuch"], 'Attribute "nosuch" not found'),
+    ("missing_attribute", [PY, "-m", "uvicorn", "os:nosuch"], 'Attribute "nosuch" not found'),
     ("missing_module", ["node", "-e", "require('nosuch')"], "Cannot find module 'nosuch'"),
     ("missing_module", ["node", "nosuch.js"], "Cannot find module"),
     ("missing_module", ["node", "--input-type=module", "-e", "import 'nosuch'"], "package 'nosuch"),

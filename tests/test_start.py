@@ -14,6 +14,8 @@ import psutil
 import pytest
 from conftest import SCRIPT, Spm, eventually, is_running, nasty
 
+import simple_process_manager as program
+
 
 def test_a_started_service_runs_and_is_listed(spm: Spm) -> None:
     done = spm("start", "api", nasty("--say", "hello"))
@@ -22,6 +24,22 @@ def test_a_started_service_runs_and_is_listed(spm: Spm) -> None:
     assert (row["status"], row["supervised"]) == ("running", True)
     assert is_running(row["pid"])
     eventually(lambda: spm.log("api") == "hello\n", what="its output in the log")
+    spm("stop", "api")
+
+
+def test_no_interpreter_is_started_for_what_runs_already(
+    spm: Spm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spm("start", "api", "sleep 100")
+    monkeypatch.setenv("SPM_HOME", str(spm.home))
+    words = ["start", "API", "sleep 100"]
+    assert program.boot_early(words) is None
+    for wanted in ([*words, "--replace"], ["start", "web", "sleep 100"]):
+        booted = program.boot_early(wanted)
+        assert booted is not None
+        program.dismiss(booted.pid)
+        os.close(booted.order)
+        os.close(booted.answer)
     spm("stop", "api")
 
 
