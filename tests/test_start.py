@@ -15,6 +15,7 @@ import pytest
 from conftest import SCRIPT, Spm, eventually, is_running, nasty
 
 
+@pytest.mark.smoke
 def test_a_started_service_runs_and_is_listed(spm: Spm) -> None:
     done = spm("start", "api", nasty("--say", "hello"))
     assert done.stdout.startswith("[OK] api started (pid ")
@@ -25,6 +26,7 @@ def test_a_started_service_runs_and_is_listed(spm: Spm) -> None:
     spm("stop", "api")
 
 
+@pytest.mark.smoke
 def test_starting_what_runs_is_success_and_a_heartbeat(spm: Spm) -> None:
     spm("start", "api", nasty())
     before = spm.record("api")

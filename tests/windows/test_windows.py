@@ -21,12 +21,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from conftest import COMPILED, ROOT, eventually, free_port, is_running
+from conftest import COMPILED, ROOT, free_port, is_running
+from conftest import eventually as _eventually
 
 pytestmark = pytest.mark.windows
 
@@ -36,6 +38,7 @@ CACHE = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
 WINE = Path(os.environ.get("SPM_WINE") or os.path.join(CACHE, "spm-wine"))
 PYTHON = sys.executable if NATIVE else "python.exe"
 SERVICE, RPC = HERE / "service.py", HERE.parent / "rpc_server.py"
+eventually = partial(_eventually, within=30.0)  # a Windows process takes its time under Wine
 PIPE, NULL = subprocess.PIPE, subprocess.DEVNULL
 
 
@@ -112,7 +115,7 @@ class Win:
             else:
                 for stream in open_:
                     os.set_blocking(stream.fileno(), False)
-                eventually(is_over, 60, f"the end of {process.args!r}")
+                eventually(is_over, within=60, what=f"the end of {process.args!r}")
                 texts = tuple(map(bytes, streams.values()))
         out, err = (text.decode("utf-8", "replace").replace("\r\n", "\n") for text in texts)
         return process.returncode, out, err
@@ -205,7 +208,7 @@ def test_a_service_from_start_to_cleanup_in_a_path_with_any_letters(win: Win) ->
 
 def test_stop_ends_the_whole_tree_through_its_job(win: Win) -> None:
     win.start("tree", "--", "--child", "--orphan", "--scrubbed", "--mark", win.base)
-    eventually(lambda: "orphaned" in win.log("tree"), 20, "the orphan")
+    eventually(lambda: "orphaned" in win.log("tree"), what="the orphan")
     why = {one["command"].split()[-1]: one["why"] for one in win.json("status", "tree")["tree"]}
     assert why["orphan"] == "in its job object", "it has another parent, and no cookie"
     assert "stopped" in win("stop", "tree")
@@ -214,7 +217,7 @@ def test_stop_ends_the_whole_tree_through_its_job(win: Win) -> None:
 
 def test_a_killed_supervisor_is_noticed_and_start_takes_its_service_back(win: Win) -> None:
     win.start("web", "--", "--orphan", "--scrubbed", "--mark", win.base)
-    eventually(lambda: "orphaned" in win.log("web"), 20, "the orphan")
+    eventually(lambda: "orphaned" in win.log("web"), what="the orphan")
     for back in (True, False):
         (supervisor,) = win.processes("supervise", "web")
         supervisor.kill()
@@ -289,7 +292,7 @@ def test_how_a_service_ended_is_known(win: Win) -> None:
     assert "exit code 7" in win("explain", "short") and "bye" in win("explain", "short")
     policy = ("--restart", "on-failure", "--backoff", "0.1", "--max-restarts", "2")
     win.start("again", *policy, "--", "--exit", "3")
-    eventually(lambda: win.record("again")["phase"] == "failed", 30)
+    eventually(lambda: win.record("again")["phase"] == "failed")
     assert [one["event"] for one in win.json("events", "again")["events"]].count("restarted") == 2
 
 
@@ -305,7 +308,7 @@ def test_a_log_is_rotated_while_the_service_holds_it_open(win: Win) -> None:
     win.start("chat", "--log-size", "10kB", "--", "--lines", "3000")
     log = win.home / "services" / "chat" / "output.log"
     older = log.with_name("output.log.1")
-    eventually(lambda: older.exists() and "line 2999" in win.log("chat"), 20, "a rotation")
+    eventually(lambda: older.exists() and "line 2999" in win.log("chat"), what="a rotation")
     assert log.stat().st_size < 30_000 and b"\0" not in log.read_bytes()
     assert win.json("logs", "chat", "-n", "2")["lines"] == ["line 2998", "line 2999"]
     win("stop", "chat")
@@ -314,18 +317,18 @@ def test_a_log_is_rotated_while_the_service_holds_it_open(win: Win) -> None:
 def test_readiness_by_log_and_http_and_a_death_while_waiting(win: Win, port: int) -> None:
     words = ("--port", port, "--", "--after", "0.3", "--say", "up and listening", "--port", port)
     checks = ("--ready", "log:listening", "--ready", f"http://127.0.0.1:{port}/")
-    assert "ready" in win.start("web", "--wait", "20s", *checks, "--expect", "501", *words)
+    assert "ready" in win.start("web", "--wait", "40s", *checks, "--expect", "501", *words)
     assert win("wait-healthy", f"http://127.0.0.1:{port}/", "5s", "--expect", "501")
     win("wait-healthy", free_port(), "0.3s", code=124)
     win("stop", "web")
     death = ("--after", "0.5", "--say", "oops", "--exit", "3")
-    died = win.start("dead", "--ready", "log:never", "--wait", "20s", "--", *death, code=1)
+    died = win.start("dead", "--ready", "log:never", "--wait", "40s", "--", *death, code=1)
     assert "exit code 3" in died and "oops" in died
 
 
 def test_wait_healthy_believes_only_the_services_own_port(win: Win, port: int) -> None:
     win.start("web", "--port", port, "--", "--port", port)
-    seen = win("wait-healthy", "web", "20s")
+    seen = win("wait-healthy", "web", "40s")
     assert "[OK] web" in seen and str(port) in seen
     win.start("other", "--port", port, "--force", "--", "--say", "no port")
     assert "service web of" in win("wait-healthy", "other", "1s", code=5)
@@ -335,7 +338,7 @@ def test_wait_healthy_believes_only_the_services_own_port(win: Win, port: int) -
 def test_a_port_and_its_holder(win: Win, port: int) -> None:
     assert "free" in win("port", port)
     win.start("web", "--port", port, "--", "--port", port)
-    win("wait-healthy", port, "20s")
+    win("wait-healthy", port, "40s")
     (held,) = win.json("port", port, code=5)["error"]["holders"]
     assert held["service"] == "web"
     conflict = win("start", "two", "--port", port, "--", PYTHON, SERVICE, code=5)
@@ -352,7 +355,7 @@ def test_run_starts_waits_tests_and_stops(win: Win, port: int) -> None:
     )
     line = f'"{PYTHON}" "{path(SERVICE)}" --port {port}'
     check = f"http://127.0.0.1:{port}/"
-    words = ("--port", port, "--ready", check, "--expect", "501", "--timeout", "20s")
+    words = ("--port", port, "--ready", check, "--expect", "501", "--timeout", "40s")
     told = win("run", "web", line, *words, "--", PYTHON, "-c", test, code=42)
     assert "web stopped" in told
     assert not win.processes()
@@ -369,11 +372,11 @@ def test_leases_end_with_their_time_their_owner_or_without_use(win: Win) -> None
         rows = win.json("list")["services"]
         return {row["name"] for row in rows if row["status"] == "running"}
 
-    eventually(lambda: running() == {"owner", "owned"}, 20, "the end of two leases")
+    eventually(lambda: running() == {"owner", "owned"}, what="the end of two leases")
     assert "lease" in win("status", "brief", code=3)
     win("stop", "owner")
-    eventually(lambda: not running(), 20, "the end of what it owned")
-    eventually(lambda: not win.processes(), 20, "the end of their supervisors")
+    eventually(lambda: not running(), what="the end of what it owned")
+    eventually(lambda: not win.processes(), what="the end of their supervisors")
 
 
 def test_calls_of_a_stdio_service(win: Win) -> None:
