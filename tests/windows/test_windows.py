@@ -18,7 +18,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -169,19 +168,18 @@ class Win:
 
 
 @pytest.fixture
-def win() -> Iterator[Win]:
+def win(base: Path) -> Iterator[Win]:
     """The command line; a process left alive at the end fails the test."""
-    with tempfile.TemporaryDirectory(prefix="spm-win-", ignore_cleanup_errors=True) as base:
-        one = Win(Path(base))
-        yield one
-        deadline = time.monotonic() + 5
-        while one.processes() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        left, shown = one.processes(), str(one)
-        for process in left:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        assert not left, f"left running:\n{shown}"
+    one = Win(base)
+    yield one
+    deadline = time.monotonic() + 5
+    while one.processes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left, shown = one.processes(), str(one)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    assert not left, f"left running:\n{shown}"
 
 
 def test_a_service_from_start_to_cleanup_in_a_path_with_any_letters(win: Win) -> None:
@@ -211,7 +209,8 @@ def test_stop_ends_the_whole_tree_through_its_job(win: Win) -> None:
     eventually(lambda: "orphaned" in win.log("tree"), what="the orphan")
     why = {one["command"].split()[-1]: one["why"] for one in win.json("status", "tree")["tree"]}
     assert why["orphan"] == "in its job object", "it has another parent, and no cookie"
-    assert "stopped" in win("stop", "tree")
+    told = win("stop", "tree", "--force")
+    assert "[OK] tree stopped" in told and "3 processes ended, by TerminateProcess" in told
     assert not win.processes()
 
 
@@ -444,6 +443,20 @@ print(child.wait(), other.wait())
 """,
     )
     assert told.split() == ["15", "15"]
+
+
+def test_the_number_of_a_dead_parent_that_a_younger_process_has_is_no_ancestor(win: Win) -> None:
+    told = inside(
+        win,
+        """
+def look(pid, began, parent):
+    return spm.Stat(spm.Identity(pid, began), parent, 0, "R", 0.0, 1, True)
+looks = {9: look(9, "5.00", 8), 8: look(8, "4.00", 7), 7: look(7, "6.00", 1), 1: look(1, "1.00", 0)}
+spm.stat_of, spm._psutil_stats = looks.get, lambda: dict(looks)
+print(spm.lineage(9), [look.parent for look in spm.all_stats().values()])
+""",
+    )
+    assert told.strip() == "(9, 8) [8, 0, 1, 0]"
 
 
 def test_a_supervisor_starts_also_where_no_job_lets_it_go(win: Win) -> None:
