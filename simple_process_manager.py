@@ -954,6 +954,9 @@ if sys.platform == "win32":
     _wakes: list[socket.socket] = []
     _jobs: list[int] = []  # kept open: a job that nobody holds loses its name
     CMD_SWITCHES = ("/d", "/s", "/c")
+    FORCE = "TerminateProcess"
+    CONNECT_S = 0.05  # a closed port of loopback refuses only after 2 s: SYN is sent three times
+    ADOPTS = False  # the other children of a supervisor are its console's host and its probes
     my_user_id = 0  # as os.stat() has it: the access list of the profile protects the directory
     stat_of, cookie_of, user_name = _psutil_stat, _psutil_cookie, str
 
@@ -1119,6 +1122,10 @@ if sys.platform == "win32":
         if job:
             _jobs.append(job)
             _kernel32.AssignProcessToJobObject(HANDLE(job), handle)
+            # A handle in the service itself: the job keeps its name when its supervisor is killed.
+            ours, same_access = HANDLE(-1), 2
+            to = ctypes.byref(HANDLE())
+            _kernel32.DuplicateHandle(ours, HANDLE(job), handle, to, 0, False, same_access)
         ctypes.WinDLL("ntdll").NtResumeProcess(handle)
         _children.append(process)
         threading.Thread(target=_wait_for, args=(process,), name="child", daemon=True).start()
@@ -1226,6 +1233,9 @@ else:
 
     _reaped: dict[int, int] = {}  # the exit codes that reap() collected last
     my_user_id = os.geteuid()
+    FORCE = "SIGKILL"
+    CONNECT_S = 0.25  # loopback refuses at once; only a full backlog takes longer
+    ADOPTS = True
     # One clock for all processes of a boot (docs.python.org/3/library/time.html#time.monotonic);
     # nobody sets it, and it stands still in suspend: CLOCK_MONOTONIC in clock_gettime(2), on macOS
     # mach_absolute_time().
@@ -1719,8 +1729,11 @@ def lineage(pid: int = 0) -> tuple[int, ...]:
     """The pids of this process (or another) and its ancestors: ours are never to be signalled."""
     pids, look = [pid or os.getpid()], stat_of(pid or os.getpid())
     while look and look.parent > 0 and look.parent not in pids:
+        above = stat_of(look.parent)
+        if above and above.identity.born > look.identity.born:
+            break  # Windows keeps a dead parent's number, which a later process may have
         pids.append(look.parent)
-        look = stat_of(look.parent)
+        look = above
     return tuple(pids)
 
 
@@ -1749,7 +1762,7 @@ def tree_of(record: Record, stats: dict[int, Stat] | None = None) -> list[Member
     if record.main:
         roots += [(record.main.pid, "main process")] * (record.main in living)
         roots += companions(record.main, record.instance, stats).items()
-    if record.supervisor and record.supervisor in living:
+    if ADOPTS and record.supervisor and record.supervisor in living:
         adopted = children.get(record.supervisor.pid, ())
         roots += [(pid, "adopted by its supervisor") for pid in adopted]
     bearers = [pid for pid, cookie in cookies.items() if cookie.instance == record.instance != ""]
@@ -1891,9 +1904,10 @@ def owner_of(lease: str) -> Owner:
     if not lease.isdigit():
         return session_owner() if lease == "session" else (None, "")
     look = stat_of(int(lease)) if int(lease) > 1 else None
-    with contextlib.suppress(psutil.Error):
-        if look and not look.is_dead:
+    if look and not look.is_dead:
+        with contextlib.suppress(psutil.Error, OSError):
             return look.identity, psutil.Process(look.identity.pid).name()
+        return look.identity, ""
     advice = "give the pid of one that does; a duration needs a unit, as in 30s"
     raise UsageError(f"--lease {lease}: no such process lives", advice)
 
@@ -2639,7 +2653,6 @@ def new_record(name: str, spec: Spec, instance: str) -> Record:
 # Does something answer? A probe has a deadline of its own and says what it saw.
 
 LOOPBACK = ("127.0.0.1", "::1")
-CONNECT_S = 0.25  # loopback refuses at once; only a full backlog takes longer
 TREE_LOOK_S = 0.5  # while loopback refuses: a service may listen on another address
 LONGEST_LINE = 65536
 MATCH_S = 0.5  # how long matching what a service wrote may hold up everything else
@@ -2675,7 +2688,8 @@ def is_free(port: int) -> bool:
                 probe.bind((address, port))
             except OSError:
                 return False
-    return probe_tcp(port)[0] is None
+    # An exclusive bind is proof enough; and there a refusal would take its time.
+    return option != socket.SO_REUSEADDR or probe_tcp(port)[0] is None
 
 
 def joined_host(host: str, port: int | None) -> str:
@@ -4213,7 +4227,7 @@ class Supervisor:
         why, self.because = self.because, None
         if left:
             phase = "running" if why is None else "failed"
-            self.change("stop_failed", phase, f"pid {left} outlived SIGKILL")
+            self.change("stop_failed", phase, f"pid {left} outlived {FORCE}")
         elif why != "":  # else it but waits to restart
             self.record = self.record._replace(exit=self.record.exit or Exit(time.time()))
             self.finished = why is None
@@ -5669,7 +5683,7 @@ def clear_port(store: Store, held: Held, name: str) -> str:
             raise error
     ended = [drive(end_tree(*tree, PORT_GRACE_S, force=False)) for tree in trees]
     count = counted(sum(one.processes for one in ended), "process") + " ended"
-    count += ", by SIGKILL" * any(one.killed for one in ended)
+    count += f", by {FORCE}" * any(one.killed for one in ended)
     after = held_port(store, held.port, name)
     if after:
         raise port_error(after, "fail", f"; {count} before")
@@ -6091,7 +6105,7 @@ def check_ended(name: str, ended: Ended) -> None:
     """Failed if something outlived even SIGKILL."""
     if ended.left:
         who = ", ".join(map(str, map(look_at, ended.left)))
-        text = f"{name} didn't end in {format_duration(ended.seconds)}: {who} outlived SIGKILL"
+        text = f"{name} didn't end in {format_duration(ended.seconds)}: {who} outlived {FORCE}"
         advice = "it waits in the kernel (disk, network) or belongs to another user: look with ps"
         raise Failed(text, advice, left=list(ended.left))
 
@@ -6163,7 +6177,7 @@ def stop_report(record: Record, ended: Ended | None) -> tuple[dict[str, object],
         ago = f" {format_duration(time.time() - record.exit.at)} ago" if record.exit else ""
         return data, f"[OK] {name} was not running: {record.phase}{ago} ({how}){remark}"
     data.update(seconds=round(ended.seconds, 3), processes=ended.processes, killed=ended.killed)
-    count = counted(ended.processes, "process") + " ended" + ", by SIGKILL" * ended.killed
+    count = counted(ended.processes, "process") + " ended" + f", by {FORCE}" * ended.killed
     return data, f"[OK] {name} stopped in {format_duration(ended.seconds)} ({how}, {count}){remark}"
 
 

@@ -246,6 +246,7 @@ def failed(spm: Spm, name: str, *words: object) -> dict[str, Any]:
     return spm.json("status", name, code=3)
 
 
+@pytest.mark.smoke
 def test_wait_and_status_tell_the_cause_and_what_to_do(spm: Spm) -> None:
     spm("start", "api", "--", PY, "-m", "nosuch")
     error = spm.json("wait-healthy", "api", 10, code=1)["error"]

@@ -48,6 +48,7 @@ def events(spm: Spm, name: str, *kinds: str) -> list[dict[str, str]]:
 # -- measuring
 
 
+@pytest.mark.smoke
 def test_a_sample_counts_the_whole_tree(spm: Spm, port: int) -> None:
     spm("start", "web", *EVERY, nasty("--port", port, "--child", "--setsid-child"))
     # each is a Python of its own: main with a thread that serves, and two that sleep

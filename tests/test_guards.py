@@ -266,6 +266,7 @@ def test_no_function_is_longer_than_60_lines() -> None:
 # -- the file as a whole
 
 
+@pytest.mark.smoke
 def test_the_script_header_asks_for_what_pyproject_asks_for() -> None:
     # tomllib came with Python 3.11, so both are read by pattern.
     header = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", SOURCE, re.MULTILINE)

@@ -61,6 +61,7 @@ def test_a_terminal_gets_lines_that_fit_and_colour_unless_unwanted(spm: Spm) -> 
     spm("stop", "web")
 
 
+@pytest.mark.smoke
 def test_status_tells_everything(spm: Spm, port: int) -> None:
     spm("start", "web", nasty("--port", port, "--child"), "--env", "TOKEN=abc")
     eventually(lambda: len(spm.json("status", "web")["tree"]) == 2, what="the child")
@@ -142,6 +143,7 @@ def test_bytes_that_are_not_utf8_break_nothing(spm: Spm) -> None:
     spm("stop", "web")
 
 
+@pytest.mark.smoke
 def test_follow_goes_on_until_the_service_ends(spm: Spm) -> None:
     spm("start", "web", "--shell", "echo early; sleep 0.4; echo late; sleep 0.3; echo last")
     done = spm("logs", "web", "-f")

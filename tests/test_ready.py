@@ -174,6 +174,7 @@ def test_a_probe_changes_the_phase_of_what_runs_only(
 # -- start --wait and wait-healthy
 
 
+@pytest.mark.smoke
 def test_start_with_wait_returns_when_every_check_holds(spm: Spm, port: int) -> None:
     began = time.monotonic()
     done = spm.json(

@@ -93,6 +93,7 @@ def relay(spm: Spm) -> dict[str, Any]:
 # -- call
 
 
+@pytest.mark.smoke
 def test_a_call_prints_what_the_tool_answers(spm: Spm) -> None:
     begin(spm)
     assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
@@ -153,6 +154,7 @@ def test_progress_renews_the_timeout(spm: Spm) -> None:
     spm("stop", "s")
 
 
+@pytest.mark.smoke
 def test_tools_are_listed_with_their_arguments(spm: Spm) -> None:
     begin(spm)
     rows = spm("tools", "s").stdout.splitlines()

@@ -165,6 +165,7 @@ def status_once(spm: Spm, name: str, *words: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.smoke
 def test_a_service_that_crashes_is_restarted_with_the_environment_of_its_start(spm: Spm) -> None:
     command = "sh -c 'echo $MODE; sleep 100 & wait'"
     spm("start", "api", command, "--restart", "on-failure", *QUICK, "--env", "MODE=one")

@@ -84,6 +84,7 @@ print(u.urlopen('http://127.0.0.1:' + os.environ['PORT']).status, os.environ['MY
     assert stopped(spm, "my-api")
 
 
+@pytest.mark.smoke
 def test_tests_that_fail_give_their_exit_code(spm: Spm, port: int) -> None:
     done = spm("run", "api", nasty("--port", port), *shell("exit 42"), code=42)
     assert done.stderr.endswith("[ERROR] the tests failed: exit code 42; stopped: api\n")

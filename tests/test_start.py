@@ -17,6 +17,7 @@ from conftest import SCRIPT, Spm, eventually, is_running, nasty
 import simple_process_manager as program
 
 
+@pytest.mark.smoke
 def test_a_started_service_runs_and_is_listed(spm: Spm) -> None:
     done = spm("start", "api", nasty("--say", "hello"))
     assert done.stdout.startswith("[OK] api started (pid ")
@@ -43,6 +44,7 @@ def test_no_interpreter_is_started_for_what_runs_already(
     spm("stop", "api")
 
 
+@pytest.mark.smoke
 def test_starting_what_runs_is_success_and_a_heartbeat(spm: Spm) -> None:
     spm("start", "api", nasty())
     before = spm.record("api")

@@ -82,6 +82,7 @@ def known(spm: Spm) -> bool:
     return {process.pid for process in spm.bearers()} <= pids
 
 
+@pytest.mark.smoke
 def test_a_killed_supervisor_costs_the_exit_code_never_the_service(spm: Spm) -> None:
     spm("start", "api", nasty("--say", "hello"))
     pid = spm.service("api")["pid"]

@@ -59,6 +59,7 @@ def test_a_shell_wrapper_goes_with_its_children(spm: Spm) -> None:
     spm("stop", "api")
 
 
+@pytest.mark.smoke
 def test_stop_tells_time_exit_and_port(spm: Spm, port: int) -> None:
     spm("start", "api", nasty("--port", port))
     spm("wait-healthy", "api", 10)
@@ -150,6 +151,7 @@ def test_dry_run_lists_each_process_and_why_and_signals_none(spm: Spm) -> None:
     spm("stop", "api", "--force")
 
 
+@pytest.mark.smoke
 def test_stop_leaves_a_foreign_process_alone(spm: Spm) -> None:
     same_command = subprocess.Popen(["sleep", "100"])
     spm("start", "api", "sleep 100")
