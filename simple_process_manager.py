@@ -23,6 +23,7 @@ The rooms of this file, in reading order; each uses itself and those above it:
     Policies      pure decisions: status, differences, waiting intervals
     Supervisor    the loop of one service
     Relay         JSON-RPC over the pipes of a service, for many callers
+    Config        spm.json: one table for options, keys and schema; files become specs
     Commands      one function a command: takes arguments, returns a Result, prints nothing
     Command line  parsers, rendering, errors to exit codes, main()
 
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
 
     Kind = Callable[[object, str], object]
     Message = dict[str, object]  # of JSON-RPC
+    Schema = Mapping[str, object]  # of JSON
     Owner = tuple["Identity | None", str]  # a process and its name; None: nobody
 else:
     from operator import itemgetter
@@ -519,6 +521,7 @@ def parse_rule(text: str) -> Rule:
 
 
 NOTHING: Mapping[str, object] = {}
+NO_RULES: Mapping[str, Mapping[str, object]] = {}
 
 
 class RecordError(ValueError):
@@ -592,6 +595,21 @@ def texts_by_name(data: object, path: str) -> dict[str, str]:
     return {key: str(_text(value, f"{path}.{key}")) for key, value in data.items()}
 
 
+RULE_KINDS = {"required": _flag, "pattern": _pattern, "min_length": _number, "secret": _flag}
+NO_RULE = {"required": False, "pattern": "", "min_length": 0, "secret": False}
+
+
+def env_rules(data: object, path: str) -> dict[str, dict[str, object]]:
+    """What variables must be like, by name and complete, or RecordError."""
+    if not isinstance(data, dict):
+        raise RecordError(f"{path}: an object was expected")
+    kinds = {
+        name: read_object(rule, f"{path}.{name}", RULE_KINDS, NO_RULE)
+        for name, rule in data.items()
+    }
+    return {name: dict(zip(RULE_KINDS, fields)) for name, fields in kinds.items()}
+
+
 class Spec(NamedTuple):
     """What was asked for: enough to start the service again, and no value of any variable."""
 
@@ -635,6 +653,7 @@ class Spec(NamedTuple):
     alerts: tuple[str, ...] = ()  # see parse_rule()
     protocol: str = "auto"  # of a stdio service
     keep_alive: bool = True  # a stdio service outlives the call that started it
+    rules: Mapping[str, Mapping[str, object]] = NO_RULES  # of variables: see RULE_KINDS
     extra: Mapping[str, object] = NOTHING
 
     @property
@@ -758,6 +777,7 @@ class Record(NamedTuple):
     failed_at: float | None = None  # by steady_s()
     log_at: int = 0  # where in all that was ever written its output begins, after a restart
     alerts: tuple[str, ...] = ()  # those that are active
+    config: str = ""  # the file that it was started from, "" by hand
     extra: Mapping[str, object] = NOTHING
 
     def to_json(self) -> dict[str, object]:
@@ -822,6 +842,7 @@ SPEC: dict[str, Kind] = {
     "alerts": _list_of(_text),
     "protocol": _one_of(*PROTOCOLS),
     "keep_alive": _flag,
+    "rules": env_rules,
 }
 RECORD: dict[str, Kind] = {
     "name": _text,
@@ -850,6 +871,7 @@ RECORD: dict[str, Kind] = {
     "failed_at": _or_none(_number),
     "log_at": _integer,
     "alerts": _list_of(_text),
+    "config": _text,
 }
 
 
@@ -2247,7 +2269,7 @@ STATE_ADVICE = {
     "EISDIR": "a directory is in the way: move it aside",
 }
 OWN_FILES = ("services", "lock", "cache", "state.json", ".gitignore")
-PROJECT_MARKS = (".git", "pyproject.toml", "package.json")
+PROJECT_MARKS = (".git", "pyproject.toml", "package.json", "spm.json")
 
 
 def find_home(given: str | None) -> str:
@@ -3095,6 +3117,7 @@ SPEC_WORDS = {
     "idle_timeout_s": "--idle-timeout",
     "pid_file": "--pid-file",
     "require_env": "--require-env",
+    "rules": "environment",
 }
 
 
@@ -3202,16 +3225,31 @@ def phase_after(phase: str, is_ok: bool, failures: int, retries: int) -> str:
     return "ready" if is_ok else "unhealthy" if failures >= retries else phase
 
 
-def unmet(required: Iterable[str], env: Mapping[str, str]) -> list[str]:
-    """What is wrong with the required variables; their values are never shown."""
-    problems = []
-    for name, equals, pattern in (item.partition("=") for item in required):
-        value = env.get(name)
-        if not value:
-            problems.append(f"{name} is " + ("not set" if value is None else "empty"))
-        elif equals and not re.fullmatch(pattern, value):
-            problems.append(f"{name} doesn't match {pattern}")
-    return problems
+def unmet(spec: Spec, env: Mapping[str, str]) -> list[str]:
+    """What is wrong with the variables it needs; their values are never shown."""
+    return [
+        f"{name} {why}"
+        for name, rule in rules_of(spec)
+        for why in [fault_of(env.get(name), rule)]
+        if why
+    ]
+
+
+def rules_of(spec: Spec) -> list[tuple[str, Mapping[str, object]]]:
+    """What must hold of which variables, from --require-env and from a configuration."""
+    pairs = (item.partition("=") for item in spec.require_env)
+    asked = [(name, {**NO_RULE, "required": True, "whole": pattern}) for name, _, pattern in pairs]
+    return [*asked, *spec.rules.items()]
+
+
+def fault_of(value: str | None, rule: Mapping[str, object]) -> str:
+    """What is wrong with the value of a variable, "" if nothing is."""
+    whole, pattern, least = str(rule.get("whole", "")), str(rule["pattern"]), rule["min_length"]
+    if not value:
+        return ("is not set" if value is None else "is empty") * bool(rule["required"])
+    if not (re.search(pattern, value) and re.fullmatch(whole or "(?s:.*)", value)):
+        return f"doesn't match {whole or pattern}"
+    return f"is shorter than {least} characters" * (len(value) < float(str(least)))
 
 
 SECRET_NAME = (
@@ -3322,19 +3360,28 @@ def cause_of(ended: Exit, tail: Sequence[str]) -> Cause:
     return Cause(kind, masked_line(message), CAUSE_ADVICE[kind], kind in RETRYABLE)
 
 
-def spec_differences(old: Spec, new: Spec) -> list[str]:
-    """How two specs differ, one text for each field."""
+def changed_fields(old: Spec, new: Spec) -> dict[str, tuple[object, object]]:
+    """What of a spec is asked for otherwise: field by field what was and what is."""
 
     def asked(spec: Spec, key: str) -> object:
         port = spec.port or spec.port_asked or None
         return {"argv": spec.words, "port": port, "port_asked": ""}.get(key, getattr(spec, key))
 
+    pairs = {key: (asked(old, key), asked(new, key)) for key in SPEC}
+    return {key: (was, now) for key, (was, now) in pairs.items() if was != now}
+
+
+def spec_differences(old: Spec, new: Spec) -> list[str]:
+    """How two specs differ, one text for each field."""
+
     def shown(value: object) -> str:
         words = value if isinstance(value, tuple) else (str(value),)
         return "none" if value in (None, (), False) else join_command(words)
 
-    pairs = ((SPEC_WORDS.get(key, key), asked(old, key), asked(new, key)) for key in SPEC)
-    return [f"{word}: {shown(was)} → {shown(now)}" for word, was, now in pairs if was != now]
+    changed = changed_fields(old, new).items()
+    return [
+        f"{SPEC_WORDS.get(key, key)}: {shown(was)} → {shown(now)}" for key, (was, now) in changed
+    ]
 
 
 def refusal(
@@ -5085,6 +5132,786 @@ class Relay:
 
 RELAYS["stdio"] = Relay
 
+# == Config ========================================================================================
+# What a service may be asked to be, in one table: options of `start`, keys of spm.json, its schema.
+# Files become a Config or one ConfigError with every problem; nothing here starts or stops.
+
+PLAIN_FIELDS = (  # of a spec: options of that name, as they are
+    *("insecure", "health_interval_s", "health_timeout_s", "health_retries", "match", "terminal"),
+    *("no_pause", "restart", "max_restarts", "restart_window_s", "success_codes", "failure_log"),
+    *("no_restart_codes", "backoff_s", "backoff_max_s", "success_log", "shell", "protocol"),
+)
+COOLDOWN_S = 60.0  # where there is a restart policy
+JUDGED_S = 10.0  # --start-seconds where only the patterns are given
+IDLE_S = 3600.0  # of a stdio service: the next call starts it again
+parse_type, parse_restart, parse_protocol = one_of(*TYPES), one_of(*RESTARTS), one_of(*PROTOCOLS)
+
+
+class Option(NamedTuple):
+    """An option or, without dashes, a positional argument (+, *, ? as in argparse)."""
+
+    words: str
+    metavar: str = ""  # none: it is a switch
+    kind: Callable[[str], object] = str
+    default: object = None  # a list: it may be given several times
+    help: str = ""
+
+
+def shown_path(path: str) -> str:
+    """A path as short as it can be written from here."""
+    with contextlib.suppress(ValueError, OSError):  # on another Windows drive, or here is gone
+        relative = os.path.relpath(path)
+        return path if relative.startswith("..") else relative
+    return path
+
+
+def kept(parse: Callable[[str], object]) -> Callable[[str], str]:
+    """A parser that returns the text itself, if it can be parsed."""
+    return lambda text: (parse(text), text)[1]
+
+
+HTTP_OPTIONS = (
+    Option("--expect", "CODES", parse_expect, help="http status that is good (200-399)"),
+    Option("--insecure", help="accept any TLS certificate"),
+)
+
+
+def parse_terminal(text: str) -> str:
+    """What can open a window, or UsageError."""
+    if text in ("auto", "tmux", *TERMINALS) or ("{}" in text and split_command(text)):
+        return text
+    known = ", ".join(("auto", "tmux", *TERMINALS))
+    raise UsageError(f"{text!r} is no terminal", f"write --terminal {known} or 'PROGRAM {{}}'")
+
+
+START_OPTIONS = (
+    Option("name?", "NAME"),
+    Option(
+        "command*", "COMMAND", help="one quoted string, split as a shell would, run without one"
+    ),
+    Option("--cwd", "DIR", help="directory to run in (default: here)"),
+    Option("--env", "K=V", default=[], help="set a variable; K alone: the caller's, at each start"),
+    Option("--env-file", "FILE", default=[], help="read variables from a dotenv file"),
+    Option("--require-env", "N[=REGEX]", parse_required, [], "no start unless it is set, and fits"),
+    Option("--port", "N", parse_port_or_auto, help="its port or auto; it is PORT and {port}"),
+    Option("--on-conflict", "HOW", parse_conflict, "auto", "if it is held: auto, kill, fail, next"),
+    Option("--shell", help="run COMMAND in the shell"),
+    Option("--replace", help="end what runs under this name with another spec"),
+    Option("--force", help="start though the port is held, or in spite of a cooldown"),
+    Option("--log-size", "SIZE", parse_size, None, "rotate the log at this size (10MB)"),
+    Option(
+        "--lease", "LEASE", parse_lease, help="how long it may live: forever, 2h, session, or a PID"
+    ),
+    Option("--idle-timeout", "D", parse_duration, help="end it when nothing used it for so long"),
+    Option("--wait", "[D]", parse_duration, help="return when it is ready, or after D (30s)"),
+    Option("--ready", "CHECK", kept(parse_check), [], f"when it is ready: {CHECKS}"),
+    Option("--health", "CHECK", kept(parse_check), [], "what has to go on to hold while it runs"),
+    Option("--health-interval", "D", parse_duration, 10.0, "time between two looks (10s)"),
+    Option("--health-timeout", "D", parse_duration, 5.0, "how long one look may take (5s)"),
+    Option("--health-retries", "N", parse_count, 3, "failures in a row: unhealthy (3)"),
+    *HTTP_OPTIONS,
+    Option("--type", "TYPE", parse_type, help="simple, forking (daemon), external, stdio (MCP)"),
+    Option("--pid-file", "FILE", help="forking: where the daemon writes its pid"),
+    Option("--match", "REGEX", parse_pattern, help="external: what its command line looks like"),
+    Option("--terminal", "WHERE", parse_terminal, help="in a window: auto, tmux, xterm, 'PROG {}'"),
+    Option("--no-pause", help="close that window at once though it failed"),
+    Option("--restart", "WHEN", parse_restart, "no", "when it ended: no, on-failure, always"),
+    Option("--max-restarts", "N", parse_count, 5, "so many in --restart-window: failed (5)"),
+    Option("--restart-window", "D", parse_duration, 600.0, "the time they are counted in (10m)"),
+    Option("--success-codes", "CODES", parse_codes, "0", "exits that are no failure: 0,SIGTERM"),
+    Option("--no-restart-codes", "CODES", parse_codes, "", "exits after which it stays ended"),
+    Option("--backoff", "D", parse_duration, 0.5, "wait before a restart, doubled each time"),
+    Option("--backoff-max", "D", parse_duration, 60.0, "the longest such wait (60s)"),
+    Option("--cooldown", "BASE", parse_pause, help="no start so soon after a failure; 0: off"),
+    Option("--start-seconds", "D", parse_pause, help="return when it has lived so long (0)"),
+    Option("--success-log", "REGEX", parse_pattern, help="a match in its log: it has started"),
+    Option("--failure-log", "REGEX", parse_pattern, help="a match in its log: end it, it failed"),
+    Option("--all-previous", help="start all that ran when the machine went down"),
+    Option("--sample-interval", "D", parse_pause, 5.0, "between samples of what it uses (5s)"),
+    Option("--alert", "RULE", kept(parse_rule), [], "as 'memory_mb>500 for 30s critical: stop'"),
+    Option("--protocol", "P", parse_protocol, "auto", "auto, modern, handshake or jsonrpc"),
+    Option("--no-keep-alive", help="end a stdio service when its last caller is gone"),
+)
+
+
+def key_of(option: Option) -> str:
+    """Its name as an argument, and as a key of a configuration."""
+    return option.words.split()[-1].strip("-+*?").replace("-", "_")
+
+
+def defaults_of(options: Sequence[Option]) -> dict[str, object]:
+    """What a command's arguments are when nothing is given."""
+    values = [[] if one.words[-1] == "*" else one.default for one in options]
+    values = [value if one.metavar else False for one, value in zip(options, values)]
+    return {**dict(zip(map(key_of, options), values)), "tail": None}
+
+
+def misfits(args: argparse.Namespace) -> Iterator[UsageError]:
+    """Options that don't go together."""
+    for option, given, needed, has in (
+        ("--pid-file", args.pid_file, "--type forking", args.type == "forking"),
+        ("--match", args.match, "--type external", args.type == "external"),
+        ("--terminal", args.terminal, "--type simple", args.type in (None, "simple")),
+        ("--protocol", args.protocol != "auto", "--type stdio", args.type == "stdio"),
+        ("--no-keep-alive", args.no_keep_alive, "--type stdio", args.type == "stdio"),
+        ("--no-pause", args.no_pause, "--terminal", args.terminal),
+        ("--restart", args.restart != "no", "a type but external", args.type != "external"),
+    ):
+        if given and not has:
+            yield UsageError(f"{option} goes with {needed} only", f"add {needed}, or leave it out")
+    if args.alert and not args.sample_interval:
+        yield UsageError("--alert needs samples", "leave --sample-interval 0 out")
+
+
+def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
+    """The spec that the arguments ask for, and the values given with --env K=V."""
+    pairs = [item.partition("=") for item in args.env]
+    bad = [key for key, _, _ in pairs if not re.fullmatch(VARIABLE, key)]
+    if bad:
+        raise UsageError("--env: what precedes = is no name", "write --env NAME=value")
+    for misfit in misfits(args):
+        raise misfit
+    argv = command_words(name, args)
+    recognised = recognise_port(argv[-1].split() if args.shell else argv)
+    cwd = os.path.abspath(args.cwd or os.getcwd())
+    cooldown_s = COOLDOWN_S * (args.restart != "no")
+    lives_s = JUDGED_S * bool(args.success_log or args.failure_log)
+    spec = Spec(
+        argv=argv,
+        cwd=cwd,
+        port={None: recognised, "auto": None}.get(args.port, args.port),
+        port_declared=args.port is not None,
+        env_given=tuple(sorted({key for key, equals, _ in pairs if equals})),
+        env_taken=tuple(sorted({key for key, equals, _ in pairs if not equals})),
+        env_files=tuple(os.path.abspath(path) for path in args.env_file),
+        log_bytes=args.log_size or 10**7,
+        lease=args.lease or "forever",
+        idle_timeout_s=args.idle_timeout or (IDLE_S if args.type == "stdio" else None),
+        port_asked="auto" * (args.port == "auto"),
+        ready=tuple(args.ready),
+        expect=args.expect or Spec._field_defaults["expect"],
+        health=tuple(args.health),
+        type=args.type or "simple",
+        pid_file=os.path.join(cwd, args.pid_file) if args.pid_file else None,
+        require_env=tuple(args.require_env),
+        cooldown_s=cooldown_s if args.cooldown is None else args.cooldown,
+        start_seconds=lives_s if args.start_seconds is None else args.start_seconds,
+        **{key: getattr(args, key.removesuffix("_s")) for key in PLAIN_FIELDS},
+        sample_s=args.sample_interval,
+        alerts=tuple(args.alert),
+        keep_alive=not args.no_keep_alive,
+    )
+    return spec, {key: value for key, equals, value in pairs if equals}
+
+
+def command_words(name: str, args: argparse.Namespace) -> tuple[str, ...]:
+    """The words to execute, from a quoted string, from bare words or from behind `--`."""
+    words, tail = args.command, args.tail
+    how = f'write: start {name} "COMMAND"'
+    if bool(words) == bool(tail):
+        raise UsageError("there are two commands" if words else "the command is missing", how)
+    text = words[0] if len(words) == 1 else join_command(tail or words)
+    try:
+        argv = tuple(tail or words if tail or len(words) > 1 else split_command(text))
+    except ValueError as error:
+        raise UsageError(f"the command can't be split: {error}", "close its quotes") from error
+    if not argv or not argv[0]:
+        raise UsageError("the command is empty", how)
+    if args.shell:
+        return shell_argv(text)
+    sign = shell_sign(text) if len(words) == 1 else None
+    if sign:
+        advice = "add --shell, or quote what is meant literally"
+        if text.rstrip().endswith("&"):
+            advice = "leave the & out: start returns at once anyway"
+        elif sign.endswith("="):
+            advice = f"set it with --env {sign}…, or add --shell"
+        elif "=" not in text:  # values aren't repeated
+            advice += f": start {name} --shell {join_command([text])}"
+        shown = sign.strip() or "a line break"
+        raise UsageError(f"the command needs a shell for {shown}, and none is used unasked", advice)
+    return argv
+
+
+# -- spm.json
+
+NO_KEYS = ("name", "replace", "force", "wait", "all_previous", "no_keep_alive")
+KEYS = {key_of(one): one for one in START_OPTIONS if key_of(one) not in NO_KEYS}
+STAGES = ("ready", "started", "exited")
+REFERENCE = rf"\$\$\{{|\$\{{(?:env:)?(?:({VARIABLE})(?::-([^}}]*))?\}})?"
+TEXT: Schema = {"type": "string"}
+SWITCH: Schema = {"type": "boolean"}
+PATTERN: Schema = {"type": "string", "format": "regex"}
+
+
+def values_schema(pattern: str, number: str = "number", **limits: float) -> Schema:
+    """Of what is a number or a text, or becomes one: `${NAME}`."""
+    return {"type": ["string", number], "pattern": rf"^(?:{pattern})$|\$\{{", **limits}
+
+
+SPAN = DURATION.replace("(?a)", "").replace(r"\d", "[0-9]")
+SPAN_SCHEMA = values_schema(SPAN, exclusiveMinimum=0)
+SCHEMAS: dict[object, Schema] = {  # by parser; a text where there is none
+    parse_duration: SPAN_SCHEMA,
+    parse_pause: values_schema(SPAN, minimum=0),
+    parse_size: values_schema(SIZE.replace("(?a)", ""), "integer", minimum=1000),
+    parse_count: values_schema("[0-9]+", "integer", minimum=0),
+    parse_port_or_auto: values_schema("auto|[0-9]+", "integer", minimum=1, maximum=65535),
+    parse_codes: {"type": ["string", "integer"]},
+    parse_pattern: PATTERN,
+}
+CHOICES = {parse_type: TYPES, parse_restart: RESTARTS, parse_protocol: PROTOCOLS}
+SCHEMAS.update(
+    (parse, {**TEXT, "anyOf": [{"enum": [*words]}, {"pattern": r"\$\{"}]})
+    for parse, words in {**CHOICES, parse_conflict: tuple(ON_CONFLICT)}.items()
+)
+VARIABLES: Schema = {"type": "object", "propertyNames": {"pattern": f"^{VARIABLE}$"}}
+
+
+def object_schema(properties: Mapping[str, object], **more: object) -> Schema:
+    """Of an object with these keys and no others."""
+    return {"type": "object", "properties": properties, "additionalProperties": False, **more}
+
+
+RULE_SCHEMA = {"required": SWITCH, "pattern": PATTERN, "secret": SWITCH}
+KEEP_ALIVE = {"enabled": SWITCH, "timeout": SPAN_SCHEMA, "check_interval": SPAN_SCHEMA}
+SHAPES: dict[str, Schema] = {  # keys whose JSON isn't what the option takes; keys without option
+    "command": {"type": ["string", "array"], "items": TEXT, "minItems": 1},
+    "env": {**VARIABLES, "additionalProperties": {"type": ["string", "number", "null"]}},
+    "keep_alive": {**object_schema(KEEP_ALIVE), "type": ["boolean", "object"]},
+    "depends_on": {
+        "type": ["string", "array", "object"],
+        "items": TEXT,
+        "additionalProperties": {"enum": [*STAGES]},
+    },
+    "environment": {
+        **VARIABLES,
+        "additionalProperties": object_schema(
+            {**RULE_SCHEMA, "min_length": {"type": "integer", "minimum": 0}}
+        ),
+    },
+    "disabled": SWITCH,
+}
+SHAPE_HELP = {
+    "command": "one string, split as a shell would, or a list: the exact words",
+    "env": "variables; null: the caller's, at each start",
+    "keep_alive": "of a stdio service; false: it ends with the call that started it",
+    "depends_on": "what has to be started before; ready where it says when it is, else started",
+    "environment": "what variables must be like, checked before each start",
+    "disabled": "it isn't started by up",
+}
+TEXTS: Schema = {"type": "array", "items": TEXT}
+AGENT_SHAPES: dict[str, object] = {  # keys of agents' files, most of which mean nothing here
+    "args": TEXTS,
+    **dict.fromkeys(("type", "transport", "url", "envFile"), TEXT),
+    **dict.fromkeys(("headers", "timeout", "description", "httpUrl", "autoApprove"), NOTHING),
+    **dict.fromkeys(("alwaysAllow", "disabledTools", "dev", "oauth"), NOTHING),
+}
+AGENT_KEYS = (*AGENT_SHAPES, "command", "env", "cwd", "disabled", "keep_alive")
+
+
+def schema_of(key: str) -> Schema:
+    """The schema of a key of a service: from its option, or its shape."""
+    option = KEYS.get(key)
+    if key in SHAPES or option is None:
+        return {**SHAPES[key], "description": SHAPE_HELP[key]}
+    one = SCHEMAS.get(option.kind, TEXT) if option.metavar else SWITCH
+    if isinstance(option.default, list):
+        one = {"type": ["string", "array"], "items": TEXT}
+    elif option.default is not None:
+        one = {**one, "default": option.default}
+    return {**one, "description": option.help}
+
+
+def document_schema() -> Schema:
+    """The JSON Schema of spm.json."""
+    keys = {key: schema_of(key) for key in dict.fromkeys((*KEYS, *SHAPES))}
+    free = {key: one for key, one in keys.items() if key not in ("command", "depends_on")}
+    server = {**keys, **AGENT_SHAPES}
+    names = {"type": "object", "propertyNames": {"pattern": f"^{NAME}$"}}
+    properties = {
+        "$schema": TEXT,
+        "version": {"type": "integer", "enum": [1]},
+        "defaults": {"$ref": "#/$defs/defaults"},
+        "services": {**names, "additionalProperties": {"$ref": "#/$defs/service"}},
+        "mcpServers": {**names, "additionalProperties": {"$ref": "#/$defs/server"}},
+        "alerts": {**TEXTS, "description": "rules for every service, beside its own"},
+        "include": {**TEXTS, "description": "agents' files, for their mcpServers"},
+    }
+    kinds = {"service": object_schema(keys, required=["command"]), "defaults": object_schema(free)}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Services of a project, for simple_process_manager",
+        **object_schema(properties, **{"$defs": {**kinds, "server": object_schema(server)}}),
+    }
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a number in JSON's sense."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+JSON_TYPES: dict[object, tuple[str, Callable[[object], bool]]] = {
+    "string": ("a string", lambda value: isinstance(value, str)),
+    "boolean": ("true or false", lambda value: isinstance(value, bool)),
+    "null": ("null", lambda value: value is None),
+    "integer": ("a whole number", lambda value: is_number(value) and text_of(value).isdecimal()),
+    "number": ("a number", is_number),
+    "array": ("a list", lambda value: isinstance(value, list)),
+    "object": ("an object", lambda value: isinstance(value, dict)),
+}
+
+
+def text_of(value: object) -> str:
+    """A value as it would be written on the command line."""
+    return f"{value:f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+
+
+def as_list(value: object) -> list[object]:
+    """A list as it is, anything else as the only item of one."""
+    return value if isinstance(value, list) else [value]
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """`; did you mean port?`, or nothing."""
+    import difflib
+
+    near = difflib.get_close_matches(word, list(words), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def faults(value: object, schema: Schema, where: str, defs: Schema) -> Iterator[tuple[str, str]]:
+    """Where a value isn't what a schema asks for, and why.
+
+    What a text must be like (pattern, anyOf) is left to its parser, which says it better.
+    """
+    schema = as_object(defs.get(str(schema.get("$ref")).rpartition("/")[2])) or schema
+    kinds = [JSON_TYPES[kind] for kind in as_list(schema.get("type", []))]
+    if kinds and not any(fits(value) for _, fits in kinds):
+        yield where, " or ".join(word for word, _ in kinds) + " was expected"
+    elif "enum" in schema and value not in as_list(schema["enum"]):
+        yield where, f"one of {', '.join(map(str, as_list(schema['enum'])))} was expected"
+    elif isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        yield where, "it has a character that no command and no variable can have"
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from faults(item, as_object(schema.get("items")), f"{where}[{index}]", defs)
+    elif isinstance(value, dict):
+        yield from key_faults(value, schema, where, defs)
+
+
+def key_faults(
+    value: Message, schema: Schema, where: str, defs: Schema
+) -> Iterator[tuple[str, str]]:
+    """The faults of an object: its keys, and what is in them."""
+    known, more = as_object(schema.get("properties")), schema.get("additionalProperties")
+    pattern = str(as_object(schema.get("propertyNames")).get("pattern", "(?s).*"))
+    for key in as_list(schema.get("required", [])):
+        if key not in value:
+            yield where, f"{key} is missing"
+    for key, item in value.items():
+        path = f"{where}.{key}".lstrip(".")
+        if not re.fullmatch(pattern, key):
+            yield path, "that is no name: letters, digits, _ and ."
+        elif key in known or more is not False:
+            yield from faults(item, as_object(known.get(key, more)), path, defs)
+        else:
+            yield path, f"unknown key{nearest(key, known)}"
+
+
+class Problem(NamedTuple):
+    """Something wrong in a configuration: in which file, at which key or line, and what."""
+
+    file: str
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (shown_path(self.file), self.path, self.message)))
+
+
+class Wanted(NamedTuple):
+    """A service as a configuration wants it."""
+
+    name: str
+    spec: Spec
+    given_env: dict[str, str]  # values: for env.json, never shown
+    depends_on: dict[str, str]  # names to ready, started or exited
+    conflict: str  # what --on-conflict says
+    disabled: bool
+    source: Source
+    config: str  # the path of the configuration
+
+
+class Source(NamedTuple):
+    """Where a service was read, and its keys as they are there, with the defaults."""
+
+    name: str
+    keys: dict[str, object]
+    file: str
+    path: str
+
+
+class Config(NamedTuple):
+    """A configuration that is valid."""
+
+    path: str
+    services: dict[str, Wanted]  # in the order of the file
+    notes: tuple[str, ...]
+    document: dict[
+        str, object
+    ]  # all of it as one spm.json, ${…} not replaced: config_of() reads it
+    files: tuple[str, ...]  # those it came from
+
+    def named(self, name: str) -> Wanted | None:
+        """The service of that name: names are compared without case."""
+        return next((o for o in self.services.values() if o.name.lower() == name.lower()), None)
+
+
+COMMENTS = r'(?s)"(?:[^"\\\n]|\\.)*"?|//[^\r\n]*|/\*.*?\*/'
+
+
+def blanked(text: str) -> str:
+    """The text with its comments as spaces: what follows them stays in its line and column."""
+
+    def blank(found: re.Match[str]) -> str:
+        return found[0] if found[0][0] == '"' else re.sub(r"[^\r\n]", " ", found[0])
+
+    return re.sub(COMMENTS, blank, text)
+
+
+def find_config(given: str | None, home: str) -> str:
+    """The configuration: given, SPM_CONFIG, else spm.json beside .spm or in the project root."""
+    explicit = given or os.environ.get("SPM_CONFIG")
+    is_beside = os.path.basename(home) == ".spm"
+    root = os.path.dirname(home) if is_beside else project_root(os.getcwd())
+    return os.path.abspath(explicit or os.path.join(root, "spm.json"))
+
+
+def read_config(path: str, servers: Sequence[str] = (), procfile: str | None = None) -> Config:
+    """The Config of a file, of agents' files and of a Procfile; ConfigError with every problem."""
+    reading = Reading(path)
+    data: object = {}
+    if os.path.lexists(path) or not (servers or procfile):
+        data = reading.load(path)
+    reading.take(data)
+    for file in servers:
+        reading.take_servers(os.path.abspath(file))
+    if procfile:
+        reading.take_procfile(os.path.abspath(procfile))
+    return reading.config()
+
+
+def config_of(document: object, path: str) -> Config:
+    """The Config of a document that was kept; `path` is where it belongs."""
+    reading = Reading(path)
+    reading.take(document)
+    return reading.config()
+
+
+class Reading:
+    """One reading of a configuration: what was found so far, and what is wrong with it."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.base = path, os.path.dirname(path)
+        self.problems: list[Problem] = []
+        self.notes: list[str] = []
+        self.files: list[str] = []
+        self.sources: list[Source] = []
+        self.names: dict[str, Source] = {}  # in lower case
+        self.defaults: dict[str, object] = {}
+        self.alerts: list[str] = []
+        self.variables: dict[tuple[str, ...], dict[str, str]] = {}  # by env files
+
+    def fault(self, file: str, path: str, message: str) -> None:
+        """Note a problem, once."""
+        problem = Problem(file, path, message)
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def load(self, file: str, parse: Callable[[str], object] | None = None) -> object:
+        """What is in a file, None if it can't be read or is no JSON."""
+        self.files.append(file)
+
+        def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+            for key in {key for key, _ in pairs if [one for one, _ in pairs].count(key) > 1}:
+                self.fault(file, "", f"the key {key!r} is there twice in one object")
+            return dict(pairs)
+
+        def no_number(text: str) -> object:
+            raise ValueError(f"{text} is no JSON")
+
+        try:
+            with open(file, encoding="utf-8-sig", newline="") as stream:
+                text = stream.read()
+            if parse:
+                return parse(text)
+            return json.loads(blanked(text), object_pairs_hook=unique, parse_constant=no_number)
+        except json.JSONDecodeError as error:
+            self.fault(file, f"line {error.lineno}, column {error.colno}", error.msg)
+        except OSError as error:
+            self.fault(file, "", error.strerror or str(error))
+        except ConfigError as error:
+            self.fault(file, "", error.message.removeprefix(", "))
+        except RecursionError:
+            self.fault(file, "", "nested too deeply")
+        except ValueError as error:
+            is_text = not isinstance(error, UnicodeDecodeError)
+            self.fault(file, "", str(error) if is_text else "not UTF-8 text")
+        return None
+
+    @contextlib.contextmanager
+    def faults_at(self, file: str, path: str, hides: bool = False) -> Iterator[None]:
+        """What is raised here is a problem at that key; `hides`: the message would tell a value."""
+        try:
+            yield
+        except UsageError as error:
+            told = f"{error.message}: {error.advice}"
+            told = "what its ${…} stand for can't be taken here" if hides else told
+            # in the words of a configuration: --pid-file is pid_file here
+            words = re.sub(r"--([a-z]+(?:-[a-z]+)*)", lambda m: m[1].replace("-", "_"), told)
+            self.fault(file, path, words)
+        except RecordError as error:
+            self.fault(file, path, str(error).partition(": ")[2])
+
+    def take(self, data: object) -> None:
+        """What spm.json says, and the files that it includes."""
+        schema = document_schema()
+        bad = list(faults(data, schema, "", as_object(schema["$defs"])))
+        for where, why in bad if data is not None else ():
+            self.fault(self.path, where, why)
+        top = as_object(data)
+
+        def sound(value: object, where: str) -> dict[str, object]:
+            inner = (path[len(where) + 1 :] for path, _ in bad if path.startswith(f"{where}."))
+            wrong = {re.split(r"[.[]", path)[0] for path in inner}
+            return {key: one for key, one in as_object(value).items() if key not in wrong}
+
+        def entries(kind: str) -> Iterator[tuple[str, dict[str, object], str]]:
+            for name, keys in as_object(top.get(kind)).items():
+                yield name, sound(keys, f"{kind}.{name}"), f"{kind}.{name}"
+
+        for text in map(str, as_list(top.get("alerts", []))):
+            with self.faults_at(self.path, "alerts"):
+                self.alerts.append(parse_rule(text).text)
+        self.defaults = sound(top.get("defaults"), "defaults")
+        for name, keys, where in entries("services"):
+            self.add(name, keys, self.path, where, self.defaults)
+        for name, keys, where in entries("mcpServers"):
+            self.add_server(name, keys, self.path, where)
+        for file in map(str, as_list(top.get("include", []))):
+            path = os.path.join(self.base, file)
+            if os.path.exists(path):
+                self.take_servers(path)
+            else:
+                self.notes.append(f"include: there is no {file}")
+
+    def take_servers(self, file: str) -> None:
+        """The servers of an agent's file, whose other keys are none of our business."""
+        top = as_object(self.load(file))
+        kind = "mcpServers" if "mcpServers" in top else "servers"  # as in .vscode/mcp.json
+        shape = object_schema({**{key: schema_of(key) for key in AGENT_KEYS[-4:]}, **AGENT_SHAPES})
+        for name, entry in as_object(top.get(kind)).items():
+            keys, where = (
+                {k: v for k, v in as_object(entry).items() if k in AGENT_KEYS},
+                f"{kind}.{name}",
+            )
+            bad = list(faults(keys, {**shape, "additionalProperties": True}, where, NOTHING))
+            for path, why in bad:
+                self.fault(file, path, why)
+            if name.lower() in self.names or not re.fullmatch(NAME, name):
+                why = "is known already" if name.lower() in self.names else "is no service name"
+                self.notes.append(f"{shown_path(file)}: {where} {why}: skipped")
+            elif not bad:
+                self.add_server(name, keys, file, where)
+
+    def add_server(self, name: str, keys: dict[str, object], file: str, where: str) -> None:
+        """A stdio server as a service; one that is reached by a URL is nobody's to start."""
+        kind = keys.get("transport", keys.get("type", "stdio"))
+        if kind != "stdio" or "url" in keys or "httpUrl" in keys:
+            self.notes.append(f"{shown_path(file)}: {where} is a remote server: skipped")
+            return
+        if "command" not in keys:
+            self.fault(file, where, "command is missing")
+        own = {key: one for key, one in keys.items() if key not in AGENT_SHAPES}
+        own.update({"env_file": keys["envFile"]} if "envFile" in keys else {})
+        words = [*as_list(keys.get("command", [])), *as_list(keys.get("args", []))]
+        self.add(name, {**own, "command": words, "type": "stdio"}, file, where)
+
+    def take_procfile(self, file: str) -> None:
+        """The processes of a Procfile: a shell runs them, .env beside it is read."""
+        folder = os.path.dirname(file)
+        env_file = os.path.join(folder, ".env")
+        always: dict[str, object] = {"shell": True}
+        always.update({"cwd": folder} if folder != self.base else {})
+        always.update({"env_file": env_file} if os.path.exists(env_file) else {})
+        for number, line in enumerate(str(self.load(file, str) or "").splitlines(), 1):
+            match = re.fullmatch(r"\s*([\w.-]+)\s*:\s*(\S.*)", line)
+            if match and re.fullmatch(NAME, match[1]):
+                keys = {"command": match[2].replace("${", "$${"), **always}
+                keys.update({"port": "auto"} if re.search(r"\$\{?PORT\b", line) else {})
+                self.add(match[1], keys, file, f"line {number}", self.defaults)
+            elif line.strip() and not line.lstrip().startswith("#"):
+                self.fault(file, f"line {number}", "not NAME: COMMAND")
+
+    def add(
+        self, name: str, keys: Mapping[str, object], file: str, path: str, more: Schema = NOTHING
+    ) -> None:
+        """A service; `more` are the defaults."""
+        env = {**as_object(more.get("env")), **as_object(keys.get("env"))}
+        full = {**more, **keys, **({"env": env} if env else {})}
+        if self.alerts and text_of(full.get("sample_interval")) != "0":
+            full["alert"] = [*as_list(full.get("alert", [])), *self.alerts]
+        self.sources.append(Source(name, full, file, path))
+        known = self.names.setdefault(name.lower(), self.sources[-1])
+        if known is not self.sources[-1]:
+            self.fault(file, path, f"{known.name} has that name already, see {known.path}")
+
+    # -- what it means
+
+    def config(self) -> Config:
+        """The Config, or ConfigError with every problem."""
+        found = {one.name: one for one in map(self.wanted, self.sources) if one}
+        services: dict[str, Wanted] = {}
+        for name, one in found.items() if not self.problems else ():
+            usual = {each: found[each].spec.readiness for each in one.depends_on}
+            words = {each: "ready" if checks else "started" for each, checks in usual.items()}
+            needs = {each: asked or words[each] for each, asked in one.depends_on.items()}
+            services[name] = one._replace(depends_on=needs)
+        self.check_cycles(services)
+        if self.problems:
+            count = len(self.problems) - 1
+            text = str(self.problems[0]) + f" (and {counted(count, 'more problem')})" * bool(count)
+            problems = [one._asdict() for one in self.problems]
+            raise ConfigError(text, "mend that: nothing was changed", problems=problems)
+        kept = {one.name: one.keys for one in self.sources}
+        document: dict[str, object] = {"version": 1, "services": kept}
+        return Config(self.path, services, tuple(self.notes), document, tuple(self.files))
+
+    def place(self, source: Source, key: str) -> tuple[str, str]:
+        """The file and the path of a key of a service: it may be that of the defaults."""
+        is_own = source.keys.get(key) is not self.defaults.get(key, self)
+        return (source.file, f"{source.path}.{key}") if is_own else (self.path, f"defaults.{key}")
+
+    def wanted(self, source: Source) -> Wanted | None:
+        """The service of a source; None if there is something wrong with it."""
+        import argparse
+
+        before, place = len(self.problems), self.place
+        keys = {k: self.expanded(source, v, place(source, k)) for k, v in source.keys.items()}
+        args = {**defaults_of(START_OPTIONS), "name": source.name}
+        for key in [key for key in keys if key in KEYS and key not in SHAPES]:
+            args[key] = self.parsed(KEYS[key], keys[key], source)
+        args["cwd"] = os.path.join(self.base, str(args["cwd"] or ""))
+        args["env_file"] = [os.path.join(self.base, str(one)) for one in as_list(args["env_file"])]
+        env, words = as_object(keys.get("env")), keys.get("command")
+        args["env"] = [k if v is None else f"{k}={text_of(v)}" for k, v in env.items()]
+        args.update({"command": [words]} if isinstance(words, str) else {"tail": words})
+        args.update(self.alive(keys.get("keep_alive", True), args["idle_timeout"], source))
+        rules = self.rules(as_object(keys.get("environment")), source)
+        needs, asked = self.needs(keys.get("depends_on", []), source), argparse.Namespace(**args)
+        for misfit in misfits(asked):
+            with self.faults_at(source.file, source.path):
+                raise misfit
+        if "command" not in keys:  # it was said
+            return None
+        with self.faults_at(*place(source, "command"), hides=words != source.keys["command"]):
+            if len(self.problems) > before:
+                command_words(source.name, asked)
+                return None
+            spec, given = spec_of(source.name, asked)
+            spec, off = spec._replace(rules=rules), keys.get("disabled") is True
+            return Wanted(
+                source.name, spec, given, needs, asked.on_conflict, off, source, self.path
+            )
+        return None
+
+    def parsed(self, option: Option, value: object, source: Source) -> object:
+        """What an option's parser makes of a value."""
+        key, found = key_of(option), list[object]()
+        hides = value != source.keys[key]
+        for one in as_list(value):
+            with self.faults_at(*self.place(source, key), hides):
+                found.append(option.kind(text_of(one)) if option.metavar else one)
+        is_list = isinstance(option.default, list)
+        return found if is_list else found[0] if found else option.default
+
+    def alive(self, asked: object, idle_s: object, source: Source) -> dict[str, object]:
+        """What keep_alive means in the words of start."""
+        has = as_object(asked)
+        spans: dict[str, float] = {}
+        for key in ("timeout", "check_interval"):  # our timer is exact: it needs no interval
+            with self.faults_at(*self.place(source, "keep_alive")):
+                spans.update({key: parse_duration(text_of(has[key]))} if key in has else {})
+        is_kept = has.get("enabled", True) if has else asked
+        return {"no_keep_alive": not is_kept, "idle_timeout": idle_s or spans.get("timeout")}
+
+    def rules(self, asked: Message, source: Source) -> dict[str, dict[str, object]]:
+        """What variables must be like."""
+        file, path = self.place(source, "environment")
+        found: dict[str, dict[str, object]] = {}
+        for name, rule in asked.items():
+            with self.faults_at(file, f"{path}.{name}"):
+                found.update(env_rules({name: rule}, path))
+        return found
+
+    def expanded(self, source: Source, value: object, place: tuple[str, str]) -> object:
+        """A value with what its ${NAME} stand for."""
+        file, path = place
+        if isinstance(value, dict):
+            return {k: self.expanded(source, v, (file, f"{path}.{k}")) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self.expanded(source, v, (file, f"{path}[{i}]")) for i, v in enumerate(value)]
+        if not isinstance(value, str) or "${" not in value:
+            return value
+
+        def meant(found: re.Match[str]) -> str:
+            if found[0] == "$${":
+                return "${"
+            value = self.variables_of(source).get(found[1], "" if found[2] is not None else None)
+            if found[1] is None:
+                self.fault(file, path, "${ begins no ${NAME}; write $${ for these two characters")
+            elif value is None and source.keys.get("disabled") is not True:
+                self.fault(file, path, f"${{{found[1]}}} is not set here, and it has no :-default")
+            return value or found[2] or ""
+
+        return re.sub(REFERENCE, meant, value)
+
+    def variables_of(self, source: Source) -> dict[str, str]:
+        """What ${NAME} may stand for: the caller's environment and the service's env files."""
+        files = tuple(map(str, as_list(source.keys.get("env_file", []))))
+        if files not in self.variables:
+            self.variables[files] = {**os.environ, "workspaceFolder": self.base}
+            for file in files:  # its own name may only be made of what the caller has
+                path = str(self.expanded(source, file, self.place(source, "env_file")))
+                values = self.load(os.path.join(self.base, path), lambda t: parse_env_text(t, ""))
+                self.variables[files].update(values if isinstance(values, dict) else {})
+        return self.variables[files]
+
+    def needs(self, asked: object, source: Source) -> dict[str, str]:
+        """What has to be started before a service, and what it must be then ("": the usual)."""
+        given = asked if isinstance(asked, dict) else dict.fromkeys(map(str, as_list(asked)), "")
+        for name in given:
+            place, other = self.place(source, "depends_on"), self.names.get(name.lower())
+            if other is None or other.name != name:
+                near = nearest(name, [one.name for one in self.sources])
+                self.fault(*place, f"there is no service {name!r}{near}")
+            elif other.keys.get("disabled") is True and source.keys.get("disabled") is not True:
+                self.fault(*place, f"{name} is disabled")
+        return given
+
+    def check_cycles(self, services: Mapping[str, Wanted]) -> None:
+        """A problem for services that wait for each other."""
+        import graphlib
+
+        try:
+            graphlib.TopologicalSorter({k: v.depends_on for k, v in services.items()}).prepare()
+        except graphlib.CycleError as error:
+            names = error.args[1][::-1]
+            place = self.place(services[names[0]].source, "depends_on")
+            self.fault(*place, f"each waits for the next: {' → '.join(names)}")
+
+
 # == Commands ======================================================================================
 # One function a command, its options beside it: takes arguments, returns a Result, prints nothing.
 # What goes on over time (a log that is followed) is returned as an iterator.
@@ -5094,13 +5921,6 @@ BOOT_S = 10.0
 SELF = os.path.abspath(__file__)
 NOT_OF_A_SPEC = {"name", "replace", "force", "on_conflict", "lease", "idle_timeout", "wait"}
 NOT_IN_RUN = ("name?", "--lease", "--idle-timeout", "--wait", "--all-previous")
-PLAIN_FIELDS = (  # of a spec: options of that name, as they are
-    *("insecure", "health_interval_s", "health_timeout_s", "health_retries", "match", "terminal"),
-    *("no_pause", "restart", "max_restarts", "restart_window_s", "success_codes", "failure_log"),
-    *("no_restart_codes", "backoff_s", "backoff_max_s", "success_log", "shell", "protocol"),
-)
-COOLDOWN_S = 60.0  # where there is a restart policy
-JUDGED_S = 10.0  # --start-seconds where only the patterns are given
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
 PORT_GRACE_S = 5.0
 OTHER_WAYS = ", take another port (--on-conflict next, --port auto), or start anyway with --force"
@@ -5133,16 +5953,6 @@ class Boot(NamedTuple):
 
 
 BOOTED: list[Boot] = []  # what boot_early() started, until a start takes it
-
-
-class Option(NamedTuple):
-    """An option or, without dashes, a positional argument (+, *, ? as in argparse)."""
-
-    words: str
-    metavar: str = ""  # none: it is a switch
-    kind: Callable[[str], object] = str
-    default: object = None  # a list: it may be given several times
-    help: str = ""
 
 
 class Command(NamedTuple):
@@ -5236,14 +6046,6 @@ def find(store: Store, name: str) -> Seen:
     )
 
 
-def shown_path(path: str) -> str:
-    """A path as short as it can be written from here."""
-    with contextlib.suppress(ValueError, OSError):  # on another Windows drive, or here is gone
-        relative = os.path.relpath(path)
-        return path if relative.startswith("..") else relative
-    return path
-
-
 def shown_command(spec: Spec) -> str:
     """The command as it could be typed again."""
     return spec.words[-1] if spec.shell else join_command(spec.words)
@@ -5255,77 +6057,13 @@ def port_origin(spec: Spec) -> str | None:
     return None if spec.port is None else declared if spec.port_declared else "recognised"
 
 
-HTTP_OPTIONS = (
-    Option("--expect", "CODES", parse_expect, help="http status that is good (200-399)"),
-    Option("--insecure", help="accept any TLS certificate"),
-)
-
-
 # -- start
-
-
-IDLE_S = 3600.0  # of a stdio service: the next call starts it again
-
-
-def parse_terminal(text: str) -> str:
-    """What can open a window, or UsageError."""
-    if text in ("auto", "tmux", *TERMINALS) or ("{}" in text and split_command(text)):
-        return text
-    known = ", ".join(("auto", "tmux", *TERMINALS))
-    raise UsageError(f"{text!r} is no terminal", f"write --terminal {known} or 'PROGRAM {{}}'")
 
 
 @command(
     "start",
     'start a service: NAME "COMMAND", or NAME [options] -- ARG…, or NAME alone: as last time',
-    Option("name?", "NAME"),
-    Option(
-        "command*", "COMMAND", help="one quoted string, split as a shell would, run without one"
-    ),
-    Option("--cwd", "DIR", help="directory to run in (default: here)"),
-    Option("--env", "K=V", default=[], help="set a variable; K alone: the caller's, at each start"),
-    Option("--env-file", "FILE", default=[], help="read variables from a dotenv file"),
-    Option("--require-env", "N[=REGEX]", parse_required, [], "no start unless it is set, and fits"),
-    Option("--port", "N", parse_port_or_auto, help="its port or auto; it is PORT and {port}"),
-    Option("--on-conflict", "HOW", parse_conflict, "auto", "if it is held: auto, kill, fail, next"),
-    Option("--shell", help="run COMMAND in the shell"),
-    Option("--replace", help="end what runs under this name with another spec"),
-    Option("--force", help="start though the port is held, or in spite of a cooldown"),
-    Option("--log-size", "SIZE", parse_size, None, "rotate the log at this size (10MB)"),
-    Option(
-        "--lease", "LEASE", parse_lease, help="how long it may live: forever, 2h, session, or a PID"
-    ),
-    Option("--idle-timeout", "D", parse_duration, help="end it when nothing used it for so long"),
-    Option("--wait", "[D]", parse_duration, help="return when it is ready, or after D (30s)"),
-    Option("--ready", "CHECK", default=[], help=f"when it is ready: {CHECKS}"),
-    Option("--health", "CHECK", default=[], help="what has to go on to hold while it runs"),
-    Option("--health-interval", "D", parse_duration, 10.0, "time between two looks (10s)"),
-    Option("--health-timeout", "D", parse_duration, 5.0, "how long one look may take (5s)"),
-    Option("--health-retries", "N", parse_count, 3, "failures in a row: unhealthy (3)"),
-    *HTTP_OPTIONS,
-    Option(
-        "--type", "TYPE", one_of(*TYPES), help="simple, forking (daemon), external, stdio (MCP)"
-    ),
-    Option("--pid-file", "FILE", help="forking: where the daemon writes its pid"),
-    Option("--match", "REGEX", parse_pattern, help="external: what its command line looks like"),
-    Option("--terminal", "WHERE", parse_terminal, help="in a window: auto, tmux, xterm, 'PROG {}'"),
-    Option("--no-pause", help="close that window at once though it failed"),
-    Option("--restart", "WHEN", one_of(*RESTARTS), "no", "when it ended: no, on-failure, always"),
-    Option("--max-restarts", "N", parse_count, 5, "so many in --restart-window: failed (5)"),
-    Option("--restart-window", "D", parse_duration, 600.0, "the time they are counted in (10m)"),
-    Option("--success-codes", "CODES", parse_codes, "0", "exits that are no failure: 0,SIGTERM"),
-    Option("--no-restart-codes", "CODES", parse_codes, "", "exits after which it stays ended"),
-    Option("--backoff", "D", parse_duration, 0.5, "wait before a restart, doubled each time"),
-    Option("--backoff-max", "D", parse_duration, 60.0, "the longest such wait (60s)"),
-    Option("--cooldown", "BASE", parse_pause, help="no start so soon after a failure; 0: off"),
-    Option("--start-seconds", "D", parse_pause, help="return when it has lived so long (0)"),
-    Option("--success-log", "REGEX", parse_pattern, help="a match in its log: it has started"),
-    Option("--failure-log", "REGEX", parse_pattern, help="a match in its log: end it, it failed"),
-    Option("--all-previous", help="start all that ran when the machine went down"),
-    Option("--sample-interval", "D", parse_pause, 5.0, "between samples of what it uses (5s)"),
-    Option("--alert", "RULE", default=[], help="as 'memory_mb>500 for 30s critical: stop'"),
-    Option("--protocol", "P", one_of(*PROTOCOLS), "auto", "auto, modern, handshake or jsonrpc"),
-    Option("--no-keep-alive", help="end a stdio service when its last caller is gone"),
+    *START_OPTIONS,
 )
 def start(store: Store, args: argparse.Namespace) -> Result:
     """Start a service, unless it runs already; with --wait until it is ready."""
@@ -5347,8 +6085,12 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
     """Start a service, unless it runs already."""
     name = check_name(args.name or "")
     known = store.record(name)
+    wanted = None if known or not is_bare(args) else configured(store, name)
+    config = known.config if known and is_bare(args) else wanted.config if wanted else ""
     if known and is_bare(args):
         spec, given = known.spec, store.given_env(name)
+    elif wanted:
+        name, spec, given = wanted.name, wanted.spec, wanted.given_env
     else:
         spec, given = spec_of(name, args)
     asked = {"lease": args.lease, "idle_timeout_s": args.idle_timeout}
@@ -5373,7 +6115,13 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
             if kept:
                 return kept
         conflict = "force" if args.force else args.on_conflict
-        return begin(store, name, spec, given, seen, conflict, "started", owner)
+        return begin(store, name, spec, given, seen, conflict, "started", owner, config)
+
+
+def configured(store: Store, name: str) -> Wanted | None:
+    """The service as the configuration wants it, None if it doesn't name it or there is none."""
+    path = find_config(None, store.home)
+    return read_config(path).named(name) if os.path.lexists(path) else None
 
 
 def start_previous(store: Store, args: argparse.Namespace) -> Result:
@@ -5382,7 +6130,7 @@ def start_previous(store: Store, args: argparse.Namespace) -> Result:
     for record in sorted(store.records().values(), key=lambda one: one.started_at):
         verdict = observe(store, record, here).verdict
         if record.wanted == "running" and verdict == ("exited", RESTARTED):
-            asked = {**vars(args), **defaults_of("start"), "name": record.name}
+            asked = {**vars(args), **defaults_of(START_OPTIONS), "name": record.name}
             try:
                 lines += start_service(store, type(args)(**asked)).lines
             except SpmError as error:
@@ -5392,18 +6140,9 @@ def start_previous(store: Store, args: argparse.Namespace) -> Result:
     return Result({"lines": lines}, lines, error=errors[0] if errors else None)
 
 
-def defaults_of(name: str) -> dict[str, object]:
-    """What a command's arguments are when nothing is given."""
-    options = COMMANDS[name].options
-    keys = [one.words.split()[-1].strip("-+*?").replace("-", "_") for one in options]
-    values = [[] if one.words[-1] == "*" else one.default for one in options]
-    values = [value if one.metavar else False for one, value in zip(options, values)]
-    return {**dict(zip(keys, values)), "tail": None}
-
-
 def is_bare(args: argparse.Namespace) -> bool:
     """Whether nothing was given of what belongs to a spec."""
-    asked = {k for k, v in defaults_of("start").items() if getattr(args, k, v) != v}
+    asked = {k for k, v in defaults_of(START_OPTIONS).items() if getattr(args, k, v) != v}
     return asked <= NOT_OF_A_SPEC
 
 
@@ -5451,89 +6190,6 @@ def lease_lines(record: Record) -> list[str]:
     return [f"[INFO] lease: {', '.join(parts)}"] if parts else []
 
 
-def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
-    """The spec that the arguments ask for, and the values given with --env K=V."""
-    pairs = [item.partition("=") for item in args.env]
-    bad = [key for key, _, _ in pairs if not re.fullmatch(VARIABLE, key)]
-    if bad:
-        raise UsageError("--env: what precedes = is no name", "write --env NAME=value")
-    for option, given, needed, has in (
-        ("--pid-file", args.pid_file, "--type forking", args.type == "forking"),
-        ("--match", args.match, "--type external", args.type == "external"),
-        ("--terminal", args.terminal, "--type simple", args.type in (None, "simple")),
-        ("--protocol", args.protocol != "auto", "--type stdio", args.type == "stdio"),
-        ("--no-keep-alive", args.no_keep_alive, "--type stdio", args.type == "stdio"),
-        ("--no-pause", args.no_pause, "--terminal", args.terminal),
-        ("--restart", args.restart != "no", "a type but external", args.type != "external"),
-    ):
-        if given and not has:
-            raise UsageError(f"{option} goes with {needed} only", f"add {needed}, or leave it out")
-    rules = [parse_rule(text) for text in args.alert]
-    if rules and not args.sample_interval:
-        raise UsageError("--alert needs samples", "leave --sample-interval 0 out")
-    argv = command_words(name, args)
-    recognised = recognise_port(argv[-1].split() if args.shell else argv)
-    for text in (*args.ready, *args.health):
-        parse_check(text)
-    cwd = os.path.abspath(args.cwd or os.getcwd())
-    cooldown_s = COOLDOWN_S * (args.restart != "no")
-    lives_s = JUDGED_S * bool(args.success_log or args.failure_log)
-    spec = Spec(
-        argv=argv,
-        cwd=cwd,
-        port={None: recognised, "auto": None}.get(args.port, args.port),
-        port_declared=args.port is not None,
-        env_given=tuple(sorted({key for key, equals, _ in pairs if equals})),
-        env_taken=tuple(sorted({key for key, equals, _ in pairs if not equals})),
-        env_files=tuple(os.path.abspath(path) for path in args.env_file),
-        log_bytes=args.log_size or 10**7,
-        idle_timeout_s=IDLE_S if args.type == "stdio" else None,
-        port_asked="auto" * (args.port == "auto"),
-        ready=tuple(args.ready),
-        expect=args.expect or Spec._field_defaults["expect"],
-        health=tuple(args.health),
-        type=args.type or "simple",
-        pid_file=os.path.join(cwd, args.pid_file) if args.pid_file else None,
-        require_env=tuple(args.require_env),
-        cooldown_s=cooldown_s if args.cooldown is None else args.cooldown,
-        start_seconds=lives_s if args.start_seconds is None else args.start_seconds,
-        **{key: getattr(args, key.removesuffix("_s")) for key in PLAIN_FIELDS},
-        sample_s=args.sample_interval,
-        alerts=tuple(args.alert),
-        keep_alive=not args.no_keep_alive,
-    )
-    return spec, {key: value for key, equals, value in pairs if equals}
-
-
-def command_words(name: str, args: argparse.Namespace) -> tuple[str, ...]:
-    """The words to execute, from a quoted string, from bare words or from behind `--`."""
-    words, tail = args.command, args.tail
-    how = f'write: start {name} "COMMAND"'
-    if bool(words) == bool(tail):
-        raise UsageError("there are two commands" if words else "the command is missing", how)
-    text = words[0] if len(words) == 1 else join_command(tail or words)
-    try:
-        argv = tuple(tail or words if tail or len(words) > 1 else split_command(text))
-    except ValueError as error:
-        raise UsageError(f"the command can't be split: {error}", "close its quotes") from error
-    if not argv or not argv[0]:
-        raise UsageError("the command is empty", how)
-    if args.shell:
-        return shell_argv(text)
-    sign = shell_sign(text) if len(words) == 1 else None
-    if sign:
-        advice = "add --shell, or quote what is meant literally"
-        if text.rstrip().endswith("&"):
-            advice = "leave the & out: start returns at once anyway"
-        elif sign.endswith("="):
-            advice = f"set it with --env {sign}…, or add --shell"
-        elif "=" not in text:  # values aren't repeated
-            advice += f": start {name} --shell {join_command([text])}"
-        shown = sign.strip() or "a line break"
-        raise UsageError(f"the command needs a shell for {shown}, and none is used unasked", advice)
-    return argv
-
-
 def differences_of(store: Store, old: Record, spec: Spec, given: dict[str, str]) -> list[str]:
     """How what runs differs from what is asked for; values of variables aren't shown."""
     differences = spec_differences(old.spec, spec)
@@ -5560,7 +6216,7 @@ def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
     if spec.port_declared and spec.port:
         values["PORT"] = str(spec.port)
     values.update(given)
-    problems += unmet(spec.require_env, {**os.environ, **values})
+    problems += unmet(spec, {**os.environ, **values})
     if problems:
         advice = "mend that and start again; nothing was started"
         raise ConfigError("; ".join(problems), advice, problems=problems)
@@ -5576,9 +6232,16 @@ def sources_of(spec: Spec, values: Iterable[str]) -> dict[str, str]:
 
 def added_environment(store: Store, record: Record) -> dict[str, str]:
     """What its start added to the caller's environment, as far as that can still be had."""
-    with contextlib.suppress(ConfigError, StateError):
-        return environment_of(record.spec._replace(env_taken=()), store.given_env(record.name))
+    with contextlib.suppress(StateError):
+        return added_values(record.spec, store.given_env(record.name))
     return {}
+
+
+def added_values(spec: Spec, given: dict[str, str]) -> dict[str, str]:
+    """What a start would add to the caller's environment, as far as that can be had."""
+    with contextlib.suppress(ConfigError):
+        return environment_of(spec._replace(env_taken=(), require_env=(), rules={}), given)
+    return given
 
 
 def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> Result | None:
@@ -5628,8 +6291,14 @@ def begin(
     conflict: str,
     how: str,
     owner: Owner | None,
+    config: str | None = None,
 ) -> Result:
-    """Check what can be checked, end the former instance, start a new one."""
+    """Check what can be checked, end the former instance, start a new one.
+
+    `config` is the configuration it comes from, "" none, None the one of the former instance.
+    """
+    if config is None:
+        config = former.record.config if former else ""
     owner = owner or owner_of(spec.lease)
     failures, failed_at = failures_before(store, former, spec, given, conflict == "force")
     if not os.path.isdir(spec.cwd):
@@ -5648,7 +6317,7 @@ def begin(
         spec = spec._replace(extra={**former.record.spec.extra, **spec.extra})
     instance = BOOTED[0].instance if BOOTED else os.urandom(16).hex()
     record = new_record(name, spec, instance)._replace(failures=failures, failed_at=failed_at)
-    record = granted(record, *owner, steady_s())
+    record = granted(record._replace(config=config), *owner, steady_s())
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
     with state_errors(store.home):
@@ -7167,7 +7836,7 @@ def on_ending_signals(act: Callable[[int, object], None] | signal.Handlers) -> N
     "run",
     'run a test command with services: NAME "COMMAND" … -- TEST… (--json: TEST speaks on stderr)',
     Option("name", "NAME"),
-    *(one for one in COMMANDS["start"].options if one.words not in NOT_IN_RUN),
+    *(one for one in START_OPTIONS if one.words not in NOT_IN_RUN),
     Option("--timeout", "D", parse_duration, 30.0, "time for each to become ready (30s)"),
     Option("--with", 'NAME="COMMAND"', default=[], help="another service, started before; or NAME"),
 )
@@ -7184,7 +7853,7 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
     if program is None:
         advice = f'write: run {args.name} "COMMAND" -- pytest tests/'
         raise UsageError(f"the test command {tests[0]!r} can't be found or executed", advice)
-    defaults = defaults_of("start")
+    defaults = defaults_of(START_OPTIONS)
     chain, code, failure = Chain(store, args), None, None
     on_ending_signals(interrupted)
     try:
@@ -7244,13 +7913,16 @@ def ensure_running(
     store: Store, name: str, deadline: float, may_start: bool, has_started: bool
 ) -> bool:
     """Start a stdio service that isn't running: one start, however many callers want it."""
-    if find(store, name).record.spec.type != "stdio":
+    wanted = None if store.record(name) else configured(store, name)
+    name, spec = (wanted.name, wanted.spec) if wanted else (name, find(store, name).record.spec)
+    if spec.type != "stdio":
         advice = "only services started with --type stdio can be called"
         raise UsageError(f"{name} doesn't speak JSON-RPC over its pipes", advice)
+    store.prepare()
     with store.claim(name, max(deadline - time.monotonic(), 0.0)):
-        seen = find(store, name)
-        status, why = seen.verdict.status, seen.verdict.why
-        if seen.facts.supervised and status in UP_PHASES:
+        seen = find(store, name) if store.record(name) or not wanted else None
+        status, why = (seen.verdict.status, seen.verdict.why) if seen else ("never started", "")
+        if seen and seen.facts.supervised and status in UP_PHASES:
             time.sleep(0.01)
             return has_started
         if not may_start:
@@ -7259,8 +7931,10 @@ def ensure_running(
             facts = {"cause": "server_died", "log_tail": store.last_lines(name, 20)}
             text = f"{name} ended as soon as it was started: {why or status}"
             raise Failed(text, f"read: logs {name}", **facts)
-        given = store.given_env(name)
-        begin(store, name, seen.record.spec, given, seen, "auto", "started", None)
+        spec = seen.record.spec if seen else spec
+        given = wanted.given_env if wanted and not seen else store.given_env(name)
+        config = wanted.config if wanted and not seen else None
+        begin(store, name, spec, given, seen, "auto", "started", None, config)
         return True
 
 
@@ -7462,6 +8136,84 @@ def connect(store: Store, args: argparse.Namespace) -> Result:
     return Result({}, stream=heard())
 
 
+# -- config
+
+CONFIG = Option("--config", "FILE", help="instead of SPM_CONFIG, or spm.json in the project root")
+CONFIG_OPTIONS = (
+    CONFIG,
+    Option("--mcp-config", "FILE", default=[], help="an agent's file: its stdio servers too"),
+    Option("--procfile", "FILE", help="a Procfile: its processes too"),
+)
+
+
+def config_at(store: Store, args: argparse.Namespace) -> Config:
+    """The configuration that the options name."""
+    return read_config(find_config(args.config, store.home), args.mcp_config, args.procfile)
+
+
+@command("config schema", "the JSON Schema of spm.json, for editors")
+def show_schema(store: Store, args: argparse.Namespace) -> Result:
+    """The JSON Schema of spm.json."""
+    schema = document_schema()
+    return Result({"schema": schema}, stream=iter([json.dumps(schema, indent=2) + "\n"]))
+
+
+@command(
+    "config validate",
+    "whether a configuration is valid; every problem at once",
+    Option("file?", "FILE", help="instead of --config"),
+    *CONFIG_OPTIONS,
+)
+def validate(store: Store, args: argparse.Namespace) -> Result:
+    """Whether a configuration is valid."""
+    args.config = args.file or args.config
+    config = config_at(store, args)
+    count = counted(len(config.services), "service")
+    line = f"[OK] {shown_path(config.path)} is valid: {count}"
+    names = list(config.services)
+    data = {"path": config.path, "services": names, "notes": list(config.notes)}
+    return Result({**data}, [*(f"[INFO] {note}" for note in config.notes), line])
+
+
+@command(
+    "config rules",
+    "what the variables of services must be like, and whether it is met here; no values",
+    Option("name?", "NAME"),
+    *CONFIG_OPTIONS,
+)
+def show_rules(store: Store, args: argparse.Namespace) -> Result:
+    """The rules that hold now: of the recorded spec, of the configuration where there is none."""
+    is_there = args.config or args.mcp_config or args.procfile
+    is_there = is_there or os.path.lexists(find_config(None, store.home))
+    wanted = config_at(store, args).services.values() if is_there else ()
+    specs = {one.name.lower(): (one.name, one.spec, one.given_env) for one in wanted}
+    for key, record in store.records().items():
+        specs[key] = (record.name, record.spec, store.given_env(key))
+    if args.name and args.name.lower() not in specs:
+        find(store, args.name)
+    rows: list[dict[str, object]] = []
+    for key, (name, spec, given) in sorted(specs.items()):
+        asked = rules_of(spec) if (args.name or key).lower() == key else []
+        env = {**os.environ, **(added_values(spec, given) if asked else {})}
+        for variable, rule in asked:
+            why = fault_of(env.get(variable), rule)
+            facts = {**rule, "pattern": rule.get("whole") or rule["pattern"]}
+            facts.pop("whole", None)
+            rows.append({"name": name, "variable": variable, **facts, "met": not why, "why": why})
+    table = [("service", "variable", "rule", "met")]
+    for row in rows:
+        words = ["required"] * bool(row["required"]) + [f"like {row['pattern']}"] * bool(
+            row["pattern"]
+        )
+        words += [f"at least {row['min_length']} characters"] * bool(row["min_length"])
+        words += ["secret"] * bool(row["secret"])
+        met = "yes" if row["met"] else f"no: {row['why']}"
+        table.append((str(row["name"]), str(row["variable"]), ", ".join(words), met))
+    return Result(
+        {"rules": rows}, [] if rows else ["[OK] there are no rules"], table if rows else ()
+    )
+
+
 # == Command line ==================================================================================
 # The parser of the command that was called, the rendering, errors to exit codes. Printing happens
 # here and nowhere else: results on stdout, the rest on stderr.
@@ -7485,6 +8237,7 @@ OPTIONAL_VALUES = {
     "status": ("--watch", 2.0),
 }
 PLAIN_BARS = dict(zip(map(ord, BARS), "_.-:=+*#"))
+FAMILIES = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # config schema
 LEADING = ("--home", "--json", "--version", "--help", "-h")  # what may stand before the command
 COLOURS = {"[OK]": "32", "[WARN]": "33", "[ERROR]": "31"}
 
@@ -7501,6 +8254,8 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     while at < len(head) and head[at].partition("=")[0] in LEADING:
         at += 2 if head[at] == "--home" else 1
     leading, name = head[:at], "".join(head[at : at + 1])
+    if name in FAMILIES:
+        at, name = at + 1, " ".join(head[at : at + 2])
     rest = with_value(name, head[at + 1 :])
     if name not in COMMANDS:
         raise no_command(leading, name)
@@ -7542,16 +8297,21 @@ def no_command(leading: Sequence[str], name: str) -> Exception:
     if "--version" in leading:
         return HelpWanted(f"{PROGRAM} {__version__}")
     if not name and ("--json" not in leading or set(leading) & {"-h", "--help"}):
-        listing = "\n".join(f"  {key:14}{one.help}" for key, one in COMMANDS.items())
+        listing = "\n".join(f"  {key:17}{one.help}" for key, one in COMMANDS.items())
         usage = f"usage: {PROGRAM} [--home DIR] [--json] COMMAND …\n       {PROGRAM} COMMAND --help"
         doc = (__doc__ or "").partition("\n")[0]
         return HelpWanted(f"{usage}\n\n{doc}\n\n{listing}\n\n{EXIT_CODES}")
     import difflib
 
-    near = difflib.get_close_matches(name, COMMANDS, 3)
+    family = name.partition(" ")[0]
+    known = [one for one in COMMANDS if family not in FAMILIES or one.startswith(f"{family} ")]
+    if family in FAMILIES and not {"-h", "--help"}.isdisjoint((*leading, *name.split())):
+        listing = "\n".join(f"  {key:17}{COMMANDS[key].help}" for key in known)
+        return HelpWanted(f"usage: {PROGRAM} {family} WORD …\n\n{listing}")
+    near = difflib.get_close_matches(name, known, 3)
     near.sort(key=lambda one: sorted(one) != sorted(name))  # strat is start rather than stats
     advice = f"did you mean {near[0]}? " if near else ""
-    return UsageError(f"no command {name!r}", f"{advice}The commands are: {', '.join(COMMANDS)}")
+    return UsageError(f"no command {name!r}", f"{advice}The commands are: {', '.join(known)}")
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
@@ -7613,7 +8373,12 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> None:
     for chunk in result.stream or ():
         write(sys.stdout, chunk)
     if error:
-        tail = error.facts.get("log_tail")
+        problems = error.facts.get("problems")
+        tail = error.facts.get("log_tail") or [
+            f"{shown_path(one['file'])}: {one['path']}: {one['message']}"
+            for one in (problems if isinstance(problems, list) else ())[1:]
+            if isinstance(one, dict)  # of a configuration; those of variables are in the message
+        ]
         shown = [f"  | {neutral(line)}\n" for line in tail] if isinstance(tail, list) else []
         cause = error.facts.get("cause")
         cause = cause if isinstance(cause, dict) else {"kind": "unknown"}
