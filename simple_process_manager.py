@@ -3371,6 +3371,15 @@ def changed_fields(old: Spec, new: Spec) -> dict[str, tuple[object, object]]:
     return {key: (was, now) for key, (was, now) in pairs.items() if was != now}
 
 
+# What a supervisor takes over while its service runs, or what matters at the next start only.
+LIVE_FIELDS = (
+    *("alerts", "sample_s", "health_interval_s", "health_timeout_s", "health_retries", "restart"),
+    *("max_restarts", "restart_window_s", "success_codes", "no_restart_codes", "backoff_s"),
+    *("backoff_max_s", "cooldown_s", "idle_timeout_s", "require_env", "rules", "start_seconds"),
+    *("success_log", "failure_log", "no_pause"),
+)
+
+
 def spec_differences(old: Spec, new: Spec) -> list[str]:
     """How two specs differ, one text for each field."""
 
@@ -3736,7 +3745,7 @@ class Prober:
 
     def run(self) -> None:
         """Readiness until it holds, then liveness."""
-        spec, began = self.record.spec, time.monotonic()
+        spec, began = self.record.spec, time.monotonic()  # its interval may be changed meanwhile
         ready, health = (
             Checks(self.store, self.record, [parse_check(text) for text in texts], spec)
             for texts in (spec.readiness, spec.health)
@@ -3744,7 +3753,7 @@ class Prober:
         while not self.probe(ready, ready.waiting()):
             if self.halt.wait(lazy_pause_s(time.monotonic() - began)):
                 return
-        while health.checks and not self.halt.wait(max(spec.health_interval_s, 0.01)):
+        while health.checks and not self.halt.wait(max(self.record.spec.health_interval_s, 0.01)):
             self.probe(health, health.checks)
 
     def probe(self, checks: Checks, due: Sequence[Check]) -> bool:
@@ -4532,6 +4541,21 @@ class Supervisor:
         self.save()
         client.answer({"ok": True, "record": self.record.to_json()})
 
+    def on_settings(self, client: Client, request: dict[str, object]) -> None:
+        """A changed configuration: take over what needs no new instance."""
+        asked, was = Spec.from_json(request.get("spec")), self.record.spec
+        live = {key: getattr(asked, key) for key in LIVE_FIELDS}
+        self.record = self.record._replace(spec=was._replace(**live))
+        if (asked.alerts, asked.sample_s) != (was.alerts, was.sample_s):
+            self.sampler, self.record = Sampler(asked), self.record._replace(alerts=())
+        if self.prober:
+            self.prober.record = self.record
+        with contextlib.suppress(SpmError):  # a full disk costs the event
+            why = "; ".join(spec_differences(was, self.record.spec))
+            self.store.write_event("settings", self.record.name, self.record, why)
+        self.save()
+        client.answer({"ok": True, "record": self.record.to_json()})
+
     def on_notify(self, client: Client, request: dict[str, object]) -> None:
         """What the service says of itself; `alive` is a heartbeat."""
         state = str(_one_of(*NOTICES)(request.get("state"), "request.state"))
@@ -4577,6 +4601,7 @@ class Supervisor:
 OPERATIONS: dict[str, Callable[[Supervisor, Client, dict[str, object]], None]] = {
     "status": Supervisor.on_status,
     "touch": Supervisor.on_touch,
+    "settings": Supervisor.on_settings,
     "notify": Supervisor.on_notify,
     "ready": Supervisor.on_ready,
     "join": Supervisor.on_join,
@@ -5912,6 +5937,119 @@ class Reading:
             self.fault(*place, f"each waits for the next: {' → '.join(names)}")
 
 
+# -- what has to be done for it
+
+
+class Known(NamedTuple):
+    """A service that is recorded, and what is true of it."""
+
+    record: Record
+    status: str
+    is_live: bool
+    is_supervised: bool
+    given: dict[str, str]  # values
+
+
+class Step(NamedTuple):
+    """What `up` does about a service: start, restart, settings, stop or keep."""
+
+    action: str
+    name: str
+    why: str = ""
+    keys: tuple[str, ...] = ()  # those that changed
+    wanted: Wanted | None = None
+
+    @property
+    def acts(self) -> bool:
+        """Whether it starts something."""
+        return self.action in ("start", "restart")
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.action, self.name, self.why)))
+
+    def to_json(self) -> dict[str, object]:
+        """Its JSON object."""
+        return {"action": self.action, "name": self.name, "why": self.why, "keys": self.keys}
+
+
+FIELD_KEYS = {"argv": "command", "env_given": "env", "env_taken": "env", "env_files": "env_file"}
+FIELD_KEYS.update(log_bytes="log_size", port_declared="port", port_asked="port")
+FIELD_KEYS.update(sample_s="sample_interval", alerts="alert", rules="environment")
+
+
+def in_order(services: Mapping[str, Wanted]) -> list[str]:
+    """Their names, each behind those that it depends on."""
+    import graphlib
+
+    needs = {name: one.depends_on for name, one in services.items()}
+    return list(graphlib.TopologicalSorter(needs).static_order())
+
+
+def plan_of(config: Config, known: Mapping[str, Known], names: Sequence[str] = ()) -> list[Step]:
+    """What has to be done so that the services are as configured; of some: with what they need.
+
+    `known` has lower case keys. What was started by hand is let be unless it is named.
+    """
+    named, steps = {name.lower() for name in names}, list[Step]()
+    chosen, order = set(named), in_order(config.services)
+    for name in reversed(order):
+        if name.lower() in chosen:
+            chosen.update(need.lower() for need in config.services[name].depends_on)
+    for key, one in known.items() if not names else ():
+        is_ours = one.is_live and one.record.config == config.path
+        if is_ours and not config.named(key):
+            steps.append(Step("stop", one.record.name, "because removed"))
+    needs = [need for one in config.services.values() for need in one.depends_on.items()]
+    for name in order:
+        if not names or name.lower() in chosen:
+            is_once = (name, "exited") in needs
+            it = config.services[name], known.get(name.lower())
+            steps.append(step_of(*it, name.lower() in named, is_once))
+    return sorted(steps, key=lambda step: step.action != "stop")
+
+
+def step_of(wanted: Wanted, known: Known | None, is_named: bool, is_once: bool) -> Step:
+    """What has to be done about one service; `is_once`: others wait for its end."""
+    name, old = wanted.name, known.record if known else None
+    is_live, is_ours = bool(known and known.is_live), bool(old and old.config == wanted.config)
+    if wanted.disabled:
+        return Step("stop" if is_live and is_ours else "keep", name, "because disabled", (), wanted)
+    if not is_live and not wanted.spec.keep_alive:
+        return Step("keep", name, "because each call starts it", (), wanted)
+    if known is None or old is None:
+        return Step("start", name, "", (), wanted)
+    spec = kept_port(wanted.spec, old.spec, is_live, wanted.conflict)
+    fields = changed_fields(old.spec, spec)
+    texts = [FIELD_KEYS.get(field, field.removesuffix("_s")) for field in fields]
+    texts += ["env"] if known.given != wanted.given_env else []
+    keys = tuple(dict.fromkeys(texts))
+    if not is_live:
+        is_done = is_once and is_ours and not keys and known.status == "exited" and not is_named
+        return Step(
+            "keep" if is_done else "start",
+            name,
+            "because it has done its work" * is_done,
+            (),
+            wanted,
+        )
+    if not is_ours and not is_named:
+        whose = f"of {old.config}" if old.config else "by hand"
+        return Step(
+            "keep",
+            name,
+            f"because it was started {whose}: name it to have it taken over",
+            keys,
+            wanted,
+        )
+    if not known.is_supervised and known.status != "external":
+        return Step("start", name, "because its supervisor is gone", keys, wanted)
+    if not keys:
+        return Step("keep", name, "", (), wanted)
+    why, is_small = f"{', '.join(keys)} changed", set(fields) <= set(LIVE_FIELDS)
+    is_small = is_small and known.given == wanted.given_env
+    return Step("settings" if is_small else "restart", name, f"because {why}", keys, wanted)
+
+
 # == Commands ======================================================================================
 # One function a command, its options beside it: takes arguments, returns a Result, prints nothing.
 # What goes on over time (a log that is followed) is returned as an iterator.
@@ -6095,17 +6233,32 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
         spec, given = spec_of(name, args)
     asked = {"lease": args.lease, "idle_timeout_s": args.idle_timeout}
     spec = spec._replace(**{key: value for key, value in asked.items() if value is not None})
+    conflict = "force" if args.force else args.on_conflict
+    return bring(store, name, spec, given, conflict, config, args.replace, owner)
+
+
+def bring(
+    store: Store,
+    name: str,
+    spec: Spec,
+    given: dict[str, str],
+    conflict: str,
+    config: str,
+    may_replace: bool,
+    owner: Owner | None = None,
+) -> Result:
+    """Have a service run with this spec: keep it, take it back, replace it or start it."""
     store.prepare()
     with store.claim(name, CLAIM_S):
         record = store.record(name)
         seen = observe(store, record, place()) if record else None
         is_running = seen is not None and seen.verdict.status in UP_PHASES
         if record:
-            spec = kept_port(spec, record.spec, is_running, args.on_conflict)
+            spec = kept_port(spec, record.spec, is_running, conflict)
         if seen and is_running:
-            alike = spec if args.replace else with_lease_of(seen.record.spec, spec)
+            alike = spec if may_replace else with_lease_of(seen.record.spec, spec)
             differences = differences_of(store, seen.record, alike, given)
-            if differences and not args.replace:
+            if differences and not may_replace:
                 raise Refused(
                     f"{name} runs already with another spec: {'; '.join(differences)}",
                     f"add --replace to end it and start this one, or stop {name} first",
@@ -6114,7 +6267,6 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
             kept = None if differences else keep_running(store, seen, spec, owner)
             if kept:
                 return kept
-        conflict = "force" if args.force else args.on_conflict
         return begin(store, name, spec, given, seen, conflict, "started", owner, config)
 
 
@@ -8214,6 +8366,316 @@ def show_rules(store: Store, args: argparse.Namespace) -> Result:
     )
 
 
+# -- up, down
+
+
+class Outcome(NamedTuple):
+    """What came of a step."""
+
+    step: Step
+    result: str  # done, failed or skipped
+    error: SpmError | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Its JSON object."""
+        return {
+            **self.step.to_json(),
+            "result": self.result,
+            "error": self.error and self.error.to_json(),
+        }
+
+
+def known_services(store: Store) -> dict[str, Known]:
+    """Every recorded service as a plan needs to know it, by name in lower case."""
+    here, found = place(), dict[str, Known]()
+    for key, record in store.records().items():
+        seen, given = observe(store, record, here), dict[str, str]()
+        with contextlib.suppress(StateError):  # damaged: then it differs, and is started anew
+            given = store.given_env(key)
+        status, is_supervised = seen.verdict.status, seen.facts.supervised
+        found[key] = Known(seen.record, status, seen.verdict.is_live, is_supervised, given)
+    return found
+
+
+class Application:
+    """A plan that is carried out: one step after the other, all waits side by side."""
+
+    def __init__(
+        self,
+        store: Store,
+        steps: Sequence[Step],
+        wait_s: float | None,  # None: until they are started, and what others need is there
+        say: Callable[..., None],
+        progress: Callable[[str], None],
+        tell: Callable[[Outcome], object] = bool,
+    ) -> None:
+        self.store, self.steps, self.say, self.progress, self.tell = (
+            store,
+            steps,
+            say,
+            progress,
+            tell,
+        )
+        self.wait_s, self.limit_s, self.began = wait_s, wait_s or WAIT_S, time.monotonic()
+        self.outcomes: dict[str, Outcome] = {}
+        self.reached: dict[str, set[str]] = {}  # stages
+        self.waits: dict[str, tuple[Target | None, float]] = {}  # None: for its end; until when
+        self.needs = {s.name: s.wanted.depends_on if s.wanted and s.acts else {} for s in steps}
+        self.stages = {pair for needs in self.needs.values() for pair in needs.items()}
+
+    def run(self) -> list[Outcome]:
+        """What came of each step, in the order of the plan."""
+        ends = [step.name for step in self.steps if step.action == "stop"]
+        stopped = stop_all(self.store, ends, STOP_TIMEOUT_S, force=False)
+        self.say(*stopped.lines)
+        pending = list(self.steps)
+        while pending or self.waits:
+            due = [step for step in pending if self.is_due(step)]
+            for step in due:
+                pending.remove(step)
+                self.take(step)
+            for name, (target, until) in list(self.waits.items()):
+                self.look(name, target, until)
+            if not due:
+                time.sleep(probe_pause_s(time.monotonic() - self.began))
+        self.progress("")
+        return [self.outcomes[step.name] for step in self.steps]
+
+    def lacks(self, step: Step) -> list[str]:
+        """What it depends on and won't come."""
+        outcomes = [self.outcomes.get(name) for name in self.needs[step.name]]
+        return [one.step.name for one in outcomes if one and one.result != "done"]
+
+    def is_due(self, step: Step) -> bool:
+        """Whether what it depends on is there, or won't come."""
+        needs = self.needs[step.name].items()
+        is_there = all(stage in self.reached.get(name, ()) for name, stage in needs)
+        return is_there or bool(self.lacks(step))
+
+    def note(self, outcome: Outcome) -> None:
+        """Remember what came of a step; a failure is told at once."""
+        self.outcomes[outcome.step.name] = outcome
+        if outcome.error:
+            outcome.error.facts.setdefault("name", outcome.step.name)
+            self.say(f"[ERROR] {outcome.error.message}")
+        self.tell(outcome)
+
+    def take(self, step: Step) -> None:
+        """Do one step; note what is to be waited for then."""
+        name, lacking = step.name, self.lacks(step)
+        if lacking:
+            error = Failed(f"{name} was not {step.action}ed: it depends on {', '.join(lacking)}")
+            self.note(Outcome(step, "skipped", error))
+            return
+        try:
+            self.act(step)
+        except SpmError as error:
+            self.note(Outcome(step, "failed", error))
+            return
+        self.note(Outcome(step, "done"))
+        record, until = self.store.record(name), time.monotonic() + self.limit_s
+        self.reached[name] = {"started"}
+        if step.action == "stop" or record is None or record.phase not in LIVE_PHASES:
+            is_well = record is not None and record.phase != "failed"
+            self.reached[name] = {"started", *STAGES} if is_well else {"started"}
+        if record and (name, "exited") in self.stages and "exited" not in self.reached[name]:
+            self.waits[name] = (None, until)
+        elif (
+            record
+            and record.phase in LIVE_PHASES
+            and (self.wait_s or (name, "ready") in self.stages)
+        ):
+            if record.spec.readiness or record.spec.port:
+                self.waits[name] = (Target(self.store, record), until)
+            else:
+                self.reached[name].add("ready")
+
+    def act(self, step: Step) -> None:
+        """Do what a step says."""
+        wanted, name, record = step.wanted, step.name, self.store.record(step.name)
+        if step.action == "stop" and record and record.phase in LIVE_PHASES:
+            raise Failed(f"{name} could not be stopped", f"see: stop {name}")
+        if step.action == "settings" and wanted:
+            if not self.store.ask_record(name, "settings", spec=wanted.spec.to_json()):
+                raise Failed(f"{name}: its supervisor took nothing over", f"see: status {name}")
+            self.say(f"[OK] {name} goes on, with other settings: {', '.join(step.keys)}")
+        if step.acts and wanted:
+            what = (wanted.spec, wanted.given_env, wanted.conflict, wanted.config)
+            self.say(*bring(self.store, name, *what, may_replace=True).lines)
+
+    def look(self, name: str, target: Target | None, until: float) -> None:
+        """Whether what is waited for has come."""
+        is_late, waited = time.monotonic() >= until, format_duration(self.limit_s)
+        try:
+            if target:
+                target.look(self.began, until)
+                stages = ["ready"] if not target.checks.waiting() else []
+            else:
+                seen = find(self.store, name)
+                stages = [*STAGES] if seen.verdict.status == "exited" else []
+                if not seen.verdict.is_live and not stages:
+                    raise Failed(
+                        f"{name} {seen.verdict.status}: {seen.verdict.why}", f"read logs {name}"
+                    )
+            if is_late and not stages:
+                late = TimedOut(f"{name} did not end in {waited}", "give it longer with --wait")
+                raise target.too_late(self.limit_s) if target else late
+            self.reached[name].update(stages)
+            if stages:
+                self.say(target.line() if target else f"[OK] {name} has done its work")
+                del self.waits[name]
+                if target:
+                    target.tell()
+        except SpmError as error:
+            del self.waits[name]
+            self.note(Outcome(self.outcomes[name].step, "failed", error))
+        self.progress(f"waiting for {', '.join(self.waits)}" if self.waits else "")
+
+
+def roll_back(
+    store: Store, former: Mapping[str, Known], outcomes: Sequence[Outcome], say: Callable[..., None]
+) -> None:
+    """Bring what a plan has changed, or tried to, back to what it was."""
+    for step in [one.step for one in outcomes[::-1] if one.step.action != "keep"]:
+        was, now = former.get(step.name.lower()), store.record(step.name)
+        if was and was.is_live and step.action == "settings":
+            store.ask_record(step.name, "settings", spec=was.record.spec.to_json())
+        elif was and was.is_live:
+            what = (was.record.spec, was.given, "auto", was.record.config)
+            say(*bring(store, step.name, *what, may_replace=True).lines)
+        elif now and (was is None or now.instance != was.record.instance):
+            say(*stop_all(store, [step.name], STOP_TIMEOUT_S, force=False).lines)
+            forget(store, [now] if was is None else [], purge=False)
+
+
+@command(
+    "up",
+    "bring the services of the configuration to what it says; nothing else is touched",
+    Option("names*", "NAME", help="only these, and what they depend on"),
+    Option("--dry-run", help="print what would be done"),
+    Option("--wait", "[D]", parse_duration, help="until all are ready, D at most for each (30s)"),
+    Option("--rollback-on-failure", help="if one fails, go back to what ran before"),
+    Option("--watch", help="go on, and apply the configuration whenever it changes, until q"),
+    *CONFIG_OPTIONS,
+)
+def up(store: Store, args: argparse.Namespace) -> Result:
+    """Bring the services of the configuration to what it says."""
+    config = config_at(store, args)
+    if not args.watch or args.dry_run:
+        return bring_up(store, config, args)
+    if args.json:
+        raise UsageError("--json is one document, --watch has no end", "leave one of them out")
+    return Result({}, stream=keep_up(store, config, args))
+
+
+def bring_up(store: Store, config: Config, args: argparse.Namespace) -> Result:
+    """Plan, say so, and do it."""
+    for name in args.names:
+        if not config.named(name):
+            near = nearest(name, config.services)
+            names = ", ".join(config.services) or "none"
+            raise NotFound(
+                f"{shown_path(config.path)} has no service {name!r}{near}", f"it has: {names}"
+            )
+    store.prepare()
+    busy = "another `up` of this home is under way"
+    with locked(os.path.join(store.home, "lock.up"), CLAIM_S, busy):
+        known = known_services(store)
+        steps = plan_of(config, known, args.names)
+        lines = [f"[INFO] {note}" for note in config.notes] + [f"  {step}" for step in steps]
+        data: dict[str, object] = {"config": config.path, "plan": [one.to_json() for one in steps]}
+        if args.dry_run:
+            return Result(data, lines or ["[OK] there is nothing to do"])
+        args.say(*lines)
+        check_environments(steps)
+        outcomes = Application(store, steps, args.wait, args.say, args.progress).run()
+        failed = [one for one in outcomes if one.error]
+        if failed and args.rollback_on_failure:
+            roll_back(store, known, outcomes, args.say)
+    data["services"] = [one.to_json() for one in outcomes]
+    counts = {one.step.action: 0 for one in outcomes}
+    for one in outcomes:
+        counts[one.step.action] += one.result == "done"
+    told = ", ".join(f"{word}: {count}" for word, count in counts.items())
+    if not failed:
+        return Result(data, [f"[OK] {shown_path(config.path)} is up ({told or 'no services'})"])
+    error = failed[0].error
+    if error and args.rollback_on_failure:
+        error.message += "; rolled back to what ran before"
+    return Result({**data, "rolled_back": args.rollback_on_failure}, error=error)
+
+
+def check_environments(steps: Sequence[Step]) -> None:
+    """ConfigError if variables that are needed are missing: nothing is started then."""
+    problems = []
+    for step in steps:
+        try:
+            if step.acts and step.wanted:
+                environment_of(step.wanted.spec, step.wanted.given_env)
+        except ConfigError as error:
+            problems.append(f"{step.name}: {error.message}")
+    if problems:
+        advice = "mend that; nothing was started"
+        raise ConfigError("; ".join(problems), advice, problems=problems)
+
+
+def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[str]:
+    """Apply the configuration now and each time its files have changed, until q or Ctrl-C."""
+    files = dict.fromkeys((config.path, *config.files))
+
+    def look() -> list[object]:
+        stats = [os.stat(path) if os.path.exists(path) else None for path in files]
+        return [one and (one.st_mtime_ns, one.st_size, one.st_ino) for one in stats]
+
+    applied, before = None, look()
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            now = look()
+            if now == before and now != applied:  # it was written a while ago: it is whole
+                applied = now
+                try:
+                    config = config_at(store, args)
+                    files.update(dict.fromkeys(config.files))
+                    applied = look()
+                    result = bring_up(store, config, args)
+                    error = result.error
+                    yield "".join(f"{line}\n" for line in result.lines)
+                except SpmError as problem:
+                    error = problem
+                if error:
+                    yield f"[ERROR] {error.message}; what runs was left as it is\n"
+            before = now
+            if key_within(0.2) in ("q", "Q"):
+                return
+
+
+@command(
+    "down",
+    "stop the services of the configuration, those first on which no other depends",
+    Option("names*", "NAME"),
+    *CONFIG_OPTIONS,
+)
+def down(store: Store, args: argparse.Namespace) -> Result:
+    """Stop the services of the configuration, or those that are named."""
+    path = find_config(args.config, store.home)
+    records = {key: one for key, one in store.records().items() if one.config == path}
+    if args.names:
+        records = {name.lower(): find(store, name).record for name in args.names}
+    try:
+        order = [name.lower() for name in in_order(config_at(store, args).services)]
+    except ConfigError:  # it may be gone: then the last one started goes first
+        order = sorted(records, key=lambda key: records[key].started_at)
+    lines, data, first = list[str](), list[object](), None
+    for key in sorted(records, key=lambda key: order.index(key) if key in order else -1)[::-1]:
+        result = stop_all(store, [records[key].name], STOP_TIMEOUT_S, force=False)
+        lines += [line for line in result.lines if " was not running: " not in line]
+        lines += [f"[ERROR] {result.error.message}"] if result.error and first else []
+        data += as_list(result.data["services"])
+        first = first or result.error
+    lines = lines or ["[OK] nothing of it was running"]
+    return Result({"config": path, "services": data}, lines, error=first)
+
+
 # == Command line ==================================================================================
 # The parser of the command that was called, the rendering, errors to exit codes. Printing happens
 # here and nowhere else: results on stdout, the rest on stderr.
@@ -8233,6 +8695,7 @@ GLOBAL_OPTIONS = (
 )
 OPTIONAL_VALUES = {
     "start": ("--wait", WAIT_S),
+    "up": ("--wait", WAIT_S),
     "list": ("--watch", 2.0),
     "status": ("--watch", 2.0),
 }
@@ -8484,6 +8947,7 @@ def run(argv: Sequence[str]) -> int:
             store.prepare()
         args.progress = show_progress
         every_s = getattr(args, "watch", None)
+        every_s = None if every_s is True else every_s  # of `up`, which has its own way
         if every_s and args.json:
             raise UsageError("--json is one document, --watch has no end", "leave one of them out")
         result = repeat(command, store, args, every_s) if every_s else command.run(store, args)
