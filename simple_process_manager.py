@@ -3238,13 +3238,19 @@ def unmet(spec: Spec, env: Mapping[str, str]) -> list[str]:
 def rules_of(spec: Spec) -> list[tuple[str, Mapping[str, object]]]:
     """What must hold of which variables, from --require-env and from a configuration."""
     pairs = (item.partition("=") for item in spec.require_env)
-    asked = [(name, {**NO_RULE, "required": True, "whole": pattern}) for name, _, pattern in pairs]
+    asked = [
+        (name, {**NO_RULE, "required": True, "full_pattern": pattern}) for name, _, pattern in pairs
+    ]
     return [*asked, *spec.rules.items()]
 
 
 def fault_of(value: str | None, rule: Mapping[str, object]) -> str:
     """What is wrong with the value of a variable, "" if nothing is."""
-    whole, pattern, least = str(rule.get("whole", "")), str(rule["pattern"]), rule["min_length"]
+    whole, pattern, least = (
+        str(rule.get("full_pattern", "")),
+        str(rule["pattern"]),
+        rule["min_length"],
+    )
     if not value:
         return ("is not set" if value is None else "is empty") * bool(rule["required"])
     if not (re.search(pattern, value) and re.fullmatch(whole or "(?s:.*)", value)):
@@ -5360,130 +5366,118 @@ def command_words(name: str, args: argparse.Namespace) -> tuple[str, ...]:
 
 # -- spm.json
 
+
+def typed(*types: str, **more: object) -> Schema:
+    """The schema of a value of one of these types."""
+    return {"type": [*types] if types[1:] else types[0], **more}
+
+
+def closed(properties: Mapping[str, object], **more: object) -> Schema:
+    """The schema of an object that has these keys and no others."""
+    return {**typed("object"), "properties": properties, "additionalProperties": False, **more}
+
+
+def named(pattern: str, each: Schema, **more: object) -> Schema:
+    """The schema of an object whose keys are names."""
+    names = {"propertyNames": {"pattern": f"^{pattern}$"}, "additionalProperties": each}
+    return {**typed("object"), **names, **more}
+
+
+def written(pattern: str, *types: str, **more: object) -> Schema:
+    """The schema of a text, or a number, of that pattern; or of what becomes one: `${NAME}`."""
+    return typed("string", *types, pattern=rf"^(?:{pattern})$|\$\{{", **more)
+
+
 NO_KEYS = ("name", "replace", "force", "wait", "all_previous", "no_keep_alive")
 KEYS = {key_of(one): one for one in START_OPTIONS if key_of(one) not in NO_KEYS}
 STAGES = ("ready", "started", "exited")
 REFERENCE = rf"\$\$\{{|\$\{{(?:env:)?(?:({VARIABLE})(?::-([^}}]*))?\}})?"
-TEXT: Schema = {"type": "string"}
-SWITCH: Schema = {"type": "boolean"}
-PATTERN: Schema = {"type": "string", "format": "regex"}
-
-
-def values_schema(pattern: str, number: str = "number", **limits: float) -> Schema:
-    """Of what is a number or a text, or becomes one: `${NAME}`."""
-    return {"type": ["string", number], "pattern": rf"^(?:{pattern})$|\$\{{", **limits}
-
-
-SPAN = DURATION.replace("(?a)", "").replace(r"\d", "[0-9]")
-SPAN_SCHEMA = values_schema(SPAN, exclusiveMinimum=0)
+TEXT, SWITCH = typed("string"), typed("boolean")
+TEXTS, PATTERN = typed("array", items=TEXT), typed("string", format="regex")
+TIME = DURATION.replace("(?a)", "").replace(r"\d", "[0-9]")
+SPAN = written(TIME, "number", exclusiveMinimum=0)
 SCHEMAS: dict[object, Schema] = {  # by parser; a text where there is none
-    parse_duration: SPAN_SCHEMA,
-    parse_pause: values_schema(SPAN, minimum=0),
-    parse_size: values_schema(SIZE.replace("(?a)", ""), "integer", minimum=1000),
-    parse_count: values_schema("[0-9]+", "integer", minimum=0),
-    parse_port_or_auto: values_schema("auto|[0-9]+", "integer", minimum=1, maximum=65535),
-    parse_codes: {"type": ["string", "integer"]},
+    parse_duration: SPAN,
+    parse_pause: written(TIME, "number", minimum=0),
+    parse_size: written(SIZE.replace("(?a)", ""), "integer", minimum=1000),
+    parse_count: written("[0-9]+", "integer", minimum=0),
+    parse_port_or_auto: written("auto|[0-9]+", "integer", minimum=1, maximum=65535),
+    parse_codes: typed("string", "integer"),
     parse_pattern: PATTERN,
 }
-CHOICES = {parse_type: TYPES, parse_restart: RESTARTS, parse_protocol: PROTOCOLS}
+WORDS: dict[object, Iterable[str]] = {parse_type: TYPES, parse_restart: RESTARTS}
+WORDS.update({parse_protocol: PROTOCOLS, parse_conflict: ON_CONFLICT})
 SCHEMAS.update(
-    (parse, {**TEXT, "anyOf": [{"enum": [*words]}, {"pattern": r"\$\{"}]})
-    for parse, words in {**CHOICES, parse_conflict: tuple(ON_CONFLICT)}.items()
+    (key, typed("string", anyOf=[{"enum": [*words]}, {"pattern": r"\$\{"}]))
+    for key, words in WORDS.items()
 )
-VARIABLES: Schema = {"type": "object", "propertyNames": {"pattern": f"^{VARIABLE}$"}}
-
-
-def object_schema(properties: Mapping[str, object], **more: object) -> Schema:
-    """Of an object with these keys and no others."""
-    return {"type": "object", "properties": properties, "additionalProperties": False, **more}
-
-
-RULE_SCHEMA = {"required": SWITCH, "pattern": PATTERN, "secret": SWITCH}
-KEEP_ALIVE = {"enabled": SWITCH, "timeout": SPAN_SCHEMA, "check_interval": SPAN_SCHEMA}
+VARIABLE_RULE = {"required": SWITCH, "pattern": PATTERN, "secret": SWITCH}
+VARIABLE_RULE["min_length"] = typed("integer", minimum=0)
+ALIVE = {"enabled": SWITCH, "timeout": SPAN, "check_interval": SPAN}
 SHAPES: dict[str, Schema] = {  # keys whose JSON isn't what the option takes; keys without option
-    "command": {"type": ["string", "array"], "items": TEXT, "minItems": 1},
-    "env": {**VARIABLES, "additionalProperties": {"type": ["string", "number", "null"]}},
-    "keep_alive": {**object_schema(KEEP_ALIVE), "type": ["boolean", "object"]},
-    "depends_on": {
-        "type": ["string", "array", "object"],
-        "items": TEXT,
-        "additionalProperties": {"enum": [*STAGES]},
-    },
-    "environment": {
-        **VARIABLES,
-        "additionalProperties": object_schema(
-            {**RULE_SCHEMA, "min_length": {"type": "integer", "minimum": 0}}
-        ),
-    },
+    "command": typed("string", "array", items=TEXT, minItems=1),
+    "env": named(VARIABLE, typed("string", "number", "null")),
+    "keep_alive": closed(ALIVE, type=["boolean", "object"]),
+    "depends_on": named(NAME, {"enum": [*STAGES]}, type=["string", "array", "object"], items=TEXT),
+    "environment": named(VARIABLE, closed(VARIABLE_RULE)),
     "disabled": SWITCH,
 }
 SHAPE_HELP = {
-    "command": "one string, split as a shell would, or a list: the exact words",
+    "command": "a line, split as a shell would, or a list: the very words",
     "env": "variables; null: the caller's, at each start",
     "keep_alive": "of a stdio service; false: it ends with the call that started it",
-    "depends_on": "what has to be started before; ready where it says when it is, else started",
-    "environment": "what variables must be like, checked before each start",
-    "disabled": "it isn't started by up",
+    "depends_on": "what comes first; ready where it says when it is, else started",
+    "environment": "what variables must be like, checked at each start",
+    "disabled": "up doesn't start it",
 }
-TEXTS: Schema = {"type": "array", "items": TEXT}
 AGENT_SHAPES: dict[str, object] = {  # keys of agents' files, most of which mean nothing here
     "args": TEXTS,
-    **dict.fromkeys(("type", "transport", "url", "envFile"), TEXT),
-    **dict.fromkeys(("headers", "timeout", "description", "httpUrl", "autoApprove"), NOTHING),
-    **dict.fromkeys(("alwaysAllow", "disabledTools", "dev", "oauth"), NOTHING),
+    **dict.fromkeys(("type", "transport", "url", "httpUrl", "envFile", "description"), TEXT),
+    **dict.fromkeys(("headers", "timeout", "autoApprove", "alwaysAllow", "disabledTools"), NOTHING),
 }
 AGENT_KEYS = (*AGENT_SHAPES, "command", "env", "cwd", "disabled", "keep_alive")
 
 
 def schema_of(key: str) -> Schema:
-    """The schema of a key of a service: from its option, or its shape."""
-    option = KEYS.get(key)
-    if key in SHAPES or option is None:
+    """The schema of a key of a service: its shape, or what its option takes."""
+    if key in SHAPES:
         return {**SHAPES[key], "description": SHAPE_HELP[key]}
+    option = KEYS[key]
     one = SCHEMAS.get(option.kind, TEXT) if option.metavar else SWITCH
     if isinstance(option.default, list):
-        one = {"type": ["string", "array"], "items": TEXT}
-    elif option.default is not None:
-        one = {**one, "default": option.default}
-    return {**one, "description": option.help}
+        one = typed("string", "array", items=TEXT)
+    usual = {"default": option.default} if isinstance(option.default, (str, float, int)) else {}
+    return {**one, **usual, "description": option.help}
 
 
 def document_schema() -> Schema:
     """The JSON Schema of spm.json."""
     keys = {key: schema_of(key) for key in dict.fromkeys((*KEYS, *SHAPES))}
     free = {key: one for key, one in keys.items() if key not in ("command", "depends_on")}
-    server = {**keys, **AGENT_SHAPES}
-    names = {"type": "object", "propertyNames": {"pattern": f"^{NAME}$"}}
+    kinds = {"defaults": closed(free), "service": closed(keys, required=["command"])}
+    kinds["server"] = closed({**keys, **AGENT_SHAPES})
+    refs = {kind: {"$ref": f"#/$defs/{kind}"} for kind in kinds}
     properties = {
         "$schema": TEXT,
-        "version": {"type": "integer", "enum": [1]},
-        "defaults": {"$ref": "#/$defs/defaults"},
-        "services": {**names, "additionalProperties": {"$ref": "#/$defs/service"}},
-        "mcpServers": {**names, "additionalProperties": {"$ref": "#/$defs/server"}},
+        "version": typed("integer", enum=[1]),
+        "defaults": refs["defaults"],
+        "services": named(NAME, refs["service"]),
+        "mcpServers": named(NAME, refs["server"]),
         "alerts": {**TEXTS, "description": "rules for every service, beside its own"},
         "include": {**TEXTS, "description": "agents' files, for their mcpServers"},
     }
-    kinds = {"service": object_schema(keys, required=["command"]), "defaults": object_schema(free)}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Services of a project, for simple_process_manager",
-        **object_schema(properties, **{"$defs": {**kinds, "server": object_schema(server)}}),
-    }
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": kinds}
+    return {**dialect, "title": "spm.json of simple_process_manager", **closed(properties)}
 
 
-def is_number(value: object) -> bool:
-    """Whether it is a number in JSON's sense."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-JSON_TYPES: dict[object, tuple[str, Callable[[object], bool]]] = {
-    "string": ("a string", lambda value: isinstance(value, str)),
-    "boolean": ("true or false", lambda value: isinstance(value, bool)),
-    "null": ("null", lambda value: value is None),
-    "integer": ("a whole number", lambda value: is_number(value) and text_of(value).isdecimal()),
-    "number": ("a number", is_number),
-    "array": ("a list", lambda value: isinstance(value, list)),
-    "object": ("an object", lambda value: isinstance(value, dict)),
+JSON_TYPES: dict[object, tuple[str, tuple[type, ...]]] = {
+    "string": ("a string", (str,)),
+    "boolean": ("true or false", (bool,)),
+    "null": ("null", (type(None),)),
+    "integer": ("a whole number", (int,)),
+    "number": ("a number", (int, float)),
+    "array": ("a list", (list,)),
+    "object": ("an object", (dict,)),
 }
 
 
@@ -5512,36 +5506,29 @@ def faults(value: object, schema: Schema, where: str, defs: Schema) -> Iterator[
     """
     schema = as_object(defs.get(str(schema.get("$ref")).rpartition("/")[2])) or schema
     kinds = [JSON_TYPES[kind] for kind in as_list(schema.get("type", []))]
-    if kinds and not any(fits(value) for _, fits in kinds):
+    is_bool = isinstance(value, bool)
+    if kinds and not any(isinstance(value, one) and is_bool == (bool in one) for _, one in kinds):
         yield where, " or ".join(word for word, _ in kinds) + " was expected"
-    elif "enum" in schema and value not in as_list(schema["enum"]):
-        yield where, f"one of {', '.join(map(str, as_list(schema['enum'])))} was expected"
+    elif value not in as_list(schema.get("enum", [value])):
+        yield where, f"{schema['enum']} was expected"
     elif isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
         yield where, "it has a character that no command and no variable can have"
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from faults(item, as_object(schema.get("items")), f"{where}[{index}]", defs)
     elif isinstance(value, dict):
-        yield from key_faults(value, schema, where, defs)
-
-
-def key_faults(
-    value: Message, schema: Schema, where: str, defs: Schema
-) -> Iterator[tuple[str, str]]:
-    """The faults of an object: its keys, and what is in them."""
-    known, more = as_object(schema.get("properties")), schema.get("additionalProperties")
-    pattern = str(as_object(schema.get("propertyNames")).get("pattern", "(?s).*"))
-    for key in as_list(schema.get("required", [])):
-        if key not in value:
-            yield where, f"{key} is missing"
-    for key, item in value.items():
-        path = f"{where}.{key}".lstrip(".")
-        if not re.fullmatch(pattern, key):
-            yield path, "that is no name: letters, digits, _ and ."
-        elif key in known or more is not False:
-            yield from faults(item, as_object(known.get(key, more)), path, defs)
-        else:
-            yield path, f"unknown key{nearest(key, known)}"
+        known, more = as_object(schema.get("properties")), schema.get("additionalProperties")
+        pattern = str(as_object(schema.get("propertyNames")).get("pattern", "(?s).*"))
+        lacking = [key for key in as_list(schema.get("required", [])) if key not in value]
+        yield from ((where, f"{key} is missing") for key in lacking)
+        for key, item in value.items():
+            path = f"{where}.{key}".lstrip(".")
+            if not re.fullmatch(pattern, key):
+                yield path, "that is no name: letters, digits, _ and ."
+            elif key in known or more is not False:
+                yield from faults(item, as_object(known.get(key, more)), path, defs)
+            else:
+                yield path, f"unknown key{nearest(key, known)}"
 
 
 class Problem(NamedTuple):
@@ -5583,9 +5570,7 @@ class Config(NamedTuple):
     path: str
     services: dict[str, Wanted]  # in the order of the file
     notes: tuple[str, ...]
-    document: dict[
-        str, object
-    ]  # all of it as one spm.json, ${…} not replaced: config_of() reads it
+    document: dict[str, object]  # all of it as one spm.json, each ${…} as it was written
     files: tuple[str, ...]  # those it came from
 
     def named(self, name: str) -> Wanted | None:
@@ -5634,6 +5619,14 @@ def config_of(document: object, path: str) -> Config:
     return reading.config()
 
 
+def in_order(services: Mapping[str, Wanted]) -> list[str]:
+    """Their names, each behind those that it depends on."""
+    import graphlib
+
+    needs = {name: one.depends_on for name, one in services.items()}
+    return list(graphlib.TopologicalSorter(needs).static_order())
+
+
 class Reading:
     """One reading of a configuration: what was found so far, and what is wrong with it."""
 
@@ -5663,26 +5656,17 @@ class Reading:
                 self.fault(file, "", f"the key {key!r} is there twice in one object")
             return dict(pairs)
 
-        def no_number(text: str) -> object:
-            raise ValueError(f"{text} is no JSON")
-
         try:
             with open(file, encoding="utf-8-sig", newline="") as stream:
                 text = stream.read()
             if parse:
                 return parse(text)
-            return json.loads(blanked(text), object_pairs_hook=unique, parse_constant=no_number)
-        except json.JSONDecodeError as error:
-            self.fault(file, f"line {error.lineno}, column {error.colno}", error.msg)
-        except OSError as error:
-            self.fault(file, "", error.strerror or str(error))
-        except ConfigError as error:
-            self.fault(file, "", error.message.removeprefix(", "))
-        except RecursionError:
-            self.fault(file, "", "nested too deeply")
-        except ValueError as error:
-            is_text = not isinstance(error, UnicodeDecodeError)
-            self.fault(file, "", str(error) if is_text else "not UTF-8 text")
+            return json.loads(blanked(text), object_pairs_hook=unique)
+        except (OSError, ValueError, RecursionError, ConfigError) as error:
+            line = getattr(error, "lineno", None)
+            where = f"line {line}, column {getattr(error, 'colno', 0)}" if line else ""
+            told = getattr(error, "msg", None) or getattr(error, "strerror", None) or str(error)
+            self.fault(file, where, told.removeprefix(", "))
         return None
 
     @contextlib.contextmanager
@@ -5703,7 +5687,7 @@ class Reading:
         """What spm.json says, and the files that it includes."""
         schema = document_schema()
         bad = list(faults(data, schema, "", as_object(schema["$defs"])))
-        for where, why in bad if data is not None else ():
+        for where, why in bad if data is not None else ():  # else it couldn't be read
             self.fault(self.path, where, why)
         top = as_object(data)
 
@@ -5712,18 +5696,16 @@ class Reading:
             wrong = {re.split(r"[.[]", path)[0] for path in inner}
             return {key: one for key, one in as_object(value).items() if key not in wrong}
 
-        def entries(kind: str) -> Iterator[tuple[str, dict[str, object], str]]:
-            for name, keys in as_object(top.get(kind)).items():
-                yield name, sound(keys, f"{kind}.{name}"), f"{kind}.{name}"
-
         for text in map(str, as_list(top.get("alerts", []))):
             with self.faults_at(self.path, "alerts"):
                 self.alerts.append(parse_rule(text).text)
         self.defaults = sound(top.get("defaults"), "defaults")
-        for name, keys, where in entries("services"):
-            self.add(name, keys, self.path, where, self.defaults)
-        for name, keys, where in entries("mcpServers"):
-            self.add_server(name, keys, self.path, where)
+        for name, keys in as_object(top.get("services")).items():
+            where = f"services.{name}"
+            self.add(name, sound(keys, where), self.path, where, self.defaults)
+        for name, keys in as_object(top.get("mcpServers")).items():
+            where = f"mcpServers.{name}"
+            self.add_server(name, sound(keys, where), self.path, where)
         for file in map(str, as_list(top.get("include", []))):
             path = os.path.join(self.base, file)
             if os.path.exists(path):
@@ -5735,12 +5717,10 @@ class Reading:
         """The servers of an agent's file, whose other keys are none of our business."""
         top = as_object(self.load(file))
         kind = "mcpServers" if "mcpServers" in top else "servers"  # as in .vscode/mcp.json
-        shape = object_schema({**{key: schema_of(key) for key in AGENT_KEYS[-4:]}, **AGENT_SHAPES})
+        shape = closed({**{key: schema_of(key) for key in AGENT_KEYS[-5:]}, **AGENT_SHAPES})
         for name, entry in as_object(top.get(kind)).items():
-            keys, where = (
-                {k: v for k, v in as_object(entry).items() if k in AGENT_KEYS},
-                f"{kind}.{name}",
-            )
+            where = f"{kind}.{name}"
+            keys = {k: v for k, v in as_object(entry).items() if k in AGENT_KEYS}
             bad = list(faults(keys, {**shape, "additionalProperties": True}, where, NOTHING))
             for path, why in bad:
                 self.fault(file, path, why)
@@ -5785,6 +5765,10 @@ class Reading:
         """A service; `more` are the defaults."""
         env = {**as_object(more.get("env")), **as_object(keys.get("env"))}
         full = {**more, **keys, **({"env": env} if env else {})}
+        alive = full.get("keep_alive")
+        if isinstance(alive, dict):  # check_interval: our timer is exact, it needs none
+            idle = {"idle_timeout": alive["timeout"]} if "timeout" in alive else {}
+            full = {**idle, **full, "keep_alive": alive.get("enabled", True)}
         if self.alerts and text_of(full.get("sample_interval")) != "0":
             full["alert"] = [*as_list(full.get("alert", [])), *self.alerts]
         self.sources.append(Source(name, full, file, path))
@@ -5799,11 +5783,18 @@ class Reading:
         found = {one.name: one for one in map(self.wanted, self.sources) if one}
         services: dict[str, Wanted] = {}
         for name, one in found.items() if not self.problems else ():
-            usual = {each: found[each].spec.readiness for each in one.depends_on}
-            words = {each: "ready" if checks else "started" for each, checks in usual.items()}
-            needs = {each: asked or words[each] for each, asked in one.depends_on.items()}
+            usual = {
+                each: "ready" if found[each].spec.readiness else "started"
+                for each in one.depends_on
+            }
+            needs = {each: asked or usual[each] for each, asked in one.depends_on.items()}
             services[name] = one._replace(depends_on=needs)
-        self.check_cycles(services)
+        try:
+            in_order(services)
+        except ValueError as error:  # graphlib.CycleError
+            names = error.args[1][::-1]
+            where = self.place(services[names[0]].source, "depends_on")
+            self.fault(*where, f"each waits for the next: {' → '.join(names)}")
         if self.problems:
             count = len(self.problems) - 1
             text = str(self.problems[0]) + f" (and {counted(count, 'more problem')})" * bool(count)
@@ -5825,14 +5816,19 @@ class Reading:
         before, place = len(self.problems), self.place
         keys = {k: self.expanded(source, v, place(source, k)) for k, v in source.keys.items()}
         args = {**defaults_of(START_OPTIONS), "name": source.name}
-        for key in [key for key in keys if key in KEYS and key not in SHAPES]:
-            args[key] = self.parsed(KEYS[key], keys[key], source)
+        for key, value in keys.items():
+            option, found = KEYS.get(key), list[object]()
+            for one in as_list(value) if option and key not in SHAPES else ():
+                with self.faults_at(*place(source, key), hides=value != source.keys[key]):
+                    found.append(option.kind(text_of(one)) if option and option.metavar else one)
+            if option and found:
+                args[key] = found if isinstance(option.default, list) else found[0]
         args["cwd"] = os.path.join(self.base, str(args["cwd"] or ""))
         args["env_file"] = [os.path.join(self.base, str(one)) for one in as_list(args["env_file"])]
         env, words = as_object(keys.get("env")), keys.get("command")
         args["env"] = [k if v is None else f"{k}={text_of(v)}" for k, v in env.items()]
         args.update({"command": [words]} if isinstance(words, str) else {"tail": words})
-        args.update(self.alive(keys.get("keep_alive", True), args["idle_timeout"], source))
+        args["no_keep_alive"] = keys.get("keep_alive") is False
         rules = self.rules(as_object(keys.get("environment")), source)
         needs, asked = self.needs(keys.get("depends_on", []), source), argparse.Namespace(**args)
         for misfit in misfits(asked):
@@ -5850,26 +5846,6 @@ class Reading:
                 source.name, spec, given, needs, asked.on_conflict, off, source, self.path
             )
         return None
-
-    def parsed(self, option: Option, value: object, source: Source) -> object:
-        """What an option's parser makes of a value."""
-        key, found = key_of(option), list[object]()
-        hides = value != source.keys[key]
-        for one in as_list(value):
-            with self.faults_at(*self.place(source, key), hides):
-                found.append(option.kind(text_of(one)) if option.metavar else one)
-        is_list = isinstance(option.default, list)
-        return found if is_list else found[0] if found else option.default
-
-    def alive(self, asked: object, idle_s: object, source: Source) -> dict[str, object]:
-        """What keep_alive means in the words of start."""
-        has = as_object(asked)
-        spans: dict[str, float] = {}
-        for key in ("timeout", "check_interval"):  # our timer is exact: it needs no interval
-            with self.faults_at(*self.place(source, "keep_alive")):
-                spans.update({key: parse_duration(text_of(has[key]))} if key in has else {})
-        is_kept = has.get("enabled", True) if has else asked
-        return {"no_keep_alive": not is_kept, "idle_timeout": idle_s or spans.get("timeout")}
 
     def rules(self, asked: Message, source: Source) -> dict[str, dict[str, object]]:
         """What variables must be like."""
@@ -5925,17 +5901,6 @@ class Reading:
                 self.fault(*place, f"{name} is disabled")
         return given
 
-    def check_cycles(self, services: Mapping[str, Wanted]) -> None:
-        """A problem for services that wait for each other."""
-        import graphlib
-
-        try:
-            graphlib.TopologicalSorter({k: v.depends_on for k, v in services.items()}).prepare()
-        except graphlib.CycleError as error:
-            names = error.args[1][::-1]
-            place = self.place(services[names[0]].source, "depends_on")
-            self.fault(*place, f"each waits for the next: {' → '.join(names)}")
-
 
 # -- what has to be done for it
 
@@ -5967,7 +5932,8 @@ class Step(NamedTuple):
     def __str__(self) -> str:
         return " ".join(filter(None, (self.action, self.name, self.why)))
 
-    def to_json(self) -> dict[str, object]:
+    @property
+    def data(self) -> dict[str, object]:
         """Its JSON object."""
         return {"action": self.action, "name": self.name, "why": self.why, "keys": self.keys}
 
@@ -5977,77 +5943,57 @@ FIELD_KEYS.update(log_bytes="log_size", port_declared="port", port_asked="port")
 FIELD_KEYS.update(sample_s="sample_interval", alerts="alert", rules="environment")
 
 
-def in_order(services: Mapping[str, Wanted]) -> list[str]:
-    """Their names, each behind those that it depends on."""
-    import graphlib
-
-    needs = {name: one.depends_on for name, one in services.items()}
-    return list(graphlib.TopologicalSorter(needs).static_order())
-
-
 def plan_of(config: Config, known: Mapping[str, Known], names: Sequence[str] = ()) -> list[Step]:
     """What has to be done so that the services are as configured; of some: with what they need.
 
     `known` has lower case keys. What was started by hand is let be unless it is named.
     """
-    named, steps = {name.lower() for name in names}, list[Step]()
-    chosen, order = set(named), in_order(config.services)
+    named, order = {name.lower() for name in names}, in_order(config.services)
+    chosen = set(named)
     for name in reversed(order):
         if name.lower() in chosen:
             chosen.update(need.lower() for need in config.services[name].depends_on)
-    for key, one in known.items() if not names else ():
-        is_ours = one.is_live and one.record.config == config.path
-        if is_ours and not config.named(key):
-            steps.append(Step("stop", one.record.name, "because removed"))
+    ours = [
+        one.record.name
+        for one in known.values()
+        if one.is_live and one.record.config == config.path
+    ]
+    gone = [name for name in ours if not names and not config.named(name)]
+    steps = [Step("stop", name, "because removed") for name in gone]
     needs = [need for one in config.services.values() for need in one.depends_on.items()]
-    for name in order:
-        if not names or name.lower() in chosen:
-            is_once = (name, "exited") in needs
-            it = config.services[name], known.get(name.lower())
-            steps.append(step_of(*it, name.lower() in named, is_once))
+    for name in order if not names else [name for name in order if name.lower() in chosen]:
+        it, is_once = known.get(name.lower()), (name, "exited") in needs
+        steps.append(step_of(config.services[name], it, name.lower() in named, is_once))
     return sorted(steps, key=lambda step: step.action != "stop")
 
 
 def step_of(wanted: Wanted, known: Known | None, is_named: bool, is_once: bool) -> Step:
     """What has to be done about one service; `is_once`: others wait for its end."""
-    name, old = wanted.name, known.record if known else None
-    is_live, is_ours = bool(known and known.is_live), bool(old and old.config == wanted.config)
+
+    def step(action: str, why: str = "", keys: Iterable[str] = ()) -> Step:
+        return Step(action, wanted.name, why and f"because {why}", tuple(keys), wanted)
+
+    is_live = known is not None and known.is_live
     if wanted.disabled:
-        return Step("stop" if is_live and is_ours else "keep", name, "because disabled", (), wanted)
-    if not is_live and not wanted.spec.keep_alive:
-        return Step("keep", name, "because each call starts it", (), wanted)
-    if known is None or old is None:
-        return Step("start", name, "", (), wanted)
-    spec = kept_port(wanted.spec, old.spec, is_live, wanted.conflict)
-    fields = changed_fields(old.spec, spec)
-    texts = [FIELD_KEYS.get(field, field.removesuffix("_s")) for field in fields]
-    texts += ["env"] if known.given != wanted.given_env else []
-    keys = tuple(dict.fromkeys(texts))
+        is_theirs = known is None or known.record.config != wanted.config
+        return step("stop" if is_live and not is_theirs else "keep", "disabled")
+    if known is None or not (is_live or wanted.spec.keep_alive):
+        return step("start") if wanted.spec.keep_alive else step("keep", "each call starts it")
+    old, is_ours = known.record, known.record.config == wanted.config
+    fields = changed_fields(old.spec, kept_port(wanted.spec, old.spec, is_live, wanted.conflict))
+    is_small = set(fields) <= set(LIVE_FIELDS) and known.given == wanted.given_env
+    keys = dict.fromkeys(FIELD_KEYS.get(field, field.removesuffix("_s")) for field in fields)
+    keys.update({} if known.given == wanted.given_env else {"env": None})
     if not is_live:
         is_done = is_once and is_ours and not keys and known.status == "exited" and not is_named
-        return Step(
-            "keep" if is_done else "start",
-            name,
-            "because it has done its work" * is_done,
-            (),
-            wanted,
-        )
+        return step("keep", "it has done its work") if is_done else step("start")
     if not is_ours and not is_named:
-        whose = f"of {old.config}" if old.config else "by hand"
-        return Step(
-            "keep",
-            name,
-            f"because it was started {whose}: name it to have it taken over",
-            keys,
-            wanted,
-        )
+        whose = f"for {old.config}" if old.config else "by hand"
+        return step("keep", f"it was started {whose}: name it to have it taken over", keys)
     if not known.is_supervised and known.status != "external":
-        return Step("start", name, "because its supervisor is gone", keys, wanted)
-    if not keys:
-        return Step("keep", name, "", (), wanted)
-    why, is_small = f"{', '.join(keys)} changed", set(fields) <= set(LIVE_FIELDS)
-    is_small = is_small and known.given == wanted.given_env
-    return Step("settings" if is_small else "restart", name, f"because {why}", keys, wanted)
+        return step("start", "its supervisor is gone", keys)
+    why = f"{', '.join(keys)} changed" if keys else ""
+    return step(("settings" if is_small else "restart") if keys else "keep", why, keys)
 
 
 # == Commands ======================================================================================
@@ -8290,9 +8236,8 @@ def connect(store: Store, args: argparse.Namespace) -> Result:
 
 # -- config
 
-CONFIG = Option("--config", "FILE", help="instead of SPM_CONFIG, or spm.json in the project root")
 CONFIG_OPTIONS = (
-    CONFIG,
+    Option("--config", "FILE", help="instead of SPM_CONFIG, or spm.json in the project root"),
     Option("--mcp-config", "FILE", default=[], help="an agent's file: its stdio servers too"),
     Option("--procfile", "FILE", help="a Procfile: its processes too"),
 )
@@ -8320,9 +8265,8 @@ def validate(store: Store, args: argparse.Namespace) -> Result:
     """Whether a configuration is valid."""
     args.config = args.file or args.config
     config = config_at(store, args)
-    count = counted(len(config.services), "service")
-    line = f"[OK] {shown_path(config.path)} is valid: {count}"
-    names = list(config.services)
+    names: list[object] = list(config.services)
+    line = f"[OK] {shown_path(config.path)} is valid: {counted(len(names), 'service')}"
     data = {"path": config.path, "services": names, "notes": list(config.notes)}
     return Result({**data}, [*(f"[INFO] {note}" for note in config.notes), line])
 
@@ -8343,27 +8287,16 @@ def show_rules(store: Store, args: argparse.Namespace) -> Result:
         specs[key] = (record.name, record.spec, store.given_env(key))
     if args.name and args.name.lower() not in specs:
         find(store, args.name)
-    rows: list[dict[str, object]] = []
+    rows, table = list[object](), [("service", "variable", "rule", "met")]
     for key, (name, spec, given) in sorted(specs.items()):
         asked = rules_of(spec) if (args.name or key).lower() == key else []
         env = {**os.environ, **(added_values(spec, given) if asked else {})}
         for variable, rule in asked:
             why = fault_of(env.get(variable), rule)
-            facts = {**rule, "pattern": rule.get("whole") or rule["pattern"]}
-            facts.pop("whole", None)
-            rows.append({"name": name, "variable": variable, **facts, "met": not why, "why": why})
-    table = [("service", "variable", "rule", "met")]
-    for row in rows:
-        words = ["required"] * bool(row["required"]) + [f"like {row['pattern']}"] * bool(
-            row["pattern"]
-        )
-        words += [f"at least {row['min_length']} characters"] * bool(row["min_length"])
-        words += ["secret"] * bool(row["secret"])
-        met = "yes" if row["met"] else f"no: {row['why']}"
-        table.append((str(row["name"]), str(row["variable"]), ", ".join(words), met))
-    return Result(
-        {"rules": rows}, [] if rows else ["[OK] there are no rules"], table if rows else ()
-    )
+            rows.append({"name": name, "variable": variable, **rule, "met": not why, "why": why})
+            words = [f"{k} {v}" if v is not True else k for k, v in rule.items() if v]
+            table.append((name, variable, ", ".join(words), f"no: it {why}" if why else "yes"))
+    return Result({"rules": rows}, [] if rows else ["[OK] there are none"], table if rows else ())
 
 
 # -- up, down
@@ -8376,13 +8309,11 @@ class Outcome(NamedTuple):
     result: str  # done, failed or skipped
     error: SpmError | None = None
 
-    def to_json(self) -> dict[str, object]:
+    @property
+    def data(self) -> dict[str, object]:
         """Its JSON object."""
-        return {
-            **self.step.to_json(),
-            "result": self.result,
-            "error": self.error and self.error.to_json(),
-        }
+        error = self.error and self.error.to_json()
+        return {**self.step.data, "result": self.result, "error": error}
 
 
 def known_services(store: Store) -> dict[str, Known]:
@@ -8409,13 +8340,8 @@ class Application:
         progress: Callable[[str], None],
         tell: Callable[[Outcome], object] = bool,
     ) -> None:
-        self.store, self.steps, self.say, self.progress, self.tell = (
-            store,
-            steps,
-            say,
-            progress,
-            tell,
-        )
+        self.store, self.steps = store, steps
+        self.say, self.progress, self.tell = say, progress, tell
         self.wait_s, self.limit_s, self.began = wait_s, wait_s or WAIT_S, time.monotonic()
         self.outcomes: dict[str, Outcome] = {}
         self.reached: dict[str, set[str]] = {}  # stages
@@ -8449,8 +8375,7 @@ class Application:
     def is_due(self, step: Step) -> bool:
         """Whether what it depends on is there, or won't come."""
         needs = self.needs[step.name].items()
-        is_there = all(stage in self.reached.get(name, ()) for name, stage in needs)
-        return is_there or bool(self.lacks(step))
+        return bool(self.lacks(step)) or all(st in self.reached.get(name, ()) for name, st in needs)
 
     def note(self, outcome: Outcome) -> None:
         """Remember what came of a step; a failure is told at once."""
@@ -8463,32 +8388,25 @@ class Application:
     def take(self, step: Step) -> None:
         """Do one step; note what is to be waited for then."""
         name, lacking = step.name, self.lacks(step)
-        if lacking:
-            error = Failed(f"{name} was not {step.action}ed: it depends on {', '.join(lacking)}")
-            self.note(Outcome(step, "skipped", error))
-            return
         try:
+            if lacking:
+                told = f"{name} was not {step.action}ed: it depends on {', '.join(lacking)}"
+                raise Failed(told, "mend those first")
             self.act(step)
         except SpmError as error:
-            self.note(Outcome(step, "failed", error))
+            self.note(Outcome(step, "skipped" if lacking else "failed", error))
             return
         self.note(Outcome(step, "done"))
         record, until = self.store.record(name), time.monotonic() + self.limit_s
-        self.reached[name] = {"started"}
-        if step.action == "stop" or record is None or record.phase not in LIVE_PHASES:
-            is_well = record is not None and record.phase != "failed"
-            self.reached[name] = {"started", *STAGES} if is_well else {"started"}
-        if record and (name, "exited") in self.stages and "exited" not in self.reached[name]:
+        is_live = record is not None and record.phase in LIVE_PHASES
+        is_over = not is_live and (record is None or record.phase != "failed")
+        self.reached[name] = {*STAGES} if is_over else {"started"}
+        if (name, "exited") in self.stages and not is_over:
             self.waits[name] = (None, until)
-        elif (
-            record
-            and record.phase in LIVE_PHASES
-            and (self.wait_s or (name, "ready") in self.stages)
-        ):
+        elif is_live and record and (self.wait_s or (name, "ready") in self.stages):
             if record.spec.readiness or record.spec.port:
                 self.waits[name] = (Target(self.store, record), until)
-            else:
-                self.reached[name].add("ready")
+            self.reached[name].update([] if name in self.waits else ["ready"])
 
     def act(self, step: Step) -> None:
         """Do what a step says."""
@@ -8505,29 +8423,28 @@ class Application:
 
     def look(self, name: str, target: Target | None, until: float) -> None:
         """Whether what is waited for has come."""
-        is_late, waited = time.monotonic() >= until, format_duration(self.limit_s)
+        is_late = time.monotonic() >= until
         try:
             if target:
                 target.look(self.began, until)
                 stages = ["ready"] if not target.checks.waiting() else []
             else:
-                seen = find(self.store, name)
-                stages = [*STAGES] if seen.verdict.status == "exited" else []
-                if not seen.verdict.is_live and not stages:
-                    raise Failed(
-                        f"{name} {seen.verdict.status}: {seen.verdict.why}", f"read logs {name}"
-                    )
+                status, why = find(self.store, name).verdict
+                stages = [*STAGES] if status == "exited" else []
+                if status in ("failed", "stopped", "lost"):
+                    raise Failed(f"{name} {status}: {why}", f"read: logs {name}")
             if is_late and not stages:
-                late = TimedOut(f"{name} did not end in {waited}", "give it longer with --wait")
+                told = f"{name} did not end in {format_duration(self.limit_s)}"
+                late = TimedOut(told, "give it longer with --wait")
                 raise target.too_late(self.limit_s) if target else late
-            self.reached[name].update(stages)
             if stages:
-                self.say(target.line() if target else f"[OK] {name} has done its work")
                 del self.waits[name]
+                self.reached[name].update(stages)
+                self.say(target.line() if target else f"[OK] {name} has done its work")
                 if target:
                     target.tell()
         except SpmError as error:
-            del self.waits[name]
+            self.waits.pop(name, None)
             self.note(Outcome(self.outcomes[name].step, "failed", error))
         self.progress(f"waiting for {', '.join(self.waits)}" if self.waits else "")
 
@@ -8536,16 +8453,19 @@ def roll_back(
     store: Store, former: Mapping[str, Known], outcomes: Sequence[Outcome], say: Callable[..., None]
 ) -> None:
     """Bring what a plan has changed, or tried to, back to what it was."""
-    for step in [one.step for one in outcomes[::-1] if one.step.action != "keep"]:
+    for step in [one.step for one in outcomes[::-1] if one.result != "skipped"]:
         was, now = former.get(step.name.lower()), store.record(step.name)
-        if was and was.is_live and step.action == "settings":
-            store.ask_record(step.name, "settings", spec=was.record.spec.to_json())
-        elif was and was.is_live:
-            what = (was.record.spec, was.given, "auto", was.record.config)
-            say(*bring(store, step.name, *what, may_replace=True).lines)
-        elif now and (was is None or now.instance != was.record.instance):
-            say(*stop_all(store, [step.name], STOP_TIMEOUT_S, force=False).lines)
-            forget(store, [now] if was is None else [], purge=False)
+        try:
+            if was and was.is_live and step.action == "settings":
+                store.ask_record(step.name, "settings", spec=was.record.spec.to_json())
+            elif was and was.is_live and step.action != "keep":
+                what = (was.record.spec, was.given, "auto", was.record.config)
+                say(*bring(store, step.name, *what, may_replace=True).lines)
+            elif now and step.acts:
+                say(*stop_all(store, [step.name], STOP_TIMEOUT_S, force=False).lines)
+                forget(store, [] if was else [now], purge=False)
+        except SpmError as error:
+            say(f"[ERROR] {step.name} is not what it was before: {error.message}")
 
 
 @command(
@@ -8572,18 +8492,15 @@ def bring_up(store: Store, config: Config, args: argparse.Namespace) -> Result:
     """Plan, say so, and do it."""
     for name in args.names:
         if not config.named(name):
-            near = nearest(name, config.services)
-            names = ", ".join(config.services) or "none"
-            raise NotFound(
-                f"{shown_path(config.path)} has no service {name!r}{near}", f"it has: {names}"
-            )
+            told = f"{shown_path(config.path)} has no service {name!r}"
+            raise NotFound(f"{told}{nearest(name, config.services)}", "see: config validate")
     store.prepare()
     busy = "another `up` of this home is under way"
     with locked(os.path.join(store.home, "lock.up"), CLAIM_S, busy):
         known = known_services(store)
         steps = plan_of(config, known, args.names)
         lines = [f"[INFO] {note}" for note in config.notes] + [f"  {step}" for step in steps]
-        data: dict[str, object] = {"config": config.path, "plan": [one.to_json() for one in steps]}
+        data: dict[str, object] = {"config": config.path, "plan": [one.data for one in steps]}
         if args.dry_run:
             return Result(data, lines or ["[OK] there is nothing to do"])
         args.say(*lines)
@@ -8592,12 +8509,10 @@ def bring_up(store: Store, config: Config, args: argparse.Namespace) -> Result:
         failed = [one for one in outcomes if one.error]
         if failed and args.rollback_on_failure:
             roll_back(store, known, outcomes, args.say)
-    data["services"] = [one.to_json() for one in outcomes]
-    counts = {one.step.action: 0 for one in outcomes}
-    for one in outcomes:
-        counts[one.step.action] += one.result == "done"
-    told = ", ".join(f"{word}: {count}" for word, count in counts.items())
+    data["services"] = [one.data for one in outcomes]
     if not failed:
+        words = [one.step.action for one in outcomes]
+        told = ", ".join(f"{word}: {words.count(word)}" for word in dict.fromkeys(words))
         return Result(data, [f"[OK] {shown_path(config.path)} is up ({told or 'no services'})"])
     error = failed[0].error
     if error and args.rollback_on_failure:
@@ -8621,30 +8536,29 @@ def check_environments(steps: Sequence[Step]) -> None:
 
 def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[str]:
     """Apply the configuration now and each time its files have changed, until q or Ctrl-C."""
-    files = dict.fromkeys((config.path, *config.files))
+    files, applied = {config.path, *config.files}, dict[str, object]()
 
-    def look() -> list[object]:
-        stats = [os.stat(path) if os.path.exists(path) else None for path in files]
-        return [one and (one.st_mtime_ns, one.st_size, one.st_ino) for one in stats]
+    def look() -> dict[str, object]:
+        stats = {path: os.stat(path) for path in files if os.path.exists(path)}
+        return {path: (one.st_mtime_ns, one.st_size, one.st_ino) for path, one in stats.items()}
 
-    applied, before = None, look()
+    before = look()
     with contextlib.suppress(KeyboardInterrupt):
         while True:
-            now = look()
-            if now == before and now != applied:  # it was written a while ago: it is whole
+            now, error = look(), None
+            if now == before and (not applied or now != {**now, **applied}):  # it is whole by now
                 applied = now
                 try:
                     config = config_at(store, args)
-                    files.update(dict.fromkeys(config.files))
-                    applied = look()
+                    files |= {*config.files}
                     result = bring_up(store, config, args)
                     error = result.error
                     yield "".join(f"{line}\n" for line in result.lines)
                 except SpmError as problem:
                     error = problem
-                if error:
-                    yield f"[ERROR] {error.message}; what runs was left as it is\n"
-            before = now
+            if error:
+                yield f"[ERROR] {error.message}; what runs was left as it is\n"
+            before, applied = now, applied and {**now, **applied}
             if key_within(0.2) in ("q", "Q"):
                 return
 
@@ -8661,13 +8575,18 @@ def down(store: Store, args: argparse.Namespace) -> Result:
     records = {key: one for key, one in store.records().items() if one.config == path}
     if args.names:
         records = {name.lower(): find(store, name).record for name in args.names}
-    try:
-        order = [name.lower() for name in in_order(config_at(store, args).services)]
-    except ConfigError:  # it may be gone: then the last one started goes first
-        order = sorted(records, key=lambda key: records[key].started_at)
+    ages = sorted(records, key=lambda key: records[key].started_at)
+    levels = {key: age for age, key in enumerate(ages)}  # the last one started goes first
+    with contextlib.suppress(ConfigError):  # where that is all that is known
+        services = config_at(store, args).services
+        levels = dict.fromkeys(records, 0)
+        for name in in_order(services):
+            needs = [levels.get(need.lower(), 0) for need in services[name].depends_on]
+            levels[name.lower()] = max([0, *needs]) + 1
     lines, data, first = list[str](), list[object](), None
-    for key in sorted(records, key=lambda key: order.index(key) if key in order else -1)[::-1]:
-        result = stop_all(store, [records[key].name], STOP_TIMEOUT_S, force=False)
+    for level in sorted({levels[key] for key in records}, reverse=True):
+        names = [one.name for key, one in records.items() if levels[key] == level]
+        result = stop_all(store, names, STOP_TIMEOUT_S, force=False)
         lines += [line for line in result.lines if " was not running: " not in line]
         lines += [f"[ERROR] {result.error.message}"] if result.error and first else []
         data += as_list(result.data["services"])
