@@ -5513,6 +5513,8 @@ def faults(value: object, schema: Schema, where: str, defs: Schema) -> Iterator[
         yield where, f"{schema['enum']} was expected"
     elif isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
         yield where, "it has a character that no command and no variable can have"
+    elif len(re.findall(r"[.[]", where)) > 40:
+        yield where, "nested too deeply"
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from faults(item, as_object(schema.get("items")), f"{where}[{index}]", defs)
@@ -5640,6 +5642,8 @@ class Reading:
         self.defaults: dict[str, object] = {}
         self.alerts: list[str] = []
         self.variables: dict[tuple[str, ...], dict[str, str]] = {}  # by env files
+        self.schema = document_schema()
+        self.defs = as_object(self.schema["$defs"])
 
     def fault(self, file: str, path: str, message: str) -> None:
         """Note a problem, once."""
@@ -5685,8 +5689,7 @@ class Reading:
 
     def take(self, data: object) -> None:
         """What spm.json says, and the files that it includes."""
-        schema = document_schema()
-        bad = list(faults(data, schema, "", as_object(schema["$defs"])))
+        bad = list(faults(data, self.schema, "", self.defs))
         for where, why in bad if data is not None else ():  # else it couldn't be read
             self.fault(self.path, where, why)
         top = as_object(data)
@@ -5717,11 +5720,10 @@ class Reading:
         """The servers of an agent's file, whose other keys are none of our business."""
         top = as_object(self.load(file))
         kind = "mcpServers" if "mcpServers" in top else "servers"  # as in .vscode/mcp.json
-        shape = closed({**{key: schema_of(key) for key in AGENT_KEYS[-5:]}, **AGENT_SHAPES})
         for name, entry in as_object(top.get(kind)).items():
             where = f"{kind}.{name}"
             keys = {k: v for k, v in as_object(entry).items() if k in AGENT_KEYS}
-            bad = list(faults(keys, {**shape, "additionalProperties": True}, where, NOTHING))
+            bad = list(faults(keys, as_object(self.defs["server"]), where, self.defs))
             for path, why in bad:
                 self.fault(file, path, why)
             if name.lower() in self.names or not re.fullmatch(NAME, name):
@@ -5829,7 +5831,11 @@ class Reading:
         args["env"] = [k if v is None else f"{k}={text_of(v)}" for k, v in env.items()]
         args.update({"command": [words]} if isinstance(words, str) else {"tail": words})
         args["no_keep_alive"] = keys.get("keep_alive") is False
-        rules = self.rules(as_object(keys.get("environment")), source)
+        rules: dict[str, Mapping[str, object]] = {}
+        file, path = place(source, "environment")
+        for name, rule in as_object(keys.get("environment")).items():
+            with self.faults_at(file, f"{path}.{name}"):
+                rules.update(env_rules({name: rule}, path))
         needs, asked = self.needs(keys.get("depends_on", []), source), argparse.Namespace(**args)
         for misfit in misfits(asked):
             with self.faults_at(source.file, source.path):
@@ -5846,15 +5852,6 @@ class Reading:
                 source.name, spec, given, needs, asked.on_conflict, off, source, self.path
             )
         return None
-
-    def rules(self, asked: Message, source: Source) -> dict[str, dict[str, object]]:
-        """What variables must be like."""
-        file, path = self.place(source, "environment")
-        found: dict[str, dict[str, object]] = {}
-        for name, rule in asked.items():
-            with self.faults_at(file, f"{path}.{name}"):
-                found.update(env_rules({name: rule}, path))
-        return found
 
     def expanded(self, source: Source, value: object, place: tuple[str, str]) -> object:
         """A value with what its ${NAME} stand for."""
@@ -6175,6 +6172,7 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
         spec, given = known.spec, store.given_env(name)
     elif wanted:
         name, spec, given = wanted.name, wanted.spec, wanted.given_env
+        args.on_conflict = wanted.conflict if args.on_conflict == "auto" else args.on_conflict
     else:
         spec, given = spec_of(name, args)
     asked = {"lease": args.lease, "idle_timeout_s": args.idle_timeout}
@@ -8029,10 +8027,12 @@ def ensure_running(
             facts = {"cause": "server_died", "log_tail": store.last_lines(name, 20)}
             text = f"{name} ended as soon as it was started: {why or status}"
             raise Failed(text, f"read: logs {name}", **facts)
-        spec = seen.record.spec if seen else spec
         given = wanted.given_env if wanted and not seen else store.given_env(name)
-        config = wanted.config if wanted and not seen else None
-        begin(store, name, spec, given, seen, "auto", "started", None, config)
+        conflict, config = (
+            (wanted.conflict, wanted.config) if wanted and not seen else ("auto", None)
+        )
+        spec = seen.record.spec if seen else spec
+        begin(store, name, spec, given, seen, conflict, "started", None, config)
         return True
 
 
@@ -8251,8 +8251,8 @@ def config_at(store: Store, args: argparse.Namespace) -> Config:
 @command("config schema", "the JSON Schema of spm.json, for editors")
 def show_schema(store: Store, args: argparse.Namespace) -> Result:
     """The JSON Schema of spm.json."""
-    schema = document_schema()
-    return Result({"schema": schema}, stream=iter([json.dumps(schema, indent=2) + "\n"]))
+    text = json.dumps(document_schema(), indent=2)
+    return Result({"schema": json.loads(text)}, stream=iter([text + "\n"]))
 
 
 @command(
@@ -8331,26 +8331,19 @@ def known_services(store: Store) -> dict[str, Known]:
 class Application:
     """A plan that is carried out: one step after the other, all waits side by side."""
 
-    def __init__(
-        self,
-        store: Store,
-        steps: Sequence[Step],
-        wait_s: float | None,  # None: until they are started, and what others need is there
-        say: Callable[..., None],
-        progress: Callable[[str], None],
-        tell: Callable[[Outcome], object] = bool,
-    ) -> None:
-        self.store, self.steps = store, steps
-        self.say, self.progress, self.tell = say, progress, tell
-        self.wait_s, self.limit_s, self.began = wait_s, wait_s or WAIT_S, time.monotonic()
+    def __init__(self, store: Store, steps: Sequence[Step], args: argparse.Namespace) -> None:
+        self.store, self.steps, self.say, self.progress = store, steps, args.say, args.progress
+        self.wait_s: float | None = args.wait  # None: until they are started
+        self.limit_s, self.began = self.wait_s or WAIT_S, time.monotonic()
         self.outcomes: dict[str, Outcome] = {}
         self.reached: dict[str, set[str]] = {}  # stages
         self.waits: dict[str, tuple[Target | None, float]] = {}  # None: for its end; until when
         self.needs = {s.name: s.wanted.depends_on if s.wanted and s.acts else {} for s in steps}
         self.stages = {pair for needs in self.needs.values() for pair in needs.items()}
 
-    def run(self) -> list[Outcome]:
-        """What came of each step, in the order of the plan."""
+    def run(self, tell: Callable[[Outcome], object] = bool) -> list[Outcome]:
+        """What came of each step, in the order of the plan; `tell` hears of each as it comes."""
+        self.tell = tell
         ends = [step.name for step in self.steps if step.action == "stop"]
         stopped = stop_all(self.store, ends, STOP_TIMEOUT_S, force=False)
         self.say(*stopped.lines)
@@ -8505,7 +8498,7 @@ def bring_up(store: Store, config: Config, args: argparse.Namespace) -> Result:
             return Result(data, lines or ["[OK] there is nothing to do"])
         args.say(*lines)
         check_environments(steps)
-        outcomes = Application(store, steps, args.wait, args.say, args.progress).run()
+        outcomes = Application(store, steps, args).run()
         failed = [one for one in outcomes if one.error]
         if failed and args.rollback_on_failure:
             roll_back(store, known, outcomes, args.say)

@@ -140,6 +140,25 @@ def test_any_json_is_a_configuration_or_the_one_error(value: object) -> None:
         problems_of(service(**{key: value}))
 
 
+def test_a_file_that_is_nested_without_end_is_a_problem_like_any_other(tmp_path: Path) -> None:
+    deep: Any = []
+    for _ in range(600):
+        deep = [deep]
+    told = problems_of({"mcpServers": {"b": {"command": "x", "headers": deep}}, "services": deep})
+    assert "nested too deeply" in told.values()
+    (tmp_path / "spm.json").write_text("[" * 100_000)
+    with pytest.raises(spm_module.ConfigError):
+        spm_module.read_config(str(tmp_path / "spm.json"))
+    (tmp_path / "spm.json").write_bytes(b"\xff{}")
+    with pytest.raises(spm_module.ConfigError, match="decode"):
+        spm_module.read_config(str(tmp_path / "spm.json"))
+    (tmp_path / "spm.json").write_text(
+        '{"services": {"a": {"command": "x"}, "a": {"command": "y"}}}'
+    )
+    with pytest.raises(spm_module.ConfigError, match="'a' is there twice"):
+        spm_module.read_config(str(tmp_path / "spm.json"))
+
+
 def test_every_problem_is_told_at_once_and_nothing_is_started(spm: Spm) -> None:
     text = """// a comment
     {"servces": {}, "alerts": ["cpu"], "services": {
