@@ -91,11 +91,9 @@ def test_flag_key_and_schema_are_one(key: str, monkeypatch: pytest.MonkeyPatch) 
 def test_every_option_of_start_is_a_key_or_said_not_to_be() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     assert VALIDATOR.is_valid({"services": {"a": {"command": "x", "port": "${P}"}}, "version": 1})
-    for wrong in (
-        {"servces": {}},
-        {"services": {"a": {}}},
-        {"services": {"a b": {"command": "x"}}},
-    ):
+    bad_name = {"a b": {"command": "x"}}
+    wrongs: list[object] = [{"servces": {}}, {"services": {"a": {}}}, {"services": bad_name}]
+    for wrong in wrongs:
         assert not VALIDATOR.is_valid(wrong)
     options = {spm_module.key_of(one) for one in spm_module.COMMANDS["start"].options}
     assert options == {*spm_module.KEYS, *spm_module.NO_KEYS}
