@@ -8391,13 +8391,13 @@ class Application:
             return
         self.note(Outcome(step, "done"))
         record, until = self.store.record(name), time.monotonic() + self.limit_s
-        is_live = record is not None and record.phase in LIVE_PHASES
-        is_over = not is_live and (record is None or record.phase != "failed")
+        waited = (*LIVE_PHASES, "failed") if step.acts else LIVE_PHASES
+        is_over = record is None or record.phase not in waited
         self.reached[name] = {*STAGES} if is_over else {"started"}
         if (name, "exited") in self.stages and not is_over:
             self.waits[name] = (None, until)
-        elif is_live and record and (self.wait_s or (name, "ready") in self.stages):
-            if record.spec.readiness or record.spec.port:
+        elif record and not is_over and (self.wait_s or (name, "ready") in self.stages):
+            if record.spec.readiness or record.spec.port or record.phase == "failed":
                 self.waits[name] = (Target(self.store, record), until)
             self.reached[name].update([] if name in self.waits else ["ready"])
 
@@ -8487,9 +8487,11 @@ def bring_up(store: Store, config: Config, args: argparse.Namespace) -> Result:
         if not config.named(name):
             told = f"{shown_path(config.path)} has no service {name!r}"
             raise NotFound(f"{told}{nearest(name, config.services)}", "see: config validate")
-    store.prepare()
-    busy = "another `up` of this home is under way"
-    with locked(os.path.join(store.home, "lock.up"), CLAIM_S, busy):
+    lock, busy = os.path.join(store.home, "lock.up"), "another `up` of this home is under way"
+    with contextlib.ExitStack() as locks:
+        if not args.dry_run:
+            store.prepare()
+            locks.enter_context(locked(lock, CLAIM_S, busy))
         known = known_services(store)
         steps = plan_of(config, known, args.names)
         lines = [f"[INFO] {note}" for note in config.notes] + [f"  {step}" for step in steps]
