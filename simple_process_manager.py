@@ -39,6 +39,7 @@ The state directory (--home, else SPM_HOME, else the nearest .spm/, else .spm/ i
 
     state.json              every service: what was asked (spec) and what is (record)
     lock                    held for each read-change-write of state.json
+    lock.up                 held by the `up` that is under way
     cache/                  compiled form of this file, from which supervisors start
     services/NAME/lock      held by the command that starts or stops NAME
     services/NAME/supervisor.lock   held by the supervisor for as long as it lives
