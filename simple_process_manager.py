@@ -8753,7 +8753,7 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> None:
     if error:
         problems = error.facts.get("problems")
         tail = error.facts.get("log_tail") or [
-            f"{shown_path(one['file'])}: {one['path']}: {one['message']}"
+            str(Problem(**one))
             for one in (problems if isinstance(problems, list) else ())[1:]
             if isinstance(one, dict)  # of a configuration; those of variables are in the message
         ]
