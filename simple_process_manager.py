@@ -23,6 +23,7 @@ The rooms of this file, in reading order; each uses itself and those above it:
     Policies      pure decisions: status, differences, waiting intervals
     Supervisor    the loop of one service
     Relay         JSON-RPC over the pipes of a service, for many callers
+    Config        spm.json: one table for options, keys and schema; files become specs
     Commands      one function a command: takes arguments, returns a Result, prints nothing
     Command line  parsers, rendering, errors to exit codes, main()
 
@@ -38,6 +39,7 @@ The state directory (--home, else SPM_HOME, else the nearest .spm/, else .spm/ i
 
     state.json              every service: what was asked (spec) and what is (record)
     lock                    held for each read-change-write of state.json
+    lock.up                 held by the `up` that is under way
     cache/                  compiled form of this file, from which supervisors start
     services/NAME/lock      held by the command that starts or stops NAME
     services/NAME/supervisor.lock   held by the supervisor for as long as it lives
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
     Kind = Callable[[object, str], object]
     Message = dict[str, object]  # of JSON-RPC
     Ask = Callable[["Checks", "Check", float], "Sight"]  # who looks where a check itself can't
+    Schema = Mapping[str, object]  # of JSON
     Owner = tuple["Identity | None", str]  # a process and its name; None: nobody
     Made = TypeVar("Made", bound=NamedTuple)
     Given = TypeVar("Given")
@@ -527,6 +530,7 @@ def parse_rule(text: str) -> Rule:
 
 
 NOTHING: Mapping[str, object] = {}
+NO_RULES: Mapping[str, Mapping[str, object]] = {}
 
 
 class RecordError(ValueError):
@@ -629,6 +633,21 @@ def reader(cls: type[Made], **special: Kind) -> Callable[[object, str], Made]:
     return lambda data, path: cls._make(read_object(data, path, kinds, cls._field_defaults))
 
 
+RULE_KINDS = {"required": _flag, "pattern": _pattern, "min_length": _number, "secret": _flag}
+NO_RULE = {"required": False, "pattern": "", "min_length": 0, "secret": False}
+
+
+def env_rules(data: object, path: str) -> dict[str, dict[str, object]]:
+    """What variables must be like, by name and complete, or RecordError."""
+    if not isinstance(data, dict):
+        raise RecordError(f"{path}: an object was expected")
+    kinds = {
+        name: read_object(rule, f"{path}.{name}", RULE_KINDS, NO_RULE)
+        for name, rule in data.items()
+    }
+    return {name: dict(zip(RULE_KINDS, fields)) for name, fields in kinds.items()}
+
+
 class Spec(NamedTuple):
     """What was asked for: enough to start the service again, and no value of any variable."""
 
@@ -672,6 +691,7 @@ class Spec(NamedTuple):
     alerts: tuple[str, ...] = ()  # see parse_rule()
     protocol: str = "auto"  # of a stdio service
     keep_alive: bool = True  # a stdio service outlives the call that started it
+    rules: Mapping[str, Mapping[str, object]] = NO_RULES  # of variables: see RULE_KINDS
     extra: Mapping[str, object] = NOTHING
 
     @property
@@ -779,6 +799,7 @@ class Record(NamedTuple):
     log_at: int = 0  # where in all that was ever written its output begins, after a restart
     alerts: tuple[str, ...] = ()  # those that are active
     sharers: tuple[Identity, ...] = ()  # other runs that use it: the next owners
+    config: str = ""  # the file that it was started from, "" by hand
     extra: Mapping[str, object] = NOTHING
 
     def to_json(self) -> dict[str, object]:
@@ -811,6 +832,7 @@ SPEC = kinds_of(
     success_log=_pattern,
     failure_log=_pattern,
     protocol=_one_of(*PROTOCOLS),
+    rules=env_rules,
 )
 read_identity, read_exit = reader(Identity, pid=_pid), reader(Exit, errno=_errno)
 KINDS.update(Spec=Spec.from_json, Identity=read_identity, Place=reader(Place), Exit=read_exit)
@@ -2061,7 +2083,7 @@ STATE_ADVICE = {
     "ESPIPE": "a FIFO is in the way: remove it",
 }
 OWN_FILES = ("services", "lock", "cache", "state.json", ".gitignore")
-PROJECT_MARKS = (".git", "pyproject.toml", "package.json")
+PROJECT_MARKS = (".git", "pyproject.toml", "package.json", "spm.json")
 
 
 def find_home(given: str | None) -> str:
@@ -2933,6 +2955,7 @@ SPEC_WORDS = {
     "idle_timeout_s": "--idle-timeout",
     "pid_file": "--pid-file",
     "require_env": "--require-env",
+    "rules": "environment",
 }
 
 
@@ -3040,16 +3063,37 @@ def phase_after(phase: str, is_ok: bool, failures: int, retries: int) -> str:
     return "ready" if is_ok else "unhealthy" if failures >= retries else phase
 
 
-def unmet(required: Iterable[str], env: Mapping[str, str]) -> list[str]:
-    """What is wrong with the required variables; their values are never shown."""
-    problems = []
-    for name, equals, pattern in (item.partition("=") for item in required):
-        value = env.get(name)
-        if not value:
-            problems.append(f"{name} is " + ("not set" if value is None else "empty"))
-        elif equals and not re.fullmatch(pattern, value):
-            problems.append(f"{name} doesn't match {pattern}")
-    return problems
+def unmet(spec: Spec, env: Mapping[str, str]) -> list[str]:
+    """What is wrong with the variables it needs; their values are never shown."""
+    return [
+        f"{name} {why}"
+        for name, rule in rules_of(spec)
+        for why in [fault_of(env.get(name), rule)]
+        if why
+    ]
+
+
+def rules_of(spec: Spec) -> list[tuple[str, Mapping[str, object]]]:
+    """What must hold of which variables, from --require-env and from a configuration."""
+    pairs = (item.partition("=") for item in spec.require_env)
+    asked = [
+        (name, {**NO_RULE, "required": True, "full_pattern": pattern}) for name, _, pattern in pairs
+    ]
+    return [*asked, *spec.rules.items()]
+
+
+def fault_of(value: str | None, rule: Mapping[str, object]) -> str:
+    """What is wrong with the value of a variable, "" if nothing is."""
+    whole, pattern, least = (
+        str(rule.get("full_pattern", "")),
+        str(rule["pattern"]),
+        rule["min_length"],
+    )
+    if not value:
+        return ("is not set" if value is None else "is empty") * bool(rule["required"])
+    if not (re.search(pattern, value) and re.fullmatch(whole or "(?s:.*)", value)):
+        return f"doesn't match {whole or pattern}"
+    return f"is shorter than {least} characters" * (len(value) < float(str(least)))
 
 
 SECRET_NAME = (
@@ -3160,19 +3204,37 @@ def cause_of(ended: Exit, tail: Sequence[str]) -> Cause:
     return Cause(kind, masked_line(message), CAUSE_ADVICE[kind], kind in RETRYABLE)
 
 
-def spec_differences(old: Spec, new: Spec) -> list[str]:
-    """How two specs differ, one text for each field."""
+def changed_fields(old: Spec, new: Spec) -> dict[str, tuple[object, object]]:
+    """What of a spec is asked for otherwise: field by field what was and what is."""
 
     def asked(spec: Spec, key: str) -> object:
         port = spec.port or spec.port_asked or None
         return {"argv": spec.words, "port": port, "port_asked": ""}.get(key, getattr(spec, key))
 
+    pairs = {key: (asked(old, key), asked(new, key)) for key in SPEC}
+    return {key: (was, now) for key, (was, now) in pairs.items() if was != now}
+
+
+# What a supervisor takes over while its service runs, or what matters at the next start only.
+LIVE_FIELDS = (
+    *("alerts", "sample_s", "health_interval_s", "health_timeout_s", "health_retries", "restart"),
+    *("max_restarts", "restart_window_s", "success_codes", "no_restart_codes", "backoff_s"),
+    *("backoff_max_s", "cooldown_s", "idle_timeout_s", "require_env", "rules", "start_seconds"),
+    *("success_log", "failure_log", "no_pause"),
+)
+
+
+def spec_differences(old: Spec, new: Spec) -> list[str]:
+    """How two specs differ, one text for each field."""
+
     def shown(value: object) -> str:
         words = value if isinstance(value, tuple) else (str(value),)
         return "none" if value in (None, (), False) else mask_secrets(join_command(words))
 
-    pairs = ((SPEC_WORDS.get(key, key), asked(old, key), asked(new, key)) for key in SPEC)
-    return [f"{word}: {shown(was)} → {shown(now)}" for word, was, now in pairs if was != now]
+    changed = changed_fields(old, new).items()
+    return [
+        f"{SPEC_WORDS.get(key, key)}: {shown(was)} → {shown(now)}" for key, (was, now) in changed
+    ]
 
 
 def refusal(
@@ -3388,7 +3450,16 @@ SEARCH_S = 0.05
 NOTHING_LEFT = {"forking": ("exited", ""), "external": ("external", "can't be followed: ")}
 LEFT_PHASES = ("stopping", "backoff", "exited", "failed")
 ACTIVE_SAVE_S = 5.0
-OPERATIONS = ("status", "touch", "notify", "watch", "ready", "join", "stop")  # each an on_…()
+OPERATIONS = (
+    "status",
+    "touch",
+    "settings",
+    "notify",
+    "watch",
+    "ready",
+    "join",
+    "stop",
+)  # each an on_…()
 NEXT_PHASES = {
     "starting": ("starting", "running", "external", *LEFT_PHASES),
     "running": ("starting", "running", "ready", "unhealthy", *LEFT_PHASES),
@@ -3532,11 +3603,13 @@ class Prober:
 
     def run(self) -> None:
         """Readiness until it holds, then liveness."""
-        began, pause_s = time.monotonic(), max(self.record.spec.health_interval_s, 0.01)
+        began = time.monotonic()
         while not self.probe(self.ready, self.ready.waiting()):
             if self.halt.wait(lazy_pause_s(time.monotonic() - began)):
                 return
-        while self.health.checks and not self.halt.wait(pause_s):
+        while self.health.checks and not self.halt.wait(
+            max(self.record.spec.health_interval_s, 0.01)  # it may be changed meanwhile
+        ):
             self.probe(self.health, self.health.checks)
 
     def probe(self, checks: Checks, due: Sequence[Check]) -> bool:
@@ -4325,6 +4398,21 @@ class Supervisor:
         self.save()
         client.answer(self.told())
 
+    def on_settings(self, client: Client, request: dict[str, object]) -> None:
+        """A changed configuration: take over what needs no new instance."""
+        asked, was = Spec.from_json(request.get("spec")), self.record.spec
+        live = {key: getattr(asked, key) for key in LIVE_FIELDS}
+        self.record = self.record._replace(spec=was._replace(**live))
+        if (asked.alerts, asked.sample_s) != (was.alerts, was.sample_s):
+            self.sampler, self.record = Sampler(asked), self.record._replace(alerts=())
+        if self.prober:
+            self.prober.record = self.record
+        with contextlib.suppress(SpmError):  # a full disk costs the event
+            why = "; ".join(spec_differences(was, self.record.spec))
+            self.store.write_event("settings", self.record.name, self.record, why)
+        self.save()
+        client.answer(self.told())
+
     def on_notify(self, client: Client, request: dict[str, object]) -> None:
         """What the service says of itself; `alive` is a heartbeat."""
         state = str(_one_of(*NOTICES)(request.get("state"), "request.state"))
@@ -4948,16 +5036,10 @@ class Relay:
 
 RELAYS["stdio"] = Relay
 
-# == Commands ======================================================================================
-# One function a command, its options beside it: takes arguments, returns a Result, prints nothing.
-# What goes on over time (a log that is followed) is returned as an iterator.
+# == Config ========================================================================================
+# What a service may be asked to be, in one table: options of `start`, keys of spm.json, its schema.
+# Files become a Config or one ConfigError with every problem; nothing here starts or stops.
 
-CLAIM_S = 30.0
-BOOT_S = 10.0
-SELF = os.path.abspath(__file__)
-PING_S = 60.0  # between two questions to a stdio service whether it still answers
-NOT_OF_A_SPEC = {"name", "replace", "force", "on_conflict", "lease", "idle_timeout", "wait"}
-NOT_IN_RUN = ("name?", "--lease", "--idle-timeout", "--wait", "--all-previous")
 PLAIN_FIELDS = (  # of a spec: options of that name, as they are
     *("insecure", "health_interval_s", "health_timeout_s", "health_retries", "match", "terminal"),
     *("no_pause", "restart", "max_restarts", "restart_window_s", "success_codes", "failure_log"),
@@ -4965,6 +5047,840 @@ PLAIN_FIELDS = (  # of a spec: options of that name, as they are
 )
 COOLDOWN_S = 60.0  # where there is a restart policy
 JUDGED_S = 10.0  # --start-seconds where only the patterns are given
+IDLE_S = 3600.0  # of a stdio service: the next call starts it again
+PING_S = 60.0  # between two questions to a stdio service whether it still answers
+parse_type, parse_restart, parse_protocol = one_of(*TYPES), one_of(*RESTARTS), one_of(*PROTOCOLS)
+
+
+class Option(NamedTuple):
+    """An option or, without dashes, a positional argument (+, *, ? as in argparse)."""
+
+    words: str
+    metavar: str = ""  # none: it is a switch
+    kind: Callable[[str], object] = str
+    default: object = None  # a list: it may be given several times
+    help: str = ""
+
+
+def shown_path(path: str) -> str:
+    """A path as short as it can be written from here."""
+    with contextlib.suppress(ValueError, OSError):  # on another Windows drive, or here is gone
+        relative = os.path.relpath(path)
+        return path if relative.startswith("..") else relative
+    return path
+
+
+def kept(parse: Callable[[str], object]) -> Callable[[str], str]:
+    """A parser that returns the text itself, if it can be parsed."""
+    return lambda text: (parse(text), text)[1]
+
+
+HTTP_OPTIONS = (
+    Option("--expect", "CODES", parse_expect, help="http status that is good (200-399)"),
+    Option("--insecure", help="accept any TLS certificate"),
+)
+
+
+def parse_terminal(text: str) -> str:
+    """What can open a window, or UsageError."""
+    if text in ("auto", "tmux", *TERMINALS) or ("{}" in text and split_command(text)):
+        return text
+    known = ", ".join(("auto", "tmux", *TERMINALS))
+    raise UsageError(f"{text!r} is no terminal", f"write --terminal {known} or 'PROGRAM {{}}'")
+
+
+START_OPTIONS = (
+    Option("name?", "NAME"),
+    Option(
+        "command*", "COMMAND", help="one quoted string, split as a shell would, run without one"
+    ),
+    Option("--cwd", "DIR", help="directory to run in (default: here)"),
+    Option("--env", "K=V", default=[], help="set a variable; K alone: the caller's, at each start"),
+    Option("--env-file", "FILE", default=[], help="read variables from a dotenv file"),
+    Option("--require-env", "N[=REGEX]", parse_required, [], "no start unless it is set, and fits"),
+    Option("--port", "N", parse_port_or_auto, help="its port or auto; it is PORT and {port}"),
+    Option("--on-conflict", "HOW", parse_conflict, "auto", "if it is held: auto, kill, fail, next"),
+    Option("--shell", help="run COMMAND in the shell"),
+    Option("--replace", help="end what runs under this name with another spec"),
+    Option("--force", help="start though the port is held, or in spite of a cooldown"),
+    Option("--log-size", "SIZE", parse_size, None, "rotate the log at this size (10MB)"),
+    Option(
+        "--lease", "LEASE", parse_lease, help="how long it may live: forever, 2h, session, or a PID"
+    ),
+    Option("--idle-timeout", "D", parse_duration, help="end it when nothing used it for so long"),
+    Option("--wait", "[D]", parse_duration, help="return when it is ready, or after D (30s)"),
+    Option("--ready", "CHECK", kept(parse_check), [], f"when it is ready: {CHECKS}"),
+    Option("--health", "CHECK", kept(parse_check), [], "what has to go on to hold while it runs"),
+    Option("--health-interval", "D", parse_duration, 10.0, "time between two looks (10s)"),
+    Option("--health-timeout", "D", parse_duration, 5.0, "how long one look may take (5s)"),
+    Option("--health-retries", "N", parse_count, 3, "failures in a row: unhealthy (3)"),
+    *HTTP_OPTIONS,
+    Option("--type", "TYPE", parse_type, help="simple, forking (daemon), external, stdio (MCP)"),
+    Option("--pid-file", "FILE", help="forking: where the daemon writes its pid"),
+    Option("--match", "REGEX", parse_pattern, help="external: what its command line looks like"),
+    Option("--terminal", "WHERE", parse_terminal, help="in a window: auto, tmux, xterm, 'PROG {}'"),
+    Option("--no-pause", help="close that window at once though it failed"),
+    Option("--restart", "WHEN", parse_restart, "no", "when it ended: no, on-failure, always"),
+    Option("--max-restarts", "N", parse_count, 5, "so many in --restart-window: failed (5)"),
+    Option("--restart-window", "D", parse_duration, 600.0, "the time they are counted in (10m)"),
+    Option("--success-codes", "CODES", parse_codes, "0", "exits that are no failure: 0,SIGTERM"),
+    Option("--no-restart-codes", "CODES", parse_codes, "", "exits after which it stays ended"),
+    Option("--backoff", "D", parse_duration, 0.5, "wait before a restart, doubled each time"),
+    Option("--backoff-max", "D", parse_duration, 60.0, "the longest such wait (60s)"),
+    Option("--cooldown", "BASE", parse_pause, help="no start so soon after a failure; 0: off"),
+    Option("--start-seconds", "D", parse_pause, help="return when it has lived so long (0)"),
+    Option("--success-log", "REGEX", parse_pattern, help="a match in its log: it has started"),
+    Option("--failure-log", "REGEX", parse_pattern, help="a match in its log: end it, it failed"),
+    Option("--all-previous", help="start all that ran when the machine went down"),
+    Option("--sample-interval", "D", parse_pause, 5.0, "between samples of what it uses (5s)"),
+    Option("--alert", "RULE", kept(parse_rule), [], "as 'memory_mb>500 for 30s critical: stop'"),
+    Option("--protocol", "P", parse_protocol, "auto", "auto, modern, handshake or jsonrpc"),
+    Option("--no-keep-alive", help="end a stdio service when its last caller is gone"),
+)
+
+
+def key_of(option: Option) -> str:
+    """Its name as an argument, and as a key of a configuration."""
+    return option.words.split()[-1].strip("-+*?").replace("-", "_")
+
+
+def defaults_of(options: Sequence[Option]) -> dict[str, object]:
+    """What a command's arguments are when nothing is given."""
+    values = [[] if one.words[-1] == "*" else one.default for one in options]
+    values = [value if one.metavar else False for one, value in zip(options, values)]
+    return {**dict(zip(map(key_of, options), values)), "tail": None}
+
+
+def misfits(args: argparse.Namespace) -> Iterator[UsageError]:
+    """Options that don't go together."""
+    for option, given, needed, has in (
+        ("--pid-file", args.pid_file, "--type forking", args.type == "forking"),
+        ("--match", args.match, "--type external", args.type == "external"),
+        ("--terminal", args.terminal, "--type simple", args.type in (None, "simple")),
+        ("--protocol", args.protocol != "auto", "--type stdio", args.type == "stdio"),
+        ("--no-keep-alive", args.no_keep_alive, "--type stdio", args.type == "stdio"),
+        ("mcp", "mcp" in args.ready + args.health, "--type stdio", args.type == "stdio"),
+        ("--no-pause", args.no_pause, "--terminal", args.terminal),
+        ("--restart", args.restart != "no", "a type but external", args.type != "external"),
+    ):
+        if given and not has:
+            yield UsageError(f"{option} goes with {needed} only", f"add {needed}, or leave it out")
+    if args.alert and not args.sample_interval:
+        yield UsageError("--alert needs samples", "leave --sample-interval 0 out")
+
+
+def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
+    """The spec that the arguments ask for, and the values given with --env K=V."""
+    pairs = [item.partition("=") for item in args.env]
+    bad = [key for key, _, _ in pairs if not re.fullmatch(VARIABLE, key)]
+    if bad:
+        raise UsageError("--env: what precedes = is no name", "write --env NAME=value")
+    for misfit in misfits(args):
+        raise misfit
+    argv = command_words(name, args)
+    recognised = recognise_port(argv[-1].split() if args.shell else argv)
+    cwd = os.path.abspath(args.cwd or os.getcwd())
+    cooldown_s = COOLDOWN_S * (args.restart != "no")
+    lives_s = JUDGED_S * bool(args.success_log or args.failure_log)
+    is_mcp = args.type == "stdio" and args.protocol != "jsonrpc" and not (args.ready or args.health)
+    spec = Spec(
+        argv=argv,
+        cwd=cwd,
+        port={None: recognised, "auto": None}.get(args.port, args.port),
+        port_declared=args.port is not None,
+        env_given=tuple(sorted({key for key, equals, _ in pairs if equals})),
+        env_taken=tuple(sorted({key for key, equals, _ in pairs if not equals})),
+        env_files=tuple(os.path.abspath(path) for path in args.env_file),
+        log_bytes=args.log_size or 10**7,
+        lease=args.lease or "forever",
+        idle_timeout_s=args.idle_timeout or (IDLE_S if args.type == "stdio" else None),
+        port_asked="auto" * (args.port == "auto"),
+        ready=tuple(args.ready),
+        expect=args.expect or Spec._field_defaults["expect"],
+        health=("mcp",) if is_mcp else tuple(args.health),
+        type=args.type or "simple",
+        pid_file=os.path.join(cwd, args.pid_file) if args.pid_file else None,
+        require_env=tuple(args.require_env),
+        cooldown_s=cooldown_s if args.cooldown is None else args.cooldown,
+        start_seconds=lives_s if args.start_seconds is None else args.start_seconds,
+        **{key: getattr(args, key.removesuffix("_s")) for key in PLAIN_FIELDS},
+        sample_s=args.sample_interval,
+        alerts=tuple(args.alert),
+        keep_alive=not args.no_keep_alive,
+    )
+    if is_mcp and spec.health_interval_s == Spec._field_defaults["health_interval_s"]:
+        spec = spec._replace(health_interval_s=PING_S)
+    return spec, {key: value for key, equals, value in pairs if equals}
+
+
+def command_words(name: str, args: argparse.Namespace) -> tuple[str, ...]:
+    """The words to execute, from a quoted string, from bare words or from behind `--`."""
+    words, tail = args.command, args.tail
+    how = f'write: start {name} "COMMAND"'
+    if bool(words) == bool(tail):
+        raise UsageError("there are two commands" if words else "the command is missing", how)
+    text = words[0] if len(words) == 1 else join_command(tail or words)
+    try:
+        argv = tuple(tail or words if tail or len(words) > 1 else split_command(text))
+    except ValueError as error:
+        raise UsageError(f"the command can't be split: {error}", "close its quotes") from error
+    if not argv or not argv[0]:
+        raise UsageError("the command is empty", how)
+    if args.shell:
+        return shell_argv(text)
+    sign = shell_sign(text) if len(words) == 1 else None
+    if sign:
+        advice = "add --shell, or quote what is meant literally"
+        if text.rstrip().endswith("&"):
+            advice = "leave the & out: start returns at once anyway"
+        elif sign.endswith("="):
+            advice = f"set it with --env {sign}…, or add --shell"
+        elif "=" not in text:  # values aren't repeated
+            advice += f": start {name} --shell {join_command([text])}"
+        shown = sign.strip() or "a line break"
+        raise UsageError(f"the command needs a shell for {shown}, and none is used unasked", advice)
+    return argv
+
+
+# -- spm.json
+
+
+def typed(*types: str, **more: object) -> Schema:
+    """The schema of a value of one of these types."""
+    return {"type": [*types] if types[1:] else types[0], **more}
+
+
+def closed(properties: Mapping[str, object], **more: object) -> Schema:
+    """The schema of an object that has these keys and no others."""
+    return {**typed("object"), "properties": properties, "additionalProperties": False, **more}
+
+
+def named(pattern: str, each: Schema, **more: object) -> Schema:
+    """The schema of an object whose keys are names."""
+    names = {"propertyNames": {"pattern": f"^{pattern}$"}, "additionalProperties": each}
+    return {**typed("object"), **names, **more}
+
+
+def written(pattern: str, *types: str, **more: object) -> Schema:
+    """The schema of a text, or a number, of that pattern; or of what becomes one: `${NAME}`."""
+    return typed("string", *types, pattern=rf"^(?:{pattern})$|\$\{{", **more)
+
+
+NO_KEYS = ("name", "replace", "force", "wait", "all_previous", "no_keep_alive")
+KEYS = {key_of(one): one for one in START_OPTIONS if key_of(one) not in NO_KEYS}
+STAGES = ("ready", "started", "exited")
+REFERENCE = rf"\$\$\{{|\$\{{(?:env:)?(?:({VARIABLE})(?::-([^}}]*))?\}})?"
+TEXT, SWITCH = typed("string"), typed("boolean")
+TEXTS, PATTERN = typed("array", items=TEXT), typed("string", format="regex")
+TIME = DURATION.replace("(?a)", "").replace(r"\d", "[0-9]")
+SPAN = written(TIME, "number", exclusiveMinimum=0)
+SCHEMAS: dict[object, Schema] = {  # by parser; a text where there is none
+    parse_duration: SPAN,
+    parse_pause: written(TIME, "number", minimum=0),
+    parse_size: written(SIZE.replace("(?a)", ""), "integer", minimum=1000),
+    parse_count: written("[0-9]+", "integer", minimum=0),
+    parse_port_or_auto: written("auto|[0-9]+", "integer", minimum=1, maximum=65535),
+    parse_codes: typed("string", "integer"),
+    parse_pattern: PATTERN,
+}
+WORDS: dict[object, Iterable[str]] = {parse_type: TYPES, parse_restart: RESTARTS}
+WORDS.update({parse_protocol: PROTOCOLS, parse_conflict: ON_CONFLICT})
+SCHEMAS.update(
+    (key, typed("string", anyOf=[{"enum": [*words]}, {"pattern": r"\$\{"}]))
+    for key, words in WORDS.items()
+)
+VARIABLE_RULE = {"required": SWITCH, "pattern": PATTERN, "secret": SWITCH}
+VARIABLE_RULE["min_length"] = typed("integer", minimum=0)
+ALIVE = {"enabled": SWITCH, "timeout": SPAN, "check_interval": SPAN}
+SHAPES: dict[str, Schema] = {  # keys whose JSON isn't what the option takes; keys without option
+    "command": typed("string", "array", items=TEXT, minItems=1),
+    "env": named(VARIABLE, typed("string", "number", "null")),
+    "keep_alive": closed(ALIVE, type=["boolean", "object"]),
+    "depends_on": named(NAME, {"enum": [*STAGES]}, type=["string", "array", "object"], items=TEXT),
+    "environment": named(VARIABLE, closed(VARIABLE_RULE)),
+    "disabled": SWITCH,
+}
+SHAPE_HELP = {
+    "command": "a line, split as a shell would, or a list: the very words",
+    "env": "variables; null: the caller's, at each start",
+    "keep_alive": "of a stdio service; false: it ends with the call that started it",
+    "depends_on": "what comes first; ready where it says when it is, else started",
+    "environment": "what variables must be like, checked at each start",
+    "disabled": "up doesn't start it",
+}
+AGENT_SHAPES: dict[str, object] = {  # keys of agents' files, most of which mean nothing here
+    "args": TEXTS,
+    **dict.fromkeys(("type", "transport", "url", "httpUrl", "envFile", "description"), TEXT),
+    **dict.fromkeys(("headers", "timeout", "autoApprove", "alwaysAllow", "disabledTools"), NOTHING),
+}
+AGENT_KEYS = (*AGENT_SHAPES, "command", "env", "cwd", "disabled", "keep_alive")
+
+
+def schema_of(key: str) -> Schema:
+    """The schema of a key of a service: its shape, or what its option takes."""
+    if key in SHAPES:
+        return {**SHAPES[key], "description": SHAPE_HELP[key]}
+    option = KEYS[key]
+    one = SCHEMAS.get(option.kind, TEXT) if option.metavar else SWITCH
+    if isinstance(option.default, list):
+        one = typed("string", "array", items=TEXT)
+    usual = {"default": option.default} if isinstance(option.default, (str, float, int)) else {}
+    return {**one, **usual, "description": option.help}
+
+
+def document_schema() -> Schema:
+    """The JSON Schema of spm.json."""
+    keys = {key: schema_of(key) for key in dict.fromkeys((*KEYS, *SHAPES))}
+    free = {key: one for key, one in keys.items() if key not in ("command", "depends_on")}
+    kinds = {"defaults": closed(free), "service": closed(keys, required=["command"])}
+    kinds["server"] = closed({**keys, **AGENT_SHAPES})
+    refs = {kind: {"$ref": f"#/$defs/{kind}"} for kind in kinds}
+    properties = {
+        "$schema": TEXT,
+        "version": typed("integer", enum=[1]),
+        "defaults": refs["defaults"],
+        "services": named(NAME, refs["service"]),
+        "mcpServers": named(NAME, refs["server"]),
+        "alerts": {**TEXTS, "description": "rules for every service, beside its own"},
+        "include": {**TEXTS, "description": "agents' files, for their mcpServers"},
+    }
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": kinds}
+    return {**dialect, "title": "spm.json of simple_process_manager", **closed(properties)}
+
+
+JSON_TYPES: dict[object, tuple[str, tuple[type, ...]]] = {
+    "string": ("a string", (str,)),
+    "boolean": ("true or false", (bool,)),
+    "null": ("null", (type(None),)),
+    "integer": ("a whole number", (int,)),
+    "number": ("a number", (int, float)),
+    "array": ("a list", (list,)),
+    "object": ("an object", (dict,)),
+}
+
+
+def text_of(value: object) -> str:
+    """A value as it would be written on the command line."""
+    return f"{value:f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+
+
+def as_list(value: object) -> list[object]:
+    """A list as it is, anything else as the only item of one."""
+    return value if isinstance(value, list) else [value]
+
+
+def nearest(word: str, known: Iterable[str], least: float = 0.6) -> str:
+    """`did you mean start? `, or nothing if no known word is near."""
+    import difflib
+
+    near = difflib.get_close_matches(word, list(known), 3, least)
+    near.sort(key=lambda one: sorted(one) != sorted(word))  # strat is start rather than stats
+    return f"did you mean {near[0]}? " if near else ""
+
+
+def faults(value: object, schema: Schema, where: str, defs: Schema) -> Iterator[tuple[str, str]]:
+    """Where a value isn't what a schema asks for, and why.
+
+    What a text must be like (pattern, anyOf) is left to its parser, which says it better.
+    """
+    schema = as_object(defs.get(str(schema.get("$ref")).rpartition("/")[2])) or schema
+    kinds = [JSON_TYPES[kind] for kind in as_list(schema.get("type", []))]
+    is_bool = isinstance(value, bool)
+    if kinds and not any(isinstance(value, one) and is_bool == (bool in one) for _, one in kinds):
+        yield where, " or ".join(word for word, _ in kinds) + " was expected"
+    elif value not in as_list(schema.get("enum", [value])):
+        yield where, f"{schema['enum']} was expected"
+    elif isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        yield where, "it has a character that no command and no variable can have"
+    elif len(re.findall(r"[.[]", where)) > 40:
+        yield where, "nested too deeply"
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from faults(item, as_object(schema.get("items")), f"{where}[{index}]", defs)
+    elif isinstance(value, dict):
+        known, more = as_object(schema.get("properties")), schema.get("additionalProperties")
+        pattern = str(as_object(schema.get("propertyNames")).get("pattern", "(?s).*"))
+        lacking = [key for key in as_list(schema.get("required", [])) if key not in value]
+        yield from ((where, f"{key} is missing") for key in lacking)
+        for key, item in value.items():
+            path = f"{where}.{key}".lstrip(".")
+            if not re.fullmatch(pattern, key):
+                yield path, "that is no name: letters, digits, _ and ."
+            elif key in known or more is not False:
+                yield from faults(item, as_object(known.get(key, more)), path, defs)
+            else:
+                yield path, f"unknown key; {nearest(key, known)}".rstrip("; ")
+
+
+class Problem(NamedTuple):
+    """Something wrong in a configuration: in which file, at which key or line, and what."""
+
+    file: str
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (shown_path(self.file), self.path, self.message)))
+
+
+class Wanted(NamedTuple):
+    """A service as a configuration wants it."""
+
+    name: str
+    spec: Spec
+    given_env: dict[str, str]  # values: for env.json, never shown
+    depends_on: dict[str, str]  # names to ready, started or exited
+    conflict: str  # what --on-conflict says
+    disabled: bool
+    source: Source
+    config: str  # the path of the configuration
+
+
+class Source(NamedTuple):
+    """Where a service was read, and its keys as they are there, with the defaults."""
+
+    name: str
+    keys: dict[str, object]
+    file: str
+    path: str
+
+
+class Config(NamedTuple):
+    """A configuration that is valid."""
+
+    path: str
+    services: dict[str, Wanted]  # in the order of the file
+    notes: tuple[str, ...]
+    document: dict[str, object]  # all of it as one spm.json, each ${…} as it was written
+    files: tuple[str, ...]  # those it came from
+
+    def named(self, name: str) -> Wanted | None:
+        """The service of that name: names are compared without case."""
+        return next((o for o in self.services.values() if o.name.lower() == name.lower()), None)
+
+
+COMMENTS = r'(?s)"(?:[^"\\\n]|\\.)*"?|//[^\r\n]*|/\*.*?\*/'
+
+
+def blanked(text: str) -> str:
+    """The text with its comments as spaces: what follows them stays in its line and column."""
+
+    def blank(found: re.Match[str]) -> str:
+        return found[0] if found[0][0] == '"' else re.sub(r"[^\r\n]", " ", found[0])
+
+    return re.sub(COMMENTS, blank, text)
+
+
+def find_config(given: str | None, home: str) -> str:
+    """The configuration: given, SPM_CONFIG, else spm.json beside .spm or in the project root."""
+    explicit = given or os.environ.get("SPM_CONFIG")
+    is_beside = os.path.basename(home) == ".spm"
+    root = os.path.dirname(home) if is_beside else project_root(os.getcwd())
+    return os.path.abspath(explicit or os.path.join(root, "spm.json"))
+
+
+def read_config(path: str, servers: Sequence[str] = (), procfile: str | None = None) -> Config:
+    """The Config of a file, of agents' files and of a Procfile; ConfigError with every problem."""
+    reading = Reading(path)
+    data: object = {}
+    if os.path.lexists(path) or not (servers or procfile):
+        data = reading.load(path)
+    reading.take(data)
+    for file in servers:
+        reading.take_servers(os.path.abspath(file))
+    if procfile:
+        reading.take_procfile(os.path.abspath(procfile))
+    return reading.config()
+
+
+def config_of(document: object, path: str) -> Config:
+    """The Config of a document that was kept; `path` is where it belongs."""
+    reading = Reading(path)
+    reading.take(document)
+    return reading.config()
+
+
+def in_order(services: Mapping[str, Wanted]) -> list[str]:
+    """Their names, each behind those that it depends on."""
+    import graphlib
+
+    needs = {name: one.depends_on for name, one in services.items()}
+    return list(graphlib.TopologicalSorter(needs).static_order())
+
+
+class Reading:
+    """One reading of a configuration: what was found so far, and what is wrong with it."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.base = path, os.path.dirname(path)
+        self.problems: list[Problem] = []
+        self.notes: list[str] = []
+        self.files: list[str] = []
+        self.sources: list[Source] = []
+        self.names: dict[str, Source] = {}  # in lower case
+        self.defaults: dict[str, object] = {}
+        self.alerts: list[str] = []
+        self.variables: dict[tuple[str, ...], dict[str, str]] = {}  # by env files
+        self.schema = document_schema()
+        self.defs = as_object(self.schema["$defs"])
+
+    def fault(self, file: str, path: str, message: str) -> None:
+        """Note a problem, once."""
+        problem = Problem(file, path, message)
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def load(self, file: str, parse: Callable[[str], object] | None = None) -> object:
+        """What is in a file, None if it can't be read or is no JSON."""
+        self.files.append(file)
+
+        def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+            for key in {key for key, _ in pairs if [one for one, _ in pairs].count(key) > 1}:
+                self.fault(file, "", f"the key {key!r} is there twice in one object")
+            return dict(pairs)
+
+        try:
+            with open(file, encoding="utf-8-sig", newline="") as stream:
+                text = stream.read()
+            if parse:
+                return parse(text)
+            return json.loads(blanked(text), object_pairs_hook=unique)
+        except (OSError, ValueError, RecursionError, ConfigError) as error:
+            line = getattr(error, "lineno", None)
+            where = f"line {line}, column {getattr(error, 'colno', 0)}" if line else ""
+            told = getattr(error, "msg", None) or getattr(error, "strerror", None) or str(error)
+            self.fault(file, where, told.removeprefix(", "))
+        return None
+
+    @contextlib.contextmanager
+    def faults_at(self, file: str, path: str, hides: bool = False) -> Iterator[None]:
+        """What is raised here is a problem at that key; `hides`: the message would tell a value."""
+        try:
+            yield
+        except UsageError as error:
+            told = f"{error.message}: {error.advice}"
+            told = "what its ${…} stand for can't be taken here" if hides else told
+            # in the words of a configuration: --pid-file is pid_file here
+            words = re.sub(r"--([a-z]+(?:-[a-z]+)*)", lambda m: m[1].replace("-", "_"), told)
+            self.fault(file, path, words)
+        except RecordError as error:
+            self.fault(file, path, str(error).partition(": ")[2])
+
+    def take(self, data: object) -> None:
+        """What spm.json says, and the files that it includes."""
+        bad = list(faults(data, self.schema, "", self.defs))
+        for where, why in bad if data is not None else ():  # else it couldn't be read
+            self.fault(self.path, where, why)
+        top = as_object(data)
+
+        def sound(value: object, where: str) -> dict[str, object]:
+            inner = (path[len(where) + 1 :] for path, _ in bad if path.startswith(f"{where}."))
+            wrong = {re.split(r"[.[]", path)[0] for path in inner}
+            return {key: one for key, one in as_object(value).items() if key not in wrong}
+
+        for text in map(str, as_list(top.get("alerts", []))):
+            with self.faults_at(self.path, "alerts"):
+                self.alerts.append(parse_rule(text).text)
+        self.defaults = sound(top.get("defaults"), "defaults")
+        for name, keys in as_object(top.get("services")).items():
+            where = f"services.{name}"
+            self.add(name, sound(keys, where), self.path, where, self.defaults)
+        for name, keys in as_object(top.get("mcpServers")).items():
+            where = f"mcpServers.{name}"
+            self.add_server(name, sound(keys, where), self.path, where)
+        for file in map(str, as_list(top.get("include", []))):
+            path = os.path.join(self.base, file)
+            if os.path.exists(path):
+                self.take_servers(path)
+            else:
+                self.notes.append(f"include: there is no {file}")
+
+    def take_servers(self, file: str) -> None:
+        """The servers of an agent's file, whose other keys are none of our business."""
+        top = as_object(self.load(file))
+        kind = "mcpServers" if "mcpServers" in top else "servers"  # as in .vscode/mcp.json
+        for name, entry in as_object(top.get(kind)).items():
+            where = f"{kind}.{name}"
+            keys = {k: v for k, v in as_object(entry).items() if k in AGENT_KEYS}
+            bad = list(faults(keys, as_object(self.defs["server"]), where, self.defs))
+            for path, why in bad:
+                self.fault(file, path, why)
+            if name.lower() in self.names or not re.fullmatch(NAME, name):
+                why = "is known already" if name.lower() in self.names else "is no service name"
+                self.notes.append(f"{shown_path(file)}: {where} {why}: skipped")
+            elif not bad:
+                self.add_server(name, keys, file, where)
+
+    def add_server(self, name: str, keys: dict[str, object], file: str, where: str) -> None:
+        """A stdio server as a service; one that is reached by a URL is nobody's to start."""
+        kind = keys.get("transport", keys.get("type", "stdio"))
+        if kind != "stdio" or "url" in keys or "httpUrl" in keys:
+            self.notes.append(f"{shown_path(file)}: {where} is a remote server: skipped")
+            return
+        if "command" not in keys:
+            self.fault(file, where, "command is missing")
+        own = {key: one for key, one in keys.items() if key not in AGENT_SHAPES}
+        own.update({"env_file": keys["envFile"]} if "envFile" in keys else {})
+        words = [*as_list(keys.get("command", [])), *as_list(keys.get("args", []))]
+        self.add(name, {**own, "command": words, "type": "stdio"}, file, where)
+
+    def take_procfile(self, file: str) -> None:
+        """The processes of a Procfile: a shell runs them, .env beside it is read."""
+        folder = os.path.dirname(file)
+        env_file = os.path.join(folder, ".env")
+        always: dict[str, object] = {"shell": True}
+        always.update({"cwd": folder} if folder != self.base else {})
+        always.update({"env_file": env_file} if os.path.exists(env_file) else {})
+        for number, line in enumerate(str(self.load(file, str) or "").splitlines(), 1):
+            match = re.fullmatch(r"\s*([\w.-]+)\s*:\s*(\S.*)", line)
+            if match and re.fullmatch(NAME, match[1]):
+                keys = {"command": match[2].replace("${", "$${"), **always}
+                keys.update({"port": "auto"} if re.search(r"\$\{?PORT\b", line) else {})
+                self.add(match[1], keys, file, f"line {number}", self.defaults)
+            elif line.strip() and not line.lstrip().startswith("#"):
+                self.fault(file, f"line {number}", "not NAME: COMMAND")
+
+    def add(
+        self, name: str, keys: Mapping[str, object], file: str, path: str, more: Schema = NOTHING
+    ) -> None:
+        """A service; `more` are the defaults."""
+        env = {**as_object(more.get("env")), **as_object(keys.get("env"))}
+        full = {**more, **keys, **({"env": env} if env else {})}
+        alive = full.get("keep_alive")
+        if isinstance(alive, dict):  # check_interval: our timer is exact, it needs none
+            idle = {"idle_timeout": alive["timeout"]} if "timeout" in alive else {}
+            full = {**idle, **full, "keep_alive": alive.get("enabled", True)}
+        if self.alerts and text_of(full.get("sample_interval")) != "0":
+            full["alert"] = [*as_list(full.get("alert", [])), *self.alerts]
+        self.sources.append(Source(name, full, file, path))
+        known = self.names.setdefault(name.lower(), self.sources[-1])
+        if known is not self.sources[-1]:
+            self.fault(file, path, f"{known.name} has that name already, see {known.path}")
+
+    # -- what it means
+
+    def config(self) -> Config:
+        """The Config, or ConfigError with every problem."""
+        found = {one.name: one for one in map(self.wanted, self.sources) if one}
+        services: dict[str, Wanted] = {}
+        for name, one in found.items() if not self.problems else ():
+            usual = {
+                each: "ready" if found[each].spec.readiness else "started"
+                for each in one.depends_on
+            }
+            needs = {each: asked or usual[each] for each, asked in one.depends_on.items()}
+            services[name] = one._replace(depends_on=needs)
+        try:
+            in_order(services)
+        except ValueError as error:  # graphlib.CycleError
+            names = error.args[1][::-1]
+            where = self.place(services[names[0]].source, "depends_on")
+            self.fault(*where, f"each waits for the next: {' → '.join(names)}")
+        if self.problems:
+            count = len(self.problems) - 1
+            text = str(self.problems[0]) + f" (and {counted(count, 'more problem')})" * bool(count)
+            problems = [one._asdict() for one in self.problems]
+            raise ConfigError(text, "mend that: nothing was changed", problems=problems)
+        kept = {one.name: one.keys for one in self.sources}
+        document: dict[str, object] = {"version": 1, "services": kept}
+        return Config(self.path, services, tuple(self.notes), document, tuple(self.files))
+
+    def place(self, source: Source, key: str) -> tuple[str, str]:
+        """The file and the path of a key of a service: it may be that of the defaults."""
+        is_own = source.keys.get(key) is not self.defaults.get(key, self)
+        return (source.file, f"{source.path}.{key}") if is_own else (self.path, f"defaults.{key}")
+
+    def wanted(self, source: Source) -> Wanted | None:
+        """The service of a source; None if there is something wrong with it."""
+        import argparse
+
+        before, place = len(self.problems), self.place
+        keys = {k: self.expanded(source, v, place(source, k)) for k, v in source.keys.items()}
+        args = {**defaults_of(START_OPTIONS), "name": source.name}
+        for key, value in keys.items():
+            option, found = KEYS.get(key), list[object]()
+            for one in as_list(value) if option and key not in SHAPES else ():
+                with self.faults_at(*place(source, key), hides=value != source.keys[key]):
+                    found.append(option.kind(text_of(one)) if option and option.metavar else one)
+            if option and found:
+                args[key] = found if isinstance(option.default, list) else found[0]
+        args["cwd"] = os.path.join(self.base, str(args["cwd"] or ""))
+        args["env_file"] = [os.path.join(self.base, str(one)) for one in as_list(args["env_file"])]
+        env, words = as_object(keys.get("env")), keys.get("command")
+        args["env"] = [k if v is None else f"{k}={text_of(v)}" for k, v in env.items()]
+        args.update({"command": [words]} if isinstance(words, str) else {"tail": words})
+        args["no_keep_alive"] = keys.get("keep_alive") is False
+        rules: dict[str, Mapping[str, object]] = {}
+        file, path = place(source, "environment")
+        for name, rule in as_object(keys.get("environment")).items():
+            with self.faults_at(file, f"{path}.{name}"):
+                rules.update(env_rules({name: rule}, path))
+        needs, asked = self.needs(keys.get("depends_on", []), source), argparse.Namespace(**args)
+        for misfit in misfits(asked):
+            with self.faults_at(source.file, source.path):
+                raise misfit
+        if "command" not in keys:  # it was said
+            return None
+        with self.faults_at(*place(source, "command"), hides=words != source.keys["command"]):
+            if len(self.problems) > before:
+                command_words(source.name, asked)
+                return None
+            spec, given = spec_of(source.name, asked)
+            spec, off = spec._replace(rules=rules), keys.get("disabled") is True
+            return Wanted(
+                source.name, spec, given, needs, asked.on_conflict, off, source, self.path
+            )
+        return None
+
+    def expanded(self, source: Source, value: object, place: tuple[str, str]) -> object:
+        """A value with what its ${NAME} stand for."""
+        file, path = place
+        if isinstance(value, dict):
+            return {k: self.expanded(source, v, (file, f"{path}.{k}")) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self.expanded(source, v, (file, f"{path}[{i}]")) for i, v in enumerate(value)]
+        if not isinstance(value, str) or "${" not in value:
+            return value
+
+        def meant(found: re.Match[str]) -> str:
+            if found[0] == "$${":
+                return "${"
+            value = self.variables_of(source).get(found[1], "" if found[2] is not None else None)
+            if found[1] is None:
+                self.fault(file, path, "${ begins no ${NAME}; write $${ for these two characters")
+            elif value is None and source.keys.get("disabled") is not True:
+                self.fault(file, path, f"${{{found[1]}}} is not set here, and it has no :-default")
+            return value or found[2] or ""
+
+        return re.sub(REFERENCE, meant, value)
+
+    def variables_of(self, source: Source) -> dict[str, str]:
+        """What ${NAME} may stand for: the caller's environment and the service's env files."""
+        files = tuple(map(str, as_list(source.keys.get("env_file", []))))
+        if files not in self.variables:
+            self.variables[files] = {**os.environ, "workspaceFolder": self.base}
+            for file in files:  # its own name may only be made of what the caller has
+                path = str(self.expanded(source, file, self.place(source, "env_file")))
+                values = self.load(os.path.join(self.base, path), lambda t: parse_env_text(t, ""))
+                self.variables[files].update(values if isinstance(values, dict) else {})
+        return self.variables[files]
+
+    def needs(self, asked: object, source: Source) -> dict[str, str]:
+        """What has to be started before a service, and what it must be then ("": the usual)."""
+        given = asked if isinstance(asked, dict) else dict.fromkeys(map(str, as_list(asked)), "")
+        for name in given:
+            place, other = self.place(source, "depends_on"), self.names.get(name.lower())
+            if other is None or other.name != name:
+                near = nearest(name, [one.name for one in self.sources])
+                self.fault(*place, f"there is no service {name!r}; {near}".rstrip("; "))
+            elif other.keys.get("disabled") is True and source.keys.get("disabled") is not True:
+                self.fault(*place, f"{name} is disabled")
+        return given
+
+
+# -- what has to be done for it
+
+
+class Known(NamedTuple):
+    """A service that is recorded, and what is true of it."""
+
+    record: Record
+    status: str
+    is_live: bool
+    is_supervised: bool
+    given: dict[str, str]  # values
+
+
+class Step(NamedTuple):
+    """What `up` does about a service: start, restart, settings, stop or keep."""
+
+    action: str
+    name: str
+    why: str = ""
+    keys: tuple[str, ...] = ()  # those that changed
+    wanted: Wanted | None = None
+
+    @property
+    def acts(self) -> bool:
+        """Whether it starts something."""
+        return self.action in ("start", "restart")
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.action, self.name, self.why)))
+
+    @property
+    def data(self) -> dict[str, object]:
+        """Its JSON object."""
+        return {"action": self.action, "name": self.name, "why": self.why, "keys": self.keys}
+
+
+FIELD_KEYS = {"argv": "command", "env_given": "env", "env_taken": "env", "env_files": "env_file"}
+FIELD_KEYS.update(log_bytes="log_size", port_declared="port", port_asked="port")
+FIELD_KEYS.update(sample_s="sample_interval", alerts="alert", rules="environment")
+
+
+def plan_of(config: Config, known: Mapping[str, Known], names: Sequence[str] = ()) -> list[Step]:
+    """What has to be done so that the services are as configured; of some: with what they need.
+
+    `known` has lower case keys. What was started by hand is let be unless it is named.
+    """
+    named, order = {name.lower() for name in names}, in_order(config.services)
+    chosen = set(named)
+    for name in reversed(order):
+        if name.lower() in chosen:
+            chosen.update(need.lower() for need in config.services[name].depends_on)
+    ours = [
+        one.record.name
+        for one in known.values()
+        if one.is_live and one.record.config == config.path
+    ]
+    gone = [name for name in ours if not names and not config.named(name)]
+    steps = [Step("stop", name, "because removed") for name in gone]
+    needs = [need for one in config.services.values() for need in one.depends_on.items()]
+    for name in order if not names else [name for name in order if name.lower() in chosen]:
+        it, is_once = known.get(name.lower()), (name, "exited") in needs
+        steps.append(step_of(config.services[name], it, name.lower() in named, is_once))
+    return sorted(steps, key=lambda step: step.action != "stop")
+
+
+def step_of(wanted: Wanted, known: Known | None, is_named: bool, is_once: bool) -> Step:
+    """What has to be done about one service; `is_once`: others wait for its end."""
+
+    def step(action: str, why: str = "", keys: Iterable[str] = ()) -> Step:
+        return Step(action, wanted.name, why and f"because {why}", tuple(keys), wanted)
+
+    is_live = known is not None and known.is_live
+    if wanted.disabled:
+        is_theirs = known is None or known.record.config != wanted.config
+        return step("stop" if is_live and not is_theirs else "keep", "disabled")
+    if known is None or not (is_live or wanted.spec.keep_alive):
+        return step("start") if wanted.spec.keep_alive else step("keep", "each call starts it")
+    old, is_ours = known.record, known.record.config == wanted.config
+    fields = changed_fields(old.spec, kept_port(wanted.spec, old.spec, is_live, wanted.conflict))
+    is_small = set(fields) <= set(LIVE_FIELDS) and known.given == wanted.given_env
+    keys = dict.fromkeys(FIELD_KEYS.get(field, field.removesuffix("_s")) for field in fields)
+    keys.update({} if known.given == wanted.given_env else {"env": None})
+    if not is_live:
+        is_done = is_once and is_ours and not keys and known.status == "exited" and not is_named
+        return step("keep", "it has done its work") if is_done else step("start")
+    if not is_ours and not is_named:
+        whose = f"for {old.config}" if old.config else "by hand"
+        return step("keep", f"it was started {whose}: name it to have it taken over", keys)
+    if not known.is_supervised and known.status != "external":
+        return step("start", "its supervisor is gone", keys)
+    why = f"{', '.join(keys)} changed" if keys else ""
+    return step(("settings" if is_small else "restart") if keys else "keep", why, keys)
+
+
+# == Commands ======================================================================================
+# One function a command, its options beside it: takes arguments, returns a Result, prints nothing.
+# What goes on over time (a log that is followed) is returned as an iterator.
+
+CLAIM_S = 30.0
+BOOT_S = 10.0
+SELF = os.path.abspath(__file__)
+NOT_OF_A_SPEC = {"name", "replace", "force", "on_conflict", "lease", "idle_timeout", "wait"}
+NOT_IN_RUN = ("name?", "--lease", "--idle-timeout", "--wait", "--all-previous")
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
 PORT_GRACE_S = 5.0
 OTHER_WAYS = ", take another port (--on-conflict next, --port auto), or start anyway with --force"
@@ -4998,16 +5914,6 @@ class Boot(NamedTuple):
 
 
 BOOTED: list[Boot] = []  # what boot_early() started, until a start takes it
-
-
-class Option(NamedTuple):
-    """An option or, without dashes, a positional argument (+, *, ? as in argparse)."""
-
-    words: str
-    metavar: str = ""  # none: it is a switch
-    kind: Callable[[str], object] = str
-    default: object = None  # a list: it may be given several times
-    help: str = ""
 
 
 class Command(NamedTuple):
@@ -5107,23 +6013,6 @@ def find(store: Store, name: str) -> Seen:
     raise NotFound(f"no service {name!r} in {store.home}", advice)
 
 
-def nearest(word: str, known: Iterable[str], least: float = 0.6) -> str:
-    """`did you mean start? `, or nothing if no known word is near."""
-    import difflib
-
-    near = difflib.get_close_matches(word, list(known), 3, least)
-    near.sort(key=lambda one: sorted(one) != sorted(word))  # strat is start rather than stats
-    return f"did you mean {near[0]}? " if near else ""
-
-
-def shown_path(path: str) -> str:
-    """A path as short as it can be written from here."""
-    with contextlib.suppress(ValueError, OSError):  # on another Windows drive, or here is gone
-        relative = os.path.relpath(path)
-        return path if relative.startswith("..") else relative
-    return path
-
-
 def shown_command(spec: Spec) -> str:
     """The command as it could be typed again, but for its secrets."""
     return mask_secrets(spec.words[-1] if spec.shell else join_command(spec.words))
@@ -5135,77 +6024,13 @@ def port_origin(spec: Spec) -> str | None:
     return None if spec.port is None else declared if spec.port_declared else "recognised"
 
 
-HTTP_OPTIONS = (
-    Option("--expect", "CODES", parse_expect, help="http status that is good (200-399)"),
-    Option("--insecure", help="accept any TLS certificate"),
-)
-
-
 # -- start
-
-
-IDLE_S = 3600.0  # of a stdio service: the next call starts it again
-
-
-def parse_terminal(text: str) -> str:
-    """What can open a window, or UsageError."""
-    if text in ("auto", "tmux", *TERMINALS) or ("{}" in text and split_command(text)):
-        return text
-    known = ", ".join(("auto", "tmux", *TERMINALS))
-    raise UsageError(f"{text!r} is no terminal", f"write --terminal {known} or 'PROGRAM {{}}'")
 
 
 @command(
     "start",
     'start a service: NAME "COMMAND", or NAME [options] -- ARG…, or NAME alone: as last time',
-    Option("name?", "NAME"),
-    Option(
-        "command*", "COMMAND", help="one quoted string, split as a shell would, run without one"
-    ),
-    Option("--cwd", "DIR", help="directory to run in (default: here)"),
-    Option("--env", "K=V", default=[], help="set a variable; K alone: the caller's, at each start"),
-    Option("--env-file", "FILE", default=[], help="read variables from a dotenv file"),
-    Option("--require-env", "N[=REGEX]", parse_required, [], "no start unless it is set, and fits"),
-    Option("--port", "N", parse_port_or_auto, help="its port or auto; it is PORT and {port}"),
-    Option("--on-conflict", "HOW", parse_conflict, "auto", "if it is held: auto, kill, fail, next"),
-    Option("--shell", help="run COMMAND in the shell"),
-    Option("--replace", help="end what runs under this name with another spec"),
-    Option("--force", help="start though the port is held, or in spite of a cooldown"),
-    Option("--log-size", "SIZE", parse_size, None, "rotate the log at this size (10MB)"),
-    Option(
-        "--lease", "LEASE", parse_lease, help="how long it may live: forever, 2h, session, or a PID"
-    ),
-    Option("--idle-timeout", "D", parse_duration, help="end it when nothing used it for so long"),
-    Option("--wait", "[D]", parse_duration, help="return when it is ready, or after D (30s)"),
-    Option("--ready", "CHECK", default=[], help=f"when it is ready: {CHECKS}"),
-    Option("--health", "CHECK", default=[], help="what has to go on to hold while it runs"),
-    Option("--health-interval", "D", parse_duration, 10.0, "time between two looks (10s)"),
-    Option("--health-timeout", "D", parse_duration, 5.0, "how long one look may take (5s)"),
-    Option("--health-retries", "N", parse_count, 3, "failures in a row: unhealthy (3)"),
-    *HTTP_OPTIONS,
-    Option(
-        "--type", "TYPE", one_of(*TYPES), help="simple, forking (daemon), external, stdio (MCP)"
-    ),
-    Option("--pid-file", "FILE", help="forking: where the daemon writes its pid"),
-    Option("--match", "REGEX", parse_pattern, help="external: what its command line looks like"),
-    Option("--terminal", "WHERE", parse_terminal, help="in a window: auto, tmux, xterm, 'PROG {}'"),
-    Option("--no-pause", help="close that window at once though it failed"),
-    Option("--restart", "WHEN", one_of(*RESTARTS), "no", "when it ended: no, on-failure, always"),
-    Option("--max-restarts", "N", parse_count, 5, "so many in --restart-window: failed (5)"),
-    Option("--restart-window", "D", parse_duration, 600.0, "the time they are counted in (10m)"),
-    Option("--success-codes", "CODES", parse_codes, "0", "exits that are no failure: 0,SIGTERM"),
-    Option("--no-restart-codes", "CODES", parse_codes, "", "exits after which it stays ended"),
-    Option("--backoff", "D", parse_duration, 0.5, "wait before a restart, doubled each time"),
-    Option("--backoff-max", "D", parse_duration, 60.0, "the longest such wait (60s)"),
-    Option("--cooldown", "BASE", parse_pause, help="no start so soon after a failure; 0: off"),
-    Option("--start-seconds", "D", parse_pause, help="return when it has lived so long (0)"),
-    Option("--success-log", "REGEX", parse_pattern, help="a match in its log: it has started"),
-    Option("--failure-log", "REGEX", parse_pattern, help="a match in its log: end it, it failed"),
-    Option("--all-previous", help="start all that ran when the machine went down"),
-    Option("--sample-interval", "D", parse_pause, 5.0, "between samples of what it uses (5s)"),
-    Option("--alert", "RULE", default=[], help="as 'memory_mb>500 for 30s critical: stop'"),
-    Option("--protocol", "P", one_of(*PROTOCOLS), "auto", "auto, modern, handshake or jsonrpc"),
-    Option("--no-keep-alive", help="end a stdio service when its last caller is gone"),
+    *START_OPTIONS,
 )
 def start(store: Store, args: argparse.Namespace) -> Result:
     """Start a service, unless it runs already; with --wait until it is ready."""
@@ -5227,31 +6052,56 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
     """Start a service, unless it runs already."""
     name = check_name(args.name or "")
     known = store.record(name)
+    wanted = None if known or not is_bare(args) else configured(store, name)
+    config = known.config if known and is_bare(args) else wanted.config if wanted else ""
     if known and is_bare(args):
         spec, given = known.spec, store.given_env(name)
+    elif wanted:
+        name, spec, given = wanted.name, wanted.spec, wanted.given_env
+        args.on_conflict = wanted.conflict if args.on_conflict == "auto" else args.on_conflict
     else:
         spec, given = spec_of(name, args)
     asked = {"lease": args.lease, "idle_timeout_s": args.idle_timeout}
     spec = spec._replace(**{key: value for key, value in asked.items() if value is not None})
+    conflict = "force" if args.force else args.on_conflict
+    return bring(store, name, spec, given, conflict, config, args.replace, owner)
+
+
+def bring(
+    store: Store,
+    name: str,
+    spec: Spec,
+    given: dict[str, str],
+    conflict: str,
+    config: str,
+    may_replace: bool,
+    owner: Owner | None = None,
+) -> Result:
+    """Have a service run with this spec: keep it, take it back, replace it or start it."""
     store.prepare()
     with store.claim(name, CLAIM_S):
         record = store.record(name)
         seen = observe(store, record, place()) if record else None
         is_running = seen is not None and seen.verdict.status in UP_PHASES
         if record:
-            spec = kept_port(spec, record.spec, is_running, args.on_conflict)
+            spec = kept_port(spec, record.spec, is_running, conflict)
         if seen and is_running:
-            alike = spec if args.replace else with_lease_of(seen.record.spec, spec)
+            alike = spec if may_replace else with_lease_of(seen.record.spec, spec)
             differences = differences_of(store, seen.record, alike, given)
-            if differences and not args.replace:
+            if differences and not may_replace:
                 text = f"{name} runs already with another spec: {'; '.join(differences)}"
                 advice = f"add --replace to end it and start this one, or stop {name} first"
                 raise Refused(text, advice, differences=differences)
             kept = None if differences else keep_running(store, seen, spec, owner)
             if kept:
                 return kept
-        conflict = "force" if args.force else args.on_conflict
-        return begin(store, name, spec, given, seen, conflict, "started", owner)
+        return begin(store, name, spec, given, seen, conflict, "started", owner, config)
+
+
+def configured(store: Store, name: str) -> Wanted | None:
+    """The service as the configuration wants it, None if it doesn't name it or there is none."""
+    path = find_config(None, store.home)
+    return read_config(path).named(name) if os.path.lexists(path) else None
 
 
 def start_previous(store: Store, args: argparse.Namespace) -> Result:
@@ -5260,7 +6110,7 @@ def start_previous(store: Store, args: argparse.Namespace) -> Result:
     for record in sorted(store.records().values(), key=lambda one: one.started_at):
         verdict = observe(store, record, here).verdict
         if record.wanted == "running" and verdict == ("exited", RESTARTED):
-            asked = {**vars(args), **defaults_of("start"), "name": record.name}
+            asked = {**vars(args), **defaults_of(START_OPTIONS), "name": record.name}
             try:
                 result = start_service(store, type(args)(**asked))
                 results.append(result._replace(data={**result.data, "error": None}))
@@ -5275,18 +6125,9 @@ def start_previous(store: Store, args: argparse.Namespace) -> Result:
     return Result({"services": [one.data for one in results], "lines": lines}, lines, error=first)
 
 
-def defaults_of(name: str) -> dict[str, object]:
-    """What a command's arguments are when nothing is given."""
-    options = COMMANDS[name].options
-    keys = [one.words.split()[-1].strip("-+*?").replace("-", "_") for one in options]
-    values = [[] if one.words[-1] == "*" else one.default for one in options]
-    values = [value if one.metavar else False for one, value in zip(options, values)]
-    return {**dict(zip(keys, values)), "tail": None}
-
-
 def is_bare(args: argparse.Namespace) -> bool:
     """Whether nothing was given of what belongs to a spec."""
-    asked = {k for k, v in defaults_of("start").items() if getattr(args, k, v) != v}
+    asked = {k for k, v in defaults_of(START_OPTIONS).items() if getattr(args, k, v) != v}
     return asked <= NOT_OF_A_SPEC
 
 
@@ -5325,93 +6166,6 @@ def lease_lines(record: Record) -> list[str]:
     return [f"[INFO] lease: {', '.join(parts)}"] if parts else []
 
 
-def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
-    """The spec that the arguments ask for, and the values given with --env K=V."""
-    pairs = [item.partition("=") for item in args.env]
-    bad = [key for key, _, _ in pairs if not re.fullmatch(VARIABLE, key)]
-    if bad:
-        raise UsageError("--env: what precedes = is no name", "write --env NAME=value")
-    for option, given, needed, has in (
-        ("--pid-file", args.pid_file, "--type forking", args.type == "forking"),
-        ("--match", args.match, "--type external", args.type == "external"),
-        ("--terminal", args.terminal, "--type simple", args.type in (None, "simple")),
-        ("--protocol", args.protocol != "auto", "--type stdio", args.type == "stdio"),
-        ("--no-keep-alive", args.no_keep_alive, "--type stdio", args.type == "stdio"),
-        ("mcp", "mcp" in args.ready + args.health, "--type stdio", args.type == "stdio"),
-        ("--no-pause", args.no_pause, "--terminal", args.terminal),
-        ("--restart", args.restart != "no", "a type but external", args.type != "external"),
-    ):
-        if given and not has:
-            raise UsageError(f"{option} goes with {needed} only", f"add {needed}, or leave it out")
-    rules = [parse_rule(text) for text in args.alert]
-    if rules and not args.sample_interval:
-        raise UsageError("--alert needs samples", "leave --sample-interval 0 out")
-    argv = command_words(name, args)
-    recognised = recognise_port(argv[-1].split() if args.shell else argv)
-    for text in (*args.ready, *args.health):
-        parse_check(text)
-    cwd = os.path.abspath(args.cwd or os.getcwd())
-    cooldown_s = COOLDOWN_S * (args.restart != "no")
-    lives_s = JUDGED_S * bool(args.success_log or args.failure_log)
-    is_mcp = args.type == "stdio" and args.protocol != "jsonrpc" and not (args.ready or args.health)
-    spec = Spec(
-        argv=argv,
-        cwd=cwd,
-        port={None: recognised, "auto": None}.get(args.port, args.port),
-        port_declared=args.port is not None,
-        env_given=tuple(sorted({key for key, equals, _ in pairs if equals})),
-        env_taken=tuple(sorted({key for key, equals, _ in pairs if not equals})),
-        env_files=tuple(os.path.abspath(path) for path in args.env_file),
-        log_bytes=args.log_size or 10**7,
-        idle_timeout_s=IDLE_S if args.type == "stdio" else None,
-        port_asked="auto" * (args.port == "auto"),
-        ready=tuple(args.ready),
-        expect=args.expect or Spec._field_defaults["expect"],
-        health=("mcp",) if is_mcp else tuple(args.health),
-        type=args.type or "simple",
-        pid_file=os.path.join(cwd, args.pid_file) if args.pid_file else None,
-        require_env=tuple(args.require_env),
-        cooldown_s=cooldown_s if args.cooldown is None else args.cooldown,
-        start_seconds=lives_s if args.start_seconds is None else args.start_seconds,
-        **{key: getattr(args, key.removesuffix("_s")) for key in PLAIN_FIELDS},
-        sample_s=args.sample_interval,
-        alerts=tuple(args.alert),
-        keep_alive=not args.no_keep_alive,
-    )
-    if is_mcp and spec.health_interval_s == Spec._field_defaults["health_interval_s"]:
-        spec = spec._replace(health_interval_s=PING_S)
-    return spec, {key: value for key, equals, value in pairs if equals}
-
-
-def command_words(name: str, args: argparse.Namespace) -> tuple[str, ...]:
-    """The words to execute, from a quoted string, from bare words or from behind `--`."""
-    words, tail = args.command, args.tail
-    how = f'write: start {name} "COMMAND"'
-    if bool(words) == bool(tail):
-        raise UsageError("there are two commands" if words else "the command is missing", how)
-    text = words[0] if len(words) == 1 else join_command(tail or words)
-    try:
-        argv = tuple(tail or words if tail or len(words) > 1 else split_command(text))
-    except ValueError as error:
-        raise UsageError(f"the command can't be split: {error}", "close its quotes") from error
-    if not argv or not argv[0]:
-        raise UsageError("the command is empty", how)
-    if args.shell:
-        return shell_argv(text)
-    sign = shell_sign(text) if len(words) == 1 else None
-    if sign:
-        advice = "add --shell, or quote what is meant literally"
-        if text.rstrip().endswith("&"):
-            advice = "leave the & out: start returns at once anyway"
-        elif sign.endswith("="):
-            advice = f"set it with --env {sign}…, or add --shell"
-        elif "=" not in text:  # values aren't repeated
-            advice += f": start {name} --shell {join_command([text])}"
-        shown = sign.strip() or "a line break"
-        raise UsageError(f"the command needs a shell for {shown}, and none is used unasked", advice)
-    return argv
-
-
 def differences_of(store: Store, old: Record, spec: Spec, given: dict[str, str]) -> list[str]:
     """How what runs differs from what is asked for; values of variables aren't shown."""
     differences = spec_differences(old.spec, spec)
@@ -5437,7 +6191,7 @@ def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
     if spec.port_declared and spec.port:
         values["PORT"] = str(spec.port)
     values.update(given)
-    problems += unmet(spec.require_env, {**os.environ, **values})
+    problems += unmet(spec, {**os.environ, **values})
     if problems:
         advice = "mend that and start again; nothing was started"
         raise ConfigError("; ".join(problems), advice, problems=problems)
@@ -5453,9 +6207,16 @@ def sources_of(spec: Spec, values: Iterable[str]) -> dict[str, str]:
 
 def added_environment(store: Store, record: Record) -> dict[str, str]:
     """What its start added to the caller's environment, as far as that can still be had."""
-    with contextlib.suppress(ConfigError, StateError):
-        return environment_of(record.spec._replace(env_taken=()), store.given_env(record.name))
+    with contextlib.suppress(StateError):
+        return added_values(record.spec, store.given_env(record.name))
     return {}
+
+
+def added_values(spec: Spec, given: dict[str, str]) -> dict[str, str]:
+    """What a start would add to the caller's environment, as far as that can be had."""
+    with contextlib.suppress(ConfigError):
+        return environment_of(spec._replace(env_taken=(), require_env=(), rules={}), given)
+    return given
 
 
 def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> Result | None:
@@ -5506,8 +6267,14 @@ def begin(
     conflict: str,
     how: str,
     owner: Owner | None,
+    config: str | None = None,
 ) -> Result:
-    """Check what can be checked, end the former instance, start a new one."""
+    """Check what can be checked, end the former instance, start a new one.
+
+    `config` is the configuration it comes from, "" none, None the one of the former instance.
+    """
+    if config is None:
+        config = former.record.config if former else ""
     owner = owner or owner_of(spec.lease)
     failures, failed_at = failures_before(store, former, spec, given, conflict == "force")
     if not os.path.isdir(spec.cwd):
@@ -5529,7 +6296,8 @@ def begin(
         spec = spec._replace(extra={**former.record.spec.extra, **spec.extra})
     instance = BOOTED[0].instance if BOOTED else os.urandom(16).hex()
     record = new_record(name, spec, instance)._replace(failures=failures, failed_at=failed_at)
-    record = granted(record._replace(environment=sources_of(spec, values)), *owner, steady_s())
+    record = record._replace(environment=sources_of(spec, values), config=config)
+    record = granted(record, *owner, steady_s())
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
     with state_errors(store.home):
@@ -6994,7 +7762,7 @@ def on_ending_signals(act: Callable[[int, object], None] | signal.Handlers) -> N
     "run",
     'run a test command with services: NAME "COMMAND" … -- TEST… (--json: TEST speaks on stderr)',
     Option("name", "NAME"),
-    *(one for one in COMMANDS["start"].options if one.words not in NOT_IN_RUN),
+    *(one for one in START_OPTIONS if one.words not in NOT_IN_RUN),
     Option("--timeout", "D", parse_duration, 30.0, "time for each to become ready (30s)"),
     Option("--with", 'NAME="COMMAND"', default=[], help="another service, started before; or NAME"),
 )
@@ -7008,7 +7776,7 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
     if program is None:
         advice = f'write: run {args.name} "COMMAND" -- pytest tests/'
         raise UsageError(f"the test command {tests[0]!r} can't be found or executed", advice)
-    defaults = defaults_of("start")
+    defaults = defaults_of(START_OPTIONS)
     chain, code, failure = Chain(store, args), None, None
     on_ending_signals(interrupted)
     try:
@@ -7068,13 +7836,16 @@ def ensure_running(
     store: Store, name: str, deadline: float, may_start: bool, has_started: bool
 ) -> bool:
     """Start a stdio service that isn't running: one start, however many callers want it."""
-    if find(store, name).record.spec.type != "stdio":
+    wanted = None if store.record(name) else configured(store, name)
+    name, spec = (wanted.name, wanted.spec) if wanted else (name, find(store, name).record.spec)
+    if spec.type != "stdio":
         advice = "only services started with --type stdio can be called"
         raise UsageError(f"{name} doesn't speak JSON-RPC over its pipes", advice)
+    store.prepare()
     with store.claim(name, max(deadline - time.monotonic(), 0.0)):
-        seen = find(store, name)
-        status, why = seen.verdict.status, seen.verdict.why
-        if seen.facts.supervised and status in UP_PHASES:
+        seen = find(store, name) if store.record(name) or not wanted else None
+        status, why = (seen.verdict.status, seen.verdict.why) if seen else ("never started", "")
+        if seen and seen.facts.supervised and status in UP_PHASES:
             time.sleep(0.01)
             return has_started
         if not may_start:
@@ -7083,8 +7854,12 @@ def ensure_running(
             facts = {"cause": "server_died", "log_tail": store.last_lines(name, 20)}
             text = f"{name} ended as soon as it was started: {why or status}"
             raise Failed(text, f"read: logs {name}", **facts)
-        given = store.given_env(name)
-        begin(store, name, seen.record.spec, given, seen, "auto", "started", None)
+        given = wanted.given_env if wanted and not seen else store.given_env(name)
+        conflict, config = (
+            (wanted.conflict, wanted.config) if wanted and not seen else ("auto", None)
+        )
+        spec = seen.record.spec if seen else spec
+        begin(store, name, spec, given, seen, conflict, "started", None, config)
         return True
 
 
@@ -7275,6 +8050,362 @@ def connect(store: Store, args: argparse.Namespace) -> Result:
     return Result({}, stream=heard())
 
 
+# -- config
+
+CONFIG_OPTIONS = (
+    Option("--config", "FILE", help="instead of SPM_CONFIG, or spm.json in the project root"),
+    Option("--mcp-config", "FILE", default=[], help="an agent's file: its stdio servers too"),
+    Option("--procfile", "FILE", help="a Procfile: its processes too"),
+)
+
+
+def config_at(store: Store, args: argparse.Namespace) -> Config:
+    """The configuration that the options name."""
+    return read_config(find_config(args.config, store.home), args.mcp_config, args.procfile)
+
+
+@command("config schema", "the JSON Schema of spm.json, for editors")
+def show_schema(store: Store, args: argparse.Namespace) -> Result:
+    """The JSON Schema of spm.json."""
+    text = json.dumps(document_schema(), indent=2)
+    return Result({"schema": json.loads(text)}, stream=iter([text + "\n"]))
+
+
+@command(
+    "config validate",
+    "whether a configuration is valid; every problem at once",
+    Option("file?", "FILE", help="instead of --config"),
+    *CONFIG_OPTIONS,
+)
+def validate(store: Store, args: argparse.Namespace) -> Result:
+    """Whether a configuration is valid."""
+    args.config = args.file or args.config
+    config = config_at(store, args)
+    names: list[object] = list(config.services)
+    line = f"[OK] {shown_path(config.path)} is valid: {counted(len(names), 'service')}"
+    data = {"path": config.path, "services": names, "notes": list(config.notes)}
+    return Result({**data}, [*(f"[INFO] {note}" for note in config.notes), line])
+
+
+@command(
+    "config rules",
+    "what the variables of services must be like, and whether it is met here; no values",
+    Option("name?", "NAME"),
+    *CONFIG_OPTIONS,
+)
+def show_rules(store: Store, args: argparse.Namespace) -> Result:
+    """The rules that hold now: of the recorded spec, of the configuration where there is none."""
+    is_there = args.config or args.mcp_config or args.procfile
+    is_there = is_there or os.path.lexists(find_config(None, store.home))
+    wanted = config_at(store, args).services.values() if is_there else ()
+    specs = {one.name.lower(): (one.name, one.spec, one.given_env) for one in wanted}
+    for key, record in store.records().items():
+        specs[key] = (record.name, record.spec, store.given_env(key))
+    if args.name and args.name.lower() not in specs:
+        find(store, args.name)
+    rows, table = list[object](), [("service", "variable", "rule", "met")]
+    for key, (name, spec, given) in sorted(specs.items()):
+        asked = rules_of(spec) if (args.name or key).lower() == key else []
+        env = {**os.environ, **(added_values(spec, given) if asked else {})}
+        for variable, rule in asked:
+            why = fault_of(env.get(variable), rule)
+            rows.append({"name": name, "variable": variable, **rule, "met": not why, "why": why})
+            words = [f"{k} {v}" if v is not True else k for k, v in rule.items() if v]
+            table.append((name, variable, ", ".join(words), f"no: it {why}" if why else "yes"))
+    return Result({"rules": rows}, [] if rows else ["[OK] there are none"], table if rows else ())
+
+
+# -- up, down
+
+
+class Outcome(NamedTuple):
+    """What came of a step."""
+
+    step: Step
+    result: str  # done, failed or skipped
+    error: SpmError | None = None
+
+    @property
+    def data(self) -> dict[str, object]:
+        """Its JSON object."""
+        error = self.error and self.error.to_json()
+        return {**self.step.data, "result": self.result, "error": error}
+
+
+def known_services(store: Store) -> dict[str, Known]:
+    """Every recorded service as a plan needs to know it, by name in lower case."""
+    here, found = place(), dict[str, Known]()
+    for key, record in store.records().items():
+        seen, given = observe(store, record, here), dict[str, str]()
+        with contextlib.suppress(StateError):  # damaged: then it differs, and is started anew
+            given = store.given_env(key)
+        status, is_supervised = seen.verdict.status, seen.facts.supervised
+        found[key] = Known(seen.record, status, seen.verdict.is_live, is_supervised, given)
+    return found
+
+
+class Application:
+    """A plan that is carried out: one step after the other, all waits side by side."""
+
+    def __init__(self, store: Store, steps: Sequence[Step], args: argparse.Namespace) -> None:
+        self.store, self.steps, self.say, self.progress = store, steps, args.say, args.progress
+        self.wait_s: float | None = args.wait  # None: until they are started
+        self.limit_s, self.began = self.wait_s or WAIT_S, time.monotonic()
+        self.outcomes: dict[str, Outcome] = {}
+        self.reached: dict[str, set[str]] = {}  # stages
+        self.waits: dict[str, tuple[Target | None, float]] = {}  # None: for its end; until when
+        self.needs = {s.name: s.wanted.depends_on if s.wanted and s.acts else {} for s in steps}
+        self.stages = {pair for needs in self.needs.values() for pair in needs.items()}
+
+    def run(self, tell: Callable[[Outcome], object] = bool) -> list[Outcome]:
+        """What came of each step, in the order of the plan; `tell` hears of each as it comes."""
+        self.tell = tell
+        ends = [step.name for step in self.steps if step.action == "stop"]
+        stopped = stop_all(self.store, ends, STOP_TIMEOUT_S, force=False)
+        self.say(*stopped.lines)
+        pending = list(self.steps)
+        while pending or self.waits:
+            due = [step for step in pending if self.is_due(step)]
+            for step in due:
+                pending.remove(step)
+                self.take(step)
+            for name, (target, until) in list(self.waits.items()):
+                self.look(name, target, until)
+            if not due:
+                time.sleep(probe_pause_s(time.monotonic() - self.began))
+        self.progress("")
+        return [self.outcomes[step.name] for step in self.steps]
+
+    def lacks(self, step: Step) -> list[str]:
+        """What it depends on and won't come."""
+        outcomes = [self.outcomes.get(name) for name in self.needs[step.name]]
+        return [one.step.name for one in outcomes if one and one.result != "done"]
+
+    def is_due(self, step: Step) -> bool:
+        """Whether what it depends on is there, or won't come."""
+        needs = self.needs[step.name].items()
+        return bool(self.lacks(step)) or all(st in self.reached.get(name, ()) for name, st in needs)
+
+    def note(self, outcome: Outcome) -> None:
+        """Remember what came of a step; a failure is told at once."""
+        self.outcomes[outcome.step.name] = outcome
+        if outcome.error:
+            outcome.error.facts.setdefault("name", outcome.step.name)
+            self.say(f"[ERROR] {outcome.error.message}")
+        self.tell(outcome)
+
+    def take(self, step: Step) -> None:
+        """Do one step; note what is to be waited for then."""
+        name, lacking = step.name, self.lacks(step)
+        try:
+            if lacking:
+                told = f"{name} was not {step.action}ed: it depends on {', '.join(lacking)}"
+                raise Failed(told, "mend those first")
+            self.act(step)
+        except SpmError as error:
+            self.note(Outcome(step, "skipped" if lacking else "failed", error))
+            return
+        self.note(Outcome(step, "done"))
+        record, until = self.store.record(name), time.monotonic() + self.limit_s
+        waited = (*LIVE_PHASES, "failed") if step.acts else LIVE_PHASES
+        is_over = record is None or record.phase not in waited
+        self.reached[name] = {*STAGES} if is_over else {"started"}
+        if (name, "exited") in self.stages and not is_over:
+            self.waits[name] = (None, until)
+        elif record and not is_over and (self.wait_s or (name, "ready") in self.stages):
+            if record.spec.readiness or record.spec.port or record.phase == "failed":
+                self.waits[name] = (Target(self.store, record), until)
+            self.reached[name].update([] if name in self.waits else ["ready"])
+
+    def act(self, step: Step) -> None:
+        """Do what a step says."""
+        wanted, name, record = step.wanted, step.name, self.store.record(step.name)
+        if step.action == "stop" and record and record.phase in LIVE_PHASES:
+            raise Failed(f"{name} could not be stopped", f"see: stop {name}")
+        if step.action == "settings" and wanted:
+            if not self.store.ask_record(name, "settings", spec=wanted.spec.to_json()):
+                raise Failed(f"{name}: its supervisor took nothing over", f"see: status {name}")
+            self.say(f"[OK] {name} goes on, with other settings: {', '.join(step.keys)}")
+        if step.acts and wanted:
+            what = (wanted.spec, wanted.given_env, wanted.conflict, wanted.config)
+            self.say(*bring(self.store, name, *what, may_replace=True).lines)
+
+    def look(self, name: str, target: Target | None, until: float) -> None:
+        """Whether what is waited for has come."""
+        is_late = time.monotonic() >= until
+        try:
+            if target:
+                target.look(self.began, until)
+                stages = ["ready"] if not target.checks.waiting() else []
+            else:
+                status, why = find(self.store, name).verdict
+                stages = [*STAGES] if status == "exited" else []
+                if status in ("failed", "stopped", "lost"):
+                    raise Failed(f"{name} {status}: {why}", f"read: logs {name}")
+            if is_late and not stages:
+                told = f"{name} did not end in {format_duration(self.limit_s)}"
+                late = TimedOut(told, "give it longer with --wait")
+                raise target.too_late(self.limit_s) if target else late
+            if stages:
+                del self.waits[name]
+                self.reached[name].update(stages)
+                self.say(target.line() if target else f"[OK] {name} has done its work")
+                if target:
+                    target.tell()
+        except SpmError as error:
+            self.waits.pop(name, None)
+            self.note(Outcome(self.outcomes[name].step, "failed", error))
+        self.progress(f"waiting for {', '.join(self.waits)}" if self.waits else "")
+
+
+def roll_back(
+    store: Store, former: Mapping[str, Known], outcomes: Sequence[Outcome], say: Callable[..., None]
+) -> None:
+    """Bring what a plan has changed, or tried to, back to what it was."""
+    for step in [one.step for one in outcomes[::-1] if one.result != "skipped"]:
+        was, now = former.get(step.name.lower()), store.record(step.name)
+        try:
+            if was and was.is_live and step.action == "settings":
+                store.ask_record(step.name, "settings", spec=was.record.spec.to_json())
+            elif was and was.is_live and step.action != "keep":
+                what = (was.record.spec, was.given, "auto", was.record.config)
+                say(*bring(store, step.name, *what, may_replace=True).lines)
+            elif now and step.acts:
+                say(*stop_all(store, [step.name], STOP_TIMEOUT_S, force=False).lines)
+                forget(store, [] if was else [now], purge=False)
+        except SpmError as error:
+            say(f"[ERROR] {step.name} is not what it was before: {error.message}")
+
+
+@command(
+    "up",
+    "bring the services of the configuration to what it says; nothing else is touched",
+    Option("names*", "NAME", help="only these, and what they depend on"),
+    Option("--dry-run", help="print what would be done"),
+    Option("--wait", "[D]", parse_duration, help="until all are ready, D at most for each (30s)"),
+    Option("--rollback-on-failure", help="if one fails, go back to what ran before"),
+    Option("--watch", help="go on, and apply the configuration whenever it changes, until q"),
+    *CONFIG_OPTIONS,
+)
+def up(store: Store, args: argparse.Namespace) -> Result:
+    """Bring the services of the configuration to what it says."""
+    config = config_at(store, args)
+    if not args.watch or args.dry_run:
+        return bring_up(store, config, args)
+    if args.json:
+        raise UsageError("--json is one document, --watch has no end", "leave one of them out")
+    return Result({}, stream=keep_up(store, config, args))
+
+
+def bring_up(store: Store, config: Config, args: argparse.Namespace) -> Result:
+    """Plan, say so, and do it."""
+    for name in args.names:
+        if not config.named(name):
+            told = f"{shown_path(config.path)} has no service {name!r}"
+            raise NotFound(told, f"{nearest(name, config.services)}see: config validate")
+    lock, busy = os.path.join(store.home, "lock.up"), "another `up` of this home is under way"
+    with contextlib.ExitStack() as locks:
+        if not args.dry_run:
+            store.prepare()
+            locks.enter_context(locked(lock, CLAIM_S, busy))
+        known = known_services(store)
+        steps = plan_of(config, known, args.names)
+        lines = [f"[INFO] {note}" for note in config.notes] + [f"  {step}" for step in steps]
+        data: dict[str, object] = {"config": config.path, "plan": [one.data for one in steps]}
+        if args.dry_run:
+            return Result(data, lines or ["[OK] there is nothing to do"])
+        args.say(*lines)
+        check_environments(steps)
+        outcomes = Application(store, steps, args).run()
+        failed = [one for one in outcomes if one.error]
+        if failed and args.rollback_on_failure:
+            roll_back(store, known, outcomes, args.say)
+    data["services"] = [one.data for one in outcomes]
+    if not failed:
+        words = [one.step.action for one in outcomes]
+        told = ", ".join(f"{word}: {words.count(word)}" for word in dict.fromkeys(words))
+        return Result(data, [f"[OK] {shown_path(config.path)} is up ({told or 'no services'})"])
+    error = failed[0].error
+    if error and args.rollback_on_failure:
+        error.message += "; rolled back to what ran before"
+    return Result({**data, "rolled_back": args.rollback_on_failure}, error=error)
+
+
+def check_environments(steps: Sequence[Step]) -> None:
+    """ConfigError if variables that are needed are missing: nothing is started then."""
+    problems = []
+    for step in steps:
+        try:
+            if step.acts and step.wanted:
+                environment_of(step.wanted.spec, step.wanted.given_env)
+        except ConfigError as error:
+            problems.append(f"{step.name}: {error.message}")
+    if problems:
+        advice = "mend that; nothing was started"
+        raise ConfigError("; ".join(problems), advice, problems=problems)
+
+
+def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[str]:
+    """Apply the configuration now and each time its files have changed, until q or Ctrl-C."""
+    files, applied = {config.path, *config.files}, dict[str, object]()
+
+    def look() -> dict[str, object]:
+        stats = {path: os.stat(path) for path in files if os.path.exists(path)}
+        return {path: (one.st_mtime_ns, one.st_size, one.st_ino) for path, one in stats.items()}
+
+    before = look()
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            now, error = look(), None
+            if now == before and (not applied or now != {**now, **applied}):  # it is whole by now
+                applied = now
+                try:
+                    config = config_at(store, args)
+                    files |= {*config.files}
+                    result = bring_up(store, config, args)
+                    error = result.error
+                    yield "".join(f"{line}\n" for line in result.lines)
+                except SpmError as problem:
+                    error = problem
+            if error:
+                yield f"[ERROR] {error.message}; what runs was left as it is\n"
+            before, applied = now, applied and {**now, **applied}
+            if key_within(0.2) in ("q", "Q"):
+                return
+
+
+@command(
+    "down",
+    "stop the services of the configuration, those first on which no other depends",
+    Option("names*", "NAME"),
+    *CONFIG_OPTIONS,
+)
+def down(store: Store, args: argparse.Namespace) -> Result:
+    """Stop the services of the configuration, or those that are named."""
+    path = find_config(args.config, store.home)
+    records = {key: one for key, one in store.records().items() if one.config == path}
+    if args.names:
+        records = {name.lower(): find(store, name).record for name in args.names}
+    ages = sorted(records, key=lambda key: records[key].started_at)
+    levels = {key: age for age, key in enumerate(ages)}  # the last one started goes first
+    with contextlib.suppress(ConfigError):  # where that is all that is known
+        services = config_at(store, args).services
+        levels = dict.fromkeys(records, 0)
+        for name in in_order(services):
+            needs = [levels.get(need.lower(), 0) for need in services[name].depends_on]
+            levels[name.lower()] = max([0, *needs]) + 1
+    lines, data, first = list[str](), list[object](), None
+    for level in sorted({levels[key] for key in records}, reverse=True):
+        names = [one.name for key, one in records.items() if levels[key] == level]
+        result = stop_all(store, names, STOP_TIMEOUT_S, force=False)
+        lines += [line for line in result.lines if " was not running: " not in line]
+        lines += [f"[ERROR] {result.error.message}"] if result.error and first else []
+        data += as_list(result.data["services"])
+        first = first or result.error
+    lines = lines or ["[OK] nothing of it was running"]
+    return Result({"config": path, "services": data}, lines, error=first)
+
+
 # == Command line ==================================================================================
 # The parser of the command that was called, the rendering, errors to exit codes. Printing happens
 # here and nowhere else: results on stdout, the rest on stderr.
@@ -7292,9 +8423,10 @@ GLOBAL_OPTIONS = (
     Option("--home", "DIR", help="state directory (default: SPM_HOME, or the nearest .spm)"),
     Option("--json", help="print one JSON document"),
 )
-WATCHED = ("--watch", 2.0)
-OPTIONAL_VALUES = {"start": ("--wait", WAIT_S), "list": WATCHED, "status": WATCHED}
+WATCHED, WAITED = ("--watch", 2.0), ("--wait", WAIT_S)
+OPTIONAL_VALUES = {"start": WAITED, "up": WAITED, "list": WATCHED, "status": WATCHED}
 PLAIN_BARS = dict(zip(map(ord, BARS), "_.-:=+*#"))
+FAMILIES = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # config schema
 LEADING = ("--home", "--json", "--version", "--help", "-h")  # what may stand before the command
 # C0 and C1, and what turns the direction of writing: Unicode's bidirectional controls
 CONTROLS = r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
@@ -7313,6 +8445,8 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     while at < len(head) and head[at].partition("=")[0] in LEADING:
         at += 2 if head[at] == "--home" else 1
     leading, name = head[:at], "".join(head[at : at + 1])
+    if name in FAMILIES:
+        at, name = at + 1, " ".join(head[at : at + 2])
     rest = with_value(name, head[at + 1 :])
     if name not in COMMANDS:
         raise no_command(leading, name)
@@ -7352,12 +8486,18 @@ def no_command(leading: Sequence[str], name: str) -> Exception:
     if "--version" in leading:
         return HelpWanted(f"{PROGRAM} {__version__}")
     if not name and ("--json" not in leading or set(leading) & {"-h", "--help"}):
-        listing = "\n".join(f"  {key:14}{one.help}" for key, one in COMMANDS.items())
+        listing = "\n".join(f"  {key:17}{one.help}" for key, one in COMMANDS.items())
         usage = f"usage: {PROGRAM} [--home DIR] [--json] COMMAND …\n       {PROGRAM} COMMAND --help"
         doc = (__doc__ or "").partition("\n")[0]
         return HelpWanted(f"{usage}\n\n{doc}\n\n{listing}\n\n{EXIT_CODES}")
-    advice = f"{nearest(name, COMMANDS)}The commands are: {', '.join(COMMANDS)}"
-    return UsageError(f"no command {name!r}", advice)
+    family = name.partition(" ")[0]
+    known = [one for one in COMMANDS if family not in FAMILIES or one.startswith(f"{family} ")]
+    if family in FAMILIES and not {"-h", "--help"}.isdisjoint((*leading, *name.split())):
+        listing = "\n".join(f"  {key:17}{COMMANDS[key].help}" for key in known)
+        return HelpWanted(f"usage: {PROGRAM} {family} WORD …\n\n{listing}")
+    return UsageError(
+        f"no command {name!r}", f"{nearest(name, known)}The commands are: {', '.join(known)}"
+    )
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
@@ -7409,7 +8549,12 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> None:
         lines = chunk.replace("\r\n", "\n").split("\n")
         write(sys.stdout, chunk if result.is_raw else "\n".join(map(neutral, lines)))
     if error:
-        tail = error.facts.get("log_tail")
+        problems = error.facts.get("problems")
+        tail = error.facts.get("log_tail") or [
+            str(Problem(**one))
+            for one in (problems if isinstance(problems, list) else ())[1:]
+            if isinstance(one, dict)  # of a configuration; those of variables are in the message
+        ]
         shown = [f"  | {neutral(line)}\n" for line in tail] if isinstance(tail, list) else []
         cause = error.facts.get("cause")
         cause = cause if isinstance(cause, dict) else {"kind": "unknown"}
@@ -7514,6 +8659,7 @@ def run(argv: Sequence[str]) -> int:
         if endless and args.json:
             text = f"--json is one document, {endless} has no end"
             raise UsageError(text, "leave one of them out")
+        every_s = None if every_s is True else every_s  # of `up`, which has its own way
         result = repeat(command, store, args, every_s) if every_s else command.run(store, args)
     except HelpWanted as answer:
         result = Result({"help": str(answer)}, str(answer).split("\n"))

@@ -384,8 +384,9 @@ def calls_in(line: str) -> Iterator[tuple[str, list[str]]]:
         programs = [at for at, one in enumerate(call) if is_program(one)]
         rest = call[programs[0] + 1 :] if programs else call
         rest = rest[: rest.index("--")] if "--" in rest else rest
-        command = next((one for one in rest if one in spm.COMMANDS), "")
-        if command and (programs or rest[0] == command):
+        pairs = [" ".join(pair) for pair in zip(rest, rest[1:])]  # config schema
+        command = next((one for one in (*pairs, *rest) if one in spm.COMMANDS), "")
+        if command and (programs or rest[0] == command.partition(" ")[0]):
             options = [re.match(r"\[*(--?[A-Za-z][\w-]*)", one) for one in rest]
             yield command, [found[1] for found in options if found]
         call = []
@@ -432,7 +433,7 @@ def test_the_guard_of_the_pages_reads_a_command_line_as_a_shell_does() -> None:
 def test_every_command_has_a_help_page_with_all_its_options(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert spm.run([name, "--help"]) == 0
+    assert spm.run([*name.split(), "--help"]) == 0
     page = capsys.readouterr().out
     missing = [one for one in options_of(name) if not re.search(rf"(?<![\w-]){one}(?![\w-])", page)]
     assert not missing, f"{', '.join(missing)} can't be found in\n{page}"

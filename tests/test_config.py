@@ -1,0 +1,319 @@
+"""spm.json: one table for flags, keys and schema; every problem at once; no value in a message."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Spm, nasty
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import simple_process_manager as spm_module
+
+jsonschema = pytest.importorskip("jsonschema")
+SERVER = [sys.executable, str(ROOT / "tests" / "rpc_server.py")]
+SCHEMA: dict[str, Any] = json.loads(json.dumps(spm_module.document_schema()))
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+quick = settings(max_examples=100, deadline=None, database=None)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=12,
+)
+
+
+def problems_of(document: object, path: str = "/nowhere/spm.json") -> dict[str, str]:
+    """What is wrong with a document, by path."""
+    try:
+        spm_module.config_of(document, path)
+    except spm_module.ConfigError as error:
+        found = error.facts["problems"]
+        assert isinstance(found, list)
+        return {one["path"]: one["message"] for one in found}
+    return {}
+
+
+def service(**keys: object) -> dict[str, object]:
+    return {"services": {"a": {"command": "sleep 1", **keys}}}
+
+
+# -- one table
+
+
+POOL: list[Any] = [
+    *(True, False, None, 0, 1, 3, 1.5, 8000, 70000, -1, "", "x", "-1", "8000", "30s", "5x", "10MB"),
+    *("auto", "next", "always", "on-failure", "stdio", "modern", "forever", "session", "2h"),
+    *(
+        "tcp",
+        "http:/x",
+        "cpu>90",
+        "0,SIGTERM",
+        "200-399",
+        "A=1",
+        "NAME",
+        "xterm",
+        "^a",
+        "(",
+        "${P}",
+    ),
+    *([], ["tcp"], ["cpu>90"], ["NAME"], [1], {}, {"A": "b"}, {"A": 1}, {"A": None}, {"A": []}),
+    *({"a b": "c"}, {"enabled": True, "timeout": 5}, {"enabled": "x"}, {"b": "ready"}, {"b": "x"}),
+    *({"A": {"required": True, "min_length": 3, "pattern": "^x"}}, {"A": {"min_length": -1}}),
+]
+
+
+@pytest.mark.parametrize("key", [*spm_module.KEYS, *spm_module.SHAPES])
+def test_flag_key_and_schema_are_one(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("P", "9000")
+    both, neither = [], []
+    validator = VALIDATOR.evolve(schema=SCHEMA["$defs"]["service"]["properties"][key])
+    for value in POOL:
+        document = service(**{key: value})
+        document["services"]["b"] = {"command": "x"}  # type: ignore[index]
+        ours = not any(path.startswith(f"services.a.{key}") for path in problems_of(document))
+        schemas = validator.is_valid(value)
+        assert schemas or not ours, f"the schema forbids {value!r}, but it can be read"
+        both += [value] * (ours and schemas)
+        neither += [value] * (not ours and not schemas)
+    assert both and neither, f"nothing was accepted, or nothing refused: {both} {neither}"
+    option = spm_module.KEYS.get(key)
+    if option:
+        assert SCHEMA["$defs"]["service"]["properties"][key]["description"]
+        assert option in spm_module.COMMANDS["start"].options
+
+
+def test_every_option_of_start_is_a_key_or_said_not_to_be() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert VALIDATOR.is_valid({"services": {"a": {"command": "x", "port": "${P}"}}, "version": 1})
+    bad_name = {"a b": {"command": "x"}}
+    wrongs: list[object] = [{"servces": {}}, {"services": {"a": {}}}, {"services": bad_name}]
+    for wrong in wrongs:
+        assert not VALIDATOR.is_valid(wrong)
+    options = {spm_module.key_of(one) for one in spm_module.COMMANDS["start"].options}
+    assert options == {*spm_module.KEYS, *spm_module.NO_KEYS}
+    keys = set(SCHEMA["$defs"]["service"]["properties"])
+    assert keys == {*spm_module.KEYS, *spm_module.SHAPES}
+
+
+def test_a_service_of_the_file_is_what_start_would_make_of_the_same_options() -> None:
+    words = (
+        "--port 8000 --ready tcp --ready http:/x --env K=v --env CALLER --restart always --shell"
+    )
+    words += " --cwd /tmp --log-size 1MB --idle-timeout 5m --health-interval 2 --lease 2h"
+    words += " --max-restarts 9 --success-log up --alert cpu>90 --require-env HOME --cooldown 0"
+    args = spm_module.parse(["start", "a", *words.split(), "sleep 1 && true"])[1]
+    keys: dict[str, object] = {
+        "port": 8000,
+        "ready": ["tcp", "http:/x"],
+        "env": {"K": "v", "CALLER": None},
+    }
+    keys.update(restart="always", shell=True, cwd="/tmp", log_size="1MB", idle_timeout="5m")
+    keys.update(health_interval=2, lease="2h", max_restarts=9, success_log="up", alert="cpu>90")
+    keys.update(require_env="HOME", cooldown="0", command="sleep 1 && true")
+    wanted = spm_module.config_of(service(**keys), "/tmp/spm.json").services["a"]
+    assert (wanted.spec, wanted.given_env) == spm_module.spec_of("a", args)
+
+
+# -- reading
+
+
+@quick
+@given(st.text(st.sampled_from('"\\/*\n\r a{}:,')))
+@example('{"a": "//", /* \n */ "b": "/*"} // "x')
+def test_comments_are_blanked_and_everything_stays_in_its_place(text: str) -> None:
+    blank = spm_module.blanked(text)
+    assert len(blank) == len(text)
+    assert [one for one in blank if one in "\r\n"] == [one for one in text if one in "\r\n"]
+    assert all(was == now or now == " " for was, now in zip(text, blank))
+
+
+@quick
+@given(json_values)
+@example({"services": {"a": {"command": "\ud800"}}})
+@example({"services": {"a": {"command": ["x"], "health_interval": 10**400}}})
+@example({"defaults": {"env_file": "${A"}, "services": {"a": {"command": "${}"}}})
+def test_any_json_is_a_configuration_or_the_one_error(value: object) -> None:
+    problems_of(value)
+    problems_of({"services": value, "defaults": value})
+    problems_of({"services": {"a": value}, "mcpServers": {"b": value}, "alerts": value})
+    for key in ("command", "env", "keep_alive", "depends_on", "environment", "port", "ready"):
+        problems_of(service(**{key: value}))
+
+
+def test_a_file_that_is_nested_without_end_is_a_problem_like_any_other(tmp_path: Path) -> None:
+    deep: Any = []
+    for _ in range(600):
+        deep = [deep]
+    told = problems_of({"mcpServers": {"b": {"command": "x", "headers": deep}}, "services": deep})
+    assert "nested too deeply" in told.values()
+    (tmp_path / "spm.json").write_text("[" * 100_000)
+    with pytest.raises(spm_module.ConfigError):
+        spm_module.read_config(str(tmp_path / "spm.json"))
+    (tmp_path / "spm.json").write_bytes(b"\xff{}")
+    with pytest.raises(spm_module.ConfigError, match="decode"):
+        spm_module.read_config(str(tmp_path / "spm.json"))
+    (tmp_path / "spm.json").write_text(
+        '{"services": {"a": {"command": "x"}, "a": {"command": "y"}}}'
+    )
+    with pytest.raises(spm_module.ConfigError, match="'a' is there twice"):
+        spm_module.read_config(str(tmp_path / "spm.json"))
+
+
+def test_every_problem_is_told_at_once_and_nothing_is_started(spm: Spm) -> None:
+    text = """// a comment
+    {"servces": {}, "alerts": ["cpu"], "services": {
+      "api": {"command": "a && b", "prot": 1, "port": 70000, "depends_on": ["dbb"]},
+      "db": {"command": "sleep 1", "env": {"T": "${SPM_NOT_SET}"}, "pid_file": "x"},
+      "one": {"command": "x", "depends_on": {"two": "ready"}}, "Two": {"command": "x"},
+      "two": {"command": "x", "depends_on": ["one"], "ready": ["tcp", "nope"]}}}"""
+    (spm.cwd / "spm.json").write_text(text)
+    error = spm.json("config", "validate", code=6)["error"]
+    told = {one["path"]: one["message"] for one in error["problems"]}
+    assert {one["file"] for one in error["problems"]} == {str(spm.cwd.resolve() / "spm.json")}
+    assert "did you mean services?" in told["servces"]
+    assert "did you mean port?" in told["services.api.prot"]
+    assert "not a port" in told["services.api.port"]
+    assert "needs a shell for &&" in told["services.api.command"]
+    assert "did you mean db?" in told["services.api.depends_on"]
+    assert "${SPM_NOT_SET} is not set" in told["services.db.env.T"]
+    assert "pid_file goes with type forking" in told["services.db"]
+    assert "'nope' is not a check" in told["services.two.ready"]
+    assert "Two has that name already" in told["services.two"]
+    assert "position" in told["alerts"]
+    shown = spm("config", "validate", code=6).stderr
+    assert all(path in shown for path in told)
+    (spm.cwd / "spm.json").write_text(text.replace('"api"', '"api",'))
+    error = spm.json("config", "validate", code=6)["error"]
+    assert error["problems"][0]["path"] == "line 3, column 12"
+
+
+def test_cycles_and_dependencies_are_named() -> None:
+    chain = {"a": ["b"], "b": {"c": "exited"}, "c": ["a"]}
+    document = {n: {"command": "x", "depends_on": needs} for n, needs in chain.items()}
+    (told,) = problems_of({"services": document}).values()
+    assert told in [
+        f"each waits for the next: {one}"
+        for one in ("a → b → c → a", "b → c → a → b", "c → a → b → c")
+    ]
+    document["c"] = {"command": "x", "ready": "tcp"}
+    document["d"] = {"command": "x", "depends_on": ["c", "a"]}
+    services = spm_module.config_of({"services": document}, "/x/spm.json").services
+    assert services["d"].depends_on == {"c": "ready", "a": "started"}
+    assert services["b"].depends_on == {"c": "exited"}
+
+
+def test_references_are_replaced_and_their_values_are_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "s3cret && x")
+    monkeypatch.setenv("EMPTY", "")
+    (tmp_path / ".env").write_text("FROM_FILE=8123\n")
+    keys: dict[str, object] = {
+        "command": ["run", "${EMPTY:-a}${EMPTY}", "$${TOKEN}", "${env:HOME}"]
+    }
+    keys.update(env={"T": "${TOKEN}", "N": 5}, env_file=".env", port="${FROM_FILE}")
+    config = spm_module.config_of(service(**keys), str(tmp_path / "spm.json"))
+    wanted = config.services["a"]
+    assert wanted.spec.argv == ("run", "a", "${TOKEN}", os.environ["HOME"])
+    assert wanted.given_env == {"T": "s3cret && x", "N": "5"}
+    assert wanted.spec.port == 8123
+    assert "s3cret" not in json.dumps(config.document), "what is kept has references, not values"
+    again = spm_module.config_of(json.loads(json.dumps(config.document)), config.path)
+    assert again.services["a"].spec == wanted.spec
+    assert again.document == config.document
+    for key in (
+        "port",
+        "ready",
+        "success_log",
+        "command",
+        "type",
+        "cwd",
+        "alert",
+        "health_timeout",
+    ):
+        told = problems_of(service(**{key: "(${TOKEN}"}))
+        assert "s3cret" not in str(told), told
+
+
+def test_agents_files_and_procfiles_are_read_where_they_are(spm: Spm) -> None:
+    (spm.cwd / ".kiro/settings").mkdir(parents=True)
+    server = {"command": "uvx", "args": ["time"], "env": {"A": "b"}, "autoApprove": ["x"]}
+    servers = {"time": server, "far": {"url": "https://x"}, "off": {**server, "disabled": True}}
+    (spm.cwd / ".kiro/settings/mcp.json").write_text(json.dumps({"mcpServers": servers}))
+    (spm.cwd / "code.json").write_text(
+        json.dumps({"servers": {"two": {**server, "type": "stdio"}}})
+    )
+    (spm.cwd / "Procfile").write_text(
+        "# c\nweb: python -m http.server $PORT\nworker: sleep ${N:-1}\n"
+    )
+    keep = {"keep_alive": {"enabled": False, "timeout": 3600, "check_interval": 60}}
+    document = {
+        "include": [".kiro/settings/mcp.json", ".mcp.json"],
+        "mcpServers": {"own": {**server, **keep}},
+    }
+    (spm.cwd / "spm.json").write_text(json.dumps(document))
+    more = ["--mcp-config", "code.json", "--procfile", "Procfile"]
+    data = spm.json("config", "validate", *more)
+    assert data["services"] == ["own", "time", "off", "two", "web", "worker"]
+    assert "far is a remote server" in data["notes"][0]
+    assert ".mcp.json" in data["notes"][1]
+    path = str(spm.cwd / "spm.json")
+    config = spm_module.read_config(path, [str(spm.cwd / "code.json")], str(spm.cwd / "Procfile"))
+    own, web = config.services["own"].spec, config.services["web"].spec
+    assert (own.argv, own.type, own.keep_alive) == (("uvx", "time"), "stdio", False)
+    assert own.idle_timeout_s == 3600
+    assert (web.shell, web.port_asked) == (True, "auto")
+    assert config.services["worker"].spec.argv[-1] == "sleep ${N:-1}"
+    assert config.services["off"].disabled
+
+
+def test_two_hundred_services_take_less_than_half_a_second(tmp_path: Path) -> None:
+    services: dict[str, Any] = {}
+    for n in range(200):
+        keys = {"command": f"python -m http.server {8000 + n}", "env": {"A": "${HOME}"}}
+        services[f"s{n}"] = {**keys, "depends_on": list(services)[-1:], "ready": "http"}
+    (tmp_path / "spm.json").write_text(json.dumps({"services": services}))
+    began = time.process_time()
+    config = spm_module.read_config(str(tmp_path / "spm.json"))
+    assert len(config.services) == 200
+    assert time.process_time() - began < 0.5
+
+
+# -- commands
+
+
+def test_the_words_of_config_are_commands(spm: Spm) -> None:
+    schema = json.loads(spm("config", "schema").stdout)
+    assert schema == SCHEMA == spm.json("config", "schema")["schema"]
+    assert "config rules" in spm("config", "--help").stdout
+    assert "did you mean config schema?" in spm("config", "shcema", code=2).stderr
+    assert "did you mean config validate?" not in spm("confg", code=2).stderr
+    assert "No such file" in spm("config", "validate", code=6).stderr
+
+
+def test_what_is_configured_starts_by_its_name_and_by_a_call(spm: Spm) -> None:
+    sub = spm.cwd / "sub"
+    sub.mkdir()
+    keys = {"command": nasty(), "environment": {"NEEDED": {"required": True, "min_length": 3}}}
+    echo = {"command": SERVER[0], "args": SERVER[1:], "env": {"TOKEN": "s3cret"}}
+    document = {"services": {"api": keys}, "mcpServers": {"echo": echo}}
+    (spm.cwd / "spm.json").write_text(json.dumps(document))
+    assert "NEEDED is not set" in spm("start", "api", code=6, cwd=sub).stderr
+    rules = spm.json("config", "rules", "api")["rules"]
+    assert [(one["variable"], one["met"]) for one in rules] == [("NEEDED", False)]
+    spm.env["NEEDED"] = "ab"
+    assert "shorter than 3 characters" in spm("start", "api", code=6).stderr
+    spm.env["NEEDED"] = "abc"
+    assert "[OK] api started" in spm("start", "API", cwd=sub).stdout
+    assert spm.record("api")["config"] == str(spm.cwd.resolve() / "spm.json")
+    assert "yes" in spm("config", "rules").stdout
+    assert "hi" in spm("call", "echo", "echo", "message=hi", cwd=sub).stdout
+    assert "s3cret" not in json.dumps(spm.state())
+    assert "no service 'nope'" in spm("call", "nope", "x", code=3).stderr
+    spm("cleanup")

@@ -1,0 +1,277 @@
+"""`up` brings the services to what spm.json says, and touches nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+import time
+from typing import Any
+
+import psutil
+import pytest
+from conftest import ROOT, Spm, eventually, free_port, nasty
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import simple_process_manager as spm_module
+
+SERVER = [sys.executable, str(ROOT / "tests" / "rpc_server.py")]
+FILES = [sys.executable, "-u", "-m", "http.server", "{port}", "--bind", "127.0.0.1"]
+PAGE = """
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b"x"})
+"""
+
+
+def write(spm: Spm, services: dict[str, Any], **more: object) -> None:
+    """Write spm.json, whole."""
+    path = spm.cwd / "spm.json"
+    path.with_suffix(".new").write_text(json.dumps({"version": 1, "services": services, **more}))
+    os.replace(path.with_suffix(".new"), path)
+
+
+def pids(spm: Spm) -> dict[str, int]:
+    """The pids of the services that run."""
+    rows = spm.json("list")["services"]
+    return {row["name"]: row["pid"] for row in rows if row["pid"] and row["status"] != "exited"}
+
+
+def actions(plan: list[dict[str, Any]]) -> dict[str, str]:
+    return {step["name"]: f"{step['action']} {step['why']}".strip() for step in plan}
+
+
+def worker(text: str = "1", **keys: object) -> dict[str, Any]:
+    return {"command": f"sleep 300.{text}", **keys}
+
+
+@pytest.mark.skipif(not shutil.which("redis-server"), reason="redis-server isn't installed")
+def test_five_real_services_are_brought_up_edited_and_taken_down(spm: Spm) -> None:
+    (spm.cwd / "app.py").write_text(PAGE)
+    uvicorn = [sys.executable, "-m", "uvicorn", "app:app", "--port", "{port}", "--no-access-log"]
+    redis = {"command": "redis-server --port {port} --save ''", "port": free_port(), "ready": "tcp"}
+    services: dict[str, Any] = {
+        "worker": worker(depends_on={"api": "ready", "prepare": "exited"}),
+        "api": {"command": uvicorn, "port": "auto", "ready": "http", "depends_on": ["redis"]},
+        "prepare": {"command": "sh -c 'echo prepared'", "depends_on": ["redis"]},
+        "redis": redis,
+        "files": {"command": FILES, "port": "auto", "ready": "http", "env": {"A": "s3cret"}},
+    }
+    servers = {"echo": {"command": SERVER[0], "args": SERVER[1:]}}
+    write(spm, services, mcpServers=servers)
+    spm("start", "mine", nasty())
+    dry = spm.json("up", "--dry-run")
+    assert not pids(spm).keys() - {"mine"}, "a dry run starts nothing"
+    assert {*actions(dry["plan"]).values()} == {"start"}
+    spm("up", "--wait")
+    first = pids(spm)
+    assert first.keys() == {"worker", "api", "redis", "files", "echo", "mine"}
+    assert [spm.service(name)["status"] for name in ("api", "redis", "files")] == ["ready"] * 3
+    began = {name: spm.record(name)["started_at"] for name in services}
+    assert began["redis"] < began["api"] < began["worker"] > began["prepare"] > began["redis"]
+    assert "message" in spm("call", "echo", "echo", "message=message").stdout
+
+    again = spm.json("up", "--wait")
+    assert {one["action"] for one in again["services"]} == {"keep"}
+    assert pids(spm) == first
+
+    services["files"]["env"] = {"A": "s3cr3t"}
+    services["worker"].update(restart="always", idle_timeout="1h", alert="memory_mb>900: stop")
+    services["redis"]["environment"] = {"SPM_X": {"pattern": "^x"}}
+    del services["prepare"], services["worker"]["depends_on"]["prepare"]
+    services["new"] = worker("7")
+    write(spm, services)
+    done = spm.json("up")
+    assert "s3cr" not in json.dumps(done)
+    told = actions(done["services"])
+    keys = {one["name"]: set(one["keys"]) for one in done["services"]}
+    assert told.pop("worker").startswith("settings because")
+    assert keys["worker"] == {"restart", "idle_timeout", "cooldown", "alert"}
+    assert told == {
+        "echo": "stop because removed",
+        "redis": "settings because environment changed",
+        "files": "restart because env changed",
+        "new": "start",
+        "api": "keep",
+    }
+    second = pids(spm)
+    assert {name for name in second if second[name] == first.get(name)} == {*first} - {
+        "files",
+        "echo",
+    }
+    spec = spm.record("worker")["spec"]
+    assert (spec["restart"], spec["idle_timeout_s"]) == ("always", 3600)
+    os.kill(second["worker"], signal.SIGKILL)
+    eventually(lambda: pids(spm).get("worker", second["worker"]) != second["worker"])
+    assert "redis" in spm("config", "rules").stdout
+
+    lines = spm("down").stdout.splitlines()
+    names = [line.split()[1] for line in lines]
+    assert sorted(names) == ["api", "files", "new", "redis", "worker"]
+    assert names.index("worker") < names.index("api") < names.index("redis")
+    assert pids(spm).keys() == {"mine"}, "what was started by hand is let be"
+    spm("cleanup")
+
+
+def test_what_was_started_by_hand_is_touched_only_when_it_is_named(spm: Spm) -> None:
+    write(spm, {"a": worker("1"), "b": worker("2", depends_on=["a"]), "c": worker("3")})
+    spm("start", "a", "sleep 300.9")
+    mine = pids(spm)["a"]
+    plan = spm.json("up", "b")["services"]
+    assert actions(plan)["a"].startswith("keep because it was started by hand")
+    assert pids(spm).keys() == {"a", "b"}, "b and what it needs, not c"
+    assert pids(spm)["a"] == mine
+    assert actions(spm.json("up", "a")["services"])["a"] == "restart because command changed"
+    assert pids(spm)["a"] != mine
+    assert "did you mean" in spm("up", "cc", code=3).stderr
+    spm("down", "b", "a")
+    assert not pids(spm)
+    assert "nothing of it was running" in spm("down").stdout
+    assert spm.json("up", "a")["services"][0]["result"] == "done"
+    spm("cleanup")
+
+
+def test_a_failure_names_the_service_and_leaves_the_others(spm: Spm) -> None:
+    services = {
+        "good": worker("1"),
+        "bad": {"command": "sh -c 'echo no; exit 3'", "ready": "log:yes"},
+        "after": worker("2", depends_on={"bad": "ready"}),
+        "later": worker("3", depends_on=["after"]),
+    }
+    write(spm, services)
+    failed = spm.json("up", "--wait", "5s", code=1)
+    assert "bad is not running" in failed["error"]["message"]
+    results = {one["name"]: one["result"] for one in failed["services"]}
+    assert results == {"good": "done", "bad": "failed", "after": "skipped", "later": "skipped"}
+    assert pids(spm).keys() == {"good"}
+    assert "after was not started: it depends on bad" in spm("up", "--wait", code=1).stderr
+    write(spm, {"good": services["good"], "none": {"command": "/no/such/program"}})
+    assert spm.json("up", code=4)["error"]["name"] == "none"
+    missing = {"environment": {"SPM_NOT": {"required": True}}}
+    write(spm, {"good": worker("4"), "x": worker("5", **missing), "y": worker("6", **missing)})
+    before = pids(spm)
+    error = spm.json("up", code=6)["error"]
+    assert error["message"] == "x: SPM_NOT is not set; y: SPM_NOT is not set"
+    assert pids(spm) == before
+    spm("cleanup")
+
+
+def test_rollback_on_failure_goes_back_to_what_ran(spm: Spm) -> None:
+    old = {
+        "a": worker("1", env={"K": "old"}),
+        "b": worker("2", restart="always"),
+        "gone": worker("3"),
+    }
+    write(spm, old)
+    spm("up")
+    before, specs = pids(spm), {name: spm.record(name)["spec"] for name in old}
+    new = {"a": worker("8", env={"K": "new"}), "b": worker("2", max_restarts=9), "new": worker("9")}
+    new["bad"] = {"command": "sh -c 'exit 3'", "ready": "tcp:1", "depends_on": ["a", "b", "new"]}
+    write(spm, new)
+    failed = spm.json("up", "--wait", "--rollback-on-failure", code=1)
+    assert failed["rolled_back"]
+    assert failed["error"]["message"].endswith("rolled back to what ran before")
+    after = pids(spm)
+    assert after.keys() == before.keys()
+    assert after["b"] == before["b"]
+    assert {name: spm.record(name)["spec"] for name in old} == specs
+    assert psutil.Process(after["a"]).environ()["K"] == "old"
+    write(spm, old)
+    assert {one["action"] for one in spm.json("up", "--dry-run")["plan"]} == {"keep"}
+    spm("cleanup")
+
+
+def test_waits_overlap_and_independent_ones_are_started_side_by_side(spm: Spm) -> None:
+    slow = shlex.join(
+        [
+            sys.executable,
+            "-c",
+            "import time; time.sleep(1); print('up', flush=True); time.sleep(300)",
+        ]
+    )
+    services = {name: {"command": slow, "ready": "log:up"} for name in ("a", "b", "c", "d")}
+    write(spm, services)
+    began = time.monotonic()
+    spm("up", "--wait")
+    took = time.monotonic() - began
+    assert [row["status"] for row in spm.json("list")["services"]] == ["ready"] * 4
+    moments = [spm.record(name)["started_at"] for name in services]
+    assert max(moments) - min(moments) < took - 1, "all were started before the first was ready"
+    spm("cleanup")
+
+
+def test_watch_applies_valid_edits_and_keeps_the_state_on_broken_ones(spm: Spm) -> None:
+    write(spm, {"a": worker("1")})
+    process = spm.popen("up", "--watch")
+    try:
+        eventually(lambda: pids(spm).keys() == {"a"})
+        first = pids(spm)["a"]
+        write(spm, {"a": worker("1"), "b": worker("2")})
+        eventually(lambda: pids(spm).keys() == {"a", "b"})
+        (spm.cwd / "spm.json").write_text('{"services": {"a"')
+        assert process.stdout
+        told = ""
+        while "ERROR" not in told:
+            told = process.stdout.readline()
+        assert "line 1, column" in told
+        assert pids(spm).keys() == {"a", "b"}
+        write(spm, {"a": worker("1"), "c": worker("3")})
+        eventually(lambda: pids(spm).keys() == {"a", "c"})
+        assert pids(spm)["a"] == first
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert pids(spm).keys() == {"a", "c"}, "it leaves them running"
+    spm("cleanup")
+
+
+# -- the plan, as a decision
+
+
+names = st.sampled_from(["a", "b", "c", "d"])
+bodies = st.fixed_dictionaries(
+    {"command": st.sampled_from(["x", "y"])},
+    optional={"restart": st.sampled_from(["no", "always"]), "env": st.just({"A": "b"})},
+)
+documents = st.dictionaries(names, bodies)
+
+
+def config_of(services: dict[str, Any], path: str = "/p/spm.json") -> spm_module.Config:
+    return spm_module.config_of({"services": services}, path)
+
+
+def running(config: spm_module.Config) -> dict[str, spm_module.Known]:
+    """What is known when all of a configuration runs."""
+    known = {}
+    for name, one in config.services.items():
+        record = spm_module.new_record(name, one.spec, "i")._replace(config=config.path)
+        known[name] = spm_module.Known(record, "running", True, True, one.given_env)
+    return known
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(old=documents, new=documents)
+def test_a_plan_changes_what_differs_and_nothing_else(old: Any, new: Any) -> None:
+    was, wanted = config_of(old), config_of(new)
+    assert {step.action for step in spm_module.plan_of(was, running(was))} <= {"keep"}
+    plan = {step.name: step.action for step in spm_module.plan_of(wanted, running(was))}
+    for name in {*old, *new}:
+        expected = "keep"
+        if name not in old or name not in new:
+            expected = "start" if name in new else "stop"
+        elif old[name] != new[name]:
+            is_small = {**old[name], "restart": 0} == {**new[name], "restart": 0}
+            expected = "settings" if is_small else "restart"
+            usual = [one[name].get("restart", "no") for one in (old, new)]
+            if is_small and usual[0] == usual[1]:
+                expected = "keep"
+        assert plan[name] == expected
+    other = config_of(new, "/q/spm.json")
+    foreign = {step.name: step.action for step in spm_module.plan_of(other, running(was))}
+    assert all(foreign.get(name, "keep") == "keep" for name in old)
