@@ -7888,15 +7888,26 @@ def documents(target: str, units: Sequence[Unit], project: str) -> dict[str, str
     for unit in units:
         spec = unit.spec
         common: dict[str, object] = {
-            **{"name": unit.name, "dns": unit.dns, "project": project, "needs": list(unit.needs)},
-            **{"port": spec.port, "own_port": spec.port_declared and spec.port},
-            **{"env": list(unit.env), "env_files": spec.env_files, "ready": unit.ready},
-            **{"restart": spec.restart, "restarts": spec.restart != "no"},
-            **{"once": spec.restart == "no", "burst": spec.max_restarts + 1},
-            **{"attempts": str(spec.max_restarts * (spec.restart != "no"))},
-            **{"window": f"{spec.restart_window_s:g}", "pause": f"{spec.backoff_s:g}"},
-            **{"interval": f"{spec.health_interval_s:g}", "timeout": f"{spec.health_timeout_s:g}"},
-            **{"retries": max(spec.health_retries, 1), "stop": f"{STOP_TIMEOUT_S:g}"},
+            "name": unit.name,
+            "dns": unit.dns,
+            "project": project,
+            "needs": list(unit.needs),
+            "port": spec.port,
+            "own_port": spec.port_declared and spec.port,
+            "env": list(unit.env),
+            "env_files": spec.env_files,
+            "ready": unit.ready,
+            "restart": spec.restart,
+            "restarts": spec.restart != "no",
+            "once": spec.restart == "no",
+            "burst": spec.max_restarts + 1,
+            "attempts": str(spec.max_restarts * (spec.restart != "no")),
+            "window": f"{spec.restart_window_s:g}",
+            "pause": f"{spec.backoff_s:g}",
+            "interval": f"{spec.health_interval_s:g}",
+            "timeout": f"{spec.health_timeout_s:g}",
+            "retries": max(spec.health_retries, 1),
+            "stop": f"{STOP_TIMEOUT_S:g}",
         }
         if target == "systemd":
             texts[f"{unit.name}.service"] = filled(SYSTEMD, {**common, **systemd_values(unit)})
