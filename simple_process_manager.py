@@ -8379,9 +8379,14 @@ def complete() -> None:
 
     parser = argparse.ArgumentParser(PROGRAM)
     add_options(parser, GLOBAL_OPTIONS)
-    commands = parser.add_subparsers()
+    # A subparser's default would overwrite the --home that stands before the command.
+    everywhere = [one._replace(default=argparse.SUPPRESS) for one in GLOBAL_OPTIONS]
+    groups = {"": parser.add_subparsers()}
     for name, one in COMMANDS.items():
-        add_options(commands.add_parser(name), (*one.options, *GLOBAL_OPTIONS))
+        family, _, word = name.rpartition(" ")
+        if family not in groups:
+            groups[family] = groups[""].add_parser(family).add_subparsers()
+        add_options(groups[family].add_parser(word), (*one.options, *everywhere))
     import_module("argcomplete").autocomplete(parser)
 
 
