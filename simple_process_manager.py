@@ -7501,7 +7501,7 @@ SYSTEMD = """\
 Description=<name> of <project>
 Requires=<needs>.service
 After=<needs>.service
-StartLimitIntervalSec=<window><restarts?>
+StartLimitIntervalSec=<restart_window_s><restarts?>
 StartLimitBurst=<burst><restarts?>
 
 [Service]
@@ -7513,7 +7513,7 @@ Environment=PORT=<own_port>
 ExecStart=<command>
 ExecStartPost=<wait><ready?>
 Restart=<restart>
-RestartSec=<pause><restarts?>
+RestartSec=<backoff_s><restarts?>
 SuccessExitStatus=<good>
 RestartPreventExitStatus=<final>
 TimeoutStopSec=<stop>
@@ -7524,7 +7524,7 @@ WantedBy=default.target
 # The Compose Specification: github.com/compose-spec/compose-spec
 COMPOSE = """\
   "<name>":
-    image: "${<variable>_IMAGE:?the image of <name>}"
+    image: "${IMAGE_<variable>:?the image of <name>}"
     init: true
     entrypoint: <words>
     working_dir: <cwd>
@@ -7535,8 +7535,8 @@ COMPOSE = """\
       "<needs>": {condition: service_<conditions>}
     healthcheck:<test?>
       test: <test>
-      interval: <interval>s<test?>
-      timeout: <timeout>s<test?>
+      interval: <health_interval_s>s<test?>
+      timeout: <health_timeout_s>s<test?>
       retries: <retries><test?>
     restart: <restart>
     stop_grace_period: <stop>s
@@ -7591,9 +7591,7 @@ spec: {selector: {app: "<dns>"}, ports: [{port: <port>}]}
 NOMAD = """\
   group "<dns>" {
     network {<port?>
-      port "main" {<port?>
-        static = <port>
-      }<port?>
+      port "main" { static = <port> }
     }<port?>
     service {<port?>
       name = "<dns>"<port?>
@@ -7603,8 +7601,8 @@ NOMAD = """\
     }<port?>
     restart {
       attempts = <attempts>
-      interval = "<window>s"
-      delay = "<pause>s"
+      interval = "<restart_window_s>s"
+      delay = "<backoff_s>s"
       mode = "fail"
     }
     reschedule {<once?>
@@ -7618,9 +7616,7 @@ NOMAD = """\
         command = "/bin/sh"
         args = ["-c", "cd \\"$0\\" && exec \\"$@\\"", <command>]
       }
-      env {<own_port?>
-        PORT = "<own_port>"
-      }<own_port?>
+      env { PORT = "<own_port>" }
       template {<env?>
         data = "{{with nomadVar \\"nomad/jobs/<project>/<dns>\\"}}<env_lines>{{end}}"<env?>
         destination = "secrets/env"<env?>
@@ -7636,11 +7632,9 @@ check {
   path = <path><is_http?>
   protocol = "<kind>"<is_http?>
   tls_skip_verify = true<is_insecure?>
-  interval = "<interval>s"
-  timeout = "<timeout>s"
-  check_restart {<is_alive?>
-    limit = <retries><is_alive?>
-  }<is_alive?>
+  interval = "<health_interval_s>s"
+  timeout = "<health_timeout_s>s"
+  check_restart { limit = <retries> }<is_alive?>
 }"""
 
 
@@ -7650,12 +7644,14 @@ def filled(template: str, values: Mapping[str, object]) -> str:
     for line in template.splitlines(keepends=True):
         keys = re.findall(r"<(\w+)\??>", line)
         line = re.sub(r"<\w+\?>", "", line)
-        lists = [v for v in map(values.get, re.findall(r"<(\w+)>", line)) if isinstance(v, list)]
+        used = map(values.get, re.findall(r"<(\w+)>", line))
+        lists = [value for value in used if isinstance(value, (list, tuple))]
         for at in range(min(map(len, lists), default=1)) if all(map(values.get, keys)) else ():
 
             def value_of(found: re.Match[str], at: int = at) -> str:
                 value = values[found[1]]
-                return str(value[at] if isinstance(value, list) else value)
+                value = value[at] if isinstance(value, (list, tuple)) else value
+                return f"{value:.9g}" if isinstance(value, float) else str(value)
 
             indent = line[: -len(line.lstrip())]
             text = re.sub(r"<(\w+)>", value_of, line.rstrip("\n")).rstrip("\n")
@@ -7693,14 +7689,16 @@ def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
             notes.append(f"{name}: {target} has nothing like --{option}")
     if (target, spec.restart) in RESTART_NOTES:
         notes.append(f"{name}: {RESTART_NOTES[target, spec.restart]}")
-    ready, alive = (tuple(map(parse_check, texts)) for texts in (spec.readiness, spec.health))
-    known = dict.fromkeys(ready + alive) if target != "procfile" else {}
-    blind = ("log", "exec") if target == "nomad" else ("log",)
-    asked = [
-        one for one in known if one.kind not in blind and (one.kind == "exec" or reach(one, spec))
-    ]
-    unasked = [f"{one.kind}:{one.text}" for one in known if one not in asked]
-    notes += [f"{name}: {target} can't look for {quoted(one)}" for one in unasked]
+    known = {text: parse_check(text) for text in (*spec.readiness, *spec.health)}
+    local, is_nomad = ("", "localhost", *LOOPBACK), target == "nomad"
+    asked = {
+        text: one
+        for text, one in known.items()
+        if one.kind != "log" and (reach(one, spec) if one.kind != "exec" else not is_nomad)
+        if not is_nomad or (spec.port and one.host in local)
+    }
+    unasked = known.keys() - asked.keys() if target != "procfile" else ()
+    notes += [f"{name}: {target} can't look for {quoted(one)}" for one in sorted(unasked)]
     first = spec.words[0]
     if target in ("compose", "kubernetes"):
         notes.append(f"{name}: name an image that has {first} and {spec.cwd}")
@@ -7708,8 +7706,11 @@ def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
             notes.append(f"{name}: has to listen on 0.0.0.0: 127.0.0.1 is the container's own")
     program = os.path.join(spec.cwd, first) if os.path.dirname(first) else shutil.which(first) or ""
     env = tuple(dict.fromkeys((*spec.env_given, *spec.env_taken)))
-    checks = [tuple(one for one in those if one in asked) for those in (ready, alive)]
-    return Unit(name, dns_name(name), spec, NO_NEEDS, False, program, env, *checks)
+    ready, alive = (
+        tuple(asked[text] for text in texts if text in asked)
+        for texts in (spec.readiness, spec.health)
+    )
+    return Unit(name, dns_name(name), spec, NO_NEEDS, False, program, env, ready, alive)
 
 
 def reach(check: Check, spec: Spec) -> str:
@@ -7888,26 +7889,17 @@ def documents(target: str, units: Sequence[Unit], project: str) -> dict[str, str
     for unit in units:
         spec = unit.spec
         common: dict[str, object] = {
-            "name": unit.name,
-            "dns": unit.dns,
+            **spec._asdict(),
+            **unit._asdict(),
             "project": project,
+            "stop": STOP_TIMEOUT_S,
             "needs": list(unit.needs),
-            "port": spec.port,
             "own_port": spec.port_declared and spec.port,
-            "env": list(unit.env),
-            "env_files": spec.env_files,
-            "ready": unit.ready,
-            "restart": spec.restart,
             "restarts": spec.restart != "no",
             "once": spec.restart == "no",
             "burst": spec.max_restarts + 1,
             "attempts": str(spec.max_restarts * (spec.restart != "no")),
-            "window": f"{spec.restart_window_s:g}",
-            "pause": f"{spec.backoff_s:g}",
-            "interval": f"{spec.health_interval_s:g}",
-            "timeout": f"{spec.health_timeout_s:g}",
             "retries": max(spec.health_retries, 1),
-            "stop": f"{STOP_TIMEOUT_S:g}",
         }
         if target == "systemd":
             texts[f"{unit.name}.service"] = filled(SYSTEMD, {**common, **systemd_values(unit)})

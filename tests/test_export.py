@@ -215,7 +215,8 @@ def test_yaml_has_the_words_that_were_meant(words: list[str]) -> None:
 
 @pytest.mark.parametrize("name", ["on", "null", "1e3", "0x1", "Y", "a_b.c", "1"])
 def test_a_name_stays_a_name_in_yaml(name: str) -> None:
-    yaml, wanted = optional("yaml"), [(name, Spec(SLEEP, "/", port=80), {})]
+    yaml = optional("yaml")
+    wanted: list[tuple[str, Spec, dict[str, str]]] = [(name, Spec(SLEEP, "/", port=80), {})]
     compose = yaml.safe_load(exported("compose", wanted, "shop")[0]["compose.yaml"])
     assert list(compose["services"]) == [name]
     text = exported("kubernetes", wanted, "shop")[0]["kubernetes.yaml"]
@@ -330,7 +331,7 @@ def umask() -> int:
 
 
 def test_an_exported_probe_command_asks_what_the_service_is_asked(port: int) -> None:
-    checks = (f"http:/", "tcp", "exec:true")
+    checks = ("http:/", "tcp", "exec:true")
     spec = Spec(SLEEP, "/", port=port, ready=checks)
     unit = spm_module.unit_of("systemd", "web", spec, [])
     words = spm_module.probe_words(unit, unit.ready)

@@ -1,4 +1,4 @@
-"""`init`: what an agent reads, what ends its services, a first configuration; and the completion."""
+"""`init`: what agents read, what ends their services, a first configuration; completion."""
 
 from __future__ import annotations
 
@@ -158,7 +158,8 @@ def test_an_agent_that_follows_the_document_gets_every_example_to_work(project: 
 
 
 def test_the_hooks_are_added_to_what_is_there(project: Spm) -> None:
-    theirs = '{\n\t"permissions": {"allow": ["Bash(x cleanup --session)"], "n": 1.0},\n\t"hooks": {"Stop": [1]}\n}\n'
+    theirs = '{\n\t"permissions": {"allow": ["Bash(x cleanup --session)"], "n": 1.0},\n'
+    theirs += '\t"hooks": {"Stop": [1]}\n}\n'
     path = project.cwd / ".claude" / "settings.json"
     path.parent.mkdir()
     path.write_text(theirs)
@@ -230,7 +231,8 @@ def test_init_config_marks_its_guesses_and_overwrites_nothing(project: Spm) -> N
         "Procfile": "worker: celery -A app worker\nweb2: gunicorn app -b :$PORT\n",
         "pyproject.toml": 'dependencies = ["fastapi", "uvicorn"]',
         "app/main.py": "from fastapi import FastAPI\n\nserver = FastAPI()\n",
-        "compose.yaml": 'services:\n  db:\n    image: redis\n    ports:\n      - "127.0.0.1:6379:6379"\n',
+        "compose.yaml": "services:\n  db:\n    image: redis\n"
+        '    ports:\n      - "127.0.0.1:6379:6379"\n',
     }
     for name, text in files.items():
         (project.cwd / name).parent.mkdir(exist_ok=True)

@@ -4,8 +4,9 @@
 # api: nomad has nothing like --success-codes
 # api: nomad has nothing like --no-restart-codes
 # api: nomad starts it again after a success, too
-# api: nomad can't look for "log:started"
 # api: nomad can't look for "exec:test -e up"
+# api: nomad can't look for "https://example.org:8443/x"
+# api: nomad can't look for "log:started"
 # api: nomad isn't told that it needs db
 # api: nomad isn't told that it needs Load.data
 # api: put the values of API_KEY, TOKEN, /srv/app/.env into a variable: nomad var put nomad/jobs/shop/api NAME=value
@@ -17,9 +18,7 @@ job "shop" {
   type = "service"
   group "db" {
     network {
-      port "main" {
-        static = 6379
-      }
+      port "main" { static = 6379 }
     }
     service {
       name = "db"
@@ -68,9 +67,7 @@ job "shop" {
   }
   group "api" {
     network {
-      port "main" {
-        static = 8000
-      }
+      port "main" { static = 8000 }
     }
     service {
       name = "api"
@@ -82,17 +79,6 @@ job "shop" {
         protocol = "http"
         interval = "2.5s"
         timeout = "5s"
-      }
-      check {
-        type = "http"
-        port = "8443"
-        path = "/x"
-        protocol = "https"
-        interval = "2.5s"
-        timeout = "5s"
-        check_restart {
-          limit = 3
-        }
       }
     }
     restart {
@@ -108,9 +94,7 @@ job "shop" {
         command = "/bin/sh"
         args = ["-c", "cd \"$0\" && exec \"$@\"", "/srv/app", "/bin/sh", "-c", "exec uvicorn main:app --host 127.0.0.1 --port $PORT"]
       }
-      env {
-        PORT = "8000"
-      }
+      env { PORT = "8000" }
       template {
         data = "{{with nomadVar \"nomad/jobs/shop/api\"}}API_KEY={{index . \"API_KEY\"}}\nTOKEN={{index . \"TOKEN\"}}\n{{end}}"
         destination = "secrets/env"
