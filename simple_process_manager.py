@@ -7471,10 +7471,9 @@ TARGETS = ("systemd", "procfile", "compose", "kubernetes", "nomad")
 LOST_EVERYWHERE = "lease idle_timeout_s require_env alerts success_log failure_log terminal expect"
 LOST = dict.fromkeys(TARGETS, "success_codes no_restart_codes")
 LOST.update(systemd="health", procfile="restart ready health success_codes no_restart_codes")
-A_POD = "a Pod that nothing replaces; with --restart always it is a Deployment"
 RESTART_NOTES = {
-    ("kubernetes", "no"): A_POD,
-    ("kubernetes", "on-failure"): A_POD,
+    ("kubernetes", "no"): "a Pod that nothing starts again; --restart always makes it a Deployment",
+    ("kubernetes", "on-failure"): "a Pod of one node; --restart always makes it a Deployment",
     ("nomad", "on-failure"): "nomad starts it again after a success, too",
 }
 # Where the values of variables have to be put; only their names are exported.
@@ -7487,7 +7486,7 @@ VALUES_IN = {
 }
 FILES = {  # of one document: its name, what is above and below the services
     "procfile": ("Procfile", "", ""),
-    "compose": ("compose.yaml", "name: {}\nservices:\n", ""),
+    "compose": ("compose.yaml", 'name: "{}"\nservices:\n', ""),
     "kubernetes": ("kubernetes.yaml", "", ""),
     "nomad": ("{}.nomad.hcl", 'job "{}" {{\n  type = "service"\n', "}\n"),
 }
@@ -7683,10 +7682,12 @@ def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
     """The unit of a service; what the target has no word for is added to the notes."""
     import shutil
 
-    for field in f"{LOST_EVERYWHERE} {LOST[target]}".split():
+    unwatched = " health" * (target == "kubernetes" and spec.restart == "no")
+    for field in f"{LOST_EVERYWHERE} {LOST[target]}{unwatched}".split():
         if getattr(spec, field) != Spec._field_defaults[field]:
             option = field.removesuffix("_s").replace("_", "-").replace("alerts", "alert")
-            notes.append(f"{name}: {target} has nothing like --{option}")
+            with_no = " with --restart no" * (field in unwatched)
+            notes.append(f"{name}: {target} has nothing like --{option}{with_no}")
     if (target, spec.restart) in RESTART_NOTES:
         notes.append(f"{name}: {RESTART_NOTES[target, spec.restart]}")
     known = {text: parse_check(text) for text in (*spec.readiness, *spec.health)}
@@ -7721,10 +7722,12 @@ def reach(check: Check, spec: Spec) -> str:
 
 def probe_words(unit: Unit, checks: Sequence[Check]) -> tuple[str, str, str]:
     """A command that succeeds if all checks hold; /dev/tcp is bash's: bash(1), REDIRECTION."""
+    from shlex import quote
+
     parts = []
     for one in checks:
         host, _, port = reach(one, unit.spec).rpartition(":")
-        url = join_command([f"{one.kind}://{host}:{port}{one.text}"])
+        url = quote(f"{one.kind}://{host}:{port}{one.text}")
         curl = f"curl -fsSo /dev/null {'-k ' * unit.spec.insecure}{url}"
         tcp = f": </dev/tcp/{host.strip('[]')}/{port}"
         parts.append({"exec": f"({one.text})", "tcp": tcp}.get(one.kind, curl))
@@ -7791,8 +7794,10 @@ def procfile_line(unit: Unit) -> str:
     """NAME: COMMAND, for a shell: devcenter.heroku.com/articles/procfile. What would end the line
     is written in octal, for printf's %b.
     """
+    import shlex
+
     port = f"PORT={unit.spec.port} " * unit.spec.port_declared
-    line = f"cd {join_command([unit.spec.cwd])} && {port}exec {join_command(unit.spec.words)}"
+    line = f"cd {shlex.quote(unit.spec.cwd)} && {port}exec {shlex.join(unit.spec.words)}"
     if line.splitlines() != [line]:
         octal = "".join(f"\\0{byte:03o}" for byte in line.encode("utf-8", "surrogateescape"))
         line = f"eval \"$(printf %b '{octal}')\""
@@ -7848,7 +7853,7 @@ def kubernetes_values(unit: Unit, units: Mapping[str, Unit]) -> dict[str, object
         "cwd": quoted(spec.cwd),
         "environment": spec.port_declared or unit.env,
         "ready": kubernetes_probe(unit, unit.ready),
-        "alive": kubernetes_probe(unit, unit.alive),
+        "alive": kubernetes_probe(unit, unit.alive) if spec.restart != "no" else "",
         "restart": {"no": "Never", "on-failure": "OnFailure"}.get(spec.restart, "Always"),
     }
 
@@ -7870,7 +7875,7 @@ def nomad_values(unit: Unit, common: Mapping[str, object]) -> dict[str, object]:
                 "is_http": one.kind != "tcp",
                 "path": hcl(one.text),
                 "is_insecure": unit.spec.insecure and one.kind == "https",
-                "is_alive": one in unit.alive,
+                "is_alive": one in unit.alive and unit.spec.restart != "no",
             },
         )
         for one in dict.fromkeys(unit.ready + unit.alive)

@@ -330,6 +330,7 @@ def umask() -> int:
     return now
 
 
+@pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl here")
 def test_an_exported_probe_command_asks_what_the_service_is_asked(port: int) -> None:
     checks = ("http:/", "tcp", "exec:true")
     spec = Spec(SLEEP, "/", port=port, ready=checks)
