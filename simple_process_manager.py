@@ -7730,7 +7730,8 @@ def probe_words(unit: Unit, checks: Sequence[Check]) -> tuple[str, str, str]:
         url = quote(f"{one.kind}://{host}:{port}{one.text}")
         curl = f"curl -fsSo /dev/null {'-k ' * unit.spec.insecure}{url}"
         tcp = f": </dev/tcp/{host.strip('[]')}/{port}"
-        parts.append({"exec": f"({one.text})", "tcp": tcp}.get(one.kind, curl))
+        command = f"({one.text}" + "\n" * ("#" in one.text) + ")"  # behind a comment
+        parts.append({"exec": command, "tcp": tcp}.get(one.kind, curl))
     shell = "/bin/bash" if any(one.kind == "tcp" for one in checks) else "/bin/sh"
     return shell, "-c", " && ".join(parts)
 
@@ -7992,19 +7993,22 @@ def renew(path: str, root: str, make: Callable[[str], str]) -> bool:
     return True
 
 
-def written(
-    root: str, makes: Iterable[tuple[str, Callable[[str], str]]]
-) -> tuple[dict[str, str], list[str], list[str]]:
-    """What became of each file, lines that say so, and what is in the way."""
-    done, lines, problems = {}, [], []
+def write_all(root: str, makes: Iterable[tuple[str, Callable[[str], str]]], advice: str) -> Result:
+    """What became of each file; what is in the way keeps none of the others from being written."""
+    done, problems = {}, []
     for path, make in makes:
         try:
             done[path] = "written" if renew(os.path.join(root, path), root, make) else "unchanged"
-            lines.append(f"[OK] {path} {done[path]}")
         except Refused as error:
-            done[path] = "refused"
             problems.append(error.message)
-    return done, lines, problems
+    lines = [f"[OK] {path} {what}" for path, what in done.items()]
+    refused = Refused("; ".join(problems), advice) if problems else None
+    return Result({"done": done}, lines, error=refused)
+
+
+def described(store: Store) -> dict[str, tuple[str, Spec, Mapping[str, str]]]:
+    """(name, spec, depends_on) of each service here."""
+    return {key: (one.name, one.spec, NO_NEEDS) for key, one in sorted(store.records().items())}
 
 
 @command(
@@ -8017,9 +8021,13 @@ def written(
 )
 def export(store: Store, args: argparse.Namespace) -> Result:
     """Describe services to another engine."""
-    names = [find(store, name).record.name for name in args.names]
-    known = [record for _, record in sorted(store.records().items())]
-    wanted = [(one.name, one.spec, NO_NEEDS) for one in known if one.name in names or not names]
+    from functools import partial
+
+    known = described(store)
+    for name in args.names:
+        if name.lower() not in known:
+            find(store, name)  # which says what there is
+    wanted = [known[key] for key in dict.fromkeys(map(str.lower, args.names)) or known]
     if not wanted:
         raise NotFound(f"no services in {store.home}", "start one; a stopped one counts, too")
     project = dns_name(os.path.basename(root_of(store)))
@@ -8030,17 +8038,14 @@ def export(store: Store, args: argparse.Namespace) -> Result:
         texts = [f"# {file}\n{text}" if len(files) > 1 else text for file, text in files.items()]
         return Result(data, lines, stream=iter(["\n".join(texts)]))
 
-    def new_text(file: str) -> Callable[[str], str]:
-        def make(old: str) -> str:
-            if old not in ("", files[file]) and not args.force:
-                raise Refused(f"{os.path.join(args.output, file)} is there and differs")
-            return files[file]
+    def new_text(file: str, old: str) -> str:
+        if old not in ("", files[file]) and not args.force:
+            raise Refused(f"{os.path.join(args.output, file)} is there and differs")
+        return files[file]
 
-        return make
-
-    done, more, problems = written(os.path.abspath(args.output), [(f, new_text(f)) for f in files])
-    error = Refused("; ".join(problems), "overwrite it with --force") if problems else None
-    return Result({**data, "written": done}, [*lines, *more], error=error)
+    makes = [(file, partial(new_text, file)) for file in files]
+    result = write_all(os.path.abspath(args.output), makes, "overwrite it with --force")
+    return result._replace(data={**data, **result.data}, lines=[*lines, *result.lines])
 
 
 STEERING = """\
@@ -8264,11 +8269,11 @@ def init(store: Store, args: argparse.Namespace) -> Result:
         makes += [(path, partial(with_hook, hook)) for path, hook in hooks_of(agent, call).items()]
     if args.config:
         makes.append(("spm.json", lambda old: old or guessed_config(root)))
-    done, lines, problems = written(root, makes)
+    result = write_all(root, makes, "write there by hand, or mend it")
     if args.hooks and "agents-md" in agents:
-        lines.append("[INFO] AGENTS.md has no hooks: start what must end with --lease session")
-    error = Refused("; ".join(problems), "write there by hand, or mend it") if problems else None
-    return Result({"files": done}, lines, error=error)
+        hint = "[INFO] AGENTS.md has no hooks: start what must end with --lease session"
+        result = result._replace(lines=[*result.lines, hint])
+    return result
 
 
 # == Command line ==================================================================================

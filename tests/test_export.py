@@ -305,9 +305,7 @@ def test_export_tells_names_and_never_values(spm: Spm, port: int) -> None:
         assert "hunter2" not in done.stdout + done.stderr and "API_KEY" in done.stdout
         assert "[WARN] api: put the values of API_KEY" in done.stderr
     shown = spm.json("export", "systemd", "api", "-o", "units")
-    assert shown["written"] == {"api.service": "written"} and list(shown["files"]) == [
-        "api.service"
-    ]
+    assert shown["done"] == {"api.service": "written"} and list(shown["files"]) == ["api.service"]
     assert any("API_KEY" in note for note in shown["warnings"])
     path = spm.cwd / "units" / "api.service"
     assert f"Environment=PORT={port}\n" in path.read_text() == shown["files"]["api.service"]
@@ -332,7 +330,7 @@ def umask() -> int:
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl here")
 def test_an_exported_probe_command_asks_what_the_service_is_asked(port: int) -> None:
-    checks = ("http:/", "tcp", "exec:true")
+    checks = ("http:/", "tcp", "exec:true # really")
     spec = Spec(SLEEP, "/", port=port, ready=checks)
     unit = spm_module.unit_of("systemd", "web", spec, [])
     words = spm_module.probe_words(unit, unit.ready)

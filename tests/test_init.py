@@ -55,7 +55,7 @@ def copied(spm: Spm, *words: str, code: int = 0) -> subprocess.CompletedProcess[
 def test_the_steering_document_here_is_what_init_writes(project: Spm) -> None:
     copied(project, "init", "--agent", "kiro")
     assert (project.cwd / STEERING).read_bytes() == (ROOT / STEERING).read_bytes()
-    assert len((ROOT / STEERING).read_text("utf-8").splitlines()) <= 60
+    assert len((ROOT / STEERING).read_text("utf-8").splitlines()) <= 64
 
 
 def test_init_keeps_what_people_wrote_and_writes_once(project: Spm) -> None:
@@ -86,7 +86,7 @@ def test_without_a_name_init_writes_for_the_agents_that_are_in_use(project: Spm)
     (project.cwd / "AGENTS.md").unlink()
     (project.cwd / "CLAUDE.md").write_text("")
     (project.cwd / ".kiro").mkdir()
-    assert copied(project, "init", "--json").stdout.count("written") == 2
+    assert copied(project, "init", "--json").stdout.count('": "written"') == 2
     assert not (project.cwd / "AGENTS.md").exists()
     assert not project.home.exists(), "init needs no state"
 
