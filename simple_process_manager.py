@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# PYTHON_ARGCOMPLETE_OK
 # /// script
 # requires-python = ">=3.9"
 # dependencies = ["psutil>=6.0"]
@@ -8406,6 +8407,825 @@ def down(store: Store, args: argparse.Namespace) -> Result:
     return Result({"config": path, "services": data}, lines, error=first)
 
 
+# -- export, init
+
+
+TARGETS = ("systemd", "procfile", "compose", "kubernetes", "nomad")
+# Fields of a spec that a target has no word for: said where they differ from their defaults.
+LOST_EVERYWHERE = (
+    "lease idle_timeout_s require_env rules alerts success_log failure_log terminal expect"
+)
+LOST = dict.fromkeys(TARGETS, "success_codes no_restart_codes")
+LOST.update(systemd="health", procfile="restart ready health success_codes no_restart_codes")
+RESTART_NOTES = {
+    ("kubernetes", "no"): "a Pod that nothing starts again; --restart always makes it a Deployment",
+    ("kubernetes", "on-failure"): "a Pod of one node; --restart always makes it a Deployment",
+    ("nomad", "on-failure"): "nomad starts it again after a success, too",
+}
+# Where the values of variables have to be put; only their names are exported.
+VALUES_IN = {
+    "systemd": "{cwd}/{name}.env, as NAME=value lines, mode 600",
+    "procfile": ".env beside the Procfile, as NAME=value lines (honcho -e FILE)",
+    "compose": "the environment of docker compose, or .env beside the document",
+    "kubernetes": "a secret: kubectl create secret generic {dns}-env --from-env-file=FILE",
+    "nomad": "a variable: nomad var put nomad/jobs/{project}/{dns} NAME=value",
+}
+FILES = {  # of one document: its name, what is above and below the services
+    "procfile": ("Procfile", "", ""),
+    "compose": ("compose.yaml", 'name: "{}"\nservices:\n', ""),
+    "kubernetes": ("kubernetes.yaml", "", ""),
+    "nomad": ("{}.nomad.hcl", 'job "{}" {{\n  type = "service"\n', "}\n"),
+}
+NO_NEEDS: Mapping[str, str] = {}
+UNPRINTABLE = '["\\\\\0-\x1f\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]'
+# In a template <key> is a value, a line with a list is repeated, one without a value is left out;
+# <key?> is only asked for. systemd.unit(5), systemd.service(5), systemd.exec(5); a service is
+# active, for those After= it, when its ExecStartPost= has ended.
+SYSTEMD = """\
+[Unit]
+Description=<name> of <project>
+Requires=<needs>.service
+After=<needs>.service
+StartLimitIntervalSec=<restart_window_s><restarts?>
+StartLimitBurst=<burst><restarts?>
+
+[Service]
+Type=<type>
+PIDFile=<pid_file>
+WorkingDirectory=<cwd>
+EnvironmentFile=<files>
+Environment=PORT=<own_port>
+ExecStart=<command>
+ExecStartPost=<wait><ready?>
+Restart=<restart>
+RestartSec=<backoff_s><restarts?>
+SuccessExitStatus=<good>
+RestartPreventExitStatus=<final>
+TimeoutStopSec=<stop>
+
+[Install]
+WantedBy=default.target
+"""
+# The Compose Specification: github.com/compose-spec/compose-spec
+COMPOSE = """\
+  "<name>":
+    image: "${IMAGE_<variable>:?the image of <name>}"
+    init: true
+    entrypoint: <words>
+    working_dir: <cwd>
+    env_file: <env_files>
+    environment: <environment>
+    ports: ["127.0.0.1:<port>:<port>"]
+    depends_on:<needs?>
+      "<needs>": {condition: service_<conditions>}
+    healthcheck:<test?>
+      test: <test>
+      interval: <health_interval_s>s<test?>
+      timeout: <health_timeout_s>s<test?>
+      retries: <retries><test?>
+    restart: <restart>
+    stop_grace_period: <stop>s
+"""
+# kubernetes.io/docs/reference/kubernetes-api; with service links, api's Service would set API_PORT
+# in every container.
+DEPLOYMENT = """\
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: "<dns>", labels: {app: "<dns>"}}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: "<dns>"}}
+  template:
+    metadata: {labels: {app: "<dns>"}}
+"""
+POD = """\
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: "<dns>", labels: {app: "<dns>"}}
+"""
+POD_SPEC = """\
+spec:
+  initContainers:<needs?>
+    - {name: "wait-<needs>", image: "busybox:1", command: [sh, -c, <waits>]}
+  containers:
+    - name: "<dns>"
+      image: "<dns>:CHANGE-ME"
+      command: <words>
+      workingDir: <cwd>
+      envFrom: [{secretRef: {name: "<dns>-env"}}]<env_files?>
+      env:<environment?>
+        - {name: PORT, value: "<own_port>"}
+        - {name: "<env>", valueFrom: {secretKeyRef: {name: "<dns>-env", key: "<env>"}}}
+      ports: [{containerPort: <port>}]
+      readinessProbe: {<ready>}
+      livenessProbe: {<alive>}
+  enableServiceLinks: false
+  restartPolicy: <restart>
+  terminationGracePeriodSeconds: <stop>
+"""
+SERVICE = """\
+---<port?>
+apiVersion: v1<port?>
+kind: Service<port?>
+metadata: {name: "<dns>", labels: {app: "<dns>"}}<port?>
+spec: {selector: {app: "<dns>"}, ports: [{port: <port>}]}
+"""
+# developer.hashicorp.com/nomad/docs/job-specification; raw_exec has a work_dir since 1.10 only.
+NOMAD = """\
+  group "<dns>" {
+    network {<port?>
+      port "main" { static = <port> }
+    }<port?>
+    service {<port?>
+      name = "<dns>"<port?>
+      provider = "nomad"<port?>
+      port = "main"<port?>
+      <checks>
+    }<port?>
+    restart {
+      attempts = <attempts>
+      interval = "<restart_window_s>s"
+      delay = "<backoff_s>s"
+      mode = "fail"
+    }
+    reschedule {<once?>
+      attempts = 0<once?>
+      unlimited = false<once?>
+    }<once?>
+    task "<dns>" {
+      driver = "raw_exec"
+      kill_timeout = "<stop>s"
+      config {
+        command = "/bin/sh"
+        args = ["-c", "cd \\"$0\\" && exec \\"$@\\"", <command>]
+      }
+      env { PORT = "<own_port>" }
+      template {<env?>
+        data = "{{with nomadVar \\"nomad/jobs/<project>/<dns>\\"}}<env_lines>{{end}}"<env?>
+        destination = "secrets/env"<env?>
+        env = true<env?>
+      }<env?>
+    }
+  }
+"""
+NOMAD_CHECK = """\
+check {
+  type = "<type>"
+  port = "<other_port>"
+  path = <path><is_http?>
+  protocol = "<kind>"<is_http?>
+  tls_skip_verify = true<is_insecure?>
+  interval = "<health_interval_s>s"
+  timeout = "<health_timeout_s>s"
+  check_restart { limit = <retries> }<is_alive?>
+}"""
+
+
+def filled(template: str, values: Mapping[str, object]) -> str:
+    """A template with its values; those of a line with lists are taken from each in turn."""
+    lines = []
+    for line in template.splitlines(keepends=True):
+        keys = re.findall(r"<(\w+)\??>", line)
+        line = re.sub(r"<\w+\?>", "", line)
+        used = map(values.get, re.findall(r"<(\w+)>", line))
+        lists = [value for value in used if isinstance(value, (list, tuple))]
+        for at in range(min(map(len, lists), default=1)) if all(map(values.get, keys)) else ():
+
+            def value_of(found: re.Match[str], at: int = at) -> str:
+                value = values[found[1]]
+                value = value[at] if isinstance(value, (list, tuple)) else value
+                return f"{value:.9g}" if isinstance(value, float) else str(value)
+
+            indent = line[: -len(line.lstrip())]
+            text = re.sub(r"<(\w+)>", value_of, line.rstrip("\n")).rstrip("\n")
+            lines.append(text.replace("\n", f"\n{indent}") + "\n")
+    return "".join(lines)
+
+
+class Unit(NamedTuple):
+    """A service as other engines see it; of variables it has the names."""
+
+    name: str
+    dns: str  # the name as DNS takes it
+    spec: Spec
+    needs: Mapping[str, str]  # the services before it, and what they have to be
+    is_awaited: bool  # somebody waits for its end
+    program: str  # argv[0] with its directory; "" if it isn't found here
+    env: tuple[str, ...]
+    ready: tuple[Check, ...]  # what can be asked from outside
+    alive: tuple[Check, ...]
+
+
+def dns_name(name: str) -> str:
+    """The name in a-z, 0-9 and - alone, at most 63, beginning with a letter (RFC 1035, 2.3.1)."""
+    plain = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+    return re.sub(r"^(?![a-z])", "s-", plain)[:63].rstrip("-")
+
+
+def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
+    """The unit of a service; what the target has no word for is added to the notes."""
+    import shutil
+
+    unwatched = " health" * (target == "kubernetes" and spec.restart == "no")
+    for field in f"{LOST_EVERYWHERE} {LOST[target]}{unwatched}".split():
+        if getattr(spec, field) != Spec._field_defaults[field]:
+            option = field.removesuffix("_s").replace("_", "-").replace("alerts", "alert")
+            with_no = " with --restart no" * (field in unwatched)
+            notes.append(f"{name}: {target} has nothing like --{option}{with_no}")
+    if (target, spec.restart) in RESTART_NOTES:
+        notes.append(f"{name}: {RESTART_NOTES[target, spec.restart]}")
+    known = {text: parse_check(text) for text in (*spec.readiness, *spec.health)}
+    local, is_nomad = ("", "localhost", *LOOPBACK), target == "nomad"
+    asked = {
+        text: one
+        for text, one in known.items()
+        if one.kind != "log" and (reach(one, spec) if one.kind != "exec" else not is_nomad)
+        if not is_nomad or (spec.port and one.host in local)
+    }
+    unasked = known.keys() - asked.keys() if target != "procfile" else ()
+    notes += [f"{name}: {target} can't look for {quoted(one)}" for one in sorted(unasked)]
+    first = spec.words[0]
+    if target in ("compose", "kubernetes"):
+        notes.append(f"{name}: name an image that has {first} and {spec.cwd}")
+        if re.search(r"127\.0\.0\.1|localhost|::1\b", " ".join(spec.words)):
+            notes.append(f"{name}: has to listen on 0.0.0.0: 127.0.0.1 is the container's own")
+    program = os.path.join(spec.cwd, first) if os.path.dirname(first) else shutil.which(first) or ""
+    env = tuple(dict.fromkeys((*spec.env_given, *spec.env_taken)))
+    ready, alive = (
+        tuple(asked[text] for text in texts if text in asked)
+        for texts in (spec.readiness, spec.health)
+    )
+    return Unit(name, dns_name(name), spec, NO_NEEDS, False, program, env, ready, alive)
+
+
+def reach(check: Check, spec: Spec) -> str:
+    """HOST:PORT that a check connects to, "" if the port isn't known."""
+    port = check.port or spec.port
+    return joined_host(check.host or "127.0.0.1", port) if port else ""
+
+
+def probe_words(unit: Unit, checks: Sequence[Check]) -> tuple[str, str, str]:
+    """A command that succeeds if all checks hold; /dev/tcp is bash's: bash(1), REDIRECTION."""
+    from shlex import quote
+
+    parts = []
+    for one in checks:
+        host, _, port = reach(one, unit.spec).rpartition(":")
+        url = quote(f"{one.kind}://{host}:{port}{one.text}")
+        curl = f"curl -fsSo /dev/null {'-k ' * unit.spec.insecure}{url}"
+        tcp = f": </dev/tcp/{host.strip('[]')}/{port}"
+        command = f"({one.text}" + "\n" * ("#" in one.text) + ")"  # behind a comment
+        parts.append({"exec": command, "tcp": tcp}.get(one.kind, curl))
+    shell = "/bin/bash" if any(one.kind == "tcp" for one in checks) else "/bin/sh"
+    return shell, "-c", " && ".join(parts)
+
+
+def quoted(text: str) -> str:
+    """The text in double quotes, by escapes that all have: YAML 1.2.2, 5.7; HCL native syntax,
+    Template Literals; systemd.syntax(7), C-style escapes.
+    """
+
+    def escape(found: re.Match[str]) -> str:
+        return f"\\{found[0]}" if found[0] in '"\\' else f"\\u{ord(found[0]):04x}"
+
+    return f'"{re.sub(UNPRINTABLE, escape, text)}"'
+
+
+def flow(texts: Iterable[str]) -> str:
+    """A list in YAML's flow style, in which $ is $$: Compose (docs.docker.com, Interpolation) and
+    Kubernetes (kubernetes.io, Define Dependent Environment Variables) have variables there.
+    """
+    items = [quoted(text.replace("$", "$$")) for text in texts]
+    return f"[{', '.join(items)}]" if items else ""
+
+
+def systemd_line(program: str, *words: str) -> str:
+    """A command line. % begins a specifier, systemd.unit(5); behind the program $ begins a
+    variable, systemd.service(5), COMMAND LINES.
+    """
+    texts = (program, *(word.replace("$", "$$") for word in words))
+    plain = r"[A-Za-z0-9_@%+=:,./$-]+"
+    line = " ".join(text if re.fullmatch(plain, text) else quoted(text) for text in texts)
+    return line.replace("%", "%%")
+
+
+def systemd_path(path: str) -> str:
+    """A path where systemd takes the rest of the line; UsageError if it can't be one."""
+    if re.search(r"[\0-\x1f]|[\s\\]$", path):
+        raise UsageError(f"systemd can't be told of the path {path!r}", "rename it")
+    return path.replace("%", "%%")
+
+
+def systemd_values(unit: Unit) -> dict[str, object]:
+    """What SYSTEMD needs."""
+    spec, (shell, flag, probe) = unit.spec, probe_words(unit, unit.ready)
+    files = (*spec.env_files, *[os.path.join(spec.cwd, f"{unit.name}.env")][: len(unit.env)])
+    kind = "oneshot" if unit.is_awaited else "forking" if spec.type == "forking" else "exec"
+    return {
+        "type": kind,
+        "pid_file": systemd_path(spec.pid_file or ""),
+        "cwd": systemd_path(spec.cwd),
+        "files": list(map(systemd_path, files)),
+        "command": systemd_line(unit.program, *spec.words[1:])
+        if unit.program
+        else systemd_line("/usr/bin/env", *spec.words),
+        "wait": systemd_line(shell, flag, f"until {probe}; do sleep 0.5; done"),
+        "good": re.sub(r"^0\b|,", " ", spec.success_codes).strip(),
+        "final": spec.no_restart_codes.replace(",", " "),
+    }
+
+
+def procfile_line(unit: Unit) -> str:
+    """NAME: COMMAND, for a shell: devcenter.heroku.com/articles/procfile. What would end the line
+    is written in octal, for printf's %b.
+    """
+    import shlex
+
+    port = f"PORT={unit.spec.port} " * unit.spec.port_declared
+    line = f"cd {shlex.quote(unit.spec.cwd)} && {port}exec {shlex.join(unit.spec.words)}"
+    if line.splitlines() != [line]:
+        octal = "".join(f"\\0{byte:03o}" for byte in line.encode("utf-8", "surrogateescape"))
+        line = f"eval \"$(printf %b '{octal}')\""
+    return f"{unit.dns}: {line}\n"
+
+
+def compose_values(unit: Unit, units: Mapping[str, Unit]) -> dict[str, object]:
+    """What COMPOSE needs."""
+    spec, checks = unit.spec, unit.alive or unit.ready
+    has_check = {one for one in unit.needs if units[one].alive or units[one].ready}
+    how = {"exited": "completed_successfully", "ready": "healthy"}
+    return {
+        "variable": re.sub("[^A-Z0-9]", "_", unit.name.upper()),
+        "words": flow(spec.words),
+        "cwd": flow([spec.cwd])[1:-1],
+        "env_files": flow(spec.env_files),
+        "environment": flow([*[f"PORT={spec.port}"][: spec.port_declared], *unit.env]),
+        "conditions": [
+            "started" if want == "ready" and one not in has_check else how.get(want, "started")
+            for one, want in unit.needs.items()
+        ],
+        "test": checks and flow(["CMD", *probe_words(unit, checks)]),
+        "restart": quoted(spec.restart + f":{spec.max_restarts}" * (spec.restart == "on-failure")),
+    }
+
+
+def kubernetes_probe(unit: Unit, checks: Sequence[Check]) -> str:
+    """A probe, in whole seconds: kubernetes.io, Configure Liveness, Readiness, Startup Probes."""
+    if not checks:
+        return ""
+    spec, (kind, path, host, port) = unit.spec, checks[0]
+    where = f"port: {port or spec.port}" + f", host: {quoted(host)}" * (
+        host not in ("", "localhost", *LOOPBACK)
+    )
+    known = f"httpGet: {{{where}, path: {quoted(path)}, scheme: {kind.upper()}}}"
+    if kind == "exec" or len(checks) > 1:
+        known = f"exec: {{command: {flow(probe_words(unit, checks))}}}"
+    elif kind == "tcp":
+        known = f"tcpSocket: {{{where}}}"
+    period, limit = -int(-spec.health_interval_s // 1), -int(-spec.health_timeout_s // 1)
+    retries = max(spec.health_retries, 1)
+    return f"{known}, periodSeconds: {period}, timeoutSeconds: {limit}, failureThreshold: {retries}"
+
+
+def kubernetes_values(unit: Unit, units: Mapping[str, Unit]) -> dict[str, object]:
+    """What POD_SPEC needs."""
+    spec, needs = unit.spec, [units[one] for one in unit.needs]
+    until = "until nc -z {} {}; do sleep 1; done"
+    return {
+        "needs": [one.dns for one in needs],
+        "waits": [quoted(until.format(one.dns, one.spec.port)) for one in needs],
+        "words": flow(spec.words),
+        "cwd": quoted(spec.cwd),
+        "environment": spec.port_declared or unit.env,
+        "ready": kubernetes_probe(unit, unit.ready),
+        "alive": kubernetes_probe(unit, unit.alive) if spec.restart != "no" else "",
+        "restart": {"no": "Never", "on-failure": "OnFailure"}.get(spec.restart, "Always"),
+    }
+
+
+def nomad_values(unit: Unit, common: Mapping[str, object]) -> dict[str, object]:
+    """What NOMAD needs; ${ and %{ begin a template in HCL, doubled they don't."""
+
+    def hcl(text: str) -> str:
+        return re.sub(r"([$%])(?={)", r"\1\1", quoted(text))
+
+    checks = [
+        filled(
+            NOMAD_CHECK,
+            {
+                **common,
+                "type": "tcp" if one.kind == "tcp" else "http",
+                "other_port": one.port,
+                "kind": one.kind,
+                "is_http": one.kind != "tcp",
+                "path": hcl(one.text),
+                "is_insecure": unit.spec.insecure and one.kind == "https",
+                "is_alive": one in unit.alive and unit.spec.restart != "no",
+            },
+        )
+        for one in dict.fromkeys(unit.ready + unit.alive)
+    ]
+    words = (unit.spec.cwd, unit.program or unit.spec.words[0], *unit.spec.words[1:])
+    return {
+        "checks": checks,
+        "command": ", ".join(map(hcl, words)),
+        "env_lines": "".join(f'{key}={{{{index . \\"{key}\\"}}}}\\n' for key in unit.env),
+    }
+
+
+def documents(target: str, units: Sequence[Unit], project: str) -> dict[str, str]:
+    """The text of each file for a target."""
+    known, texts = {unit.name: unit for unit in units}, {}
+    for unit in units:
+        spec = unit.spec
+        common: dict[str, object] = {
+            **spec._asdict(),
+            **unit._asdict(),
+            "project": project,
+            "stop": STOP_TIMEOUT_S,
+            "needs": list(unit.needs),
+            "own_port": spec.port_declared and spec.port,
+            "restarts": spec.restart != "no",
+            "once": spec.restart == "no",
+            "burst": spec.max_restarts + 1,
+            "attempts": str(spec.max_restarts * (spec.restart != "no")),
+            "retries": max(spec.health_retries, 1),
+        }
+        if target == "systemd":
+            texts[f"{unit.name}.service"] = filled(SYSTEMD, {**common, **systemd_values(unit)})
+        elif target == "procfile":
+            texts[unit.name] = procfile_line(unit)
+        elif target == "nomad":
+            texts[unit.name] = filled(NOMAD, {**common, **nomad_values(unit, common)})
+        elif target == "compose":
+            texts[unit.name] = filled(COMPOSE, {**common, **compose_values(unit, known)})
+        else:
+            pod = filled(POD_SPEC, {**common, **kubernetes_values(unit, known)})
+            inner = "".join(f"    {line}" for line in pod.splitlines(keepends=True))
+            is_kept = spec.restart == "always"
+            texts[unit.name] = filled(DEPLOYMENT if is_kept else POD, common)
+            texts[unit.name] += (inner if is_kept else pod) + filled(SERVICE, common)
+    if target == "systemd" or not texts:
+        return texts
+    file, head, foot = FILES[target]
+    return {file.format(project): head.format(project) + "".join(texts.values()) + foot}
+
+
+def exported(
+    target: str, wanted: Iterable[tuple[str, Spec, Mapping[str, str]]], project: str
+) -> tuple[dict[str, str], list[str]]:
+    """The files that tell a target of each (name, spec, depends_on), and notes: what they lack."""
+    services, notes, units = list(wanted), list[str](), list[Unit]()
+    types = ("simple", "forking") if target == "systemd" else ("simple",)
+    ports = {name: spec.port for name, spec, _ in services if spec.type in types}
+    awaited = [one for _, _, needs in services for one, how in needs.items() if how == "exited"]
+    for name, spec, needs in services:
+        if name not in ports:
+            notes.append(f"{name} is left out: {target} has nothing like --type {spec.type}")
+            continue
+        unit = unit_of(target, name, spec, notes)
+        told = {}
+        for one, how in needs.items():
+            is_open = target == "kubernetes" and how != "exited" and ports.get(one)
+            if one in ports and (target in ("systemd", "compose") or is_open):
+                told[one] = how
+            else:
+                notes.append(f"{name}: {target} isn't told that it needs {one}")
+        values = [*unit.env, *(() if target in ("systemd", "compose") else spec.env_files)]
+        where = VALUES_IN[target].format(name=name, cwd=spec.cwd, dns=unit.dns, project=project)
+        notes += [f"{name}: put the values of {', '.join(values)} into {where}"] if values else []
+        units.append(unit._replace(needs=told, is_awaited=name in awaited))
+    if len({unit.dns for unit in units}) < len(units):
+        raise UsageError("two names differ in signs only", "export these services one by one")
+    files = documents(target, units, project) if units else {}
+    for file, text in files.items():
+        mine = (f"{file[:-8]}:", f"{file[:-8]} ") if target == "systemd" else ""
+        own = [one for one in notes if one.startswith(mine) or " is left out: " in one]
+        head = "".join(f"# {one}\n" for one in own)
+        files[file] = "".join(c if c.isprintable() or c == "\n" else "?" for c in head) + text
+    return files, notes
+
+
+def root_of(store: Store) -> str:
+    """The project's directory."""
+    is_at_root = os.path.basename(store.home) == ".spm"
+    return os.path.dirname(store.home) if is_at_root else project_root(os.getcwd())
+
+
+def renew(path: str, root: str, make: Callable[[str], str]) -> bool:
+    """Make a file's text anew, whether it then was another; Refused if it isn't ours to write."""
+    shown, real = shown_path(path), os.path.realpath(path)
+    if not real.startswith(os.path.join(os.path.realpath(root), "")):
+        raise Refused(f"{shown} is a symbolic link to {real}, outside of {root}: left as it is")
+    is_new = not os.path.lexists(real)
+    try:
+        with open(os.devnull if is_new else real, encoding="utf-8", newline="") as file:
+            old = file.read()
+        text = make(old)
+    except ValueError as error:  # UnicodeDecodeError, JSONDecodeError
+        raise Refused(f"{shown} isn't what was expected, left as it is: {error}") from error
+    if text == old:
+        return False
+    os.makedirs(os.path.dirname(real), exist_ok=True)
+    if is_new:
+        open(real, "x").close()  # with the mode that is usual here
+    mode = os.stat(real).st_mode
+    if not mode & 0o200:
+        raise Refused(f"{shown} is read-only: left as it is")
+    write_file(real, text.encode("utf-8", "surrogateescape"), durable=False)
+    os.chmod(real, mode)
+    return True
+
+
+def write_all(root: str, makes: Iterable[tuple[str, Callable[[str], str]]], advice: str) -> Result:
+    """What became of each file; what is in the way keeps none of the others from being written."""
+    done, problems = {}, []
+    for path, make in makes:
+        try:
+            done[path] = "written" if renew(os.path.join(root, path), root, make) else "unchanged"
+        except Refused as error:
+            problems.append(error.message)
+    lines = [f"[OK] {path} {what}" for path, what in done.items()]
+    refused = Refused("; ".join(problems), advice) if problems else None
+    return Result({"done": done}, lines, error=refused)
+
+
+def described(store: Store) -> dict[str, tuple[str, Spec, Mapping[str, str]]]:
+    """(name, spec, depends_on) of each service: the configuration's, then those started by hand."""
+    path = find_config(None, store.home)
+    wanted = read_config(path).services.values() if os.path.lexists(path) else ()
+    here = {one.name.lower(): (one.name, one.spec, one.depends_on) for one in wanted}
+    recorded = {key: (one.name, one.spec, NO_NEEDS) for key, one in sorted(store.records().items())}
+    return {**here, **{key: one for key, one in recorded.items() if key not in here}}
+
+
+@command(
+    "export",
+    f"the services for another engine: {', '.join(TARGETS)}",
+    Option("target", "TARGET", one_of(*TARGETS), help=", ".join(TARGETS)),
+    Option("names*", "NAME", help="these services alone"),
+    Option("-o --output", "DIR", help="write files there instead of printing them"),
+    Option("--force", help="overwrite files that differ"),
+)
+def export(store: Store, args: argparse.Namespace) -> Result:
+    """Describe services to another engine."""
+    from functools import partial
+
+    known = described(store)
+    for name in args.names:
+        if name.lower() not in known:
+            find(store, name)  # which says what there is
+    wanted = [known[key] for key in dict.fromkeys(map(str.lower, args.names)) or known]
+    if not wanted:
+        raise NotFound(f"no services in {store.home}", "start one; a stopped one counts, too")
+    project = dns_name(os.path.basename(root_of(store)))
+    files, notes = exported(args.target, wanted, project)
+    data: dict[str, object] = {"target": args.target, "files": files}
+    lines = [f"[WARN] {note}" for note in notes]
+    if not args.output:
+        texts = [f"# {file}\n{text}" if len(files) > 1 else text for file, text in files.items()]
+        return Result(data, lines, stream=iter(["\n".join(texts)]))
+
+    def new_text(file: str, old: str) -> str:
+        if old not in ("", files[file]) and not args.force:
+            raise Refused(f"{os.path.join(args.output, file)} is there and differs")
+        return files[file]
+
+    makes = [(file, partial(new_text, file)) for file in files]
+    result = write_all(os.path.abspath(args.output), makes, "overwrite it with --force")
+    return result._replace(data={**data, **result.data}, lines=[*lines, *result.lines])
+
+
+STEERING = """\
+# Background services: use simple_process_manager.py
+
+Never run a command that doesn't return (a server, a watcher, a worker) directly, with `&` or \
+`nohup`.
+Never end processes by name (`pkill`, `killall`, `taskkill /IM`). Do this instead:
+
+```sh
+{spm} start api "uvicorn main:app --host 0.0.0.0 --port 8000" && {spm} wait-healthy 8000 30 && \
+pytest tests/integration/ && {spm} stop api
+```
+
+- It needs Python 3.9 and psutil: use `.venv/bin/python`, or `uv run simple_process_manager.py …`.
+- Quote the command. It runs here and in the foreground: no `&`, no `--daemonize`, no `nohup`.
+- Put options behind it: `--cwd DIR`, `--env K=V`, `--env-file FILE`, `--shell`, `--ready \
+http:/health`.
+- `start` returns at once, `wait-healthy PORT|NAME [SECONDS]` when it answers, or has died.
+- Always `stop` what you started, also when the tests failed. Or let one command do it all:
+
+```sh
+{spm} run api "uvicorn main:app --host 0.0.0.0 --port 8000" -- pytest tests/integration/
+```
+
+- Its exit code is that of the tests. More services: `--with db="redis-server --port 6379"`.
+- What must not outlive your session: `start … --lease session`; its use: `--idle-timeout 1h`.
+- A port is held? `port 8000` says by whom. `--port auto` takes a free one: `PORT`, `{port}`.
+- A daemon that goes into the background: `--type forking`. One with a window: `--terminal auto`.
+
+When something failed, read `explain NAME` first: cause, advice, last lines.
+
+```sh
+{spm} list
+{spm} status api
+{spm} logs api -n 50
+{spm} explain api
+{spm} restart api
+{spm} stop api
+{spm} cleanup
+```
+
+- `cleanup` stops all of this project: run it when you are done (`--session`: only what is yours).
+- `events NAME`: what happened; `stats NAME`: what it uses; `alerts`: who complained.
+- `touch NAME`: you still need it. Inside a service: `notify ready`, `notify alive`.
+- `export systemd`: the services for another engine. `init`: this text, renewed.
+
+MCP servers and other stdio servers: start once, call often. `connect clock` joins stdin and \
+stdout.
+
+```sh
+{spm} start clock --type stdio "python -m mcp_server_time"
+{spm} tools clock
+{spm} call clock get_current_time timezone=UTC
+```
+
+Lines begin with `[OK]`, `[INFO]`, `[WARN]` or `[ERROR]`; behind `→` stands what to do next; \
+`--json` is
+one JSON document. Exit codes: 0 go on; 1 it died or failed; 2, 4 correct the arguments, the \
+command;
+3 not known or not running; 5 the port is another's; 6 a variable or env file is missing;
+7 it failed just now (`--force`); 8 not this project's process, or another spec (`--replace`);
+9 the state directory; 124 not in time; 130 interrupted. The message says what to do.
+"""
+AGENTS = {  # where the text goes, and what stands above it in a new file
+    "kiro": (".kiro/steering/process-manager-tool.md", "---\ninclusion: always\n---\n\n"),
+    "claude": ("CLAUDE.md", ""),
+    "cursor": (
+        ".cursor/rules/process-manager-tool.mdc",
+        "---\ndescription: background services\nalwaysApply: true\n---\n\n",
+    ),
+    "agents-md": ("AGENTS.md", ""),
+}
+BEGIN = "<!-- simple_process_manager: begin"
+BEGINS = f"{BEGIN} (`init` renews what is between these marks) -->"
+ENDS = "<!-- simple_process_manager: end -->"
+END_SESSION = "cleanup --session"
+
+
+def with_section(text: str, above: str, old: str) -> str:
+    """A file with the text between its marks: where it was, else at the end."""
+    end = "\r\n" if "\r\n" in old else "\n"
+    section = f"{BEGINS}\n{text}{ENDS}".replace("\n", end)
+    before, begin, rest = old.partition(BEGIN)
+    _, ended, after = rest.partition(ENDS)
+    if (old.count(BEGIN), old.count(ENDS)) != (len(begin) > 0, len(ended) > 0) or (
+        begin and not ended
+    ):
+        raise ValueError("the marks of init aren't one pair")
+    if begin:
+        return before + section + after
+    return (old + end * (1 + (old[-1] != "\n")) if old else above) + section + end
+
+
+def merged(old: object, new: object) -> object:
+    """A JSON value with a hook added, unless it is there."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {**old, **{k: merged(old[k], v) if k in old else v for k, v in new.items()}}
+    if isinstance(old, list) and isinstance(new, list):
+        return old if any(END_SESSION in json.dumps(one) for one in old) else old + new
+    if isinstance(new, (dict, list)):
+        raise ValueError(f"{json.dumps(old)[:40]} stands where {json.dumps(new)[:40]}… would")
+    return old
+
+
+def with_hook(hook: object, old: str) -> str:
+    """A JSON file with a hook added, as it was indented."""
+    known = json.loads(old) if old.strip() else {}
+    new, indent = merged(known, hook), re.search(r'^([ \t]+)"', old, re.M)
+    text = json.dumps(new, indent=indent[1] if indent else 2, ensure_ascii=False)
+    return old if new == known else f"{text}\n"
+
+
+def hooks_of(agent: str, call: str) -> dict[str, object]:
+    """What ends the services with an agent's session, by file.
+
+    code.claude.com/docs/en/hooks, SessionEnd; kiro.dev/docs/cli/v3/hooks, SessionEnd; Kiro's IDE
+    0.x has none, so there it is a button; cursor.com/docs/agent/hooks, sessionEnd.
+    """
+    run = f"{call} {END_SESSION}"
+    about = {"name": "end-services", "description": "End the services of this session"}
+    there = {"type": "command", "command": f'cd "$CLAUDE_PROJECT_DIR" && {run}', "timeout": 60}
+    action = {"trigger": "SessionEnd", "action": {"type": "command", "command": run}, "timeout": 60}
+    button = {"when": {"type": "userTriggered"}, "then": {"type": "runCommand", "command": run}}
+    hooks: dict[str, dict[str, object]] = {
+        "claude": {".claude/settings.json": {"hooks": {"SessionEnd": [{"hooks": [there]}]}}},
+        "cursor": {
+            ".cursor/hooks.json": {"version": 1, "hooks": {"sessionEnd": [{"command": run}]}}
+        },
+        "kiro": {
+            ".kiro/hooks/end-services.json": {"version": "v1", "hooks": [{**about, **action}]},
+            ".kiro/hooks/end-services.kiro.hook": {
+                "enabled": True,
+                **about,
+                "version": "1",
+                **button,
+            },
+        },
+    }
+    return hooks.get(agent, {})
+
+
+def guesses(root: str) -> Iterator[tuple[str, dict[str, object], str]]:
+    """Services that a project seems to have: name, keys of the configuration, where it is seen."""
+
+    def read(name: str) -> str:
+        with contextlib.suppress(OSError), open(os.path.join(root, name), "rb") as file:
+            return file.read(1 << 20).decode("utf-8", "replace")
+        return ""
+
+    for name, text in re.findall(r"(?m)^([\w-]+):[ \t]*(\S.*?)\s*$", read("Procfile")):
+        more: dict[str, object] = {"port": "auto"} if "PORT" in text else {}
+        yield (
+            name,
+            {"command": text, **({"shell": True} if shell_sign(text) else {}), **more},
+            "Procfile",
+        )
+    with contextlib.suppress(ValueError):
+        scripts = as_object(as_object(json.loads(read("package.json") or "{}")).get("scripts"))
+        for name in [one for one in ("dev", "start") if isinstance(scripts.get(one), str)][:1]:
+            port = recognise_port(str(scripts[name]).split())
+            keys = {"command": f"npm run {name}", **({"port": port} if port else {})}
+            yield "web", keys, f"package.json, scripts.{name}"
+    asked = (read("pyproject.toml") + read("requirements.txt")).lower()
+    if "django" in asked and read("manage.py"):
+        yield "django", {"command": "python manage.py runserver 8000", "port": 8000}, "manage.py"
+    for file in ("main.py", "app.py", "app/main.py", "src/main.py"):
+        made = re.search(r"(?m)^(\w+)(?:\s*:.*?)?\s*=\s*(?:\w+\.)?FastAPI\(", read(file))
+        if made and ("uvicorn" in asked or "fastapi" in asked):
+            module = file[:-3].replace("/", ".")
+            yield "api", {"command": f"uvicorn {module}:{made[1]} --port 8000"}, file
+    for file in ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"):
+        published = r"(?ms)^  ([\w.-]+):\s*$(?:(?!^  \S).)*?^\s+- \W?(?:[\d.]+:)?(\d+):\d+"
+        for name, port in re.findall(published, read(file)):
+            keys = {
+                "command": f"docker compose up {name}",
+                "ready": [f"exec:nc -z 127.0.0.1 {port}"],
+            }
+            yield name, keys, f"{file}, its ports"
+
+
+def guessed_config(root: str) -> str:
+    """A first configuration, each guess marked."""
+    known: dict[str, list[str]] = {}
+    for name, keys, source in guesses(root):
+        if re.fullmatch(NAME, name):
+            line = f"    {json.dumps(name)}: {json.dumps(keys, ensure_ascii=False)}"
+            known.setdefault(name.lower(), [f"    // a guess, from {source}", line])
+    services = ",\n".join("\n".join(lines) for lines in known.values())
+    services = services or '    // "api": {"command": "uvicorn main:app --port 8000"}'
+    about = "// Guessed by init --config: look at each service, then try `up --dry-run`."
+    return f'{about}\n{{\n  "version": 1,\n  "services": {{\n{services}\n  }}\n}}\n'
+
+
+@command(
+    "init",
+    "write what teaches a coding agent to use this: --agent, --hooks; and a first --config",
+    Option("--agent", "WHO", one_of(*AGENTS, "all"), help=f"{', '.join(AGENTS)} or all"),
+    Option("--hooks", help="what ends the services with the agent's session, where it can"),
+    Option("--config", help="a starting spm.json, guessed from what is here"),
+)
+def init(store: Store, args: argparse.Namespace) -> Result:
+    """Write the steering document for the agents named, or for those that are in use here."""
+    from functools import partial
+
+    root = root_of(store)
+    used = [
+        one for one in AGENTS if os.path.lexists(os.path.join(root, AGENTS[one][0].split("/")[0]))
+    ]
+    found = [] if args.config and not args.hooks else used or ["agents-md"]
+    agents = list(AGENTS) if args.agent == "all" else [args.agent] if args.agent else found
+    inner = SELF[len(root) + 1 :] if SELF.startswith(os.path.join(root, "")) else SELF
+    is_installed = os.path.basename(sys.argv[0]) == "spm"
+    call = "spm" if is_installed else f"python {join_command([inner])}"
+    text = STEERING.replace("{spm}", call)
+    makes: list[tuple[str, Callable[[str], str]]] = [
+        (path, partial(with_section, text, above))
+        for path, above in map(AGENTS.__getitem__, agents)
+    ]
+    for agent in agents if args.hooks else ():
+        makes += [(path, partial(with_hook, hook)) for path, hook in hooks_of(agent, call).items()]
+    if args.config:
+        makes.append(("spm.json", lambda old: old or guessed_config(root)))
+    result = write_all(root, makes, "write there by hand, or mend it")
+    if args.hooks and "agents-md" in agents:
+        hint = "[INFO] AGENTS.md has no hooks: start what must end with --lease session"
+        result = result._replace(lines=[*result.lines, hint])
+    return result
+
+
 # == Command line ==================================================================================
 # The parser of the command that was called, the rendering, errors to exit codes. Printing happens
 # here and nowhere else: results on stdout, the rest on stderr.
@@ -8500,6 +9320,43 @@ def no_command(leading: Sequence[str], name: str) -> Exception:
     )
 
 
+def service_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """The services of this home, for the completion."""
+    home = find_home(getattr(parsed_args, "home", None))
+    return [record.name for record in Store(home).records().values()]
+
+
+def complete() -> None:
+    """Answer a shell that completes a line (pypi.org/project/argcomplete), and end."""
+    import argparse
+    from importlib import import_module
+
+    parser = argparse.ArgumentParser(PROGRAM)
+    add_options(parser, GLOBAL_OPTIONS)
+    # A subparser's default would overwrite the --home that stands before the command.
+    everywhere = [one._replace(default=argparse.SUPPRESS) for one in GLOBAL_OPTIONS]
+    groups = {"": parser.add_subparsers()}
+    for name, one in COMMANDS.items():
+        family, _, word = name.rpartition(" ")
+        if family not in groups:
+            groups[family] = groups[""].add_parser(family).add_subparsers()
+        add_options(groups[family].add_parser(word), (*one.options, *everywhere))
+    import_module("argcomplete").autocomplete(parser)
+
+
+def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
+    """Declare options and arguments to a parser."""
+    add: Callable[..., object] = parser.add_argument
+    for words, metavar, kind, default, text in options:
+        how = {"metavar": metavar, "type": kind, "default": default}
+        how.update({"action": "append"} if isinstance(default, list) else {})
+        how.update({"nargs": words[-1]} if words[-1] in "+*?" else {})
+        how = how if metavar else {"action": "store_true"}
+        action = add(*words.rstrip("+*?").split(), help=text, **how)
+        if metavar.startswith("NAME"):
+            vars(action)["completer"] = service_names
+
+
 def parser_of(name: str) -> argparse.ArgumentParser:
     """The parser of one command; its errors and its help are raised, not printed."""
     import argparse
@@ -8522,13 +9379,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     width = partial(argparse.HelpFormatter, width=98)
     parser = Parser(f"{PROGRAM} {name}", formatter_class=width, allow_abbrev=False)
     parser.description = command.help
-    add: Callable[..., object] = parser.add_argument
-    for words, metavar, kind, default, text in (*command.options, *GLOBAL_OPTIONS):
-        how = {"metavar": metavar, "type": kind, "default": default}
-        how.update({"action": "append"} if isinstance(default, list) else {})
-        how.update({"nargs": words[-1]} if words[-1] in "+*?" else {})
-        how = how if metavar else {"action": "store_true"}
-        add(*words.rstrip("+*?").split(), help=text, **how)
+    add_options(parser, (*command.options, *GLOBAL_OPTIONS))
     return parser
 
 
@@ -8682,7 +9533,9 @@ def main() -> NoReturn:
     """The program: a command, or (with `supervise`) the supervisor of a service."""
     code = 0
     try:
-        if sys.argv[1:2] == ["supervise"]:
+        if "_ARGCOMPLETE" in os.environ:
+            complete()
+        elif sys.argv[1:2] == ["supervise"]:
             window = "".join(sys.argv[3:4])  # where a supervisor in a window gets its order
             settle(in_window=bool(window))
             is_subreaper = become_subreaper()
