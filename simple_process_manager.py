@@ -1860,6 +1860,19 @@ class Ended(NamedTuple):
         return cls._make(read_object(data, path, kinds))
 
 
+_reached: list[str] = []
+
+
+def reached(step: str) -> None:
+    """A step that a crash may follow: SPM_TEST_CRASH=supervisor.launched:2 has it do so."""
+    asked, _, nth = os.environ.get("SPM_TEST_CRASH", "").partition(":")
+    if asked:
+        role = "supervisor" if sys.argv[1:2] == ["supervise"] else "command"
+        _reached.extend([step] * (asked == f"{role}.{step}"))
+        if len(_reached) >= int(nth or 1):
+            dismiss(os.getpid())
+
+
 def is_alive(identity: Identity | None) -> bool:
     """Whether that very process lives; a zombie doesn't."""
     look = stat_of(identity.pid) if identity else None
@@ -1997,6 +2010,7 @@ def end_tree(
         due = due if kill or time.monotonic() >= began + quiet_s else []
         delivered = [send_signal(identity, kill) for identity in due]
         signalled.update(dict.fromkeys(due, kill))
+        reached("ending")
         killed = killed or (kill and any(delivered))
         if due and not any(delivered):
             kill_at = min(kill_at, time.monotonic())  # nothing polite can be delivered here
@@ -2315,7 +2329,9 @@ def write_file(path: str, data: bytes, durable: bool = True) -> None:
             file.flush()
             if durable:
                 os.fsync(file.fileno())
+        reached("written")
         replace_file(temporary, path)
+        reached("replaced")
     except OSError:
         with contextlib.suppress(OSError):  # the first error is the one to tell
             os.unlink(temporary)
@@ -2457,6 +2473,7 @@ class Store:
             if now != was or self.is_supervised(was.name):
                 return now
             self.write_event("corrected", was.name, found, why)
+            reached("corrected")
             self._write({**known, was.name.lower(): found})
         return found
 
@@ -2519,6 +2536,7 @@ class Store:
         aside = f"{self.state_path}.corrupt-{now}"
         with state_errors(self.state_path):
             replace_file(self.state_path, aside)
+        reached("moved_aside")
         name = os.path.basename(aside)
         self.notes.append(
             f"state.json was damaged ({why}): moved to {name}, rebuilt from services/"
@@ -2597,6 +2615,7 @@ class Store:
         with state_errors(self.path(name)):
             data = record and record.to_json()
             append_line(self.path(name, "events.jsonl"), {**line, "record": data})
+            reached("journalled")
 
     def journal_record(self, name: str) -> Record | None:
         """The last record in the journal; None if there is none or the service was forgotten."""
@@ -2792,8 +2811,9 @@ def records_from_cookies(home: str, known: Iterable[str]) -> dict[str, Record]:
     """Records made up from processes that bear this home's cookie and that nobody else knows."""
     stats = all_stats()
     mine = [pid for pid, look in stats.items() if look.is_mine and look.memory_bytes]
+    mine.sort(key=lambda pid: (stats[pid].identity.born, pid))  # the eldest is the main one
     ours = {
-        pid: cookie for pid in sorted(mine) for cookie in [cookie_of(pid)] if cookie.home == home
+        pid: cookie for pid in mine for cookie in [cookie_of(pid)] if cookie.home == home
     }
     records: dict[str, Record] = {}
     seen = set(known)
@@ -3908,6 +3928,7 @@ class Supervisor:
         finally:
             for descriptor in pipes:
                 os.close(descriptor)
+        reached("launched")
         look, self.since = stat_of(self.child), steady_s()
         main = look.identity if look else Identity(self.child, "")
         self.record = record._replace(main=main)
@@ -4012,6 +4033,7 @@ class Supervisor:
 
     def leave(self) -> None:
         """Free what others wait for, then answer them."""
+        reached("leaving")
         with contextlib.suppress(OSError):
             os.unlink(self.store.path(self.record.name, CONTROL_SOCKET))
         if self.pipes:
@@ -4098,6 +4120,7 @@ class Supervisor:
 
     def main_ended(self, ended: Exit) -> None:
         """The main process is gone; what it left behind is watched until it is gone too."""
+        reached("exited")
         if self.prober:
             self.prober.halt.set()
         before, self.oom_kills = self.oom_kills, oom_kills()
@@ -4201,6 +4224,7 @@ class Supervisor:
             started_at=time.time(),
         )
         self.change("restarting", "starting")
+        reached("restarting")
         self.spawn(self.env or {})
 
     def judge(self, until: float) -> None:
@@ -4383,6 +4407,7 @@ class Supervisor:
             self.step_at = time.monotonic() + self.ending.send(force)
         except StopIteration as done:
             self.take_note()
+            reached("ended")
             self.ending, self.outcome = None, done.value
             if self.because is not None:
                 self.unasked_ended(done.value.left)
@@ -4561,6 +4586,7 @@ def supervise(order: Order, is_subreaper: bool, answer_to: int = 1) -> None:
     except SpmError as error:
         reply({"ok": False, "error": error.to_json()}, answer_to)
         return
+    reached("noted")
     reply({"ok": True, "record": supervisor.record.to_json()}, answer_to)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2) if answer_to == 1 else (answer_to,):  # it waits for their end
@@ -5945,15 +5971,19 @@ def launch(
     try:
         if not adopt:
             store.save({record.name: record})  # if that fails the pipe closes and it goes away
+            reached("intended")
         order = {"home": store.home, "record": record.to_json(), "env": env, "adopt": adopt}
         with contextlib.suppress(OSError), open(booted.order, "wb", closefd=False) as file:
             file.write(json.dumps({**order, "sys_path": sys.path}).encode() + b"\n")
+        reached("ordered")
         line = read_answer(booted.answer, BOOT_S)
     finally:
         os.close(booted.order)
         os.close(booted.answer)
     if not line.startswith(b"{"):  # the end of a traceback, or nothing
         dismiss(booted.pid)
+        if not adopt:  # it may have died between launching the service and telling us
+            drive(end_tree(record, tree_of(record), STOP_TIMEOUT_S, force=False))
         if has_retry and forget_compiled(store):
             return launch(store, record, env, adopt, has_retry=False)
         why = line.decode("utf-8", "replace").strip().rpartition("\n")[2]
@@ -6053,9 +6083,10 @@ def compiled_path(store: Store) -> str:
 
 
 def forget_compiled(store: Store) -> bool:
-    """Remove a compiled form that may be damaged; False if there was none."""
+    """Remove a compiled form that may be damaged; False if that can't be done."""
     with contextlib.suppress(OSError):
-        os.unlink(compiled_path(store))
+        with contextlib.suppress(FileNotFoundError):  # another start was faster
+            os.unlink(compiled_path(store))
         return True
     return False
 
@@ -6203,6 +6234,7 @@ def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Stopp
         with contextlib.suppress(OSError):
             connection = store.send(name, {**request, "timeout_s": timeout_s, "force": force})
             receive(connection, HUNG_S)  # it has taken the request on
+            reached("stop_asked")
             return Stopping(seen, connection, timeout_s, force)
     if store.is_supervised(name):
         retire_supervisor(seen.record)
@@ -6406,6 +6438,7 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
             if now is None or now.instance != record.instance:
                 continue
             store.write_event("forgotten", record.name, None)
+            reached("forgotten")
             for file in ("env.json", "exits.jsonl"):
                 with contextlib.suppress(OSError):  # what nobody needs any more
                     os.unlink(store.path(record.name, file))
