@@ -2812,9 +2812,7 @@ def records_from_cookies(home: str, known: Iterable[str]) -> dict[str, Record]:
     stats = all_stats()
     mine = [pid for pid, look in stats.items() if look.is_mine and look.memory_bytes]
     mine.sort(key=lambda pid: (stats[pid].identity.born, pid))  # the eldest is the main one
-    ours = {
-        pid: cookie for pid in mine for cookie in [cookie_of(pid)] if cookie.home == home
-    }
+    ours = {pid: cookie for pid in mine for cookie in [cookie_of(pid)] if cookie.home == home}
     records: dict[str, Record] = {}
     seen = set(known)
     for pid, cookie in ours.items():
@@ -5610,7 +5608,7 @@ def added_environment(store: Store, record: Record) -> dict[str, str]:
 def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> Result | None:
     """The same service runs already: renew its lease; give it a supervisor if it has none.
 
-    None if its lease was over meanwhile, and it is being ended.
+    None if its lease was over meanwhile, and it is being ended; or if what is recorded isn't its.
     """
     record = renewed(seen.record, spec.lease, owner)
     notes = lease_kept(record, spec)
@@ -5618,6 +5616,8 @@ def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> R
         record = touched(store, seen, record)
         is_kept = record.wanted == "running"
         return started(store, record, "already running", notes) if is_kept else None
+    if trusted(store, seen).main is None:
+        return None
     retire_supervisor(record)
     if record.spec.type == "stdio":  # its pipes went with its supervisor
         given = store.given_env(record.name)
@@ -5767,9 +5767,12 @@ def check_program(name: str, spec: Spec, values: dict[str, str]) -> None:
 
 def end_former(store: Store, seen: Seen) -> list[str]:
     """End what an earlier instance left, if it is here and certainly ours."""
-    if seen.verdict.status == "lost":
-        return [f"[WARN] {seen.record.name}: {seen.verdict.why}"]
-    record, ended = finish_stop(store, begin_stop(store, seen, STOP_TIMEOUT_S, force=False))
+    try:
+        record, ended = finish_stop(store, begin_stop(store, seen, STOP_TIMEOUT_S, force=False))
+    except Refused as error:
+        if "nothing_runs" not in error.facts:
+            raise
+        return [f"[WARN] {error.message}"]
     if ended is None and seen.verdict.status == "external":
         return [f"[INFO] {record.name}: its former window, if it is still open, can't be followed"]
     if ended is None or not ended.processes:
@@ -5983,7 +5986,7 @@ def launch(
     if not line.startswith(b"{"):  # the end of a traceback, or nothing
         dismiss(booted.pid)
         if not adopt:  # it may have died between launching the service and telling us
-            drive(end_tree(record, tree_of(record), STOP_TIMEOUT_S, force=False))
+            drive(end_tree(record, tree_of(record), 0.0, force=True))
         if has_retry and forget_compiled(store):
             return launch(store, record, env, adopt, has_retry=False)
         why = line.decode("utf-8", "replace").strip().rpartition("\n")[2]

@@ -15,8 +15,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import glob
+import gc
 import heapq
+import io
 import json
 import os
 import random
@@ -25,6 +26,7 @@ import select
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -47,13 +49,51 @@ CODES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 124, 130}
 LONGEST_S = 45.0  # a command waits 30 s for another one's claim, and some seconds for who hangs
 SETTLE_S = 10.0
 CLIENTS = 4
-FAKETIME = "".join(sorted(glob.glob("/usr/lib/*/faketime/libfaketime.so.1"))[:1])
 STEPS = re.findall(r'^ +reached\("(\w+)"\)', SCRIPT.read_text("utf-8"), re.M)
 SUPERVISORS = ("launched", "exited", "restarting", "ended", "leaving", "noted")
 COMMANDS = ("intended", "ordered", "stop_asked", "forgotten", "corrected", "moved_aside")
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 1, 32, 4096, 16384, 1 << 18, 2
-CLONE_NEWNS = 0x20000
+CLONE_NEWNS, CLONE_NEWPID = 0x20000, 0x20000000
 LIBC = ctypes.CDLL(None, use_errno=True)
+# What libfaketime does, for the wall clock alone and with jumps while processes live: with the
+# monotonic clock left alone libfaketime 0.9.10 has Python's time.sleep() fail with EINVAL.
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/time.h>
+#include <time.h>
+static long shift(void) {
+  static volatile long *moved;
+  if (!moved) {
+    const char *path = getenv("TEST_CLOCK");
+    void *page = mmap(0, 8, PROT_READ, MAP_SHARED, open(path ? path : "", O_RDONLY | O_CLOEXEC), 0);
+    static long none;
+    moved = page == MAP_FAILED ? &none : page;
+  }
+  return *moved;
+}
+int clock_gettime(clockid_t id, struct timespec *at) {
+  static int (*real)(clockid_t, struct timespec *);
+  if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+  int failed = real(id, at);
+  if (!failed && id == CLOCK_REALTIME) at->tv_sec += shift();
+  return failed;
+}
+int gettimeofday(struct timeval *at, void *zone) {
+  struct timespec now;
+  int failed = clock_gettime(CLOCK_REALTIME, &now);
+  at->tv_sec = now.tv_sec, at->tv_usec = now.tv_nsec / 1000;
+  return failed;
+}
+time_t time(time_t *at) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  return at ? *at = now.tv_sec : now.tv_sec;
+}
+"""
 PORT_SERVER = """import _socket, time
 s = _socket.socket(); s.setsockopt(1, 2, 1); s.bind(("127.0.0.1", {port})); s.listen(9)
 while True: s._accept()"""
@@ -96,6 +136,7 @@ FAULTS = {
     "delete": 2,
     "fill": 2,  # where the home is a small disk
     "read_only": 2,
+    "move_clock": 1,
     "forge": 1,
     "reuse": 1,
 }
@@ -130,19 +171,45 @@ def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> No
         raise OSError(ctypes.get_errno(), "mount", target)
 
 
-def may_mount() -> bool:
-    """Whether we may mount, from now on in a namespace of our own."""
-    if LIBC.unshare(CLONE_NEWNS):
-        return False
-    with contextlib.suppress(OSError):
-        mount("none", "/", "", MS_REC | MS_PRIVATE)
-        return True
-    return False
+def apart() -> None:
+    """Go on in namespaces of our own, as their first process; OSError if we may not.
+
+    /proc has our processes only, which makes looking at it cheap; what we mount nobody else sees;
+    and when we end, everything ends.
+    """
+    if LIBC.unshare(CLONE_NEWNS | CLONE_NEWPID):
+        raise OSError(ctypes.get_errno(), "unshare")
+    child = os.fork()
+    if child:
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    mount("none", "/", "", MS_REC | MS_PRIVATE)
+    mount("proc", "/proc", "proc", 0)
 
 
-def may_choose_pid() -> bool:
-    """Whether the number of the next process can be chosen."""
-    return os.access("/proc/sys/kernel/ns_last_pid", os.W_OK)
+def is_possible(act: Callable[[], object]) -> bool:
+    """Whether that works, tried in a process of its own."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with contextlib.suppress(OSError):
+            act()
+            code = 0
+        os._exit(code)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def choose_pid() -> None:
+    """Have the next process get a certain number."""
+    apart()
+    Path("/proc/sys/kernel/ns_last_pid").write_text("100")
+
+
+def build_clock(where: str) -> None:
+    """Compile CLOCK."""
+    Path(where, "clock.c").write_text(CLOCK)
+    line = ["cc", "-shared", "-fPIC", "-o", f"{where}/clock.so", f"{where}/clock.c", "-ldl"]
+    subprocess.run(line, check=True, stderr=subprocess.DEVNULL)
 
 
 def token_of(pid: int) -> str:
@@ -170,14 +237,17 @@ class Round:
         self.cwd.mkdir(parents=True)
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("SPM_", "PORT"))}
         self.env.update(HOME=str(base), SPM_HOME=str(self.home))
-        self.is_small = "mount" in abilities and self.rng.random() < 0.15
-        self.has_clock = "clock" in abilities and self.rng.random() < 0.06
-        kinds = self.rng.sample(sorted(KINDS), 3)
+        self.is_small = "apart" in abilities and self.rng.random() < 0.15
+        self.clock = base / "clock" if "clock" in abilities and self.rng.random() < 0.06 else None
+        # The stubborn one is rare: a restart or cleanup gives it ten seconds.
+        kinds = self.rng.sample(
+            sorted({*KINDS} - ({"stubborn"} if self.rng.random() < 0.8 else set())), 3
+        )
         self.kinds = dict(zip("abc", kinds))
         self.port = self.free_port() if "web" in kinds else 0
         self.left = [count // CLIENTS] * CLIENTS
-        total = sum(self.left)
-        self.faults = sorted(self.rng.randrange(total) for _ in range(self.rng.randrange(2, 6)))
+        total, many = sum(self.left), self.rng.randrange(2, 6)
+        self.faults = [self.rng.randrange(total) for _ in range(many)]
         self.started = 0
 
     def say(self, text: str) -> None:
@@ -205,9 +275,13 @@ class Round:
             shutil.copy(compiled, target)
         else:
             os.link(compiled, target)
+        if self.clock:
+            self.clock.write_bytes(bytes(8))
+            library = str(compiled.with_name("clock.so"))
+            self.env.update(LD_PRELOAD=library, TEST_CLOCK=str(self.clock))
+            self.move_clock()
         self.add_canary()
-        clock = ", another clock" * self.has_clock
-        self.say(f"services {self.kinds}, {'small disk' * self.is_small}{clock}")
+        self.say(f"services {self.kinds}, small disk: {self.is_small}, clock: {self.clock}")
 
     def words(self) -> list[str]:
         """A random command."""
@@ -239,21 +313,18 @@ class Round:
         steps = [s for s in STEPS if s not in (COMMANDS if role == "supervisor" else SUPERVISORS)]
         return f"{role}.{self.rng.choice(steps)}:{self.rng.choice((1, 1, 1, 2, 3))}"
 
-    def launch(self, words: list[str], crash: str = "", clock: str = "") -> Client:
+    def launch(self, words: list[str], crash: str = "") -> Client:
         """A command, without waiting for it."""
         files = (os.memfd_create("out"), os.memfd_create("err"))
         env = {**self.env, **({"SPM_TEST_CRASH": crash} if crash else {})}
-        if clock:
-            env.update(LD_PRELOAD=FAKETIME, FAKETIME=clock, FAKETIME_DONT_FAKE_MONOTONIC="1")
-            env.update(DONT_FAKE_MONOTONIC="1")
         pid = os.fork()
         if pid == 0:
-            self.be(words, env, files, bool(clock))
+            self.be(words, env, files)
         client = Client(words, pid, files, crash)
-        self.say(f"{pid} begins: {' '.join(words)}{' crash: ' * bool(crash)}{crash} {clock}")
+        self.say(f"{pid} begins: {' '.join(words)}{' crash: ' * bool(crash)}{crash}")
         return client
 
-    def be(self, words: list[str], env: dict[str, str], files: tuple[int, int], anew: bool) -> None:
+    def be(self, words: list[str], env: dict[str, str], files: tuple[int, int]) -> None:
         """In the forked process: become that command."""
         code = 97
         try:
@@ -262,14 +333,15 @@ class Round:
             os.dup2(files[1], 2)
             os.closerange(3, 200)
             os.chdir(self.cwd)
-            if anew:
+            if self.clock:
                 argv = [sys.executable, str(ROOT / "tests" / "spm.py"), *words]
                 os.execve(sys.executable, argv, env)
             os.environ.clear()
             os.environ.update(env)
             sys.argv = ["spm", *words]
-            sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
-            sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
+            sys.stdout, sys.stderr = (
+                io.TextIOWrapper(io.FileIO(fd, "w", closefd=False), "utf-8") for fd in (1, 2)
+            )
             program.main()  # it ends the process
         except BaseException:
             os.write(2, traceback.format_exc().encode())
@@ -350,13 +422,11 @@ class Round:
     def begin_command(self) -> None:
         """The next command, and the faults that come with it."""
         words = self.words()
-        crash, clock = self.crash_point(words[0]), ""
-        if self.has_clock and self.rng.random() < 0.7:
-            clock = self.rng.choice(("+1h", "-1h", "+400d", "-400d", "+2s", "-2s"))
         self.left[self.left.index(max(self.left))] -= 1
-        self.running.append(self.launch(words, crash, clock))
+        self.running.append(self.launch(words, self.crash_point(words[0])))
         for _ in range(self.faults.count(self.started)):
-            kind = self.rng.choices(list(FAULTS), list(FAULTS.values()))[0]
+            weights = {**FAULTS, "fill": 9 * self.is_small, "move_clock": 9 * bool(self.clock)}
+            kind = self.rng.choices(list(weights), list(weights.values()))[0]
             self.after(self.rng.random() ** 2 * 0.15, getattr(self, kind))
         self.started += 1
 
@@ -383,9 +453,11 @@ class Round:
             except OSError:
                 continue
             values = dict(os.fsdecode(one).partition("=")[::2] for one in text.split(b"\0"))
-            facts = [values.get(f"SPM_{key}", "") for key in ("SERVICE", "INSTANCE", "SUPERVISOR")]
-            if stat[stat.rindex(b")") + 2 :][:1] not in b"ZX" and (facts[1] or facts[2]):
-                found.append(Process(int(name), *facts, line[:80]))
+            service, instance = values.get("SPM_SERVICE", ""), values.get("SPM_INSTANCE", "")
+            supervises = values.get("SPM_SUPERVISOR", "")
+            is_dead = stat[stat.rindex(b")") + 2 :][:1] in b"ZX"
+            if (instance or supervises) and not is_dead:
+                found.append(Process(int(name), service, instance, supervises, line[:80]))
         return found
 
     def is_free(self, pid: int) -> bool:
@@ -475,14 +547,17 @@ class Round:
         self.done["disk full"] += 1
 
         def heal() -> None:
-            path.unlink(missing_ok=True)
-            self.say("disk has room again")
+            try:
+                path.unlink(missing_ok=True)
+                self.say("disk has room again")
+            except OSError:  # read-only as well
+                self.after(0.02, heal)
 
         self.after(self.rng.choice((0.05, 0.2, 0.5)), heal)
 
     def read_only(self) -> None:
         """Everything in the home is read-only for a while, by another mount on top of it."""
-        if "mount" not in self.abilities or self.home.is_symlink() or len(self.mounts) > 2:
+        if "apart" not in self.abilities or len(self.mounts) > 2:
             return
         home = str(self.home)
         mount(home, home, "", MS_BIND)
@@ -500,6 +575,15 @@ class Round:
     def unmount(self) -> None:
         if LIBC.umount2(os.fsencode(self.mounts.pop()), MNT_DETACH):
             raise OSError(ctypes.get_errno(), "umount2")
+
+    def move_clock(self) -> None:
+        """Another time of day, from now on, for commands, supervisors and services alike."""
+        if self.clock:
+            seconds = self.rng.choice((3600, -3600, 400 * 86400, -400 * 86400, 2, -2, 0))
+            with open(self.clock, "r+b", buffering=0) as file:
+                file.write(seconds.to_bytes(8, sys.byteorder, signed=True))
+            self.say(f"FAULT the clock is {seconds} s off")
+            self.done["moved the clock"] += 1
 
     def forge(self) -> None:
         """A record that names a process that isn't the service's."""
@@ -529,11 +613,9 @@ class Round:
             if pid not in [one.pid for one in mine] or not self.is_free(pid):
                 return
             run = program.run_of(record["instance"])
-            for is_service in (False, True):
-                for one in mine:
-                    if run == program.run_of(one.instance or one.supervises):
-                        if bool(one.instance) is is_service:
-                            self.kill(one.pid, signal.SIGKILL, "killed for its number")
+            for one in sorted(mine, key=lambda one: bool(one.instance)):  # its supervisor first
+                if run == program.run_of(one.instance or one.supervises):
+                    self.kill(one.pid, signal.SIGKILL, "killed for its number")
             until = time.monotonic() + 0.3
             while time.monotonic() < until and os.path.exists(f"/proc/{pid}"):
                 self.reap_orphans()
@@ -563,13 +645,13 @@ class Round:
 
     # -- INVARIANTS
 
-    def check(self) -> None:
+    def check(self) -> list[str]:
         """What must hold now; it may take a moment until supervisors have done their part."""
         until = time.monotonic() + SETTLE_S
         while True:
-            wrong = self.wrong()
+            wrong, names = self.wrong()
             if not wrong:
-                return
+                return names
             if time.monotonic() > until:
                 raise Broken("; ".join(wrong))
             if "; ".join(wrong) not in self.story[-1]:
@@ -577,13 +659,13 @@ class Round:
             time.sleep(0.1)
             self.reap_orphans()
 
-    def wrong(self) -> list[str]:
-        """What doesn't hold, after a `list`, which may correct and rebuild."""
+    def wrong(self) -> tuple[list[str], list[str]]:
+        """What doesn't hold after a `list`, which may correct and rebuild; and the services."""
         told = len(self.story)
         code, text = self.run_command("list", "--json")
         self.story[told:] = [] if told > 500 else self.story[told:][-1:]
         if code:
-            return [f"list ended with {code}: {text}"]
+            return [f"list ended with {code}: {text}"], []
         rows = {row["name"]: row for row in json.loads(text)["services"]}
         self.reap_orphans()
         mine = self.ours()
@@ -614,15 +696,14 @@ class Round:
                 wrong.append(f"{name} is {row['status']} with pid {row['pid']}, which isn't ours")
             if row["status"] in ("starting", "stopping"):
                 wrong.append(f"{name} is still {row['status']}")
-        return wrong
+        return wrong, list(rows)
 
     def wrong_about_canaries(self) -> list[str]:
         touched = [pid for pid, token in self.canaries.items() if token_of(pid) != token]
         return [f"canary {pid} was ended" for pid in touched]
 
-    def check_stop(self) -> None:
+    def check_stop(self, names: list[str]) -> None:
         """After a stop of everything nothing is left."""
-        names = [row["name"] for row in json.loads(self.run_command("list", "--json")[1])["services"]]
         if names:
             code, text = self.run_command("stop", *names, "--timeout", "500ms", "--json")
             if code and not (self.marred and code == 8):
@@ -634,9 +715,10 @@ class Round:
         if code:
             raise Broken(f"cleanup ended with {code}: {text}")
         self.check_nothing("cleanup")
-        code, text = self.run_command("list", "--json")
-        if code or json.loads(text)["services"]:
-            raise Broken(f"after cleanup list says: {text}")
+        with contextlib.suppress(FileNotFoundError):
+            text = (self.home / "state.json").read_text("utf-8")
+            if json.loads(text)["services"]:
+                raise Broken(f"after cleanup the state is: {text}")
         if self.wrong_about_canaries():
             raise Broken("; ".join(self.wrong_about_canaries()))
         extra = [path.name for path in self.home.glob("**/*.tmp")]
@@ -662,8 +744,7 @@ class Round:
         try:
             self.prepare(compiled)
             self.act()
-            self.check()
-            self.check_stop()
+            self.check_stop(self.check())
         except Exception as error:
             problem = str(error) if isinstance(error, Broken) else traceback.format_exc()
             problem = f"round {self.seed}: {problem}\n" + "\n".join([*self.story, *self.scene()])
@@ -715,8 +796,13 @@ def brief(line: str) -> str:
 
 def work(number: int, seed: str, numbers: int, results: int, options: argparse.Namespace) -> None:
     """A worker: rounds by the numbers that come over a pipe, results as JSON lines."""
-    LIBC.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    if "apart" in options.abilities:
+        apart()
+    else:
+        LIBC.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
     where = Path(options.where)
+    gc.collect()
+    gc.freeze()  # what a forked command doesn't touch needn't be copied for it
     while len(piece := os.read(numbers, 4)) == 4:
         if options.until and time.monotonic() > options.until:
             continue
@@ -731,6 +817,7 @@ def work(number: int, seed: str, numbers: int, results: int, options: argparse.N
             problem = str(file)
         line = {"problem": problem, "done": one.done, "slowest": one.slowest, "index": index}
         line["took"] = round(time.monotonic() - began, 2)
+        line["story"] = "\n".join(one.story) if options.only is not None and not problem else ""
         os.write(results, json.dumps(line).encode() + b"\n")
 
 
@@ -741,19 +828,20 @@ def main() -> int:
     parser.add_argument("--seed", default=str(random.randrange(10**6)))
     parser.add_argument("--only", type=int, help="this round of the seed alone")
     parser.add_argument("--jobs", type=int, default=4 * (os.cpu_count() or 1), help="at once")
-    parser.add_argument("--commands", type=int, default=12, help="in each round")
+    parser.add_argument("--commands", type=int, default=8, help="in each round")
     parser.add_argument("--seconds", type=float, help="begin no round after that time")
     options = parser.parse_args()
     options.until = options.seconds and time.monotonic() + options.seconds
     os.umask(0o077)
-    checks = {"mount": may_mount, "pids": may_choose_pid, "clock": lambda: bool(FAKETIME)}
-    reasons = {"mount": "no full or read-only disk: may not mount", "pids": "no reused number"}
-    reasons["clock"] = "no other clock: libfaketime is missing"
-    options.abilities = {name for name, check in checks.items() if check()}
+    options.where = tempfile.mkdtemp(prefix="sf", dir="/tmp")
+    checks: dict[str, Callable[[], object]] = {"apart": apart, "pids": choose_pid}
+    checks["clock"] = lambda: build_clock(options.where)
+    reasons = {"apart": "full and read-only disks: no namespaces", "pids": "a reused number"}
+    reasons["clock"] = "another clock: nothing to compile it with (cc)"
+    options.abilities = {name for name, check in checks.items() if is_possible(check)}
     print(f"seed {options.seed}, {options.rounds} rounds, {options.jobs} at once", flush=True)
     for name in set(reasons) - options.abilities:
         print(f"left out: {reasons[name]}")
-    options.where = tempfile.mkdtemp(prefix="sf", dir="/tmp")
     options.compiled = f"{options.where}/compiled.pyc"
     import py_compile
 
@@ -763,10 +851,6 @@ def main() -> int:
         return spread(options)
     finally:
         shutil.rmtree(options.where, ignore_errors=True)
-        for path in glob.glob("/dev/shm/*faketime*"):  # what killed processes left
-            pid = int(re.sub(r"\D", "", path) or 0)
-            if not os.path.exists(f"/proc/{pid}"):
-                os.unlink(path)
 
 
 def spread(options: argparse.Namespace) -> int:
@@ -800,7 +884,10 @@ def spread(options: argparse.Namespace) -> int:
         for line in map(json.loads, lines):
             rounds += 1
             done.update(line["done"])
-            slowest, longest = max(slowest, line["slowest"]), max(longest, [line["took"], line["index"]])
+            slowest = max(slowest, line["slowest"])
+            longest = max(longest, [line["took"], line["index"]])
+            if line["story"]:
+                print(line["story"])
             if line["problem"]:
                 problems += 1
                 text = Path(line["problem"]).read_text("utf-8")
