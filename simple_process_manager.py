@@ -5941,10 +5941,10 @@ def supervisors_environment(store: Store, name: str, instance: str) -> dict[str,
     return {**{k: v for k, v in os.environ.items() if k not in COOKIE_NAMES}, **own}
 
 
-def boot(store: Store, name: str, instance: str) -> Boot:
+def boot(store: Store, name: str, instance: str, compiled: bool = True) -> Boot:
     """Start the interpreter of a supervisor; it waits for its order, or goes away without one."""
     environ = supervisors_environment(store, name, instance)
-    ends = launch_supervisor(supervisor_command(store, name), environ)
+    ends = launch_supervisor(supervisor_command(store, name, compiled), environ)
     return Boot(store.home, name, instance, *ends)
 
 
@@ -5970,7 +5970,7 @@ def launch(
     """The record after a new supervisor took it over; its interpreter starts while we write."""
     wanted = (store.home, record.name, record.instance)
     is_early = bool(BOOTED) and BOOTED[0][:3] == wanted
-    booted = BOOTED.pop() if is_early else boot(store, record.name, record.instance)
+    booted = BOOTED.pop() if is_early else boot(store, record.name, record.instance, has_retry)
     try:
         if not adopt:
             store.save({record.name: record})  # if that fails the pipe closes and it goes away
@@ -5987,7 +5987,8 @@ def launch(
         dismiss(booted.pid)
         if not adopt:  # it may have died between launching the service and telling us
             drive(end_tree(record, tree_of(record), 0.0, force=True))
-        if has_retry and forget_compiled(store):
+        if has_retry:
+            forget_compiled(store)
             return launch(store, record, env, adopt, has_retry=False)
         why = line.decode("utf-8", "replace").strip().rpartition("\n")[2]
         raise StartFailed(f"the supervisor of {record.name} died: {why or 'it gave no reason'}")
@@ -6059,14 +6060,14 @@ def meet(
             raise StartFailed(f"{who}: {code}: {why or 'it gave no reason'}", "see --terminal")
 
 
-def supervisor_command(store: Store, name: str) -> list[str]:
+def supervisor_command(store: Store, name: str, compiled: bool = True) -> list[str]:
     """The words that start a supervisor: from bytecode in the state directory, compiled once.
 
     -S and -E: neither site-packages nor PYTHON* variables of the caller take part; what psutil
     needs of sys.path goes along with the order.
     """
     target = compiled_path(store)
-    if not os.path.exists(target):
+    if compiled and not os.path.exists(target):
         import py_compile
 
         with contextlib.suppress(OSError):  # no room: the source does as well, only slower
@@ -6074,7 +6075,7 @@ def supervisor_command(store: Store, name: str) -> list[str]:
             mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
             py_compile.compile(SELF, target, doraise=True, optimize=2, invalidation_mode=mode)
             forget_older(os.path.dirname(target))
-    program = target if os.path.exists(target) else SELF
+    program = target if compiled and os.path.exists(target) else SELF
     return [sys.executable, "-S", "-E", program, "supervise", name]
 
 
@@ -6085,13 +6086,10 @@ def compiled_path(store: Store) -> str:
     return os.path.join(store.home, "cache", tag, "simple_process_manager.pyc")
 
 
-def forget_compiled(store: Store) -> bool:
-    """Remove a compiled form that may be damaged; False if that can't be done."""
-    with contextlib.suppress(OSError):
-        with contextlib.suppress(FileNotFoundError):  # another start was faster
-            os.unlink(compiled_path(store))
-        return True
-    return False
+def forget_compiled(store: Store) -> None:
+    """Remove a compiled form that may be damaged."""
+    with contextlib.suppress(OSError):  # another start was faster, or it is read-only
+        os.unlink(compiled_path(store))
 
 
 def forget_older(kept: str) -> None:
@@ -6144,11 +6142,17 @@ def touched(
 
 
 def retire_supervisor(record: Record) -> None:
-    """End a supervisor that hangs or lost its directory, if it certainly is this instance's."""
-    guard, run = record.supervisor, run_of(record.instance)
-    if guard and is_alive(guard) and run_of(cookie_of(guard.pid).supervises) == run:
-        send_signal(guard, force=True)
-        wait_until_gone(guard, 2.0)
+    """End a supervisor that hangs or lost its directory, if it certainly is this instance's.
+
+    Or one that nobody has noted yet: whoever started it was killed meanwhile.
+    """
+    looks = [] if record.supervisor else all_stats().values()
+    for guard in [record.supervisor, *(look.identity for look in looks if look.is_mine)]:
+        cookie = cookie_of(guard.pid) if guard and is_alive(guard) else Cookie()
+        is_its = run_of(cookie.supervises) == run_of(record.instance)
+        if guard and cookie.is_supervisor and is_its:
+            send_signal(guard, force=True)
+            wait_until_gone(guard, 2.0)
 
 
 # -- stop, restart, cleanup
@@ -6299,6 +6303,8 @@ def trusted(store: Store, seen: Seen) -> Record:
 
 def stop_unsupervised(store: Store, stopping: Stopping) -> tuple[Record, Ended | None]:
     """End a service whose supervisor is gone, by its cookie, group and descendants."""
+    if stopping.seen.record.main is None:  # that of a start that was broken off may yet come
+        retire_supervisor(stopping.seen.record)
     seen, record = stopping.seen, trusted(store, stopping.seen)
     name, main = seen.record.name, seen.record.main
     members = tree_of(record) if seen.facts.here else []
