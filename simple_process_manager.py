@@ -6142,10 +6142,7 @@ def touched(
 
 
 def retire_supervisor(record: Record) -> None:
-    """End a supervisor that hangs or lost its directory, if it certainly is this instance's.
-
-    Or one that nobody has noted yet: whoever started it was killed meanwhile.
-    """
+    """End this instance's supervisor: it hangs, lost its directory, or was never noted."""
     looks = [] if record.supervisor else all_stats().values()
     for guard in [record.supervisor, *(look.identity for look in looks if look.is_mine)]:
         cookie = cookie_of(guard.pid) if guard and is_alive(guard) else Cookie()
