@@ -1720,6 +1720,19 @@ class Ended(NamedTuple):
 read_ended = reader(Ended)
 
 
+_reached: list[str] = []
+
+
+def reached(step: str) -> None:
+    """A step that a crash may follow: SPM_TEST_CRASH=supervisor.launched:2 has it do so."""
+    asked, _, nth = os.environ.get("SPM_TEST_CRASH", "").partition(":")
+    if asked:
+        role = "supervisor" if sys.argv[1:2] == ["supervise"] else "command"
+        _reached.extend([step] * (asked == f"{role}.{step}"))
+        if len(_reached) >= int(nth or 1):
+            dismiss(os.getpid())
+
+
 def is_alive(identity: Identity | None) -> bool:
     """Whether that very process lives; a zombie doesn't."""
     look = stat_of(identity.pid) if identity else None
@@ -1854,6 +1867,7 @@ def end_tree(
         due = due if kill or time.monotonic() >= began + quiet_s else []
         delivered = [send_signal(identity, kill) for identity in due]
         signalled.update(dict.fromkeys(due, kill))
+        reached("ending")
         killed = killed or (kill and any(delivered))
         if due and not any(delivered):
             kill_at = min(kill_at, time.monotonic())  # nothing polite can be delivered here
@@ -2142,7 +2156,9 @@ def write_file(path: str, data: bytes, durable: bool = True) -> None:
             file.flush()
             if durable:
                 os.fsync(file.fileno())
+        reached("written")
         replace_file(temporary, path)
+        reached("replaced")
     except OSError:
         with contextlib.suppress(OSError):  # the first error is the one to tell
             os.unlink(temporary)
@@ -2306,6 +2322,7 @@ class Store:
             if now != was or self.is_supervised(was.name):
                 return now
             self.write_event("corrected", was.name, found, why)
+            reached("corrected")
             self._write({**known, was.name.lower(): found})
         return found
 
@@ -2336,6 +2353,7 @@ class Store:
             aside = f"{self.state_path}.corrupt-{now}"
             with state_errors(self.state_path):
                 replace_file(self.state_path, aside)
+            reached("moved_aside")
             moved = f"moved to {os.path.basename(aside)}, rebuilt from services/"
             self.notes.append(f"state.json was damaged ({why}): {moved}")
         records = self._rebuild()
@@ -2444,6 +2462,7 @@ class Store:
         line["record"] = record and record.to_json()
         with state_errors(self.path(name)):
             append_line(self.path(name, "events.jsonl"), line)
+            reached("journalled")
 
     def journal_record(self, name: str) -> Record | None:
         """The last record in the journal; None if there is none or the service was forgotten."""
@@ -2636,9 +2655,8 @@ def records_from_cookies(home: str, known: Iterable[str]) -> dict[str, Record]:
     """Records made up from processes that bear this home's cookie and that nobody else knows."""
     stats = all_stats()
     mine = [pid for pid, look in stats.items() if look.is_mine and look.memory_bytes]
-    ours = {
-        pid: cookie for pid in sorted(mine) for cookie in [cookie_of(pid)] if cookie.home == home
-    }
+    mine.sort(key=lambda pid: (stats[pid].identity.born, pid))  # the eldest is the main one
+    ours = {pid: cookie for pid in mine for cookie in [cookie_of(pid)] if cookie.home == home}
     records: dict[str, Record] = {}
     seen = set(known)
     for pid, cookie in ours.items():
@@ -3835,6 +3853,7 @@ class Supervisor:
         finally:
             for descriptor in pipes:
                 os.close(descriptor)
+        reached("launched")
         look, self.since = stat_of(self.child), steady_s()
         main = look.identity if look else Identity(self.child, "")
         self.record = record._replace(main=main)
@@ -3941,6 +3960,7 @@ class Supervisor:
 
     def leave(self) -> None:
         """Free what others wait for, then answer them."""
+        reached("leaving")
         with contextlib.suppress(OSError):
             os.unlink(self.store.path(self.record.name, CONTROL_SOCKET))
         if self.pipes:
@@ -4028,6 +4048,7 @@ class Supervisor:
 
     def main_ended(self, ended: Exit) -> None:
         """The main process is gone; what it left behind is watched until it is gone too."""
+        reached("exited")
         if self.prober:
             self.prober.halt.set()
         self.hears_main = False
@@ -4106,6 +4127,7 @@ class Supervisor:
         former = former._replace(main=None, launcher=None, exit=None, instance=instance)
         self.record = former._replace(restarts=count, log_at=log_at, started_at=time.time())
         self.change("restarting", "starting")
+        reached("restarting")
         self.spawn(self.env or {})
 
     def judge(self, until: float) -> None:
@@ -4293,6 +4315,7 @@ class Supervisor:
             self.step_at = time.monotonic() + self.ending.send(force)
         except StopIteration as done:
             self.take_note()
+            reached("ended")
             self.ending, self.outcome = None, done.value
             self.all_ended(", ".join(map(str, done.value.left)))
 
@@ -4495,6 +4518,7 @@ def supervise(order: Order, is_subreaper: bool, answer_to: int = 1) -> None:
     except SpmError as error:
         reply({"ok": False, "error": error.to_json()}, answer_to)
         return
+    reached("noted")
     reply({"ok": True, "record": supervisor.record.to_json()}, answer_to)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2) if answer_to == 1 else (answer_to,):  # it waits for their end
@@ -6221,7 +6245,10 @@ def added_values(spec: Spec, given: dict[str, str]) -> dict[str, str]:
 
 
 def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> Result | None:
-    """The same service runs already: its lease renewed, supervised again; None if it just ends."""
+    """The same service runs already: its lease renewed, supervised again; None if it just ends.
+
+    None, too, if what is recorded isn't its own.
+    """
     record = renewed(seen.record, spec.lease, owner)
     other = spec_differences(record.spec, with_lease_of(spec, record.spec))
     if spec.lease == record.spec.lease == "session" and record.owner != session_owner()[0]:
@@ -6232,6 +6259,8 @@ def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> R
         record = touched(store, seen, record)
         is_kept = record.wanted == "running"
         return started(store, record, "already running", notes) if is_kept else None
+    if trusted(store, seen).main is None:
+        return None
     retire_supervisor(record)
     if record.spec.type == "stdio":  # its pipes went with its supervisor
         given = store.given_env(record.name)
@@ -6387,9 +6416,12 @@ def check_program(name: str, spec: Spec, values: dict[str, str]) -> None:
 
 def end_former(store: Store, seen: Seen) -> list[str]:
     """End what an earlier instance left, if it is here and certainly ours."""
-    if seen.verdict.status == "lost":
-        return [f"[WARN] {seen.record.name}: {seen.verdict.why}"]
-    record, ended = begin_stop(store, seen, STOP_TIMEOUT_S, force=False)()
+    try:
+        record, ended = begin_stop(store, seen, STOP_TIMEOUT_S, force=False)()
+    except Refused as error:
+        if "nothing_runs" not in error.facts:
+            raise
+        return [f"[WARN] {error.message}"]
     if ended is None and seen.verdict.status == "external":
         return [f"[INFO] {record.name}: its former window, if it is still open, can't be followed"]
     count = counted(ended.processes, "process") if ended and ended.processes else ""
@@ -6568,10 +6600,10 @@ def supervisors_environment(store: Store, name: str, instance: str) -> dict[str,
     return {**{k: v for k, v in os.environ.items() if k not in COOKIE_NAMES}, **own}
 
 
-def boot(store: Store, name: str, instance: str) -> Boot:
+def boot(store: Store, name: str, instance: str, compiled: bool = True) -> Boot:
     """Start the interpreter of a supervisor; it waits for its order, or goes away without one."""
     environ = supervisors_environment(store, name, instance)
-    ends = launch_supervisor(supervisor_command(store, name), environ)
+    ends = launch_supervisor(supervisor_command(store, name, compiled), environ)
     return Boot(store.home, name, instance, *ends)
 
 
@@ -6596,20 +6628,25 @@ def launch(
     """The record after a new supervisor took it over; its interpreter starts while we write."""
     wanted = (store.home, record.name, record.instance)
     is_early = bool(BOOTED) and BOOTED[0][:3] == wanted
-    booted = BOOTED.pop() if is_early else boot(store, record.name, record.instance)
+    booted = BOOTED.pop() if is_early else boot(store, record.name, record.instance, has_retry)
     try:
         if not adopt and store.reserved != record:
             store.save({record.name: record})  # if that fails the pipe closes and it goes away
+            reached("intended")
         order = {"home": store.home, "record": record.to_json(), "env": env, "adopt": adopt}
         with contextlib.suppress(OSError), open(booted.order, "wb", closefd=False) as file:
             file.write(json.dumps({**order, "sys_path": sys.path}).encode() + b"\n")
+        reached("ordered")
         line = read_answer(booted.answer, BOOT_S)
     finally:
         os.close(booted.order)
         os.close(booted.answer)
     if not line.startswith(b"{"):  # the end of a traceback, or nothing
         dismiss(booted.pid)
-        if has_retry and forget_compiled(store):
+        if not adopt:  # it may have died between launching the service and telling us
+            drive(end_tree(record, tree_of(record), 0.0, force=True))
+        if has_retry:
+            forget_compiled(store)
             return launch(store, record, env, adopt, has_retry=False)
         why = line.decode("utf-8", "replace").strip().rpartition("\n")[2]
         raise StartFailed(f"the supervisor of {record.name} died: {why or 'it gave no reason'}")
@@ -6678,14 +6715,14 @@ def meet(
             raise StartFailed(f"{who}: {code}: {why or 'it gave no reason'}", "see --terminal")
 
 
-def supervisor_command(store: Store, name: str) -> list[str]:
+def supervisor_command(store: Store, name: str, compiled: bool = True) -> list[str]:
     """The words that start a supervisor: from bytecode in the state directory, compiled once.
 
     -S and -E: neither site-packages nor PYTHON* variables of the caller take part; what psutil
     needs of sys.path goes along with the order.
     """
     target = compiled_path(store)
-    if not os.path.exists(target):
+    if compiled and not os.path.exists(target):
         import py_compile
 
         own, all_of_them = os.path.dirname(target), os.path.join(store.home, "cache")
@@ -6697,7 +6734,7 @@ def supervisor_command(store: Store, name: str) -> list[str]:
                 is_old = os.stat(path).st_mtime < time.time() - 86400
                 if path != own and is_old:
                     shutil.rmtree(path, ignore_errors=True)
-    program = target if os.path.exists(target) else SELF
+    program = target if compiled and os.path.exists(target) else SELF
     return [sys.executable, "-S", "-E", program, "supervise", name]
 
 
@@ -6708,12 +6745,10 @@ def compiled_path(store: Store) -> str:
     return os.path.join(store.home, "cache", tag, "simple_process_manager.pyc")
 
 
-def forget_compiled(store: Store) -> bool:
-    """Remove a compiled form that may be damaged; False if there was none."""
-    with contextlib.suppress(OSError):
+def forget_compiled(store: Store) -> None:
+    """Remove a compiled form that may be damaged."""
+    with contextlib.suppress(OSError):  # another start was faster, or it is read-only
         os.unlink(compiled_path(store))
-        return True
-    return False
 
 
 def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
@@ -6752,11 +6787,14 @@ def touched(
 
 
 def retire_supervisor(record: Record) -> None:
-    """End a supervisor that hangs or lost its directory, if it certainly is this instance's."""
-    guard, run = record.supervisor, run_of(record.instance)
-    if guard and is_alive(guard) and run_of(cookie_of(guard.pid).supervises) == run:
-        send_signal(guard, force=True)
-        wait_until_gone(guard, 2.0)
+    """End this instance's supervisor: it hangs, lost its directory, or was never noted."""
+    looks = [] if record.supervisor else all_stats().values()
+    for guard in [record.supervisor, *(look.identity for look in looks if look.is_mine)]:
+        cookie = cookie_of(guard.pid) if guard and is_alive(guard) else Cookie()
+        is_its = run_of(cookie.supervises) == run_of(record.instance)
+        if guard and cookie.is_supervisor and is_its:
+            send_signal(guard, force=True)
+            wait_until_gone(guard, 2.0)
 
 
 # -- stop, restart, cleanup
@@ -6841,6 +6879,7 @@ def begin_stop(
         with contextlib.suppress(OSError):
             connection = store.send(name, {**request, "timeout_s": timeout_s, "force": force})
             receive(connection, HUNG_S)  # it has taken the request on
+            reached("stop_asked")
             return lambda: finish_stop(store, seen, connection, timeout_s, force)
     if store.is_supervised(name):
         retire_supervisor(seen.record)
@@ -6902,6 +6941,8 @@ def stop_unsupervised(
     store: Store, seen: Seen, timeout_s: float, force: bool
 ) -> tuple[Record, Ended | None]:
     """End a service whose supervisor is gone, by its cookie, group and descendants."""
+    if seen.record.main is None:  # that of a start that was broken off may yet come
+        retire_supervisor(seen.record)
     record, name, main = trusted(store, seen), seen.record.name, seen.record.main
     members = tree_of(record) if seen.facts.here else []
     is_stranger = seen.facts.main in ("alive", "stopped") and is_alive(main)
@@ -7030,6 +7071,7 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
             if now is None or now.instance != record.instance:
                 continue
             store.write_event("forgotten", record.name, None)
+            reached("forgotten")
             for file in ("env.json", "exits.jsonl"):
                 with contextlib.suppress(OSError):  # what nobody needs any more
                     os.unlink(store.path(record.name, file))
