@@ -9083,6 +9083,7 @@ When something failed, read `explain NAME` first: cause, advice, last lines.
 - `cleanup` stops all of this project: run it when you are done (`--session`: only what is yours).
 - `events NAME`: what happened; `stats NAME`: what it uses; `alerts`: who complained.
 - `touch NAME`: you still need it. Inside a service: `notify ready`, `notify alive`.
+- Is there an `spm.json`? `config validate`, then `up --wait` and `down` instead of start and stop.
 - `export systemd`: the services for another engine. `init`: this text, renewed.
 
 MCP servers and other stdio servers: start once, call often. `connect clock` joins stdin and \
