@@ -152,7 +152,7 @@ else:
             return f"{type(self).__name__}({self._asdict()})"
 
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 # == Errors ========================================================================================
 # One class for each exit code. A message says what, on which object and what was seen; the advice
