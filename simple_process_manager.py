@@ -6843,9 +6843,10 @@ def stop_all(store: Store, names: Sequence[str], timeout_s: float, force: bool) 
         written[name] = find(store, name).record.name
         if not (force and store.is_supervised(name)):  # else it overtakes a polite stop
             claims.enter_context(store.claim(written[name], timeout_s))
-        finish = begin_stop(store, find(store, name), timeout_s, force)
+        seen = find(store, name)
+        finish = begin_stop(store, seen, timeout_s, force)
         yield
-        reports.append(stop_report(*finish()))
+        reports.append(stop_report(seen, *finish()))
 
     # One order for all: no deadlock.
     under_way = {name: stopping(name) for name in sorted({name.lower() for name in names})}
@@ -6971,7 +6972,7 @@ def stop_unsupervised(
     return after, ended
 
 
-def stop_report(record: Record, ended: Ended | None) -> tuple[dict[str, object], str]:
+def stop_report(seen: Seen, record: Record, ended: Ended | None) -> tuple[dict[str, object], str]:
     """The JSON of one stopped service, and its line."""
     port, name, how = record.spec.port, record.name, str(record.exit or "it never ran")
     state = port_state(port) if port else ""
@@ -6980,7 +6981,7 @@ def stop_report(record: Record, ended: Ended | None) -> tuple[dict[str, object],
     data: dict[str, object] = {"name": name, "status": record.phase, "port": port}
     data.update(already_stopped=ended is None, port_free=is_free)
     data.update(exit=record.exit and record.exit._asdict())
-    if ended is None and record.exit is None and record.spec.type == "external":
+    if ended is None and record.exit is None and seen.verdict.status == "external":
         line = f"[OK] {name} forgotten: nothing of it could be followed; its window, if any, is "
         return {**data, "forgotten": True}, line + "still open" + remark
     if ended is None:

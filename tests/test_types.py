@@ -338,6 +338,7 @@ def test_a_chain_of_launchers_ends_external_and_not_exited(spm: Spm) -> None:
     seen = becomes(spm, "tool", "external")
     assert re.search(r"its launcher and pid \d+ ended with exit code 0", seen["why"])
     assert "forgotten" in spm("stop", "tool").stdout
+    assert "was not running" in spm("stop", "tool").stdout  # that is said once
 
 
 def test_a_launcher_that_stays_is_the_tool_itself(spm: Spm) -> None:
