@@ -39,7 +39,10 @@ The state directory (--home, else SPM_HOME, else the nearest .spm/, else .spm/ i
 
     state.json              every service: what was asked (spec) and what is (record)
     lock                    held for each read-change-write of state.json
-    lock.up                 held by the `up` that is under way
+    lock.up, lock.up.by     held by the `up` that is under way, and who that is
+    versions/NNNN.json      each configuration that was applied, mode 0600: what came of it, and
+                            the journal of an `up` that was killed
+    versions/NNNN-HASH.json a spm.json that was replaced after version NNNN, byte for byte
     cache/                  compiled form of this file, from which supervisors start
     services/NAME/lock      held by the command that starts or stops NAME
     services/NAME/supervisor.lock   held by the supervisor for as long as it lives
@@ -258,7 +261,7 @@ def parse_size(text: str) -> int:
 def parse_count(text: str) -> int:
     """A number from 0 on, or UsageError."""
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise UsageError(f"{text!r} is not a number of lines", "write for example -n 100")
+        raise UsageError(f"{text!r} is not a number from 0 on", "write for example 100")
     return int(text)
 
 
@@ -2378,7 +2381,7 @@ def is_same_file(descriptor: int, path: str) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: str, wait_s: float, busy: str) -> Iterator[None]:
+def locked(path: str, wait_s: float, busy: str | Callable[[], str]) -> Iterator[None]:
     """Hold the lock of a file; TimedOut, saying `busy`, if it isn't free within wait_s seconds."""
     deadline, pause_s = time.monotonic() + wait_s, 0.001
     while True:
@@ -2393,7 +2396,8 @@ def locked(path: str, wait_s: float, busy: str) -> Iterator[None]:
         finally:
             os.close(descriptor)
         if time.monotonic() >= deadline:
-            raise TimedOut(busy, "see who holds it: another spm command may hang or be stopped")
+            told = busy if isinstance(busy, str) else busy()
+            raise TimedOut(told, "see who holds it: another spm command may hang or be stopped")
         time.sleep(pause_s)
         pause_s = min(pause_s * 1.5, 0.02)
 
@@ -5581,6 +5585,11 @@ class Config(NamedTuple):
         return next((o for o in self.services.values() if o.name.lower() == name.lower()), None)
 
 
+def has_names(value: object) -> bool:
+    """Whether there is a ${NAME} in it."""
+    return "${" in json.dumps(value)
+
+
 COMMENTS = r'(?s)"(?:[^"\\\n]|\\.)*"?|//[^\r\n]*|/\*.*?\*/'
 
 
@@ -5601,9 +5610,11 @@ def find_config(given: str | None, home: str) -> str:
     return os.path.abspath(explicit or os.path.join(root, "spm.json"))
 
 
-def read_config(path: str, servers: Sequence[str] = (), procfile: str | None = None) -> Config:
+def read_config(
+    path: str, servers: Sequence[str] = (), procfile: str | None = None, expands: bool = True
+) -> Config:
     """The Config of a file, of agents' files and of a Procfile; ConfigError with every problem."""
-    reading = Reading(path)
+    reading = Reading(path, expands)
     data: object = {}
     if os.path.lexists(path) or not (servers or procfile):
         data = reading.load(path)
@@ -5615,11 +5626,21 @@ def read_config(path: str, servers: Sequence[str] = (), procfile: str | None = N
     return reading.config()
 
 
-def config_of(document: object, path: str) -> Config:
+def config_of(document: object, path: str, expands: bool = True) -> Config:
     """The Config of a document that was kept; `path` is where it belongs."""
-    reading = Reading(path)
+    reading = Reading(path, expands)
     reading.take(document)
     return reading.config()
+
+
+def read_instead(path: str, file: str, expands: bool = True) -> Config:
+    """The Config of a file that may take the place of the one at `path`."""
+    reading = Reading(file, expands)
+    reading.base = os.path.dirname(path)
+    reading.take(reading.load(file))
+    config = reading.config()
+    services = {name: one._replace(config=path) for name, one in config.services.items()}
+    return config._replace(path=path, services=services)
 
 
 def in_order(services: Mapping[str, Wanted]) -> list[str]:
@@ -5633,8 +5654,11 @@ def in_order(services: Mapping[str, Wanted]) -> list[str]:
 class Reading:
     """One reading of a configuration: what was found so far, and what is wrong with it."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, expands: bool = True) -> None:
         self.path, self.base = path, os.path.dirname(path)
+        self.expands = (
+            expands  # else what has a ${NAME} in it is left as it is, and is not looked at
+        )
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.files: list[str] = []
@@ -5818,6 +5842,8 @@ class Reading:
 
         before, place = len(self.problems), self.place
         keys = {k: self.expanded(source, v, place(source, k)) for k, v in source.keys.items()}
+        if not self.expands:
+            keys = {k: v for k, v in keys.items() if k in ("command", "env") or not has_names(v)}
         args = {**defaults_of(START_OPTIONS), "name": source.name}
         for key, value in keys.items():
             option, found = KEYS.get(key), list[object]()
@@ -5830,7 +5856,8 @@ class Reading:
         args["env_file"] = [os.path.join(self.base, str(one)) for one in as_list(args["env_file"])]
         env, words = as_object(keys.get("env")), keys.get("command")
         args["env"] = [k if v is None else f"{k}={text_of(v)}" for k, v in env.items()]
-        args.update({"command": [words]} if isinstance(words, str) else {"tail": words})
+        is_line = isinstance(words, str) and (self.expands or not has_names(words))
+        args.update({"command": [words]} if is_line else {"tail": words and as_list(words)})
         args["no_keep_alive"] = keys.get("keep_alive") is False
         rules: dict[str, Mapping[str, object]] = {}
         file, path = place(source, "environment")
@@ -5861,7 +5888,7 @@ class Reading:
             return {k: self.expanded(source, v, (file, f"{path}.{k}")) for k, v in value.items()}
         if isinstance(value, list):
             return [self.expanded(source, v, (file, f"{path}[{i}]")) for i, v in enumerate(value)]
-        if not isinstance(value, str) or "${" not in value:
+        if not (isinstance(value, str) and "${" in value and self.expands):
             return value
 
         def meant(found: re.Match[str]) -> str:
@@ -5992,6 +6019,155 @@ def step_of(wanted: Wanted, known: Known | None, is_named: bool, is_once: bool) 
         return step("start", "its supervisor is gone", keys)
     why = f"{', '.join(keys)} changed" if keys else ""
     return step(("settings" if is_small else "restart") if keys else "keep", why, keys)
+
+
+# -- what was applied
+
+RESULTS = ("applying", "done", "failed", "rolled back", "cut off")
+VERSION: dict[str, Kind] = {
+    "number": _integer,
+    "at": _number,
+    "config": _text,
+    "hash": _text,
+    "result": _one_of(*RESULTS),
+    "plan": _list_of(_kind("an object", lambda value: isinstance(value, dict))),
+    "names": _list_of(_text),
+    "document": _kind("an object", lambda value: isinstance(value, dict)),
+    "text": _or_none(_text),
+    "of": _or_none(_integer),
+}
+
+
+class Version(NamedTuple):
+    """A configuration that was applied, and what came of it."""
+
+    number: int
+    at: float
+    config: str  # its path
+    hash: str  # of the document
+    result: str  # applying: it is being, or who did was killed
+    plan: tuple[dict[str, object], ...]  # its steps; `result`: done, failed, skipped or not yet
+    names: tuple[str, ...]  # what `up` was called with
+    document: dict[str, object]
+    text: str | None = None  # the file as people wrote it, None if there were others beside it
+    of: int | None = None  # the version that it went back to
+
+    @classmethod
+    def from_json(cls, data: object, number: int) -> Version:
+        """The Version of a JSON object, or RecordError."""
+        version = cls._make(read_object(data, "version", VERSION))
+        if version.number != number or version.hash != hash_of(version.document):
+            raise RecordError("document: number and hash are those of another one")
+        return version
+
+    @property
+    def data(self) -> dict[str, object]:
+        """What is told of it: all but what it says."""
+        return {k: v for k, v in self._asdict().items() if k not in ("document", "text")}
+
+
+def hash_of(document: object) -> str:
+    """What tells one document from another."""
+    import hashlib
+
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def with_env(document: Schema, instead: Callable[[str], str]) -> dict[str, object]:
+    """A document with something else instead of the values under env; a plain ${NAME} stays."""
+
+    def shown(name: str, value: object) -> object:
+        is_name = value is None or re.fullmatch(rf"\$\{{{VARIABLE}\}}", str(value))
+        return value if is_name else instead(name)
+
+    services = {name: dict(as_object(one)) for name, one in as_object(document["services"]).items()}
+    for keys in services.values():
+        env = as_object(keys.get("env"))
+        keys.update({"env": {k: shown(k, v) for k, v in env.items()}} if env else {})
+    return {**document, "services": services}
+
+
+def masked(document: Schema) -> dict[str, object]:
+    """A document that may be seen."""
+    return with_env(document, lambda _: "…")
+
+
+def spelled_out(config: Config) -> dict[str, object]:
+    """A document with the defaults too, the same for all that mean the same."""
+    services = {name: keys_of(one) for name, one in config.services.items()}
+    document: dict[str, object] = json.loads(json.dumps({"version": 1, "services": services}))
+    return document
+
+
+def keys_of(wanted: Wanted) -> dict[str, object]:
+    """The keys of a service with its defaults; what has a ${NAME} as it was written."""
+    spec, source, base = wanted.spec, wanted.source.keys, os.path.dirname(wanted.config)
+
+    def near(path: str, start: str) -> str:
+        with contextlib.suppress(ValueError):  # on another Windows drive
+            relative = os.path.relpath(path, start)
+            return path if relative.startswith("..") else relative
+        return path
+
+    env = as_object(source.get("env"))
+    keys = {FIELD_KEYS.get(one, one.removesuffix("_s")): getattr(spec, one) for one in SPEC}
+    keys.update(
+        command=spec.argv[-1] if spec.shell else spec.argv,
+        cwd=near(spec.cwd, base),
+        port=(spec.port_asked or spec.port) if spec.port_declared else None,
+        env={name: value if value is None else text_of(value) for name, value in env.items()},
+        env_file=[near(path, base) for path in spec.env_files],
+        pid_file=spec.pid_file and near(spec.pid_file, spec.cwd),
+        environment=spec.rules,
+        on_conflict=wanted.conflict,
+        depends_on=wanted.depends_on,
+        disabled=wanted.disabled,
+    )
+    raw = {key: value for key, value in source.items() if key != "env" and has_names(value)}
+    return {**{key: value for key, value in keys.items() if value is not None}, **raw}
+
+
+def changes_of(old: Schema, new: Schema) -> dict[str, object]:
+    """What is otherwise in the second of two documents that are spelled out."""
+
+    def flat(document: Schema) -> dict[str, dict[str, object]]:
+        found = {
+            name: dict(as_object(one)) for name, one in as_object(document["services"]).items()
+        }
+        for keys in found.values():
+            keys.update({f"env.{k}": v for k, v in as_object(keys.pop("env", None)).items()})
+        return found
+
+    was, now, seen = flat(old), flat(new), (flat(masked(old)), flat(masked(new)))
+    changed = {
+        name: {
+            key: [one[name].get(key) for one in seen]
+            for key in {**was[name], **now[name]}
+            if [key in was[name], was[name].get(key)] != [key in now[name], now[name].get(key)]
+        }
+        for name in was
+        if name in now
+    }
+    return {
+        "added": [name for name in now if name not in was],
+        "removed": [name for name in was if name not in now],
+        "changed": {name: keys for name, keys in changed.items() if keys},
+    }
+
+
+def change_lines(changes: Mapping[str, object]) -> list[str]:
+    """The changes, one a line."""
+
+    def shown(value: object) -> str:
+        words = [str(one) for one in value] if isinstance(value, list) else []
+        return join_command(words) if words else json.dumps(value, ensure_ascii=False)
+
+    lines = [f"+ {name}" for name in as_list(changes["added"])]
+    lines += [f"- {name}" for name in as_list(changes["removed"])]
+    for name, keys in as_object(changes["changed"]).items():
+        for key, pair in as_object(keys).items():
+            lines.append(f"~ {name}.{key}: {' → '.join(map(shown, as_list(pair)))}")
+    return lines or ["[OK] nothing differs"]
 
 
 # == Commands ======================================================================================
@@ -8244,9 +8420,10 @@ CONFIG_OPTIONS = (
 )
 
 
-def config_at(store: Store, args: argparse.Namespace) -> Config:
+def config_at(store: Store, args: argparse.Namespace, expands: bool = True) -> Config:
     """The configuration that the options name."""
-    return read_config(find_config(args.config, store.home), args.mcp_config, args.procfile)
+    path = find_config(args.config, store.home)
+    return read_config(path, args.mcp_config, args.procfile, expands)
 
 
 @command("config schema", "the JSON Schema of spm.json, for editors")
@@ -8298,6 +8475,346 @@ def show_rules(store: Store, args: argparse.Namespace) -> Result:
             words = [f"{k} {v}" if v is not True else k for k, v in rule.items() if v]
             table.append((name, variable, ", ".join(words), f"no: it {why}" if why else "yes"))
     return Result({"rules": rows}, [] if rows else ["[OK] there are none"], table if rows else ())
+
+
+# -- versions
+
+MOST_VERSIONS = 100
+
+
+def version_path(store: Store, name: str = "") -> str:
+    """A file among the versions."""
+    return os.path.join(store.home, "versions", name)
+
+
+def version_numbers(store: Store) -> list[int]:
+    """The numbers of the versions, newest first."""
+    names: list[str] = []
+    with state_errors(version_path(store)), contextlib.suppress(FileNotFoundError):
+        names = os.listdir(version_path(store))
+    found = (re.fullmatch(r"([0-9]{4,9})\.json", name) for name in names)
+    return sorted((int(one[1]) for one in found if one), reverse=True)
+
+
+def read_version(store: Store, number: int) -> Version:
+    """A version; NotFound, or StateError if it is damaged."""
+    path = version_path(store, f"{number:04}.json")
+    try:
+        with open(path, "rb") as file:
+            return Version.from_json(json.loads(file.read()), number)
+    except FileNotFoundError as error:
+        raise NotFound(f"there is no version {number}", "see: config history") from error
+    except (OSError, ValueError, RecursionError) as error:
+        told = getattr(error, "strerror", None) or str(error)
+        advice = "take another one: config history"
+        raise StateError(f"version {number} can't be read: {path}: {told}", advice) from error
+
+
+def versions(store: Store) -> Iterator[Version]:
+    """Every version, newest first; those that are damaged are named and left out."""
+    for number in version_numbers(store):
+        try:
+            yield read_version(store, number)
+        except SpmError as error:  # NotFound: another command has just pruned it
+            if error.message not in store.notes and isinstance(error, StateError):
+                store.notes.append(error.message)
+
+
+def last_applied(store: Store, config: str) -> Version | None:
+    """The version of a configuration that was applied last."""
+    mine = (one for one in versions(store) if one.config == config)
+    return next((one for one in mine if one.result != "rolled back"), None)
+
+
+def write_version(store: Store, version: Version, durable: bool = True) -> None:
+    """Keep a version, or what came of it since."""
+    path = version_path(store, f"{version.number:04}.json")
+    with state_errors(path):
+        os.makedirs(version_path(store), mode=0o700, exist_ok=True)
+        write_file(path, json.dumps(version._asdict()).encode(), durable)
+
+
+def kept_version(
+    store: Store,
+    config: Config,
+    args: argparse.Namespace,
+    steps: Sequence[Step],
+    back_to: Version | None,
+) -> Version:
+    """The version that is applied now: a new one, unless there is nothing to do for the last."""
+    last, content = last_applied(store, config.path), hash_of(config.document)
+    is_idle = all(one.action == "keep" for one in steps)
+    text, number = file_text(config, args, back_to), max([0, *version_numbers(store)]) + 1
+    if not (is_idle and last and (last.hash, last.result) == (content, "done")):
+        plan = tuple({**one.data, "result": ""} for one in steps)
+        of = back_to.number if back_to else None
+        facts = (number, time.time(), config.path, content, "applying", plan, tuple(args.names))
+        last = Version(*facts, config.document, text, of)
+        write_version(store, last)
+        prune(store)
+    if back_to and text is not None:
+        try:
+            args.say(*replace_config(store, config.path, text))
+        except StateError:
+            write_version(store, last._replace(result="failed"))
+            raise
+    elif back_to:
+        told = (
+            "it came from more files than one: they are as they were, and the next `up` takes them"
+        )
+        args.say(f"[WARN] {told}")
+    return last
+
+
+def file_text(config: Config, args: argparse.Namespace, back_to: Version | None) -> str | None:
+    """What to keep as the text of the file: for a version to go back to, what means the same."""
+    with contextlib.suppress(OSError, ValueError, RecursionError, ConfigError):
+        if back_to is None:
+            if args.mcp_config or args.procfile:
+                return None
+            with open(config.path, encoding="utf-8", newline="") as file:
+                return file.read()
+        if back_to.text is None:
+            return None
+        data = json.loads(blanked(back_to.text.removeprefix("\ufeff")))
+        if config_of(data, config.path, expands=False).document == config.document:
+            return back_to.text
+    return json.dumps(config.document, indent=2) + "\n"  # what it includes has changed
+
+
+def prune(store: Store) -> None:
+    """Remove the oldest versions, but none that is the last of its configuration."""
+    if len(version_numbers(store)) <= MOST_VERSIONS:
+        return
+    last: dict[str, int] = {}
+    for one in versions(store):
+        if one.result != "rolled back":
+            last.setdefault(one.config, one.number)
+    old = {*version_numbers(store)[MOST_VERSIONS:]} - {*last.values()}
+    for name in os.listdir(version_path(store)):
+        if int("".join(re.findall("^[0-9]+", name)) or 0) in old:
+            with contextlib.suppress(OSError):  # the next one tries again
+                os.unlink(version_path(store, name))
+
+
+def replace_config(store: Store, path: str, text: str) -> list[str]:
+    """Write the configuration; the one that was there is kept. What to say of it."""
+    path, old = os.path.realpath(path), b""
+    with state_errors(path):
+        os.makedirs(version_path(store), mode=0o700, exist_ok=True)
+        mode = os.stat(path).st_mode & 0o777 if os.path.exists(path) else 0o600
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+            old = file.read()
+        if old == text.encode():
+            return []
+        name = f"{max([0, *version_numbers(store)]):04}-{hash_of(old.decode('latin-1'))[:8]}.json"
+        if old:
+            write_file(version_path(store, name), old)
+        write_file(path, text.encode())
+        os.chmod(path, mode)
+    former = f"; the former one is {shown_path(version_path(store, name))}" if old else ""
+    return [f"[INFO] {shown_path(path)} is written{former}"]
+
+
+def file_marks(paths: Iterable[str]) -> dict[str, object]:
+    """What changes when a file does."""
+    stats = {path: os.stat(path) for path in paths if os.path.exists(path)}
+    return {path: (one.st_mtime_ns, one.st_size, one.st_ino) for path, one in stats.items()}
+
+
+@contextlib.contextmanager
+def only_one(store: Store, wait_s: float) -> Iterator[None]:
+    """Hold the lock of what changes several services; TimedOut that names who holds it."""
+    path = os.path.join(store.home, "lock.up")
+
+    def busy() -> str:
+        with contextlib.suppress(OSError), open(f"{path}.by", encoding="utf-8") as file:
+            return f"another `up` is under way ({file.read(80)}); waited {format_duration(wait_s)}"
+        return "another `up` is under way"
+
+    with locked(path, wait_s, busy):
+        now = time.strftime("%H:%M:%S")
+        with state_errors(path):
+            write_file(f"{path}.by", f"pid {os.getpid()} since {now}".encode(), durable=False)
+        yield
+
+
+def cut_off(store: Store, version: Version, config: Config) -> str:
+    """Note that an `up` was killed; what becomes of it now."""
+    write_version(store, version._replace(result="cut off"))
+    what = "it is finished now"
+    if version.hash != hash_of(config.document):
+        what = "what it did is undone now where the configuration says otherwise"
+    return (
+        f"[INFO] the `up` of version {version.number} was cut off at {moment(version.at)}: {what}"
+    )
+
+
+def tally(words: Iterable[object]) -> str:
+    """`start: 2, keep: 1`."""
+    listed = [str(word) for word in words]
+    return ", ".join(f"{word}: {listed.count(word)}" for word in dict.fromkeys(listed))
+
+
+@command("config history", "the configurations that `up` applied, newest first; * those that hold")
+def history(store: Store, args: argparse.Namespace) -> Result:
+    """The versions."""
+    rows, table = list[object](), [("version", "when", "result", "what was done", "configuration")]
+    holding: dict[str, int] = {}
+    for one in versions(store):
+        if one.result != "rolled back":
+            holding.setdefault(one.config, one.number)
+        is_last = holding.get(one.config) == one.number
+        rows.append({**one.data, "applied": is_last})
+        done = tally(step.get("action") for step in one.plan)
+        done += f" (back to {one.of})" if one.of else ""
+        row = (f"{one.number}{'*' * is_last}", moment(one.at), one.result, done)
+        table.append((*row, f"{shown_path(one.config)} {one.hash[:8]}"))
+    return Result(
+        {"versions": rows}, [] if rows else ["[OK] there are none"], table if rows else ()
+    )
+
+
+def version_asked(store: Store, args: argparse.Namespace, number: int | None) -> Version:
+    """The version of that number, None: the one that was applied last."""
+    found = read_version(store, number) if number is not None else None
+    found = found or last_applied(store, find_config(args.config, store.home))
+    if not found:
+        raise NotFound("nothing was applied yet", "bring it up, or name a version: config history")
+    return found
+
+
+@command(
+    "config show",
+    "a configuration as it was applied, the values under env masked",
+    Option("version?", "V", parse_count, help="its number in the history (the last one)"),
+    CONFIG_OPTIONS[0],
+)
+def show_version(store: Store, args: argparse.Namespace) -> Result:
+    """What was applied."""
+    version = version_asked(store, args, args.version)
+    document = masked(version.document)
+    head = f"// version {version.number} of {moment(version.at)}: {version.result}"
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    return Result({"version": version.data, "document": document}, [head], stream=iter([text]))
+
+
+@command(
+    "config diff",
+    "what differs in meaning: from A (the last one applied) to B (the file)",
+    Option("a?", "A", parse_count, help="the number of a version"),
+    Option("b?", "B", parse_count, help="the number of another"),
+    *CONFIG_OPTIONS,
+)
+def diff(store: Store, args: argparse.Namespace) -> Result:
+    """What differs between two versions, or between one and the file."""
+    old = version_asked(store, args, args.a)
+    new = read_version(store, args.b) if args.b is not None else None
+    ends = [config_of(one.document, one.config, expands=False) for one in (old, new) if one]
+    ends += [] if new else [config_at(store, args, expands=False)]
+    changes = changes_of(*map(spelled_out, ends))
+    data = {"from": old.number, "to": new.number if new else ends[1].path}
+    return Result({**data, **changes}, change_lines(changes))
+
+
+@command(
+    "config impact",
+    "what `up` would do to the services that run, if this were the configuration",
+    Option("file", "FILE"),
+    CONFIG_OPTIONS[0],
+)
+def impact(store: Store, args: argparse.Namespace) -> Result:
+    """Which services would restart, and which go on."""
+    config = read_instead(find_config(args.config, store.home), os.path.abspath(args.file))
+    steps = plan_of(config, known_services(store))
+    data: dict[str, object] = {
+        action: [one.name for one in steps if one.action == action]
+        for action in ("restart", "stop", "settings", "start", "keep")
+    }
+    lines = [f"  {one}" for one in steps if one.action != "keep"]
+    told = tally(one.action for one in steps) or "no services"
+    lines.append(f"[OK] {counted(len(as_list(data['restart'])), 'service')} would restart ({told})")
+    return Result({**data, "plan": [one.data for one in steps]}, lines)
+
+
+@command(
+    "config rollback",
+    "bring the services, and the configuration's file, back to a version; a new version itself",
+    Option("version", "V", parse_count, help="its number in the history"),
+    Option("--dry-run", help="print what would be done"),
+    Option("--wait", "[D]", parse_duration, help="until all are ready, D at most for each (30s)"),
+)
+def rollback(store: Store, args: argparse.Namespace) -> Result:
+    """Go back to a version."""
+    version = read_version(store, args.version)
+    args.names, args.rollback_on_failure = [], False
+    result = bring_up(store, config_of(version.document, version.config), args, version)
+    if args.dry_run or result.error:
+        return result
+    line = f"[OK] back at version {version.number}, as version {result.data['version']}"
+    return result._replace(lines=[*result.lines, line])
+
+
+@command(
+    "config export",
+    "one document with all that holds, defaults spelled out",
+    Option("file", "FILE", help="-: stdout, where values under env are ${NAME}"),
+    *CONFIG_OPTIONS,
+)
+def export_config(store: Store, args: argparse.Namespace) -> Result:
+    """Write the effective configuration."""
+    config = config_at(store, args, expands=False)
+    document, values = spelled_out(config), set[str]()
+    bare = with_env(document, lambda name: (values.add(name), f"${{{name}}}")[-1])
+    names = ", ".join(sorted(values))
+    if args.file == "-":
+        lines = [f"[WARN] not written are the values of {names}: give a FILE"] if values else []
+        text = json.dumps(bare, indent=2, ensure_ascii=False) + "\n"
+        return Result({"document": bare, "values": sorted(values)}, lines, stream=iter([text]))
+    path = os.path.abspath(args.file)
+    if os.path.realpath(path) in map(os.path.realpath, config.files):
+        raise Refused(f"{args.file} is what is exported", "write to another file")
+    with state_errors(path):
+        write_file(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+    lines = [f"[WARN] {args.file} has the values of {names}: don't share it"] if values else []
+    told = f"[OK] {counted(len(config.services), 'service')} written to {args.file}"
+    return Result({"path": path, "values": sorted(values)}, [*lines, told])
+
+
+@command(
+    "config import",
+    "take a file as the configuration: validated, compared, confirmed; `up` applies it",
+    Option("file", "FILE"),
+    Option("--yes", help="write it without a question"),
+    CONFIG_OPTIONS[0],
+)
+def import_config(store: Store, args: argparse.Namespace) -> Result:
+    """Replace the configuration's file; the former one is kept."""
+    path, file = find_config(args.config, store.home), os.path.abspath(args.file)
+    read_instead(path, file)
+    old: Schema = {"services": {}}
+    with contextlib.suppress(ConfigError):  # none, or a broken one: all is new
+        old = spelled_out(read_config(path, expands=False))
+    changes = changes_of(old, spelled_out(read_instead(path, file, expands=False)))
+    lines, data = change_lines(changes), {"path": path, **changes}
+    with open(file, encoding="utf-8", newline="") as stream:
+        text = stream.read()
+    args.say(*([] if args.json else lines))
+    if not args.yes and (args.json or not confirmed(args, f"write {shown_path(path)}?")):
+        raise Refused(
+            f"{shown_path(path)} was not changed", "see what differs, add --yes", **changes
+        )
+    store.prepare()
+    with only_one(store, CLAIM_S):
+        lines = replace_config(store, path, text)
+    return Result(data, [*lines, f"[OK] {shown_path(path)} is {args.file} now; apply it: up"])
+
+
+def confirmed(args: argparse.Namespace, question: str) -> bool:
+    """Whether a person at the terminal says yes."""
+    if os.isatty(0):
+        args.say(f"{question} y/n")
+    return os.isatty(0) and key_within(60.0) in ("y", "Y")
 
 
 # -- up, down
@@ -8482,38 +8999,78 @@ def up(store: Store, args: argparse.Namespace) -> Result:
     return Result({}, stream=keep_up(store, config, args))
 
 
-def bring_up(store: Store, config: Config, args: argparse.Namespace) -> Result:
-    """Plan, say so, and do it."""
+def bring_up(
+    store: Store, config: Config, args: argparse.Namespace, back_to: Version | None = None
+) -> Result:
+    """Plan, say so, and do it; `back_to`: the version that the configuration is of."""
     for name in args.names:
         if not config.named(name):
             told = f"{shown_path(config.path)} has no service {name!r}"
             raise NotFound(f"{told}{nearest(name, config.services)}", "see: config validate")
-    lock, busy = os.path.join(store.home, "lock.up"), "another `up` of this home is under way"
+    before = file_marks(config.files)
     with contextlib.ExitStack() as locks:
         if not args.dry_run:
             store.prepare()
-            locks.enter_context(locked(lock, CLAIM_S, busy))
-        known = known_services(store)
-        steps = plan_of(config, known, args.names)
+            locks.enter_context(only_one(store, args.wait or CLAIM_S))
+            if before != file_marks(config.files):  # it was changed while we waited
+                config = config_at(store, args)
+        last, known = last_applied(store, config.path), known_services(store)
+        cut = last if last and last.result == "applying" and not args.dry_run else None
+        asked = [cut.names, args.names] if cut else [args.names]
+        plans = [step for names in asked for step in plan_of(config, known, names)]
+        steps = [*{step.name: step for step in plans}.values()]
         lines = [f"[INFO] {note}" for note in config.notes] + [f"  {step}" for step in steps]
         data: dict[str, object] = {"config": config.path, "plan": [one.data for one in steps]}
         if args.dry_run:
             return Result(data, lines or ["[OK] there is nothing to do"])
-        args.say(*lines)
+        args.say(*([cut_off(store, cut, config)] if cut else []), *lines)
         check_environments(steps)
-        outcomes = Application(store, steps, args).run()
-        failed = [one for one in outcomes if one.error]
-        if failed and args.rollback_on_failure:
-            roll_back(store, known, outcomes, args.say)
-    data["services"] = [one.data for one in outcomes]
+        version = kept_version(store, config, args, steps, back_to)
+        outcomes = carry_out(store, version, steps, known, args)
+    failed = [one for one in outcomes if one.error]
+    data.update(services=[one.data for one in outcomes], version=version.number)
+    data.update({"cut_off": cut.number} if cut else {})
     if not failed:
-        words = [one.step.action for one in outcomes]
-        told = ", ".join(f"{word}: {words.count(word)}" for word in dict.fromkeys(words))
-        return Result(data, [f"[OK] {shown_path(config.path)} is up ({told or 'no services'})"])
+        told = tally(one.step.action for one in outcomes) or "no services"
+        return Result(data, [f"[OK] {shown_path(config.path)} is up ({told})"])
     error = failed[0].error
     if error and args.rollback_on_failure:
         error.message += "; rolled back to what ran before"
     return Result({**data, "rolled_back": args.rollback_on_failure}, error=error)
+
+
+def carry_out(
+    store: Store,
+    version: Version,
+    steps: Sequence[Step],
+    known: Mapping[str, Known],
+    args: argparse.Namespace,
+) -> list[Outcome]:
+    """Do what was planned, and note in the version, if it is a new one, what came of it."""
+    results: dict[str, str] = {}
+
+    def note(result: str) -> None:
+        plan = tuple({**one.data, "result": results.get(one.name, "")} for one in steps)
+        if version.result == "applying":
+            write_version(store, version._replace(plan=plan, result=result), result != "applying")
+
+    def tell(outcome: Outcome) -> None:
+        results[outcome.step.name] = outcome.result
+        with contextlib.suppress(StateError):  # it is told at the end, if it goes on
+            note("applying")
+
+    outcomes = Application(store, steps, args).run(tell)
+    result = "failed" if any(one.error for one in outcomes) else "done"
+    if result == "failed" and args.rollback_on_failure:
+        roll_back(store, known, outcomes, args.say)
+        result = "rolled back"
+    try:
+        note(result)
+    except StateError as error:
+        store.notes.append(
+            f"version {version.number}: what came of it wasn't noted: {error.message}"
+        )
+    return outcomes
 
 
 def check_environments(steps: Sequence[Step]) -> None:
@@ -8533,15 +9090,10 @@ def check_environments(steps: Sequence[Step]) -> None:
 def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[str]:
     """Apply the configuration now and each time its files have changed, until q or Ctrl-C."""
     files, applied = {config.path, *config.files}, dict[str, object]()
-
-    def look() -> dict[str, object]:
-        stats = {path: os.stat(path) for path in files if os.path.exists(path)}
-        return {path: (one.st_mtime_ns, one.st_size, one.st_ino) for path, one in stats.items()}
-
-    before = look()
+    before = file_marks(files)
     with contextlib.suppress(KeyboardInterrupt):
         while True:
-            now, error = look(), None
+            now, error = file_marks(files), None
             if now == before and (not applied or now != {**now, **applied}):  # it is whole by now
                 applied = now
                 try:
@@ -8611,6 +9163,7 @@ GLOBAL_OPTIONS = (
 OPTIONAL_VALUES = {
     "start": ("--wait", WAIT_S),
     "up": ("--wait", WAIT_S),
+    "config rollback": ("--wait", WAIT_S),
     "list": ("--watch", 2.0),
     "status": ("--watch", 2.0),
 }
