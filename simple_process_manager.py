@@ -5193,10 +5193,10 @@ class Option(NamedTuple):
     help: str = ""
 
 
-def shown_path(path: str) -> str:
-    """A path as short as it can be written from here."""
+def shown_path(path: str, start: str = os.curdir) -> str:
+    """A path as short as it can be written from here, or from a directory."""
     with contextlib.suppress(ValueError, OSError):  # on another Windows drive, or here is gone
-        relative = os.path.relpath(path)
+        relative = os.path.relpath(path, start)
         return path if relative.startswith("..") else relative
     return path
 
@@ -5579,6 +5579,7 @@ class Config(NamedTuple):
     notes: tuple[str, ...]
     document: dict[str, object]  # all of it as one spm.json, each ${…} as it was written
     files: tuple[str, ...]  # those it came from
+    text: str | None = None  # as people wrote it, None if it came from other options too
 
     def named(self, name: str) -> Wanted | None:
         """The service of that name: names are compared without case."""
@@ -5623,6 +5624,7 @@ def read_config(
         reading.take_servers(os.path.abspath(file))
     if procfile:
         reading.take_procfile(os.path.abspath(procfile))
+    reading.text = None if servers or procfile else reading.text
     return reading.config()
 
 
@@ -5633,9 +5635,9 @@ def config_of(document: object, path: str, expands: bool = True) -> Config:
     return reading.config()
 
 
-def read_instead(path: str, file: str, expands: bool = True) -> Config:
+def read_instead(path: str, file: str) -> Config:
     """The Config of a file that may take the place of the one at `path`."""
-    reading = Reading(file, expands)
+    reading = Reading(file)
     reading.base = os.path.dirname(path)
     reading.take(reading.load(file))
     config = reading.config()
@@ -5662,6 +5664,7 @@ class Reading:
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.files: list[str] = []
+        self.text: str | None = None
         self.sources: list[Source] = []
         self.names: dict[str, Source] = {}  # in lower case
         self.defaults: dict[str, object] = {}
@@ -5690,6 +5693,7 @@ class Reading:
                 text = stream.read()
             if parse:
                 return parse(text)
+            self.text = text if file == self.path else self.text
             return json.loads(blanked(text), object_pairs_hook=unique)
         except (OSError, ValueError, RecursionError, ConfigError) as error:
             line = getattr(error, "lineno", None)
@@ -5829,7 +5833,9 @@ class Reading:
             raise ConfigError(text, "mend that: nothing was changed", problems=problems)
         kept = {one.name: one.keys for one in self.sources}
         document: dict[str, object] = {"version": 1, "services": kept}
-        return Config(self.path, services, tuple(self.notes), document, tuple(self.files))
+        return Config(
+            self.path, services, tuple(self.notes), document, tuple(self.files), self.text
+        )
 
     def place(self, source: Source, key: str) -> tuple[str, str]:
         """The file and the path of a key of a service: it may be that of the defaults."""
@@ -6023,19 +6029,12 @@ def step_of(wanted: Wanted, known: Known | None, is_named: bool, is_once: bool) 
 
 # -- what was applied
 
-RESULTS = ("applying", "done", "failed", "rolled back", "cut off")
-VERSION: dict[str, Kind] = {
-    "number": _integer,
-    "at": _number,
-    "config": _text,
-    "hash": _text,
-    "result": _one_of(*RESULTS),
-    "plan": _list_of(_kind("an object", lambda value: isinstance(value, dict))),
-    "names": _list_of(_text),
-    "document": _kind("an object", lambda value: isinstance(value, dict)),
-    "text": _or_none(_text),
-    "of": _or_none(_integer),
-}
+VERSION: dict[str, Kind] = {"number": _integer, "at": _number, "config": _text, "hash": _text}
+VERSION["result"] = _one_of("applying", "done", "failed", "rolled back", "cut off")
+VERSION["plan"] = _list_of(_kind("an object", lambda value: isinstance(value, dict)))
+VERSION["names"] = _list_of(_text)
+VERSION["document"] = _kind("an object", lambda value: isinstance(value, dict))
+VERSION.update(text=_or_none(_text), of=_or_none(_integer))
 
 
 class Version(NamedTuple):
@@ -6056,8 +6055,8 @@ class Version(NamedTuple):
     def from_json(cls, data: object, number: int) -> Version:
         """The Version of a JSON object, or RecordError."""
         version = cls._make(read_object(data, "version", VERSION))
-        if version.number != number or version.hash != hash_of(version.document):
-            raise RecordError("document: number and hash are those of another one")
+        if (version.number, version.hash) != (number, hash_of(version.document)):
+            raise RecordError("number and hash are those of another one")
         return version
 
     @property
@@ -6073,23 +6072,19 @@ def hash_of(document: object) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def with_env(document: Schema, instead: Callable[[str], str]) -> dict[str, object]:
-    """A document with something else instead of the values under env; a plain ${NAME} stays."""
+def with_env(document: Schema, shown: str = "…") -> dict[str, object]:
+    """A document with something else instead of the values under env; {}: the variable's name."""
 
-    def shown(name: str, value: object) -> object:
-        is_name = value is None or re.fullmatch(rf"\$\{{{VARIABLE}\}}", str(value))
-        return value if is_name else instead(name)
+    def is_value(value: object) -> bool:
+        return value is not None and not re.fullmatch(rf"\$\{{{VARIABLE}\}}", str(value))
 
     services = {name: dict(as_object(one)) for name, one in as_object(document["services"]).items()}
     for keys in services.values():
-        env = as_object(keys.get("env"))
-        keys.update({"env": {k: shown(k, v) for k, v in env.items()}} if env else {})
+        env = {
+            k: shown.format(k) if is_value(v) else v for k, v in as_object(keys.get("env")).items()
+        }
+        keys.update({"env": env} if env else {})
     return {**document, "services": services}
-
-
-def masked(document: Schema) -> dict[str, object]:
-    """A document that may be seen."""
-    return with_env(document, lambda _: "…")
 
 
 def spelled_out(config: Config) -> dict[str, object]:
@@ -6102,33 +6097,24 @@ def spelled_out(config: Config) -> dict[str, object]:
 def keys_of(wanted: Wanted) -> dict[str, object]:
     """The keys of a service with its defaults; what has a ${NAME} as it was written."""
     spec, source, base = wanted.spec, wanted.source.keys, os.path.dirname(wanted.config)
-
-    def near(path: str, start: str) -> str:
-        with contextlib.suppress(ValueError):  # on another Windows drive
-            relative = os.path.relpath(path, start)
-            return path if relative.startswith("..") else relative
-        return path
-
-    env = as_object(source.get("env"))
+    env = as_object(source.get("env")).items()
     keys = {FIELD_KEYS.get(one, one.removesuffix("_s")): getattr(spec, one) for one in SPEC}
     keys.update(
         command=spec.argv[-1] if spec.shell else spec.argv,
-        cwd=near(spec.cwd, base),
+        cwd=shown_path(spec.cwd, base),
         port=(spec.port_asked or spec.port) if spec.port_declared else None,
-        env={name: value if value is None else text_of(value) for name, value in env.items()},
-        env_file=[near(path, base) for path in spec.env_files],
-        pid_file=spec.pid_file and near(spec.pid_file, spec.cwd),
-        environment=spec.rules,
-        on_conflict=wanted.conflict,
-        depends_on=wanted.depends_on,
-        disabled=wanted.disabled,
+        env={name: value if value is None else text_of(value) for name, value in env},
+        env_file=[shown_path(path, base) for path in spec.env_files],
+        pid_file=spec.pid_file and shown_path(spec.pid_file, spec.cwd),
     )
+    keys.update(on_conflict=wanted.conflict, environment=spec.rules)
+    keys.update(depends_on=wanted.depends_on, disabled=wanted.disabled)
     raw = {key: value for key, value in source.items() if key != "env" and has_names(value)}
     return {**{key: value for key, value in keys.items() if value is not None}, **raw}
 
 
 def changes_of(old: Schema, new: Schema) -> dict[str, object]:
-    """What is otherwise in the second of two documents that are spelled out."""
+    """What is otherwise in the second of two documents that are spelled out; no values of env."""
 
     def flat(document: Schema) -> dict[str, dict[str, object]]:
         found = {
@@ -6138,15 +6124,14 @@ def changes_of(old: Schema, new: Schema) -> dict[str, object]:
             keys.update({f"env.{k}": v for k, v in as_object(keys.pop("env", None)).items()})
         return found
 
-    was, now, seen = flat(old), flat(new), (flat(masked(old)), flat(masked(new)))
+    was, now, *seen = map(flat, (old, new, with_env(old), with_env(new)))
     changed = {
         name: {
             key: [one[name].get(key) for one in seen]
             for key in {**was[name], **now[name]}
-            if [key in was[name], was[name].get(key)] != [key in now[name], now[name].get(key)]
+            if was[name].get(key, was) != now[name].get(key, was)
         }
-        for name in was
-        if name in now
+        for name in sorted(was.keys() & now.keys())
     }
     return {
         "added": [name for name in now if name not in was],
@@ -8492,8 +8477,8 @@ def version_numbers(store: Store) -> list[int]:
     names: list[str] = []
     with state_errors(version_path(store)), contextlib.suppress(FileNotFoundError):
         names = os.listdir(version_path(store))
-    found = (re.fullmatch(r"([0-9]{4,9})\.json", name) for name in names)
-    return sorted((int(one[1]) for one in found if one), reverse=True)
+    numbers = [int(name[:-5]) for name in names if re.fullmatch(r"[0-9]{4,9}\.json", name)]
+    return sorted(numbers, reverse=True)
 
 
 def read_version(store: Store, number: int) -> Version:
@@ -8505,9 +8490,8 @@ def read_version(store: Store, number: int) -> Version:
     except FileNotFoundError as error:
         raise NotFound(f"there is no version {number}", "see: config history") from error
     except (OSError, ValueError, RecursionError) as error:
-        told = getattr(error, "strerror", None) or str(error)
-        advice = "take another one: config history"
-        raise StateError(f"version {number} can't be read: {path}: {told}", advice) from error
+        told = f"version {number} can't be read: {path}: {getattr(error, 'strerror', 0) or error}"
+        raise StateError(told, "take another one: config history") from error
 
 
 def versions(store: Store) -> Iterator[Version]:
@@ -8515,9 +8499,8 @@ def versions(store: Store) -> Iterator[Version]:
     for number in version_numbers(store):
         try:
             yield read_version(store, number)
-        except SpmError as error:  # NotFound: another command has just pruned it
-            if error.message not in store.notes and isinstance(error, StateError):
-                store.notes.append(error.message)
+        except (NotFound, StateError) as error:
+            store.notes += [] if error.message in store.notes else [error.message]
 
 
 def last_applied(store: Store, config: str) -> Version | None:
@@ -8534,86 +8517,43 @@ def write_version(store: Store, version: Version, durable: bool = True) -> None:
         write_file(path, json.dumps(version._asdict()).encode(), durable)
 
 
-def kept_version(
-    store: Store,
-    config: Config,
-    args: argparse.Namespace,
-    steps: Sequence[Step],
-    back_to: Version | None,
-) -> Version:
-    """The version that is applied now: a new one, unless there is nothing to do for the last."""
-    last, content = last_applied(store, config.path), hash_of(config.document)
-    is_idle = all(one.action == "keep" for one in steps)
-    text, number = file_text(config, args, back_to), max([0, *version_numbers(store)]) + 1
-    if not (is_idle and last and (last.hash, last.result) == (content, "done")):
-        plan = tuple({**one.data, "result": ""} for one in steps)
-        of = back_to.number if back_to else None
-        facts = (number, time.time(), config.path, content, "applying", plan, tuple(args.names))
-        last = Version(*facts, config.document, text, of)
-        write_version(store, last)
-        prune(store)
-    if back_to and text is not None:
-        try:
-            args.say(*replace_config(store, config.path, text))
-        except StateError:
-            write_version(store, last._replace(result="failed"))
-            raise
-    elif back_to:
-        told = (
-            "it came from more files than one: they are as they were, and the next `up` takes them"
-        )
-        args.say(f"[WARN] {told}")
-    return last
-
-
-def file_text(config: Config, args: argparse.Namespace, back_to: Version | None) -> str | None:
-    """What to keep as the text of the file: for a version to go back to, what means the same."""
-    with contextlib.suppress(OSError, ValueError, RecursionError, ConfigError):
-        if back_to is None:
-            if args.mcp_config or args.procfile:
-                return None
-            with open(config.path, encoding="utf-8", newline="") as file:
-                return file.read()
-        if back_to.text is None:
-            return None
-        data = json.loads(blanked(back_to.text.removeprefix("\ufeff")))
-        if config_of(data, config.path, expands=False).document == config.document:
-            return back_to.text
-    return json.dumps(config.document, indent=2) + "\n"  # what it includes has changed
-
-
-def prune(store: Store) -> None:
-    """Remove the oldest versions, but none that is the last of its configuration."""
-    if len(version_numbers(store)) <= MOST_VERSIONS:
-        return
-    last: dict[str, int] = {}
-    for one in versions(store):
-        if one.result != "rolled back":
+def new_version(store: Store, config: Config, names: Sequence[str], of: int | None) -> Version:
+    """The next version, which is about to be applied; the oldest ones go, but no last one."""
+    numbers, last = version_numbers(store), dict[str, int]()
+    facts = (config.path, hash_of(config.document), "applying", (), tuple(names))
+    number = max([0, *numbers]) + 1
+    new = Version(number, time.time(), *facts, config.document, config.text, of)
+    write_version(store, new)
+    for one in versions(store) if numbers[MOST_VERSIONS - 1 :] else ():
+        if one.result not in ("rolled back", "applying"):
             last.setdefault(one.config, one.number)
-    old = {*version_numbers(store)[MOST_VERSIONS:]} - {*last.values()}
-    for name in os.listdir(version_path(store)):
-        if int("".join(re.findall("^[0-9]+", name)) or 0) in old:
-            with contextlib.suppress(OSError):  # the next one tries again
-                os.unlink(version_path(store, name))
+    for old in {*numbers[MOST_VERSIONS - 1 :]} - {*last.values()}:
+        for name in os.listdir(version_path(store)):
+            if re.match(f"{old:04}[.-]", name):
+                with contextlib.suppress(OSError):  # the next one tries again
+                    os.unlink(version_path(store, name))
+    return new
 
 
-def replace_config(store: Store, path: str, text: str) -> list[str]:
+def replace_config(store: Store, path: str, text: str | None) -> list[str]:
     """Write the configuration; the one that was there is kept. What to say of it."""
-    path, old = os.path.realpath(path), b""
+    path, old, mode, former = os.path.realpath(path), b"", 0o600, ""
+    if text is None:
+        return ["[WARN] it came from several files, which are as they were: `up` takes them again"]
     with state_errors(path):
-        os.makedirs(version_path(store), mode=0o700, exist_ok=True)
-        mode = os.stat(path).st_mode & 0o777 if os.path.exists(path) else 0o600
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-            old = file.read()
+            old, mode = file.read(), os.fstat(file.fileno()).st_mode & 0o777
         if old == text.encode():
             return []
-        name = f"{max([0, *version_numbers(store)]):04}-{hash_of(old.decode('latin-1'))[:8]}.json"
         if old:
-            write_file(version_path(store, name), old)
+            content = hash_of(old.decode("latin-1"))[:8]
+            former = version_path(store, f"{max([0, *version_numbers(store)]):04}-{content}.json")
+            os.makedirs(version_path(store), mode=0o700, exist_ok=True)
+            write_file(former, old)
         write_file(path, text.encode())
         os.chmod(path, mode)
-    former = f"; the former one is {shown_path(version_path(store, name))}" if old else ""
-    return [f"[INFO] {shown_path(path)} is written{former}"]
+    kept = f"; the former one is {shown_path(former)}" * bool(former)
+    return [f"[INFO] {shown_path(path)} is written{kept}"]
 
 
 def file_marks(paths: Iterable[str]) -> dict[str, object]:
@@ -8624,7 +8564,7 @@ def file_marks(paths: Iterable[str]) -> dict[str, object]:
 
 @contextlib.contextmanager
 def only_one(store: Store, wait_s: float) -> Iterator[None]:
-    """Hold the lock of what changes several services; TimedOut that names who holds it."""
+    """Hold the lock of what changes the configuration; TimedOut that names who holds it."""
     path = os.path.join(store.home, "lock.up")
 
     def busy() -> str:
@@ -8633,21 +8573,10 @@ def only_one(store: Store, wait_s: float) -> Iterator[None]:
         return "another `up` is under way"
 
     with locked(path, wait_s, busy):
-        now = time.strftime("%H:%M:%S")
+        by = f"pid {os.getpid()} since {time.strftime('%H:%M:%S')}"
         with state_errors(path):
-            write_file(f"{path}.by", f"pid {os.getpid()} since {now}".encode(), durable=False)
+            write_file(f"{path}.by", by.encode(), durable=False)
         yield
-
-
-def cut_off(store: Store, version: Version, config: Config) -> str:
-    """Note that an `up` was killed; what becomes of it now."""
-    write_version(store, version._replace(result="cut off"))
-    what = "it is finished now"
-    if version.hash != hash_of(config.document):
-        what = "what it did is undone now where the configuration says otherwise"
-    return (
-        f"[INFO] the `up` of version {version.number} was cut off at {moment(version.at)}: {what}"
-    )
 
 
 def tally(words: Iterable[object]) -> str:
@@ -8667,21 +8596,21 @@ def history(store: Store, args: argparse.Namespace) -> Result:
         is_last = holding.get(one.config) == one.number
         rows.append({**one.data, "applied": is_last})
         done = tally(step.get("action") for step in one.plan)
-        done += f" (back to {one.of})" if one.of else ""
+        done += f" (back to {one.of})" * bool(one.of)
         row = (f"{one.number}{'*' * is_last}", moment(one.at), one.result, done)
         table.append((*row, f"{shown_path(one.config)} {one.hash[:8]}"))
-    return Result(
-        {"versions": rows}, [] if rows else ["[OK] there are none"], table if rows else ()
-    )
+    none = [] if rows else ["[OK] there are none"]
+    return Result({"versions": rows}, none, table if rows else ())
 
 
 def version_asked(store: Store, args: argparse.Namespace, number: int | None) -> Version:
     """The version of that number, None: the one that was applied last."""
-    found = read_version(store, number) if number is not None else None
-    found = found or last_applied(store, find_config(args.config, store.home))
-    if not found:
+    if number is not None:
+        return read_version(store, number)
+    last = last_applied(store, find_config(args.config, store.home))
+    if not last:
         raise NotFound("nothing was applied yet", "bring it up, or name a version: config history")
-    return found
+    return last
 
 
 @command(
@@ -8693,7 +8622,7 @@ def version_asked(store: Store, args: argparse.Namespace, number: int | None) ->
 def show_version(store: Store, args: argparse.Namespace) -> Result:
     """What was applied."""
     version = version_asked(store, args, args.version)
-    document = masked(version.document)
+    document = with_env(version.document)
     head = f"// version {version.number} of {moment(version.at)}: {version.result}"
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     return Result({"version": version.data, "document": document}, [head], stream=iter([text]))
@@ -8731,9 +8660,8 @@ def impact(store: Store, args: argparse.Namespace) -> Result:
         action: [one.name for one in steps if one.action == action]
         for action in ("restart", "stop", "settings", "start", "keep")
     }
-    lines = [f"  {one}" for one in steps if one.action != "keep"]
     told = tally(one.action for one in steps) or "no services"
-    lines.append(f"[OK] {counted(len(as_list(data['restart'])), 'service')} would restart ({told})")
+    lines = [*(f"  {one}" for one in steps), f"[OK] nothing was changed ({told})"]
     return Result({**data, "plan": [one.data for one in steps]}, lines)
 
 
@@ -8747,8 +8675,13 @@ def impact(store: Store, args: argparse.Namespace) -> Result:
 def rollback(store: Store, args: argparse.Namespace) -> Result:
     """Go back to a version."""
     version = read_version(store, args.version)
-    args.names, args.rollback_on_failure = [], False
-    result = bring_up(store, config_of(version.document, version.config), args, version)
+    args.names, args.rollback_on_failure, text = [], False, version.text
+    config = config_of(version.document, version.config)
+    with contextlib.suppress(ValueError, RecursionError, ConfigError):
+        text = text and json.dumps(config.document, indent=2) + "\n"  # if what it includes changed
+        now = config_of(json.loads(blanked(version.text or "")), config.path, expands=False)
+        text = version.text if now.document == config.document else text
+    result = bring_up(store, config._replace(text=text), args, version.number)
     if args.dry_run or result.error:
         return result
     line = f"[OK] back at version {version.number}, as version {result.data['version']}"
@@ -8764,21 +8697,22 @@ def rollback(store: Store, args: argparse.Namespace) -> Result:
 def export_config(store: Store, args: argparse.Namespace) -> Result:
     """Write the effective configuration."""
     config = config_at(store, args, expands=False)
-    document, values = spelled_out(config), set[str]()
-    bare = with_env(document, lambda name: (values.add(name), f"${{{name}}}")[-1])
-    names = ", ".join(sorted(values))
+    full = spelled_out(config)
+    bare = with_env(full, "${{{}}}")
+    given = as_object(changes_of(bare, full)["changed"]).values()
+    values = sorted({key[4:] for keys in given for key in as_object(keys)})
+    names, path = ", ".join(values), os.path.abspath(args.file)
+    text = json.dumps(bare if args.file == "-" else full, indent=2, ensure_ascii=False) + "\n"
     if args.file == "-":
-        lines = [f"[WARN] not written are the values of {names}: give a FILE"] if values else []
-        text = json.dumps(bare, indent=2, ensure_ascii=False) + "\n"
-        return Result({"document": bare, "values": sorted(values)}, lines, stream=iter([text]))
-    path = os.path.abspath(args.file)
+        lines = [f"[WARN] without the values of {names}: give a FILE to have them"] * bool(values)
+        return Result({"document": bare, "values": values}, lines, stream=iter([text]))
     if os.path.realpath(path) in map(os.path.realpath, config.files):
         raise Refused(f"{args.file} is what is exported", "write to another file")
     with state_errors(path):
-        write_file(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
-    lines = [f"[WARN] {args.file} has the values of {names}: don't share it"] if values else []
+        write_file(path, text.encode())
+    lines = [f"[WARN] {args.file} has the values of {names}: don't share it"] * bool(values)
     told = f"[OK] {counted(len(config.services), 'service')} written to {args.file}"
-    return Result({"path": path, "values": sorted(values)}, [*lines, told])
+    return Result({"path": path, "values": values}, [*lines, told])
 
 
 @command(
@@ -8790,31 +8724,22 @@ def export_config(store: Store, args: argparse.Namespace) -> Result:
 )
 def import_config(store: Store, args: argparse.Namespace) -> Result:
     """Replace the configuration's file; the former one is kept."""
-    path, file = find_config(args.config, store.home), os.path.abspath(args.file)
-    read_instead(path, file)
+    path = find_config(args.config, store.home)
+    new = read_instead(path, os.path.abspath(args.file))
     old: Schema = {"services": {}}
     with contextlib.suppress(ConfigError):  # none, or a broken one: all is new
         old = spelled_out(read_config(path, expands=False))
-    changes = changes_of(old, spelled_out(read_instead(path, file, expands=False)))
-    lines, data = change_lines(changes), {"path": path, **changes}
-    with open(file, encoding="utf-8", newline="") as stream:
-        text = stream.read()
-    args.say(*([] if args.json else lines))
-    if not args.yes and (args.json or not confirmed(args, f"write {shown_path(path)}?")):
-        raise Refused(
-            f"{shown_path(path)} was not changed", "see what differs, add --yes", **changes
-        )
+    changes = changes_of(old, spelled_out(new))
+    args.say(*([] if args.json else change_lines(changes)))
+    is_asked = os.isatty(0) and not (args.yes or args.json)
+    args.say(*[f"write {shown_path(path)}? y/n"] * is_asked)
+    if not (args.yes or (is_asked and key_within(60.0) in ("y", "Y"))):
+        raise Refused(f"{shown_path(path)} is as it was", "see what differs, add --yes", **changes)
     store.prepare()
     with only_one(store, CLAIM_S):
-        lines = replace_config(store, path, text)
-    return Result(data, [*lines, f"[OK] {shown_path(path)} is {args.file} now; apply it: up"])
-
-
-def confirmed(args: argparse.Namespace, question: str) -> bool:
-    """Whether a person at the terminal says yes."""
-    if os.isatty(0):
-        args.say(f"{question} y/n")
-    return os.isatty(0) and key_within(60.0) in ("y", "Y")
+        lines = replace_config(store, path, new.text)
+    told = f"[OK] {shown_path(path)} is {args.file} now; apply it: up"
+    return Result({"path": path, **changes}, [*lines, told])
 
 
 # -- up, down
@@ -9000,9 +8925,9 @@ def up(store: Store, args: argparse.Namespace) -> Result:
 
 
 def bring_up(
-    store: Store, config: Config, args: argparse.Namespace, back_to: Version | None = None
+    store: Store, config: Config, args: argparse.Namespace, of: int | None = None
 ) -> Result:
-    """Plan, say so, and do it; `back_to`: the version that the configuration is of."""
+    """Plan, say so, and do it; `of`: the version to which it goes back."""
     for name in args.names:
         if not config.named(name):
             told = f"{shown_path(config.path)} has no service {name!r}"
@@ -9023,12 +8948,24 @@ def bring_up(
         data: dict[str, object] = {"config": config.path, "plan": [one.data for one in steps]}
         if args.dry_run:
             return Result(data, lines or ["[OK] there is nothing to do"])
-        args.say(*([cut_off(store, cut, config)] if cut else []), *lines)
+        is_same = last is not None and last.hash == hash_of(config.document)
+        if cut:
+            what = "it is finished now" if is_same else "it is undone where the file says otherwise"
+            args.say(
+                f"[INFO] the `up` of version {cut.number} was cut off ({moment(cut.at)}): {what}"
+            )
+        args.say(*lines)
         check_environments(steps)
-        version = kept_version(store, config, args, steps, back_to)
-        outcomes = carry_out(store, version, steps, known, args)
+        args.say(*replace_config(store, config.path, config.text) if of else ())
+        is_idle = is_same and all(one.action == "keep" for one in steps)
+        if not last or not is_idle or last.result != "done":
+            names = [name for names in asked for name in names] if all(asked) else ()
+            last = new_version(store, config, names, of)
+        if cut:
+            write_version(store, cut._replace(result="cut off"))
+        outcomes = carry_out(store, last, steps, known, args)
     failed = [one for one in outcomes if one.error]
-    data.update(services=[one.data for one in outcomes], version=version.number)
+    data.update(services=[one.data for one in outcomes], version=last.number)
     data.update({"cut_off": cut.number} if cut else {})
     if not failed:
         told = tally(one.step.action for one in outcomes) or "no services"
@@ -9047,10 +8984,10 @@ def carry_out(
     args: argparse.Namespace,
 ) -> list[Outcome]:
     """Do what was planned, and note in the version, if it is a new one, what came of it."""
-    results: dict[str, str] = {}
+    results = dict.fromkeys((one.name for one in steps), "")
 
     def note(result: str) -> None:
-        plan = tuple({**one.data, "result": results.get(one.name, "")} for one in steps)
+        plan = tuple({**one.data, "result": results[one.name]} for one in steps)
         if version.result == "applying":
             write_version(store, version._replace(plan=plan, result=result), result != "applying")
 
@@ -9064,12 +9001,7 @@ def carry_out(
     if result == "failed" and args.rollback_on_failure:
         roll_back(store, known, outcomes, args.say)
         result = "rolled back"
-    try:
-        note(result)
-    except StateError as error:
-        store.notes.append(
-            f"version {version.number}: what came of it wasn't noted: {error.message}"
-        )
+    note(result)
     return outcomes
 
 
