@@ -6072,18 +6072,18 @@ def hash_of(document: object) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def with_env(document: Schema, shown: str = "…") -> dict[str, object]:
-    """A document with something else instead of the values under env; {}: the variable's name."""
+def with_env(document: Schema, instead: str = "…") -> dict[str, object]:
+    """A document with something else instead of the values under env; {}: a variable's name."""
 
-    def is_value(value: object) -> bool:
-        return value is not None and not re.fullmatch(rf"\$\{{{VARIABLE}\}}", str(value))
+    def shown(name: str, value: object) -> object:
+        found = re.fullmatch(rf"\$\{{(?:env:)?({VARIABLE})(?::-(.*))?\}}", str(value))
+        is_value = value is not None and not (found and not found[2])  # a default is one, too
+        return instead.format(found[1] if found else name) if is_value else value
 
     services = {name: dict(as_object(one)) for name, one in as_object(document["services"]).items()}
     for keys in services.values():
-        env = {
-            k: shown.format(k) if is_value(v) else v for k, v in as_object(keys.get("env")).items()
-        }
-        keys.update({"env": env} if env else {})
+        env = as_object(keys.get("env")).items()
+        keys.update({"env": {name: shown(name, value) for name, value in env}} if env else {})
     return {**document, "services": services}
 
 
@@ -8661,7 +8661,8 @@ def impact(store: Store, args: argparse.Namespace) -> Result:
         for action in ("restart", "stop", "settings", "start", "keep")
     }
     told = tally(one.action for one in steps) or "no services"
-    lines = [*(f"  {one}" for one in steps), f"[OK] nothing was changed ({told})"]
+    restarts = counted(len(as_list(data["restart"])), "service")
+    lines = [*(f"  {one}" for one in steps), f"[OK] {restarts} would restart ({told})"]
     return Result({**data, "plan": [one.data for one in steps]}, lines)
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 from typing import Any
 
+import psutil
 import pytest
 from conftest import Spm, eventually, free_port
 from hypothesis import given, settings
@@ -31,11 +32,12 @@ def versions(spm: Spm) -> list[dict[str, Any]]:
     return found[::-1]
 
 
-def under_way(spm: Spm, steps: dict[str, str]) -> int:
-    """The number of the newest version, once so much of its plan is done; else 0."""
-    path = max((spm.home / "versions").glob("????.json"))
-    plan = json.loads(path.read_text())["plan"]
-    return int(path.stem) * ({one["name"]: one["result"] for one in plan} == steps)
+def kept(spm: Spm, number: int = 0) -> dict[str, Any]:
+    """A version's file, the newest one's."""
+    paths = sorted((spm.home / "versions").glob("????.json"))
+    document = json.loads(paths[number - 1].read_text())
+    assert isinstance(document, dict)
+    return document
 
 
 @pytest.mark.skipif(not shutil.which("redis-server"), reason="redis-server isn't installed")
@@ -131,7 +133,11 @@ def test_five_real_services_are_edited_in_eight_ways_and_rolled_back(spm: Spm) -
 def test_an_export_can_be_imported_and_means_the_same(spm: Spm) -> None:
     spm.env["SPM_T"] = "s3cret"
     services = {
-        "a": worker("1", env={"A": "s3cret", "B": "${SPM_T}", "C": None}, lease="2h"),
+        "a": worker(
+            "1",
+            env={"A": "s3cret", "B": "${SPM_T}", "C": None, "D": "${SPM_D:-s3cret}"},
+            lease="2h",
+        ),
         "b": {
             "command": "echo ${SPM_T} | cat",
             "shell": True,
@@ -149,7 +155,8 @@ def test_an_export_can_be_imported_and_means_the_same(spm: Spm) -> None:
     assert (exported["a"]["health_interval"], exported["a"]["type"]) == (10.0, "simple")
     assert exported["b"]["command"] == services["b"]["command"]
     printed = spm("config", "export", "-")
-    assert json.loads(printed.stdout)["services"]["a"]["env"]["A"] == "${A}"
+    names = {"A": "${A}", "B": "${SPM_T}", "C": None, "D": "${SPM_D}"}
+    assert json.loads(printed.stdout)["services"]["a"]["env"] == names
     assert "s3cret" not in printed.stdout + printed.stderr
     assert "write to another file" in spm("config", "export", "spm.json", code=8).stderr
     assert "nothing differs" in spm("config", "import", "sub/all.json", "--yes").stderr
@@ -191,11 +198,12 @@ def test_an_up_that_was_killed_is_finished_or_undone_by_the_next(spm: Spm) -> No
     write(spm, new)
     for is_undone in (True, False):
         process = spm.popen("up")
-        steps = dict.fromkeys(("a", "slow"), "done"), dict.fromkeys(("b", "c"), "")
-        half = eventually(lambda: under_way(spm, {**steps[0], **steps[1]}))  # noqa: B023
+        done = {"a": "done", "slow": "done", "b": "", "c": ""}
+        eventually(lambda: {one["name"]: one["result"] for one in kept(spm)["plan"]} == done)  # noqa: B023
         process.kill()
         process.communicate(timeout=10)
-        assert versions(spm)[-1]["result"] == "applying"
+        half = kept(spm)
+        assert half["result"] == "applying"
         if is_undone:
             write(spm, old)
         else:
@@ -204,16 +212,14 @@ def test_an_up_that_was_killed_is_finished_or_undone_by_the_next(spm: Spm) -> No
         lines = [line for line in spm("up", "b").stderr.splitlines() if "was cut off" in line]
         assert len(lines) == 1
         assert ("undone" in lines[0], "finished" in lines[0]) == (is_undone, not is_undone)
-        assert f"version {half} " in lines[0]
-        assert versions(spm)[-2]["result"] == "cut off"
-        assert "cut off" not in spm("up").stderr
+        assert f"version {half['number']} " in lines[0]
+        assert (kept(spm, half["number"])["result"], kept(spm)["result"]) == ("cut off", "done")
         after = pids(spm)
         assert after.keys() == ({"a", "b"} if is_undone else {"a", "b", "c"})
         assert (after["b"] == before["b"]) is is_undone
-        commands = {spm.service(name)["command"] for name in after}
-        assert commands == {
-            one["command"] for name, one in (old if is_undone else new).items() if name != "slow"
-        }
+        wanted = old if is_undone else new
+        specs = {name: " ".join(spm.record(name)["spec"]["argv"]) for name in after}
+        assert specs == {name: wanted[name]["command"] for name in after}
         before = after
         write(spm, new)
     spm("down")
@@ -228,7 +234,9 @@ def test_ups_wait_for_each_other_and_say_who_holds_them_up(spm: Spm) -> None:
         assert f"(pid {process.pid} since " in spm(*words, code=124).stderr
     write(spm, {"c": worker("3")})
     second = spm.popen("up")
-    write(spm, {"d": worker("4")})  # while it waits
+    waits = psutil.Process(second.pid).num_ctx_switches
+    eventually(lambda: waits().voluntary > 50, what="its looks at the lock")
+    write(spm, {"d": worker("4")})
     spm("stop", "slow")
     process.communicate(timeout=20)
     _, told = second.communicate(timeout=20)
@@ -254,6 +262,13 @@ def test_a_damaged_version_is_named_and_the_others_stay(spm: Spm) -> None:
     spm("config", "show", "2", code=9)
     assert "there is no version 9" in spm("config", "diff", "9", code=3).stderr
     assert spm.json("up")["version"] == 4
+    write(spm, {"a": {"command": "false", "ready": "tcp:1"}})
+    spm("up", "--wait", "--rollback-on-failure", code=1)
+    newest = versions(spm)[-2:]
+    assert [(one["result"], one["applied"]) for one in newest] == [
+        ("done", True),
+        ("rolled back", False),
+    ]
     spm("cleanup")
 
 
