@@ -42,7 +42,7 @@ The state directory (--home, else SPM_HOME, else the nearest .spm/, else .spm/ i
     lock.up, lock.up.by     held by the `up` that is under way, and who that is
     versions/NNNN.json      each configuration that was applied, mode 0600: what came of it, and
                             the journal of an `up` that was killed
-    versions/NNNN-HASH.json a spm.json that was replaced after version NNNN, byte for byte
+    versions/NNNN-TIME.json a spm.json that was replaced after version NNNN, byte for byte
     cache/                  compiled form of this file, from which supervisors start
     services/NAME/lock      held by the command that starts or stops NAME
     services/NAME/supervisor.lock   held by the supervisor for as long as it lives
@@ -6144,8 +6144,9 @@ def change_lines(changes: Mapping[str, object]) -> list[str]:
     """The changes, one a line."""
 
     def shown(value: object) -> str:
-        words = [str(one) for one in value] if isinstance(value, list) else []
-        return join_command(words) if words else json.dumps(value, ensure_ascii=False)
+        if isinstance(value, list) and value:
+            return join_command(list(map(str, value)))
+        return value or '""' if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
     lines = [f"+ {name}" for name in as_list(changes["added"])]
     lines += [f"- {name}" for name in as_list(changes["removed"])]
@@ -8517,11 +8518,13 @@ def write_version(store: Store, version: Version, durable: bool = True) -> None:
         write_file(path, json.dumps(version._asdict()).encode(), durable)
 
 
-def new_version(store: Store, config: Config, names: Sequence[str], of: int | None) -> Version:
+def new_version(
+    store: Store, config: Config, steps: Sequence[Step], names: Sequence[str], of: int | None
+) -> Version:
     """The next version, which is about to be applied; the oldest ones go, but no last one."""
     numbers, last = version_numbers(store), dict[str, int]()
-    facts = (config.path, hash_of(config.document), "applying", (), tuple(names))
-    number = max([0, *numbers]) + 1
+    number, plan = max([0, *numbers]) + 1, tuple({**one.data, "result": ""} for one in steps)
+    facts = (config.path, hash_of(config.document), "applying", plan, tuple(names))
     new = Version(number, time.time(), *facts, config.document, config.text, of)
     write_version(store, new)
     for one in versions(store) if numbers[MOST_VERSIONS - 1 :] else ():
@@ -8546,8 +8549,8 @@ def replace_config(store: Store, path: str, text: str | None) -> list[str]:
         if old == text.encode():
             return []
         if old:
-            content = hash_of(old.decode("latin-1"))[:8]
-            former = version_path(store, f"{max([0, *version_numbers(store)]):04}-{content}.json")
+            number, now_ms = max([0, *version_numbers(store)]), time.time_ns() // 10**6
+            former = version_path(store, f"{number:04}-{now_ms}.json")
             os.makedirs(version_path(store), mode=0o700, exist_ok=True)
             write_file(former, old)
         write_file(path, text.encode())
@@ -8588,7 +8591,7 @@ def tally(words: Iterable[object]) -> str:
 @command("config history", "the configurations that `up` applied, newest first; * those that hold")
 def history(store: Store, args: argparse.Namespace) -> Result:
     """The versions."""
-    rows, table = list[object](), [("version", "when", "result", "what was done", "configuration")]
+    rows, table = list[object](), [("version", "when", "result", "plan", "configuration")]
     holding: dict[str, int] = {}
     for one in versions(store):
         if one.result != "rolled back":
@@ -8961,7 +8964,7 @@ def bring_up(
         is_idle = is_same and all(one.action == "keep" for one in steps)
         if not last or not is_idle or last.result != "done":
             names = [name for names in asked for name in names] if all(asked) else ()
-            last = new_version(store, config, names, of)
+            last = new_version(store, config, steps, names, of)
         if cut:
             write_version(store, cut._replace(result="cut off"))
         outcomes = carry_out(store, last, steps, known, args)
