@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# PYTHON_ARGCOMPLETE_OK
 # /// script
 # requires-python = ">=3.9"
 # dependencies = ["psutil>=6.0"]
@@ -66,6 +67,7 @@ if __name__ == "__main__" and sys.path[:1] == [os.path.dirname(os.path.abspath(_
     del sys.path[0]  # the user's repository: its queue.py must not shadow the standard library's
 
 import contextlib
+import functools
 import itertools
 import json
 import re
@@ -74,19 +76,50 @@ import time
 TYPE_CHECKING = False  # type checkers take this name for true; importing typing takes 2 ms
 if TYPE_CHECKING:
     import argparse
+    import ctypes
+    import errno
+    import pwd
+    import secrets
+    import select
     import selectors
+    import shlex
+    import shutil
     import signal
     import socket
+    import struct
     import subprocess
+    import tempfile
+    import termios
+    import threading
+    import tty
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-    from typing import NamedTuple, NoReturn, Protocol, TextIO
+    from typing import NamedTuple, NoReturn, Protocol, TextIO, TypeVar
+
+    import psutil
 
     Kind = Callable[[object, str], object]
     Message = dict[str, object]  # of JSON-RPC
+    Ask = Callable[["Checks", "Check", float], "Sight"]  # who looks where a check itself can't
     Schema = Mapping[str, object]  # of JSON
     Owner = tuple["Identity | None", str]  # a process and its name; None: nobody
+    Made = TypeVar("Made", bound=NamedTuple)
+    Given = TypeVar("Given")
 else:
     from operator import itemgetter
+
+    class Late:
+        """A module that is imported when it is first used: each takes milliseconds."""
+
+        def __init__(self, name):
+            self.name = name
+
+        def __getattr__(self, wanted):
+            module = globals()[self.name] = __import__(self.name)
+            return getattr(module, wanted)
+
+    LATE = "ctypes errno psutil pwd secrets select selectors shlex shutil signal socket struct"
+    for _name in f"{LATE} subprocess tempfile termios threading tty".split():
+        globals()[_name] = Late(_name)
 
     class NamedTuple(tuple):
         """What is used here of typing.NamedTuple, which takes 0.2 ms a class: 4 ms a command."""
@@ -134,6 +167,9 @@ class SpmError(Exception):
 
     kind, exit_code, retryable = "failed", 1, False
 
+    def __init_subclass__(cls, kind: str, exit_code: int, retryable: bool = False) -> None:
+        cls.kind, cls.exit_code, cls.retryable = kind, exit_code, retryable
+
     def __init__(self, message: str, advice: str = "", **facts: object) -> None:
         super().__init__(message)
         self.message, self.advice, self.facts = message, advice, facts
@@ -144,68 +180,48 @@ class SpmError(Exception):
         return {**known, "retryable": self.retryable, **self.facts}
 
 
-class Failed(SpmError):
+class Failed(SpmError, kind="failed", exit_code=1):
     """It ran and failed."""
 
 
-class UsageError(SpmError):
+class UsageError(SpmError, kind="usage", exit_code=2):
     """Bad arguments or values."""
 
-    kind, exit_code = "usage", 2
 
-
-class NotFound(SpmError):
+class NotFound(SpmError, kind="not_found", exit_code=3):
     """No such service, or it isn't running."""
 
-    kind, exit_code = "not_found", 3
 
-
-class StartFailed(SpmError):
+class StartFailed(SpmError, kind="start_failed", exit_code=4):
     """The command could not be executed."""
 
-    kind, exit_code = "start_failed", 4
 
-
-class PortConflict(SpmError):
+class PortConflict(SpmError, kind="port_conflict", exit_code=5, retryable=True):
     """The port is somebody else's."""
 
-    kind, exit_code, retryable = "port_conflict", 5, True
 
-
-class ConfigError(SpmError):
+class ConfigError(SpmError, kind="config", exit_code=6):
     """Configuration or environment is invalid."""
 
-    kind, exit_code = "config", 6
 
-
-class Cooldown(SpmError):
+class Cooldown(SpmError, kind="cooldown", exit_code=7, retryable=True):
     """It failed just now: a start is refused for a while."""
 
-    kind, exit_code, retryable = "cooldown", 7, True
 
-
-class Refused(SpmError):
+class Refused(SpmError, kind="refused", exit_code=8):
     """It would touch what isn't ours, or replace what runs."""
 
-    kind, exit_code = "refused", 8
 
-
-class StateError(SpmError):
+class StateError(SpmError, kind="state", exit_code=9, retryable=True):
     """The state directory can't be read or written."""
 
-    kind, exit_code, retryable = "state", 9, True
 
-
-class TimedOut(SpmError):
+class TimedOut(SpmError, kind="timeout", exit_code=124, retryable=True):
     """Not in the time given."""
 
-    kind, exit_code, retryable = "timeout", 124, True
 
-
-class Interrupted(SpmError):
+class Interrupted(SpmError, kind="interrupted", exit_code=130, retryable=True):
     """Ctrl-C."""
-
-    kind, exit_code, retryable = "interrupted", 130, True
 
 
 ERRORS: dict[str, type[SpmError]] = {cls.kind: cls for cls in SpmError.__subclasses__()}
@@ -215,6 +231,7 @@ ERRORS: dict[str, type[SpmError]] = {cls.kind: cls for cls in SpmError.__subclas
 # from_json trusts nobody: it returns a valid value or raises RecordError with the field's path.
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+NO_NAME = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*\."
 VARIABLE = r"[A-Za-z_][A-Za-z0-9_.]*"
 DURATION = r"(?a)(\d+(?:\.\d+)?)(ms|s|m|h|)"
 DURATION_UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
@@ -265,44 +282,45 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
-def check_name(text: str) -> str:
-    """The name itself, or UsageError."""
-    if re.fullmatch(NAME, text):
-        return text
-    advice = "use 1 to 64 letters, digits, '.', '_', '-', and begin with a letter or digit"
-    raise UsageError(f"{text!r} is not a service name", advice)
+def checked(fits: Callable[[str], object], fault: str, advice: str) -> Callable[[str], str]:
+    """A parser that returns the text itself if it fits, else raises UsageError."""
+
+    def parse(text: str) -> str:
+        if fits(text):
+            return text
+        raise UsageError(f"{text!r} {fault}", advice)
+
+    return parse
 
 
+check_name = checked(
+    lambda text: re.fullmatch(NAME, text) and not re.fullmatch(NO_NAME, text),
+    "is not a service name",
+    "use 1 to 64 letters, digits, '.', '_', '-', and begin with a letter or digit; no device of "
+    "Windows (con, nul, aux, prn, com1, lpt1 …), no '.' at the end",
+)
 TYPES = ("simple", "forking", "stdio", "external")
 RESTARTS = ("no", "on-failure", "always")
 PROTOCOLS = ("auto", "modern", "handshake", "jsonrpc")
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
-    """A parser that takes one of these words, else raises UsageError."""
-
-    def parse(text: str) -> str:
-        if text in choices:
-            return text
-        raise UsageError(f"{text!r} isn't one of {', '.join(choices)}", "write one of these")
-
-    return parse
+    """A parser of one of these words."""
+    return checked(choices.__contains__, f"isn't one of {', '.join(choices)}", "write one of these")
 
 
 def codes_of(text: str) -> set[int]:
     """The exit codes of `0,143,SIGINT`: of signal n 128+n, as a shell reports it."""
-    import signal
-
     known, words = signal.Signals.__members__, [word.strip() for word in text.split(",")]
     numbers = {int(word) for word in words if word.isdecimal() and len(word) < 11}
     return numbers | {128 + known[word] for word in words if word in known}
 
 
-def parse_codes(text: str) -> str:
-    """Exit codes and signals, or UsageError."""
-    if not text or all(map(codes_of, text.split(","))):
-        return text
-    raise UsageError(f"{text!r} are no exit codes", "write for example 0,143 or 0,SIGTERM")
+parse_codes = checked(
+    lambda text: not text or all(map(codes_of, text.split(","))),
+    "are no exit codes",
+    "write for example 0,143 or 0,SIGTERM",
+)
 
 
 def parse_pause(text: str) -> float:
@@ -317,11 +335,9 @@ def is_pattern(value: object) -> bool:
     return False
 
 
-def parse_pattern(text: str) -> str:
-    """A regular expression, or UsageError."""
-    if is_pattern(text):
-        return text
-    raise UsageError(f"{text!r} is no regular expression", "write what re.search() understands")
+parse_pattern = checked(
+    is_pattern, "is no regular expression", "write what re.search() understands"
+)
 
 
 def as_port(text: str) -> int | None:
@@ -345,14 +361,14 @@ def parse_port_or_auto(text: str) -> int | str:
 
 URL = r"(https?)://(\[[\da-fA-F:.]+\]|[^\s/:?#@[\]]+)(?::(\d{1,5}))?([/?][^\s#]*)?(?:#\S*)?"
 URL_PORTS = {"http": "80", "https": "443"}
-CHECKS = "tcp, tcp:PORT, http, http:/PATH, a URL, log:REGEX or exec:COMMAND"
+CHECKS = "tcp, tcp:PORT, http, http:/PATH, a URL, log:REGEX, exec:COMMAND or mcp"
 EXPECTED = r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?"
 
 
 class Check(NamedTuple):
     """One thing that must hold before a service counts as healthy."""
 
-    kind: str  # tcp, http, https, log or exec
+    kind: str  # tcp, http, https, log, exec or mcp
     text: str = ""  # of http the path, of log the pattern, of exec the command
     host: str = ""  # of a URL; none: wherever the service listens
     port: int | None = None  # none: the service's own
@@ -370,29 +386,25 @@ def parse_url(text: str) -> Check | None:
 
 
 def parse_check(text: str) -> Check:
-    """The check of `tcp[:PORT]`, `http[:PATH]`, a URL, `log:REGEX` or `exec:COMMAND`."""
+    """The check of `tcp[:PORT]`, `http[:PATH]`, a URL, `log:REGEX`, `exec:COMMAND` or `mcp`."""
     kind, colon, rest = text.partition(":")
     url = parse_url(text)
     if url:
         return url
-    if kind == "tcp":
+    if kind == "tcp" or text == "mcp":
         return Check(kind, port=parse_port(rest) if colon else None)
     if kind == "http" and not re.search(r"^//|\s", rest):
         return Check(kind, rest if rest[:1] == "/" else f"/{rest}")
     if kind not in ("log", "exec") or not rest.strip():
         raise UsageError(f"{text!r} is not a check", f"write {CHECKS}")
-    try:
-        re.compile(rest if kind == "log" else "")
-    except (re.error, RecursionError, OverflowError) as error:
-        raise UsageError(f"log: {rest!r} is not a regular expression: {error}") from error
-    return Check(kind, rest)
+    return Check(kind, parse_pattern(rest) if kind == "log" else rest)
 
 
-def parse_expect(text: str) -> str:
-    """The text of expected statuses itself, codes and ranges, or UsageError."""
-    if re.fullmatch(rf"{EXPECTED}(?:, *{EXPECTED})*", text):
-        return text
-    raise UsageError(f"{text!r} are no http statuses", "write for example 200,204 or 200-399")
+parse_expect = checked(
+    lambda text: re.fullmatch(rf"{EXPECTED}(?:, *{EXPECTED})*", text),
+    "are no http statuses",
+    "write for example 200,204 or 200-399",
+)
 
 
 def is_expected(status: int, expect: str) -> bool:
@@ -401,13 +413,11 @@ def is_expected(status: int, expect: str) -> bool:
     return any(int(low) <= status <= int(high or low) for low, high in ranges)
 
 
-def parse_required(text: str) -> str:
-    """The `NAME` or `NAME=REGEX` of a required variable, or UsageError."""
-    name, _, pattern = text.partition("=")
-    with contextlib.suppress(re.error):
-        if re.fullmatch(VARIABLE, name) and re.compile(pattern):
-            return text
-    raise UsageError(f"{text!r} is neither NAME nor NAME=REGEX", "write for example PORT=[0-9]+")
+parse_required = checked(
+    lambda text: re.match(rf"{VARIABLE}(=|$)", text) and is_pattern(text.partition("=")[2]),
+    "is neither NAME nor NAME=REGEX",
+    "write for example PORT=[0-9]+",
+)
 
 
 def format_duration(seconds: float) -> str:
@@ -458,10 +468,8 @@ ENV_ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 
 
 def parse_env_text(text: str, source: str) -> dict[str, str]:
-    """The variables of a dotenv text: quotes, `export`, comments; ConfigError names the bad line.
-
-    The line itself is never shown: it may hold a secret.
-    """
+    """The variables of a dotenv text: quotes, export, comments; ConfigError names the bad line."""
+    # The line itself is never shown: it may hold a secret.
     values: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -484,7 +492,8 @@ def _env_value(text: str) -> str | None:
     return re.sub(r"\\(.)", lambda found: ENV_ESCAPES.get(found[1], found[1]), match[1])
 
 
-METRICS = ("cpu", "memory_mb", "processes", "threads", "files", "probe_ms", "restarts")
+RULED = ("cpu", "memory_mb", "processes", "threads", "files", "probe_ms", "call_errors")
+METRICS = (*RULED, "restarts")
 
 
 class Rule(NamedTuple):
@@ -504,7 +513,7 @@ RULE_TIME = r"((?=[0-9.]*[1-9])[0-9]{1,6}(?:\.[0-9]{1,3})?(?:ms|s|m|h)?)(?![\w.]
 ACTION = r"(?:log|restart|stop)\b|exec\s+\S.*?(?=\s+every\s+\S+\s*$|\s*$)"
 # It matches as much of a text as is a rule.
 RULE = (
-    rf"\s*(?:({'|'.join(METRICS[:-1])})\s*(?:([<>])\s*(?:([0-9]{{1,12}}(?:\.[0-9]{{1,9}})?)(?![\w.])"
+    rf"\s*(?:({'|'.join(RULED)})\s*(?:([<>])\s*(?:([0-9]{{1,12}}(?:\.[0-9]{{1,9}})?)(?![\w.])"
     rf"(?:\s+for\s+{RULE_TIME})?(?:\s+(info|warning|critical)\b)?(?:\s*:\s*({ACTION}))?"
     rf"(?:\s+every\s+{RULE_TIME})?)?)?)?\s*"
 )
@@ -517,7 +526,7 @@ def parse_rule(text: str) -> Rule:
     assert match  # of nothing, if need be
     metric, sign, limit, for_d, severity, action, every_d = match.groups()
     if limit is None or match.end() < len(text):
-        advice = f"write {RULE_FORM}; a metric is one of {', '.join(METRICS[:-1])}"
+        advice = f"write {RULE_FORM}; a metric is one of {', '.join(RULED)}"
         raise UsageError(f"{text!r} is no alert: wrong at position {match.end() + 1}", advice)
     for_s, every_s = (parse_duration(one) if one else 0.0 for one in (for_d, every_d))
     what = severity or "warning", action or "log"
@@ -530,6 +539,15 @@ NO_RULES: Mapping[str, Mapping[str, object]] = {}
 
 class RecordError(ValueError):
     """A document isn't what it should be; the message begins with the field's path."""
+
+
+def parse_json(text: str | bytes) -> object:
+    """The value of a JSON text; ValueError, and nothing else, if it is none."""
+    try:
+        value: object = json.loads(text)
+    except RecursionError as error:
+        raise RecordError("nested too deeply") from error
+    return value
 
 
 def _kind(expected: str, fits: Callable[[object], bool]) -> Kind:
@@ -559,44 +577,64 @@ _pattern = _kind("a regular expression", is_pattern)
 _pid = _kind("a process id", lambda value: type(value) is int and 1 < value < 2**31)
 _number = _kind(
     "a number from 0 on",
-    lambda value: (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e15
-    ),
+    lambda value: (type(value) is int or type(value) is float) and 0 <= value < 1e15,
 )
 
 
 def _one_of(*choices: str) -> Kind:
-    return _kind(f"one of {', '.join(choices)}", lambda value: value in choices)
+    return _kind(f"one of {', '.join(choices)}", choices.__contains__)
 
 
 def _or_none(kind: Kind) -> Kind:
     return lambda value, path: None if value is None else kind(value, path)
 
 
+def _object(data: object, path: str) -> dict[str, object]:
+    if not isinstance(data, dict):
+        raise RecordError(f"{path}: an object was expected")
+    return data
+
+
 def read_object(
     data: object, path: str, kinds: Mapping[str, Kind], defaults: Mapping[str, object] = NOTHING
 ) -> list[object]:
     """The fields of a JSON object in the order of `kinds`; RecordError if one doesn't fit."""
-    if not isinstance(data, dict):
-        raise RecordError(f"{path}: an object was expected")
+    known = _object(data, path)
     return [
         defaults[key]
-        if key in defaults and key not in data
-        else kind(data.get(key), f"{path}.{key}")
+        if key in defaults and key not in known
+        else kind(known.get(key), f"{path}.{key}")
         for key, kind in kinds.items()
     ]
 
 
 def unknown_keys(data: object, kinds: Mapping[str, Kind]) -> dict[str, object]:
     """What a later version wrote and this one carries along."""
-    return {k: v for k, v in data.items() if k not in kinds} if isinstance(data, dict) else {}
+    return {k: v for k, v in _object(data, "object").items() if k not in kinds}
 
 
 def texts_by_name(data: object, path: str) -> dict[str, str]:
     """An object whose values are all strings, or RecordError."""
-    if not isinstance(data, dict):
-        raise RecordError(f"{path}: an object was expected")
-    return {key: str(_text(value, f"{path}.{key}")) for key, value in data.items()}
+    return {key: str(_text(value, f"{path}.{key}")) for key, value in _object(data, path).items()}
+
+
+KINDS: dict[str, Kind] = {"str": _text, "bool": _flag, "int": _integer, "float": _number}
+KINDS.update({f"tuple[{key}, ...]": _list_of(kind) for key, kind in KINDS.items()})
+KINDS["Mapping[str, object]"] = texts_by_name
+
+
+def kinds_of(cls: type[NamedTuple], **special: Kind) -> dict[str, Kind]:
+    """How each field of a record is read: as its annotation says, or by a special kind."""
+    hints = {key: hint.partition(" | None") for key, hint in cls.__annotations__.items()}
+    kinds = {key: special.get(key) or KINDS[hint] for key, (hint, _, _) in hints.items()}
+    kinds.update({key: _or_none(kinds[key]) for key, (_, none, _) in hints.items() if none})
+    return {key: kind for key, kind in kinds.items() if key != "extra"}
+
+
+def reader(cls: type[Made], **special: Kind) -> Callable[[object, str], Made]:
+    """The function that makes a record of a JSON object, or raises RecordError."""
+    kinds = kinds_of(cls, **special)
+    return lambda data, path: cls._make(read_object(data, path, kinds, cls._field_defaults))
 
 
 RULE_KINDS = {"required": _flag, "pattern": _pattern, "min_length": _number, "secret": _flag}
@@ -701,11 +739,6 @@ class Identity(NamedTuple):
         number = self.token.partition("@")[0]
         return float(number) if number.replace(".", "", 1).isdecimal() else 0.0
 
-    @classmethod
-    def from_json(cls, data: object, path: str) -> Identity:
-        """The Identity of a JSON object, or RecordError."""
-        return cls._make(read_object(data, path, {"pid": _pid, "token": _text}))
-
 
 class Place(NamedTuple):
     """Where pids mean something: this boot of this host, this PID namespace."""
@@ -713,11 +746,6 @@ class Place(NamedTuple):
     host: str
     boot: str
     namespace: str
-
-    @classmethod
-    def from_json(cls, data: object, path: str) -> Place:
-        """The Place of a JSON object, or RecordError."""
-        return cls._make(read_object(data, path, dict.fromkeys(cls._fields, _text)))
 
 
 class Exit(NamedTuple):
@@ -730,13 +758,6 @@ class Exit(NamedTuple):
     oom: bool = False  # the kernel ended it for want of memory, and says so
     errno: int | None = None  # why it couldn't even be executed
     lived_s: float | None = None
-
-    @classmethod
-    def from_json(cls, data: object, path: str) -> Exit:
-        """The Exit of a JSON object, or RecordError."""
-        kinds = {"at": _number, "code": _or_none(_integer), "signal": _or_none(_text)}
-        kinds.update(core=_flag, oom=_flag, errno=_or_none(_errno), lived_s=_or_none(_number))
-        return cls._make(read_object(data, path, kinds, cls._field_defaults))
 
     def __str__(self) -> str:
         """`exit code 1`, `killed by SIGSEGV`, `exit code not known`."""
@@ -781,16 +802,16 @@ class Record(NamedTuple):
     failed_at: float | None = None  # by steady_s()
     log_at: int = 0  # where in all that was ever written its output begins, after a restart
     alerts: tuple[str, ...] = ()  # those that are active
+    sharers: tuple[Identity, ...] = ()  # other runs that use it: the next owners
     config: str = ""  # the file that it was started from, "" by hand
     extra: Mapping[str, object] = NOTHING
 
     def to_json(self) -> dict[str, object]:
         """Its JSON object."""
-        data: dict[str, object] = {**self.extra, **{key: getattr(self, key) for key in RECORD}}
-        nested = {"main": self.main, "supervisor": self.supervisor, "exit": self.exit}
-        nested.update(owner=self.owner, launcher=self.launcher)
-        data.update({key: value and value._asdict() for key, value in nested.items()})
-        return {**data, "spec": self.spec.to_json(), "place": self.place._asdict()}
+        data = {key: getattr(self, key) for key in RECORD}
+        data.update({k: value._asdict() for k, value in data.items() if hasattr(value, "_asdict")})
+        data["sharers"] = [one._asdict() for one in self.sharers]
+        return {**self.extra, **data, "spec": self.spec.to_json()}
 
     @property
     def born(self) -> float:
@@ -805,78 +826,26 @@ class Record(NamedTuple):
         return cls._make([*known, unknown_keys(data, RECORD)])
 
 
-SPEC: dict[str, Kind] = {
-    "argv": _list_of(_text),
-    "cwd": _text,
-    "shell": _flag,
-    "port": _or_none(_integer),
-    "port_declared": _flag,
-    "env_given": _list_of(_text),
-    "env_taken": _list_of(_text),
-    "env_files": _list_of(_text),
-    "log_bytes": _size,
-    "port_asked": _text,
-    "lease": _kind("a lease", lambda v: isinstance(v, str) and bool(re.fullmatch(LEASES, v))),
-    "idle_timeout_s": _or_none(_number),
-    "ready": _list_of(_text),
-    "expect": _text,
-    "insecure": _flag,
-    "health": _list_of(_text),
-    "health_interval_s": _number,
-    "health_timeout_s": _number,
-    "health_retries": _integer,
-    "type": _one_of(*TYPES),
-    "pid_file": _or_none(_text),
-    "match": _or_none(_pattern),
-    "terminal": _or_none(_text),
-    "no_pause": _flag,
-    "require_env": _list_of(_text),
-    "restart": _one_of(*RESTARTS),
-    "max_restarts": _integer,
-    "restart_window_s": _number,
-    "success_codes": _text,
-    "no_restart_codes": _text,
-    "backoff_s": _number,
-    "backoff_max_s": _number,
-    "cooldown_s": _number,
-    "start_seconds": _number,
-    "success_log": _or_none(_pattern),
-    "failure_log": _or_none(_pattern),
-    "sample_s": _number,
-    "alerts": _list_of(_text),
-    "protocol": _one_of(*PROTOCOLS),
-    "keep_alive": _flag,
-    "rules": env_rules,
-}
-RECORD: dict[str, Kind] = {
-    "name": _text,
-    "spec": Spec.from_json,
-    "instance": _text,
-    "place": Place.from_json,
-    "wanted": _one_of("running", "stopped"),
-    "phase": _one_of(*LIVE_PHASES, *ENDED_PHASES, "external"),
-    "started_at": _number,
-    "last_active": _number,
-    "main": _or_none(Identity.from_json),
-    "supervisor": _or_none(Identity.from_json),
-    "exit": _or_none(Exit.from_json),
-    "reason": _text,
-    "owner": _or_none(Identity.from_json),
-    "owner_name": _text,
-    "lease_until": _or_none(_number),
-    "active_at": _or_none(_number),
-    "launcher": _or_none(Identity.from_json),
-    "environment": texts_by_name,
-    "restarts": _integer,
-    "restarted_at": _list_of(_number),
-    "backoffs": _integer,
-    "retry_at": _or_none(_number),
-    "failures": _integer,
-    "failed_at": _or_none(_number),
-    "log_at": _integer,
-    "alerts": _list_of(_text),
-    "config": _text,
-}
+SPEC = kinds_of(
+    Spec,
+    log_bytes=_size,
+    lease=_kind("a lease", lambda v: isinstance(v, str) and bool(re.fullmatch(LEASES, v))),
+    type=_one_of(*TYPES),
+    match=_pattern,
+    restart=_one_of(*RESTARTS),
+    success_log=_pattern,
+    failure_log=_pattern,
+    protocol=_one_of(*PROTOCOLS),
+    rules=env_rules,
+)
+read_identity, read_exit = reader(Identity, pid=_pid), reader(Exit, errno=_errno)
+KINDS.update(Spec=Spec.from_json, Identity=read_identity, Place=reader(Place), Exit=read_exit)
+KINDS["tuple[Identity, ...]"] = _list_of(read_identity)
+RECORD = kinds_of(
+    Record,
+    wanted=_one_of("running", "stopped"),
+    phase=_one_of(*LIVE_PHASES, *ENDED_PHASES, "external"),
+)
 
 
 class Stat(NamedTuple):
@@ -941,42 +910,29 @@ QUOTED = r"""(?s)\\.|'[^']*'|"((?:[^"\\]|\\.)*)\""""
 CONTINUED = r"('[^']*')|\\\n"
 EXPANSION = r"\$(?:\w+|[({?$@!#*])|`"
 OPERATOR = r"&&|\|\||[|&;<>()\n]"
-ASSIGNMENT = r"\s*([A-Za-z_]\w*=)"
-
-
-if TYPE_CHECKING:
-    import psutil
+ASSIGNMENT = r"^[A-Za-z_]\w*="
 
 
 def _psutil_stat(pid: int) -> Stat | None:
-    import psutil
-
     try:
         process = psutil.Process(pid)
         with process.oneshot():
             identity = Identity(pid, f"{process.create_time():.2f}")
             states = {psutil.STATUS_ZOMBIE: "Z", psutil.STATUS_STOPPED: "T"}
             state = states.get(process.status(), "R")
-            cpu, memory = sum(process.cpu_times()[:2]), process.memory_info().rss
-            group, mine = process_group(pid), is_mine(process)
-            facts = (group, state, cpu, memory, mine, process.num_threads())
-            return Stat(identity, process.ppid(), *facts)
+            facts = process.ppid(), process_group(pid), state
+            cpu, memory, threads = 0.0, 0, 1
+            with contextlib.suppress(psutil.AccessDenied):  # macOS tells only of one's own
+                cpu, threads = sum(process.cpu_times()[:2]), process.num_threads()
+                memory = process.memory_info().rss
+            return Stat(identity, *facts, cpu, memory, is_mine(process), threads)
     except psutil.ZombieProcess:
         return Stat(Identity(pid, ""), 0, 0, "Z", 0.0, 0, False)
     except (psutil.Error, OSError, ValueError, OverflowError):
         return None
 
 
-def _psutil_stats() -> dict[int, Stat]:
-    import psutil
-
-    looks = ((pid, _psutil_stat(pid)) for pid in psutil.pids())
-    return {pid: look for pid, look in looks if look}
-
-
 def _psutil_cookie(pid: int) -> Cookie:
-    import psutil
-
     with contextlib.suppress(psutil.Error, OSError):
         environ = psutil.Process(pid).environ()
         return Cookie(*(environ.get(name, "") for name in COOKIE_NAMES))
@@ -984,8 +940,6 @@ def _psutil_cookie(pid: int) -> Cookie:
 
 
 def _psutil_boot() -> str:
-    import psutil
-
     return f"{psutil.boot_time() / 60:.0f}"  # to the minute: it moves with the clock's corrections
 
 
@@ -1006,7 +960,12 @@ def descendants(pid: int) -> dict[int, Stat]:
                 path = f"/proc/{one}/task/{thread}/children"
                 with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
                     queue += map(int, file.readall().split())
-    return {one: look for one in queue for look in [stat_of(one)] if look}
+    return looks_at(queue)
+
+
+def looks_at(pids: Iterable[int]) -> dict[int, Stat]:
+    """One look at each of these processes that is there, by pid."""
+    return {pid: look for pid in pids for look in [stat_of(pid)] if look}
 
 
 if sys.platform == "win32":
@@ -1021,24 +980,38 @@ if sys.platform == "win32":
     _wakes: list[socket.socket] = []
     _jobs: list[int] = []  # kept open: a job that nobody holds loses its name
     CMD_SWITCHES = ("/d", "/s", "/c")
+    FORCE = "TerminateProcess"
+    CONNECT_S = 0.05  # a closed port of loopback refuses only after 2 s: SYN is sent three times
+    ADOPTS = False  # the other children of a supervisor are its console's host and its probes
     my_user_id = 0  # as os.stat() has it: the access list of the profile protects the directory
     stat_of, cookie_of, user_name = _psutil_stat, _psutil_cookie, str
 
-    def steady_s() -> float:
-        """Seconds since the boot without those asleep, which time.monotonic() counts here.
+    def _always(answer: Given) -> Callable[..., Given]:
+        return lambda *_: answer
 
-        QueryUnbiasedInterruptTime(realtimeapiset.h), in units of 100 ns.
-        """
-        ticks = ctypes.c_ulonglong()
+    # What this system lacks, and what it does instead.
+    process_group = _always(0)  # the job object stands in, see companions()
+    become_subreaper = _always(False)  # so it does here
+    is_open_to_others = _always(False)  # there are no such bits
+    is_mine = _always(True)  # whose environment we may read, with our cookie in it, is ours
+    listen_sockets: Callable[[], dict[str, Listener] | None] = _always(None)  # psutil knows
+    sockets_of: Callable[[int], list[str]] = _always([])
+    oom_kills = _always(0)  # it refuses memory, it doesn't end a process for it
+    asks_to_stop = _always("")  # only its socket asks a supervisor to
+    terminal_line: Callable[[str], str | None] = _always(None)  # none holds a supervisor
+    await_key = alarm = _always(None)  # no signal could interrupt us
+    death_watch: Callable[[Identity], int | None] = _always(None)  # it is looked at
+
+    def steady_s() -> float:
+        """Seconds since the boot without those asleep, which time.monotonic() counts here."""
+        ticks = ctypes.c_ulonglong()  # of 100 ns
         _kernel32.QueryUnbiasedInterruptTime(ctypes.byref(ticks))
         return ticks.value / 1e7
 
     def all_stats() -> dict[int, Stat]:
-        """One look at every process that can be seen, by pid.
-
-        An orphan keeps its parent's number, which a later process may have: no parent then.
-        """
-        stats = _psutil_stats()
+        """One look at every process that can be seen, by pid."""
+        # An orphan keeps its parent's number, which a later process may have: no parent then.
+        stats = looks_at(psutil.pids())
         began = {pid: float(look.identity.token or 0) for pid, look in stats.items()}
         for pid, look in stats.items():
             if began.get(look.parent, 0.0) > began[pid]:
@@ -1048,18 +1021,6 @@ if sys.platform == "win32":
     def place() -> Place:
         """Where pids mean something."""
         return Place(os.environ.get("COMPUTERNAME", ""), _psutil_boot(), "")
-
-    def is_open_to_others(mode: int) -> bool:
-        """Never: Windows has no such bits."""
-        return False
-
-    def process_group(pid: int) -> int:
-        """None: the job object stands in, see companions()."""
-        return 0
-
-    def is_mine(process: psutil.Process) -> bool:
-        """Whose environment we may read, with our cookie in it, is ours."""
-        return True
 
     def key_within(wait_s: float) -> str:
         """The key that is pressed within some seconds, "" if none is."""
@@ -1085,9 +1046,6 @@ if sys.platform == "win32":
 
     def send_signal(identity: Identity, force: bool) -> bool:
         """End a process for certain, or politely by CTRL_BREAK: False where that can't reach it."""
-        import signal
-
-        import psutil
 
         look = stat_of(identity.pid)
         if look is None or look.identity != identity:
@@ -1103,32 +1061,21 @@ if sys.platform == "win32":
             return False
         return True
 
-    def listen_sockets() -> dict[str, Listener] | None:
-        """Only psutil knows."""
-        return None
-
-    def sockets_of(pid: int) -> list[str]:
-        """Only psutil knows."""
-        return []
-
     def launch_supervisor(argv: list[str], env: dict[str, str]) -> tuple[int, int, int]:
-        """Start a supervisor apart from our console and, where it lets us, from our job.
-
-        Its pid, and the descriptors to write its order to and to read its answer from.
-        """
-        import subprocess
-
+        """Start a supervisor apart from our console and, where it lets us, from our job."""
+        # Its pid, and the descriptors to write its order to and to read its answer from.
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
         pipe, out = subprocess.PIPE, subprocess.STDOUT
-        breakaway = flags | subprocess.CREATE_BREAKAWAY_FROM_JOB
+
+        def launch(more: int) -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                argv, env=env, stdin=pipe, stdout=pipe, stderr=out, creationflags=flags | more
+            )
+
         try:
-            process = subprocess.Popen(
-                argv, env=env, stdin=pipe, stdout=pipe, stderr=out, creationflags=breakaway
-            )
+            process = launch(subprocess.CREATE_BREAKAWAY_FROM_JOB)
         except PermissionError:  # ERROR_ACCESS_DENIED: our job doesn't let anybody go
-            process = subprocess.Popen(
-                argv, env=env, stdin=pipe, stdout=pipe, stderr=out, creationflags=flags
-            )
+            process = launch(0)
         assert process.stdin and process.stdout
         ends = (process.pid, os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno()))
         process.stdin.close()
@@ -1146,25 +1093,13 @@ if sys.platform == "win32":
         with contextlib.suppress(OSError):
             os.kill(pid, 9)
 
-    def terminal_line(asked: str) -> str | None:
-        """None: no way to have the supervisor inside the window is known here."""
-        return None
-
-    def await_key(text: str) -> None:
-        """Never called: there is no such window."""
-        raise OSError(text)
-
     def settle(in_window: bool = False) -> None:
         """Leave the caller's directory: nobody could remove it. CreateProcess did the rest."""
         os.chdir(os.environ.get("SYSTEMROOT", "/"))
 
     def service_pipes() -> tuple[socket.socket, int, int]:
-        """Our end of a service's stdin and stdout, and the two descriptors that become its own.
-
-        select() knows sockets only, so two threads carry between one and the pipes.
-        """
-        import socket
-        import threading
+        """Our end of a service's stdin and stdout, and the two descriptors that become its own."""
+        # select() knows sockets only, so two threads carry between one and the pipes.
         from functools import partial
 
         ours, theirs = socket.socketpair()
@@ -1187,10 +1122,6 @@ if sys.platform == "win32":
         argv: Sequence[str], cwd: str, env: dict[str, str], log: int, instance: str, ends: list[int]
     ) -> int:
         """The pid of the service, suspended until it is in its job; OSError if it can't run."""
-        import shutil
-        import subprocess
-        import threading
-
         create_suspended = 0x4
         output = _appender(log)
         os.chdir(cwd)  # CreateProcess looks for the program from the caller's directory
@@ -1217,6 +1148,10 @@ if sys.platform == "win32":
         if job:
             _jobs.append(job)
             _kernel32.AssignProcessToJobObject(HANDLE(job), handle)
+            # A handle in the service itself: the job keeps its name when its supervisor is killed.
+            ours, same_access = HANDLE(-1), 2
+            to = ctypes.byref(HANDLE())
+            _kernel32.DuplicateHandle(ours, HANDLE(job), handle, to, 0, False, same_access)
         ctypes.WinDLL("ntdll").NtResumeProcess(handle)
         _children.append(process)
         threading.Thread(target=_wait_for, args=(process,), name="child", daemon=True).start()
@@ -1231,10 +1166,6 @@ if sys.platform == "win32":
             return os.dup(log)
         return msvcrt.open_osfhandle(handle, os.O_APPEND)
 
-    def become_subreaper() -> bool:
-        """There is no such thing; the job object holds the tree."""
-        return False
-
     def watch(wake: socket.socket) -> None:
         """Have a byte sent to `wake` when a child ends that is launched from now on."""
         _wakes.append(wake)
@@ -1244,19 +1175,9 @@ if sys.platform == "win32":
         with contextlib.suppress(OSError):  # the supervisor is leaving already
             _wakes[0].send(b"\0")
 
-    def asks_to_stop(wakes: bytes, in_window: bool) -> str:
-        """Never: only its socket asks a supervisor to stop."""
-        return ""
-
-    def oom_kills() -> int:
-        """None known of: Windows refuses memory, it doesn't end a process for it."""
-        return 0
-
     def reap() -> tuple[list[tuple[int, int | None, str | None, bool]], bool]:
-        """(pid, exit code, signal name, core) of the children that have ended since the last call.
-
-        And whether the system knows of no other child: never, it keeps no such list.
-        """
+        """(pid, exit code, signal name, core) of the children that ended since the last call."""
+        # And whether the system knows of no other child: never, it keeps no such list.
         ended = [child for child in _children if child.poll() is not None]
         _children[:] = [child for child in _children if child not in ended]
         return [(child.pid, child.returncode, None, False) for child in ended], False
@@ -1265,13 +1186,6 @@ if sys.platform == "win32":
         """The exit code of a child, None while it runs."""
         return process.poll()
 
-    def alarm(wait_s: float, act: Callable[[], None]) -> None:
-        """Nothing: there is no signal that could interrupt us."""
-
-    def death_watch(identity: Identity) -> int | None:
-        """None: a process that isn't our child has to be looked at."""
-        return None
-
     def try_lock(descriptor: int) -> bool:
         """Take the exclusive lock on an open file, or return False; it ends with its holder."""
         with contextlib.suppress(OSError):
@@ -1279,7 +1193,7 @@ if sys.platform == "win32":
             return True
         return False
 
-    def _patiently(act: Callable[..., object], *args: object) -> object:
+    def _patiently(act: Callable[..., Given], *args: object) -> Given:
         # A file that somebody else has open just now is refused: tried again for a second.
         for _ in range(50):
             with contextlib.suppress(PermissionError):
@@ -1287,15 +1201,8 @@ if sys.platform == "win32":
             time.sleep(0.02)
         return act(*args)
 
-    def replace_file(source: str, target: str) -> None:
-        """os.replace, retried while a reader holds the target open."""
-        _patiently(os.replace, source, target)
-
-    def private(path: str, flags: int) -> int:
-        """An opener, retried while the file is being replaced."""
-        descriptor = _patiently(os.open, path, flags)
-        assert isinstance(descriptor, int)
-        return descriptor
+    replace_file = functools.partial(_patiently, os.replace)
+    private = functools.partial(_patiently, os.open)
 
     def read_at(descriptor: int, size: int, offset: int) -> bytes:
         """Up to `size` bytes from an offset of an open file."""
@@ -1305,9 +1212,6 @@ if sys.platform == "win32":
 
     def listen_local(directory: str) -> tuple[socket.socket, str]:
         """A listening loopback socket and its token, both left in a file of the directory."""
-        import secrets
-        import socket
-
         server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         server.bind(("127.0.0.1", 0))
@@ -1318,10 +1222,12 @@ if sys.platform == "win32":
         replace_file(path + ".new", path)
         return server, token
 
+    def is_own_peer(connection: socket.socket) -> bool:
+        """True: who has the token is one of us."""
+        return True
+
     def connect_local(directory: str, timeout_s: float) -> tuple[socket.socket, str]:
         """A connection to what listens there, and the token to show; OSError if nothing does."""
-        import socket
-
         with open(os.path.join(directory, CONTROL_SOCKET), encoding="utf-8") as file:
             address = json.load(file)
         return socket.create_connection(("127.0.0.1", address["port"]), timeout_s), address["token"]
@@ -1336,8 +1242,6 @@ if sys.platform == "win32":
 
     def join_command(words: Sequence[str]) -> str:
         """One line that splits into these words again."""
-        import subprocess
-
         return subprocess.list2cmdline(words)
 
     def shell_sign(text: str) -> str | None:
@@ -1350,11 +1254,14 @@ if sys.platform == "win32":
         return (os.environ.get("COMSPEC", "cmd.exe"), *CMD_SWITCHES, text)
 
 else:
+    import errno
     import fcntl
 
-    _facts: dict[str, str] = {}  # read once, they don't change while we live
     _reaped: dict[int, int] = {}  # the exit codes that reap() collected last
     my_user_id = os.geteuid()
+    FORCE = "SIGKILL"
+    CONNECT_S = 0.25  # loopback refuses at once; only a full backlog takes longer
+    ADOPTS = True
     # One clock for all processes of a boot (docs.python.org/3/library/time.html#time.monotonic);
     # nobody sets it, and it stands still in suspend: CLOCK_MONOTONIC in clock_gettime(2), on macOS
     # mach_absolute_time().
@@ -1364,15 +1271,12 @@ else:
     def _has_proc() -> bool:
         return os.path.exists("/proc/self/stat")
 
+    @functools.lru_cache(None)
     def _boot() -> str:
         """The boot id of proc_sys_kernel(5), else the minute of the boot."""
-        if "boot" not in _facts:
-            try:
-                with open("/proc/sys/kernel/random/boot_id", "rb") as file:
-                    _facts["boot"] = file.read(8).decode()
-            except OSError:
-                _facts["boot"] = _psutil_boot()
-        return _facts["boot"]
+        with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            return file.read(8).decode()
+        return _psutil_boot()
 
     def place() -> Place:
         """Where pids mean something; the namespace as in pid_namespaces(7)."""
@@ -1395,7 +1299,9 @@ else:
         """One look at a process, None if there is none; on Linux one read of proc_pid_stat(5)."""
         try:
             descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # says nothing about that process
+                raise
             return None if _has_proc() else _psutil_stat(pid)
         try:
             text, owner = os.read(descriptor, 4096), os.fstat(descriptor).st_uid
@@ -1404,33 +1310,23 @@ else:
         finally:
             os.close(descriptor)
         # from field 3 on: the name before it may hold spaces and parentheses
-        field = text[text.rindex(b")") + 2 :].split()
-        return Stat(
-            # starttime in ticks since boot doesn't move with the clock, unlike create_time()
-            Identity(pid, f"{field[19].decode()}@{_boot()}"),
-            int(field[1]),
-            int(field[2]),
-            field[0].decode(),
-            (int(field[11]) + int(field[12])) / os.sysconf("SC_CLK_TCK"),
-            int(field[21]) * os.sysconf("SC_PAGE_SIZE"),
-            owner == my_user_id,
-            int(field[17]),
-            (int(field[13]) + int(field[14])) / os.sysconf("SC_CLK_TCK"),
-        )
+        state, *fields = text[text.rindex(b")") + 2 :].decode().split()
+        numbers = [int(field) for field in fields[:21]]
+        ticks = os.sysconf("SC_CLK_TCK")
+        cpu_s, waited_s = sum(numbers[10:12]) / ticks, sum(numbers[12:14]) / ticks
+        # starttime in ticks since boot doesn't move with the clock, unlike create_time()
+        identity = Identity(pid, f"{numbers[18]}@{_boot()}")
+        memory, is_mine = numbers[20] * os.sysconf("SC_PAGE_SIZE"), owner == my_user_id
+        parent, group, threads = numbers[0], numbers[1], numbers[16]
+        return Stat(identity, parent, group, state, cpu_s, memory, is_mine, threads, waited_s)
 
     def all_stats() -> dict[int, Stat]:
         """One look at every process that can be seen, by pid."""
-        if not _has_proc():
-            return _psutil_stats()
-        looks = ((int(name), stat_of(int(name))) for name in os.listdir("/proc") if name.isdigit())
-        return {pid: look for pid, look in looks if look}
+        names = filter(str.isdigit, os.listdir("/proc")) if _has_proc() else psutil.pids()
+        return looks_at(map(int, names))
 
     def key_within(wait_s: float) -> str:
         """The key that is pressed within some seconds, "" if none is or there is no keyboard."""
-        import select
-        import termios
-        import tty
-
         if not os.isatty(0):
             time.sleep(wait_s)
             return ""
@@ -1450,36 +1346,27 @@ else:
         """What the environment of `pid` says, as far as we may read it."""
         if not _has_proc():
             return _psutil_cookie(pid)
-        try:
-            with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
-                text = file.readall()
-        except OSError:
-            return Cookie()
-        if b"SPM_" not in text:
-            return Cookie()
-        environ = dict(os.fsdecode(pair).partition("=")[::2] for pair in text.split(b"\0"))
-        return Cookie(*(environ.get(name, "") for name in COOKIE_NAMES))
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
+            text = file.readall()
+            if b"SPM_" in text:
+                environ = dict(os.fsdecode(one).partition("=")[::2] for one in text.split(b"\0"))
+                return Cookie(*(environ.get(name, "") for name in COOKIE_NAMES))
+        return Cookie()
 
     def companions(main: Identity, instance: str, stats: dict[int, Stat]) -> dict[int, str]:
-        """The members of the main process's group, with the reason.
-
-        Only while the leader is there to vouch for the group: its number may be used again later.
-        """
+        """The members of the main process's group, with the reason."""
+        # Only while the leader is there to vouch for the group: its number may be used again later.
         leader = stats.get(main.pid)
         if leader is None or leader.identity != main:
             return {}
         reason = f"in process group {main.pid}"
         return {pid: reason for pid, look in stats.items() if look.group == main.pid}
 
-    def send_signal(identity: Identity, force: bool) -> bool:
-        """SIGKILL if `force`, else SIGTERM and SIGCONT, after checking the identity.
-
-        Through a pidfd where there is one: between check and signal the pid can't change hands.
-        False if the process is gone or not ours to signal.
-        """
-        import signal
-
-        handle = death_watch(identity)
+    def send_signal(identity: Identity, force: bool, has_room: bool = True) -> bool:
+        """SIGKILL if `force`, else SIGTERM and SIGCONT, after checking the identity."""
+        # Through a pidfd where there is one: between check and signal the pid can't change hands.
+        # False if the process is gone or not ours to signal.
+        handle = death_watch(identity) if has_room else None
         try:
             look = stat_of(identity.pid)
             if look is None or look.identity != identity:
@@ -1490,55 +1377,48 @@ else:
                     signal.pidfd_send_signal(handle, number)
                 else:
                     os.kill(identity.pid, number)
-        except OSError:  # gone meanwhile, or another user's: whoever looks again sees which
-            return False
+            return True
+        except OSError as error:  # gone, or another user's: whoever looks again sees which
+            if handle is None or error.errno != errno.EMFILE:
+                return False
         finally:
             if handle is not None:
                 os.close(handle)
-        return True
+        return send_signal(identity, force, has_room=False)
 
     def listen_sockets() -> dict[str, Listener] | None:
-        """Each listening TCP socket by its name in /proc/PID/fd; None: ask psutil.
-
-        sock_diag(7) hands out the listening sockets alone: 0.05 ms, where the kernel walks all of
-        its tables to write /proc/net/tcp: 5 ms.
-        """
-        import socket
-        import struct
-
+        """Each listening TCP socket by its name in /proc/PID/fd; None: ask psutil."""
+        # sock_diag(7) hands out the listening sockets alone: 0.05 ms, where the kernel walks all of
+        # its tables to write /proc/net/tcp: 5 ms.
         if sys.platform != "linux" or not _has_proc():
             return None
         found: dict[str, Listener] = {}
-        sock_diag_by_family, request_dump, listen_only, done = 20, 0x301, 1 << 10, 3
+        by_family, request_dump, listen_only, done = 20, 0x301, 1 << 10, 3
         try:
             with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as netlink:
-                for family in (socket.AF_INET, socket.AF_INET6):
-                    query = struct.pack("=BBBxI48x", family, socket.IPPROTO_TCP, 0, listen_only)
-                    head = struct.pack("=IHHII", 72, sock_diag_by_family, request_dump, 0, 0)
-                    netlink.sendall(head + query)
-                    kind = 0
-                    while kind != done:
-                        data = netlink.recv(1 << 16)
-                        while data and kind != done:
-                            size, kind = struct.unpack_from("=IH", data)
-                            if kind == sock_diag_by_family:
-                                # inet_diag_msg: port at 4, address at 8, uid at 64, inode at 68
-                                port = int.from_bytes(data[20:22], "big")
-                                end = 28 if family == socket.AF_INET else 40
-                                address = socket.inet_ntop(family, data[24:end])
-                                uid, inode = struct.unpack_from("=II", data, 16 + 64)
-                                found[f"socket:[{inode}]"] = Listener(port, address, None, uid)
-                            elif kind != done:
-                                return None
-                            data = data[(size + 3) & ~3 :]
+                for family, end in ((socket.AF_INET, 28), (socket.AF_INET6, 40)):
+                    query = (family, socket.IPPROTO_TCP, 0, listen_only)
+                    head = (72, by_family, request_dump, 0, 0)
+                    netlink.sendall(struct.pack("=IHHIIBBBxI48x", *head, *query))
+                    kind, data = by_family, b""
+                    while kind == by_family:
+                        data = data or netlink.recv(1 << 16)
+                        size, kind = struct.unpack_from("=IH", data)
+                        if kind == by_family:
+                            # inet_diag_msg: port at 4, address at 8, uid at 64, inode at 68
+                            port = int.from_bytes(data[20:22], "big")
+                            address = socket.inet_ntop(family, data[24:end])
+                            uid, inode = struct.unpack_from("=II", data, 16 + 64)
+                            found[f"socket:[{inode}]"] = Listener(port, address, None, uid)
+                        data = data[(size + 3) & ~3 :]
+                    if kind != done:
+                        return None
         except (OSError, struct.error):  # not allowed here
             return None
         return found
 
     def user_name(uid: int) -> str:
         """The name of a user, or the number if it has none."""
-        import pwd
-
         with contextlib.suppress(KeyError):
             return pwd.getpwuid(uid).pw_name
         return str(uid)
@@ -1553,16 +1433,12 @@ else:
         return found
 
     def launch_supervisor(argv: list[str], env: dict[str, str]) -> tuple[int, int, int]:
-        """Start a supervisor: its pid, and where to write its order to and read its answer from.
-
-        posix_spawn(3), because importing subprocess takes 3 ms; session, directory and inherited
-        descriptors are the supervisor's own first business: see settle().
-        """
+        """Start a supervisor: its pid, and where to write its order to and read its answer from."""
+        # posix_spawn(3), because importing subprocess takes 3 ms; session, directory and inherited
+        # descriptors are the supervisor's own first business: see settle().
         ends = [_above_standard(end) for pipe in (os.pipe(), os.pipe()) for end in pipe]
         order, write_order, read_answer, answer = ends
-        moves = [
-            (os.POSIX_SPAWN_DUP2, end, to) for end, to in ((order, 0), (answer, 1), (answer, 2))
-        ]
+        moves = [(os.POSIX_SPAWN_DUP2, end, to) for to, end in enumerate((order, answer, answer))]
         try:
             pid = os.posix_spawn(argv[0], argv, env, file_actions=moves)
         finally:
@@ -1586,26 +1462,19 @@ else:
 
     def read_answer(descriptor: int, wait_s: float) -> bytes:
         """What is to be read until the first line end, the end, or for wait_s seconds."""
-        import select
-
-        answer, deadline = b"", time.monotonic() + wait_s
+        chunk, answer, deadline = b"", b"", time.monotonic() + wait_s
         while not answer.endswith(b"\n"):
             left_s = max(0.0, deadline - time.monotonic())
-            chunk = b""
-            if select.select([descriptor], [], [], left_s)[0]:
-                chunk = os.read(descriptor, 1 << 16)
+            is_there = select.select([descriptor], [], [], left_s)[0]
+            chunk = os.read(descriptor, 1 << 16) if is_there else b""
             if not chunk:
                 break
             answer += chunk
         return answer
 
     def terminal_line(asked: str) -> str | None:
-        """How to run a command in a new window, {} standing for its words; None if there is no way.
-
-        `auto`: in the caller's tmux, on the screen, else in a tmux that can be attached to.
-        """
-        import shutil
-
+        """How to run a command in a new window, {} standing for its words; None if none can."""
+        # `auto`: in the caller's tmux, on the screen, else in a tmux that can be attached to.
         in_tmux, screens = "TMUX" in os.environ, ("DISPLAY", "WAYLAND_DISPLAY")
         has_screen = sys.platform == "darwin" or any(map(os.environ.get, screens))
         tmux = "tmux new-window -n {name} {}" if in_tmux else "tmux new-session -d -s {name} {}"
@@ -1616,9 +1485,6 @@ else:
 
     def await_key(text: str) -> None:
         """Say this in our window; from now on a key makes descriptor 0 readable."""
-        import signal
-        import tty
-
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         os.tcsetpgrp(0, os.getpgrp())  # a shell may have put a group of its own in front
         tty.setcbreak(0)
@@ -1626,8 +1492,6 @@ else:
 
     def settle(in_window: bool = False) -> None:
         """Leave the caller's session (a window's we keep) and directory, and its descriptors."""
-        import signal
-
         with contextlib.suppress(PermissionError):  # we lead a session already
             None if in_window else os.setsid()
         # What the caller blocked is inherited. Who asks us to stop is heard from watch() on.
@@ -1639,25 +1503,17 @@ else:
                     os.close(int(name))
 
     def service_pipes() -> tuple[socket.socket, int, int]:
-        """Our end of a service's stdin and stdout, and the two descriptors that become its own.
-
-        A socket pair, as libuv's hosts use it too: one descriptor for both ways.
-        """
-        import socket
-
+        """Our end of a service's stdin and stdout, and the two descriptors that become its own."""
+        # A socket pair, as libuv's hosts use it too: one descriptor for both ways.
         ours, theirs = socket.socketpair()
         return ours, os.dup(theirs.fileno()), theirs.detach()
 
     def launch_service(
         argv: Sequence[str], cwd: str, env: dict[str, str], log: int, instance: str, ends: list[int]
     ) -> int:
-        """The pid of the service, in a session of its own; OSError if it can't be executed.
-
-        With log -1 it shares our session and our terminal, the window that we run in.
-        posix_spawn(3) as in launch_supervisor(); it knows no directory, and searches our own PATH.
-        """
-        import signal
-
+        """The pid of the service, in a session of its own; OSError if it can't be executed."""
+        # With log -1 it shares our session and our terminal, the window that we run in.
+        # posix_spawn(3) as in launch_supervisor(); it knows no directory, searches our own PATH.
         null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
         output = [(os.POSIX_SPAWN_DUP2, log, to) for to in (1, 2)]
         output += [(os.POSIX_SPAWN_DUP2, end, to) for to, end in enumerate(ends)]
@@ -1682,8 +1538,6 @@ else:
         """Have orphaned descendants come back to us: PR_SET_CHILD_SUBREAPER(2const), Linux 3.4."""
         if not _has_proc():
             return False
-        import ctypes
-
         pr_set_child_subreaper = 36
         with contextlib.suppress(OSError, AttributeError):
             return bool(ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0) == 0)
@@ -1691,8 +1545,6 @@ else:
 
     def watch(wake: socket.socket) -> None:
         """Have a byte sent to `wake` when a child ends or somebody signals us, from now on."""
-        import signal
-
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         handled = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
         for number in handled:
@@ -1701,17 +1553,13 @@ else:
 
     def asks_to_stop(wakes: bytes, in_window: bool) -> str:
         """Why the wakes ask for it, "" if they don't: SIGTERM, or SIGHUP of our window."""
-        import signal
-
         hung_up = in_window and signal.SIGHUP in wakes
         told = "its supervisor got SIGTERM" if signal.SIGTERM in wakes else ""
         return "its window was closed (SIGHUP)" if hung_up else told
 
     def oom_kills() -> int:
-        """How often the kernel ended a process of our cgroup for want of memory, as far as known.
-
-        cgroup v2 says so in memory.events, v1 in memory.oom_control.
-        """
+        """How often the kernel ended a process of our cgroup for want of memory, if known."""
+        # cgroup v2 says so in memory.events, v1 in memory.oom_control.
         with contextlib.suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as groups:
             for controller, group in (line.rstrip().split(":", 2)[1:] for line in groups):
                 files = {"": "{}/memory.events", "memory": "/memory{}/memory.oom_control"}
@@ -1721,28 +1569,20 @@ else:
         return 0
 
     def reap() -> tuple[list[tuple[int, int | None, str | None, bool]], bool]:
-        """(pid, exit code, signal name, core) of the children that have ended since the last call.
-
-        And whether no other child is left: ECHILD of waitpid(2).
-        """
-        import signal
-
+        """(pid, exit code, signal name, core) of the children that ended since the last call."""
+        # And whether no other child is left: ECHILD of waitpid(2).
         ended: list[tuple[int, int | None, str | None, bool]] = []
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return ended, False
-                _reaped[pid] = os.waitstatus_to_exitcode(status)
+                code = _reaped[pid] = os.waitstatus_to_exitcode(status)
                 if len(_reaped) > 50:
                     del _reaped[next(iter(_reaped))]
-                if not os.WIFSIGNALED(status):
-                    ended.append((pid, os.WEXITSTATUS(status), None, False))
-                    continue
-                number = os.WTERMSIG(status)
-                known = number in set(signal.Signals)
-                name = signal.Signals(number).name if known else f"signal {number}"
-                ended.append((pid, None, name, os.WCOREDUMP(status)))
+                names = [one.name for one in signal.Signals if one == -code]
+                name = None if code >= 0 else (names or [f"signal {-code}"])[0]
+                ended.append((pid, None if name else code, name, os.WCOREDUMP(status)))
         return ended, True
 
     def exit_code_of(process: subprocess.Popen[bytes]) -> int | None:
@@ -1756,8 +1596,6 @@ else:
 
     def alarm(wait_s: float, act: Callable[[], None]) -> None:
         """Have `act` called in wait_s seconds, in the middle of anything; 0: no more."""
-        import signal
-
         signal.signal(signal.SIGALRM, lambda *_: act())
         signal.setitimer(signal.ITIMER_REAL, wait_s)
 
@@ -1776,8 +1614,11 @@ else:
         return False
 
     def private(path: str, flags: int) -> int:
-        """An opener for files that only this user may read; a FIFO in their place is no wait."""
-        return os.open(path, flags | os.O_NONBLOCK, 0o600)
+        """An opener for files that only this user may read; a FIFO in their place is no wait.
+
+        What a link there leads to isn't ours to read or write: ELOOP.
+        """
+        return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW, 0o600)
 
     def read_at(descriptor: int, size: int, offset: int) -> bytes:
         """Up to `size` bytes from an offset of an open file."""
@@ -1800,8 +1641,6 @@ else:
 
     def listen_local(directory: str) -> tuple[socket.socket, str]:
         """A listening Unix socket in the directory; it needs no token, its mode protects it."""
-        import socket
-
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with _address(directory) as address:
             with contextlib.suppress(FileNotFoundError):
@@ -1811,10 +1650,18 @@ else:
         server.listen(64)
         return server, ""
 
+    def is_own_peer(connection: socket.socket) -> bool:
+        """Whether this user or root connected: unix(7) SO_PEERCRED, on macOS LOCAL_PEERCRED."""
+        import socket
+        import struct
+
+        level, option = 0, 1  # <sys/un.h>: struct xucred begins with a version and the uid
+        if sys.platform == "linux":
+            level, option = socket.SOL_SOCKET, socket.SO_PEERCRED  # struct ucred: pid, uid, gid
+        return struct.unpack("2I", connection.getsockopt(level, option, 8))[1] in (0, os.geteuid())
+
     def connect_local(directory: str, timeout_s: float) -> tuple[socket.socket, str]:
         """A connection to what listens there, and the token to show; OSError if nothing does."""
-        import socket
-
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         client.settimeout(timeout_s)
         try:
@@ -1827,14 +1674,10 @@ else:
 
     def split_command(text: str) -> list[str]:
         """The words of a command line as a POSIX shell splits them; ValueError if it can't be."""
-        import shlex
-
         return shlex.split(re.sub(CONTINUED, r"\1", text))
 
     def join_command(words: Sequence[str]) -> str:
         """One line that splits into these words again."""
-        import shlex
-
         return " ".join(map(shlex.quote, words))
 
     def shell_sign(text: str) -> str | None:
@@ -1843,12 +1686,9 @@ else:
         bare = re.sub(QUOTED, ".", text)
         inside = " ".join(found[1] for found in re.finditer(QUOTED, text) if found[1])
         inside = re.sub(r"\\.", "", inside)
-        looks = ((EXPANSION, bare), (OPERATOR, bare), (EXPANSION, inside))
-        signs = [
-            found[0] for pattern, part in looks for found in [re.search(pattern, part)] if found
-        ]
-        assignment = re.match(ASSIGNMENT, text)
-        return signs[0] if signs else assignment and assignment[1]
+        looks = ((EXPANSION, bare), (OPERATOR, bare), (EXPANSION, inside), (ASSIGNMENT, text))
+        signs = (re.search(pattern, part) for pattern, part in looks)
+        return next((sign[0] for sign in signs if sign), None)
 
     def shell_argv(text: str) -> tuple[str, ...]:
         """The words that run `text` in the system's shell."""
@@ -1879,11 +1719,21 @@ class Ended(NamedTuple):
     killed: bool  # whether SIGKILL was needed
     left: tuple[int, ...]  # the pids that outlived even that
 
-    @classmethod
-    def from_json(cls, data: object, path: str) -> Ended:
-        """The Ended of a JSON object, or RecordError."""
-        kinds = {"processes": _integer, "seconds": _number, "killed": _flag, "left": _list_of(_pid)}
-        return cls._make(read_object(data, path, kinds))
+
+read_ended = reader(Ended)
+
+
+_reached: list[str] = []
+
+
+def reached(step: str) -> None:
+    """A step that a crash may follow: SPM_TEST_CRASH=supervisor.launched:2 has it do so."""
+    asked, _, nth = os.environ.get("SPM_TEST_CRASH", "").partition(":")
+    if asked:
+        role = "supervisor" if sys.argv[1:2] == ["supervise"] else "command"
+        _reached.extend([step] * (asked == f"{role}.{step}"))
+        if len(_reached) >= int(nth or 1):
+            dismiss(os.getpid())
 
 
 def is_alive(identity: Identity | None) -> bool:
@@ -1918,8 +1768,11 @@ def lineage(pid: int = 0) -> tuple[int, ...]:
     """The pids of this process (or another) and its ancestors: ours are never to be signalled."""
     pids, look = [pid or os.getpid()], stat_of(pid or os.getpid())
     while look and look.parent > 0 and look.parent not in pids:
+        above = stat_of(look.parent)
+        if above and above.identity.born > look.identity.born:
+            break  # Windows keeps a dead parent's number, which a later process may have
         pids.append(look.parent)
-        look = stat_of(look.parent)
+        look = above
     return tuple(pids)
 
 
@@ -1943,33 +1796,27 @@ def tree_of(record: Record, stats: dict[int, Stat] | None = None) -> list[Member
     cookies = {pid: cookie_of(pid) for pid in young}
     reasons: dict[int, str] = {}
 
-    def add(pid: int, why: str) -> None:
-        cookie = cookies.get(pid, Cookie())  # none to be seen: it may be in the middle of exec
-        if cookie.instance not in ("", record.instance) and why != "main process":
-            return
-        found = [(pid, why)]
+    living = {look.identity for look in stats.values()}
+    roots: list[tuple[int, str]] = []
+    if record.main:
+        roots += [(record.main.pid, "main process")] * (record.main in living)
+        roots += companions(record.main, record.instance, stats).items()
+    if ADOPTS and record.supervisor and record.supervisor in living:
+        adopted = children.get(record.supervisor.pid, ())
+        roots += [(pid, "adopted by its supervisor") for pid in adopted]
+    bearers = [pid for pid, cookie in cookies.items() if cookie.instance == record.instance != ""]
+    roots += [(pid, "bears its cookie") for pid in bearers if stats[pid].is_mine]
+    for root, reason in roots:
+        cookie = cookies.get(root, Cookie())  # none to be seen: it may be in the middle of exec
+        if cookie.instance not in ("", record.instance) and reason != "main process":
+            continue
+        found = [(root, reason)]
         while found:  # whom one of ours started is ours, whatever it did to its cookie
             pid, why = found.pop()
             is_supervisor = cookies.get(pid, Cookie()).is_supervisor and why != "main process"
             if pid > 1 and pid not in reasons and not is_supervisor:
                 reasons[pid] = why
                 found += [(child, f"child of {pid}") for child in children.get(pid, ())]
-
-    def is_there(identity: Identity | None) -> bool:
-        look = stats.get(identity.pid) if identity else None
-        return look is not None and look.identity == identity
-
-    if record.main and is_there(record.main):
-        add(record.main.pid, "main process")
-    if record.main:
-        for pid, why in companions(record.main, record.instance, stats).items():
-            add(pid, why)
-    if record.supervisor and is_there(record.supervisor):
-        for pid in children.get(record.supervisor.pid, ()):
-            add(pid, "adopted by its supervisor")
-    for pid, cookie in cookies.items():
-        if record.instance and cookie.instance == record.instance and stats[pid].is_mine:
-            add(pid, "bears its cookie")
     return [Member(stats[p].identity, why) for p, why in reasons.items() if not stats[p].is_dead]
 
 
@@ -2023,6 +1870,7 @@ def end_tree(
         due = due if kill or time.monotonic() >= began + quiet_s else []
         delivered = [send_signal(identity, kill) for identity in due]
         signalled.update(dict.fromkeys(due, kill))
+        reached("ending")
         killed = killed or (kill and any(delivered))
         if due and not any(delivered):
             kill_at = min(kill_at, time.monotonic())  # nothing polite can be delivered here
@@ -2077,12 +1925,8 @@ def is_runner(name: str, words: Sequence[str]) -> bool:
 
 
 def session_owner() -> Owner:
-    """Whose session this is, and its name: the nearest ancestor that isn't a runner.
-
-    Else the topmost of those; None if pid 1 is the one, as an agent in a container may be.
-    """
-    import psutil
-
+    """Whose session this is, and its name: the nearest ancestor that isn't a runner."""
+    # Else the topmost of those; None if pid 1 is the one, as an agent in a container may be.
     owner: Owner = (None, "")
     for look in filter(None, map(stat_of, lineage()[1:])):
         with contextlib.suppress(psutil.Error, OSError):
@@ -2099,30 +1943,25 @@ def owner_of(lease: str) -> Owner:
     """The process as long as which a service may live; UsageError if it doesn't live."""
     if not lease.isdigit():
         return session_owner() if lease == "session" else (None, "")
-    import psutil
-
     look = stat_of(int(lease)) if int(lease) > 1 else None
-    with contextlib.suppress(psutil.Error):
-        if look and not look.is_dead:
+    if look and not look.is_dead:
+        with contextlib.suppress(psutil.Error, OSError):
             return look.identity, psutil.Process(look.identity.pid).name()
+        return look.identity, ""
     advice = "give the pid of one that does; a duration needs a unit, as in 30s"
     raise UsageError(f"--lease {lease}: no such process lives", advice)
 
 
 def command_line(pid: int) -> str:
     """The command line of a process as one line, "" if it can't be seen."""
-    import psutil
-
     with contextlib.suppress(psutil.Error, OSError):
         return join_command(psutil.Process(pid).cmdline())
     return ""
 
 
 def matching(pattern: str, record: Record, born: float = 0.0) -> list[Member]:
-    """This user's processes of that age whose command line matches, nobody else's service.
-
-    Without this process and those above it: who types the pattern has it in its command line.
-    """
+    """This user's processes of that age whose command line matches, nobody else's service."""
+    # Without this process and those above it: who types the pattern has it in its command line.
     above, why = lineage(), f"its command line matches {pattern!r}"
     looks = [look for look in all_stats().values() if look.is_mine and look.identity.born >= born]
     found = [look.identity for look in looks if not look.is_dead and look.identity.pid not in above]
@@ -2140,8 +1979,6 @@ def listeners(pids: Iterable[int]) -> list[Listener]:
     if known is not None:
         pairs = ((pid, name) for pid in pids for name in sockets_of(pid) if name in known)
         return [known[name]._replace(pid=pid) for pid, name in dict.fromkeys(pairs)]
-    import psutil
-
     listening: list[Listener] = []
     for pid in pids:
         with contextlib.suppress(psutil.Error, OSError):
@@ -2177,15 +2014,10 @@ def own_listeners(record: Record, port: int | None) -> list[Listener]:
     return sorted({one for one in rows if port in (None, one.port)}, key=lambda one: one[:2])
 
 
-def holder_at(address: str, port: int) -> int | None:
-    """The pid that answers at that very address, None if it can't be seen."""
-    found = port_listeners(port)
-    return next((one.pid for one in found if address in reached_at(one.address)), None)
-
-
-def port_holder(port: int) -> int | None:
-    """The pid that listens on a TCP port; None if nobody does or it can't be seen."""
-    return next((one.pid for one in port_listeners(port) if one.pid), None)
+def port_holder(port: int, address: str = "") -> int | None:
+    """The pid that listens on a port or answers at that address of it; None if not to be seen."""
+    found = [one for one in port_listeners(port) if address in ("", *reached_at(one.address))]
+    return next((one.pid for one in found if one.pid), None)
 
 
 class Holder(NamedTuple):
@@ -2219,8 +2051,6 @@ class Holder(NamedTuple):
 
 def look_at(pid: int | None, listening: Sequence[Listener] = ()) -> Holder:
     """What can be seen of a process."""
-    import psutil
-
     look, uids = stat_of(pid) if pid else None, {one.uid for one in listening} - {None}
     holder = Holder(addresses=tuple(sorted({one.address for one in listening})))
     if not pid or look is None:
@@ -2228,8 +2058,8 @@ def look_at(pid: int | None, listening: Sequence[Listener] = ()) -> Holder:
     cookies = [cookie_of(one) for one in lineage(pid)]
     cookie = next((one for one in cookies if one.home and one.service), Cookie())
     own = {"instance": cookie.instance or cookie.supervises, "supervises": cookies[0].supervises}
-    holder = holder._replace(identity=look.identity, command=command_line(pid))
-    holder = holder._replace(cookie=cookie._replace(**own))
+    cookie, command = cookie._replace(**own), command_line(pid)
+    holder = holder._replace(identity=look.identity, command=command, cookie=cookie)
     with contextlib.suppress(psutil.Error, OSError, KeyError):
         process = psutil.Process(pid)
         holder = holder._replace(name=process.name(), user=process.username())
@@ -2238,11 +2068,6 @@ def look_at(pid: int | None, listening: Sequence[Listener] = ()) -> Holder:
         holder = holder._replace(is_ours=look.is_mine and mine and pid not in lineage())
         holder = holder._replace(cwd=process.cwd())
     return holder
-
-
-def describe_process(pid: int | None) -> str:
-    """`pid 812 (python3, user ann, in /srv/app)`, as far as it can be seen."""
-    return str(look_at(pid))
 
 
 def holders_of(port: int) -> list[Holder]:
@@ -2263,6 +2088,7 @@ LOCK_WAIT_S = 10.0
 BEGINS_S = 1.0  # a supervisor answers the start first, then opens its socket
 HUNG_S = 3.0  # a supervisor answers within milliseconds; this one is stopped or hangs
 JOURNAL_BYTES = 1_000_000
+STATE_BYTES = 32 << 20  # 10,000 services
 LOG_PARTS = ("output.log.1", "output.log")
 LONGEST_LOG = 1 << 30
 STATE_ADVICE = {
@@ -2271,20 +2097,18 @@ STATE_ADVICE = {
     "EACCES": "make it readable and writable for this user: chmod -R u+rwX {path}",
     "EPERM": "make it readable and writable for this user: chmod -R u+rwX {path}",
     "EISDIR": "a directory is in the way: move it aside",
+    "ELOOP": "a link is in the way: remove it",
+    "ESPIPE": "a FIFO is in the way: remove it",
 }
 OWN_FILES = ("services", "lock", "cache", "state.json", ".gitignore")
 PROJECT_MARKS = (".git", "pyproject.toml", "package.json", "spm.json")
 
 
 def find_home(given: str | None) -> str:
-    """The state directory: given, SPM_HOME, nearest .spm/ upward, project root's, ./.spm.
-
-    The search for .spm/ ends at a .git (file or directory): each worktree has a state of its own.
-    """
+    """The state directory: given, SPM_HOME, nearest .spm/ upward, project root's, ./.spm."""
+    # The search for .spm/ ends at a .git (file or directory): each worktree has a state of its own.
     explicit = given or os.environ.get("SPM_HOME")
-    if explicit:
-        return os.path.abspath(explicit)
-    return os.path.join(project_root(os.getcwd()), ".spm")
+    return os.path.abspath(explicit or os.path.join(project_root(os.getcwd()), ".spm"))
 
 
 def project_root(here: str) -> str:
@@ -2301,12 +2125,8 @@ def project_root(here: str) -> str:
 
 
 def is_in_project(path: str, home: str) -> bool:
-    """Whether a directory is in a home's project and in none further in.
-
-    Where everything is kept (/, ~, the temporary directory, what holds them) is no project.
-    """
-    import tempfile
-
+    """Whether a directory is in a home's project and in none further in."""
+    # Where everything is kept (/, ~, the temporary directory, what holds them) is no project.
     is_at_root = os.path.basename(home) == ".spm"
     root = os.path.realpath(os.path.dirname(home) if is_at_root else project_root(os.getcwd()))
     path, inner = os.path.realpath(path), (".git", ".spm")
@@ -2324,8 +2144,6 @@ def state_errors(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        import errno
-
         name = errno.errorcode.get(error.errno or 0, "")
         advice = STATE_ADVICE.get(name, "see what is there: ls -la {path}")
         reason = error.strerror or str(error)
@@ -2341,7 +2159,9 @@ def write_file(path: str, data: bytes, durable: bool = True) -> None:
             file.flush()
             if durable:
                 os.fsync(file.fileno())
+        reached("written")
         replace_file(temporary, path)
+        reached("replaced")
     except OSError:
         with contextlib.suppress(OSError):  # the first error is the one to tell
             os.unlink(temporary)
@@ -2356,21 +2176,36 @@ def append_line(
     """Append one JSON line in one write; a file that has grown long is shortened first."""
     with contextlib.suppress(FileNotFoundError):
         if os.path.getsize(path) > JOURNAL_BYTES - 500:
-            with open(path, "rb") as old:
-                write_file(path, b"".join(shorten(old.readlines())), durable=False)
+            lines = read_tail(path, 4 * JOURNAL_BYTES).splitlines(True)
+            write_file(path, b"".join(shorten(lines)), durable=False)
     with open(path, "a+b", buffering=0, opener=private) as file:
         torn = file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n"
         file.write(b"\n" * bool(torn) + json.dumps(line).encode() + b"\n")
 
 
 def json_lines(path: str) -> list[dict[str, object]]:
-    """The objects in a file of JSON lines, oldest first; what can't be read is left out."""
+    """The objects in a file of JSON lines, oldest first; what can't be read is left out.
+
+    The service may have written there too: no more is read than would be of ours.
+    """
     found = []
-    with contextlib.suppress(FileNotFoundError), open(path, "rb", opener=private) as file:
-        for line in file:
-            with contextlib.suppress(ValueError, RecursionError):
-                found.append(json.loads(line))
+    for line in read_tail(path, 4 * JOURNAL_BYTES).splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(parse_json(line))
     return [item for item in found if isinstance(item, dict)]
+
+
+def make_private(directory: str) -> None:
+    """Create a directory and the one it is in; makedirs() has its mode for the last only."""
+    for path in (os.path.dirname(directory), directory):
+        os.makedirs(path, mode=0o700, exist_ok=True)
+
+
+def links_in(directory: str) -> list[str]:
+    """The symbolic links in a directory."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+        return [entry.path for entry in entries if entry.is_symlink()]
+    return []
 
 
 def is_same_file(descriptor: int, path: str) -> bool:
@@ -2386,7 +2221,7 @@ def locked(path: str, wait_s: float, busy: str | Callable[[], str]) -> Iterator[
     deadline, pause_s = time.monotonic() + wait_s, 0.001
     while True:
         with state_errors(path):
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            make_private(os.path.dirname(path))
             descriptor = private(path, os.O_RDWR | os.O_CREAT)
         try:
             # Who held it may have removed the file, and somebody have made another since.
@@ -2413,11 +2248,12 @@ class Event(NamedTuple):
     def __str__(self) -> str:
         at = min(self.at, 1e11)
         when = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))}.{at % 1 * 1000:03.0f}"
-        why = "".join(c if c.isprintable() else repr(c)[1:-1] for c in self.why)
-        return f"{when} {self.name} {self.event}" + f": {why}" * bool(why)
+        told = self.event + f": {self.why}" * bool(self.why)
+        told = "".join(c if c.isprintable() else repr(c)[1:-1] for c in told)
+        return f"{when} {self.name} {told}"
 
 
-EVENT: dict[str, Kind] = {"at": _number, "name": _text, "event": _text, "why": _text}
+read_event = reader(Event)
 
 
 class Store:
@@ -2428,6 +2264,7 @@ class Store:
         self.state_path = os.path.join(home, "state.json")
         self.notes: list[str] = []  # what had to be mended on the way; the renderer shows them
         self.claims: set[str] = set()  # the services that this very command starts or stops
+        self.reserved: Record | None = None  # what reserve() wrote last
 
     def prepare(self) -> None:
         """Create the directory, or check that it is ours alone; StateError if it isn't."""
@@ -2443,6 +2280,10 @@ class Store:
             raise StateError(f"{self.home} can be written by others", f"run: chmod 700 {self.home}")
         with state_errors(self.home):
             names = os.listdir(self.home)
+            links = [path for top in (self.home, self.path("")) for path in links_in(top)]
+        if links:  # a cloned repository may have brought it along
+            advice = "see where it leads, then remove it"
+            raise StateError(f"{links[0]} is a link: nothing is read or written", advice)
         if names and not any(name.startswith(OWN_FILES) for name in names):
             advice = "give a directory that doesn't exist yet, or an empty one"
             raise StateError(f"{self.home} is no state directory: it holds other files", advice)
@@ -2464,16 +2305,17 @@ class Store:
             known.update({name.lower(): record for name, record in records.items()})
             self._write({key: record for key, record in known.items() if record})
 
-    def reserve(self, record: Record) -> bool:
-        """Write a record about to start, unless a service wanted running has its port."""
-        key, facts = record.name.lower(), (record.spec.port, "running", record.place)
+    def reserve(self, record: Record, keeps: Callable[[Record], bool]) -> Record | None:
+        """Write a record about to start, unless another service keeps its port: which one."""
+        key, facts = record.name.lower(), (record.spec.port, record.place)
         with self._lock():
             known = self.records(has_lock=True)
-            others = [one for other, one in known.items() if other != key]
-            if facts in [(one.spec.port, one.wanted, one.place) for one in others]:
-                return False
+            for other, one in known.items():
+                if other != key and (one.spec.port, one.place) == facts and keeps(one):
+                    return one
             self._write({**known, key: record})
-        return True
+        self.reserved = record
+        return None
 
     def correct(self, was: Record, found: Record, why: str) -> Record:
         """What is recorded after it was held against the system: what was found, unless somebody
@@ -2484,6 +2326,7 @@ class Store:
             if now != was or self.is_supervised(was.name):
                 return now
             self.write_event("corrected", was.name, found, why)
+            reached("corrected")
             self._write({**known, was.name.lower(): found})
         return found
 
@@ -2501,8 +2344,8 @@ class Store:
                 if not records_from_cookies(self.home, []):
                     return {}
                 self.prepare()  # removed under a service that still runs
-        except (ValueError, RecursionError) as problem:
-            why = str(problem) or "nested too deeply"
+        except ValueError as problem:
+            why = str(problem)
         except OSError as error:
             with state_errors(self.state_path):
                 raise error
@@ -2510,7 +2353,13 @@ class Store:
             with self._lock():
                 return self.records(has_lock=True)
         if why:
-            self._move_aside(why)
+            now = f"{time.strftime('%Y%m%dT%H%M%S')}.{time.time_ns() % 10**9:09}"
+            aside = f"{self.state_path}.corrupt-{now}"
+            with state_errors(self.state_path):
+                replace_file(self.state_path, aside)
+            reached("moved_aside")
+            moved = f"moved to {os.path.basename(aside)}, rebuilt from services/"
+            self.notes.append(f"state.json was damaged ({why}): {moved}")
         records = self._rebuild()
         if records and not why:
             self.notes.append("state.json was missing: rebuilt from services/ and what runs")
@@ -2522,9 +2371,12 @@ class Store:
         return records
 
     def _read(self) -> dict[str, Record]:
-        """What state.json says; OSError, or ValueError and RecursionError if it is damaged."""
+        """What state.json says; OSError, or ValueError if it is damaged."""
         with open(self.state_path, "rb", opener=private) as file:
-            document = json.loads(file.read())
+            if file.seek(0, os.SEEK_END) > STATE_BYTES:
+                raise RecordError(f"it has {format_bytes(file.tell())}")
+            file.seek(0)
+            document = parse_json(file.read())
         services = document.get("services") if isinstance(document, dict) else None
         if not isinstance(services, dict):
             raise RecordError("services: an object was expected")
@@ -2540,16 +2392,6 @@ class Store:
         text = '{"schema": 1, "services": {\n' + ",\n".join(lines) + "\n}}\n"
         with state_errors(self.state_path):
             write_file(self.state_path, text.encode())
-
-    def _move_aside(self, why: str) -> None:
-        now = f"{time.strftime('%Y%m%dT%H%M%S')}.{time.time_ns() % 10**9:09}"
-        aside = f"{self.state_path}.corrupt-{now}"
-        with state_errors(self.state_path):
-            replace_file(self.state_path, aside)
-        name = os.path.basename(aside)
-        self.notes.append(
-            f"state.json was damaged ({why}): moved to {name}, rebuilt from services/"
-        )
 
     def _rebuild(self) -> dict[str, Record]:
         """What the supervisors, the journals and the cookies of living processes know."""
@@ -2584,7 +2426,7 @@ class Store:
 
     def _is_held(self, name: str, lock: str) -> bool:
         try:
-            descriptor = os.open(self.path(name, lock), os.O_RDWR)
+            descriptor = private(self.path(name, lock), os.O_RDWR)
         except OSError:
             return False
         try:
@@ -2599,7 +2441,7 @@ class Store:
             try:
                 connection, token = connect_local(self.path(name), HUNG_S)
                 break
-            except (FileNotFoundError, ConnectionRefusedError):
+            except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):  # or many at once
                 if time.monotonic() > deadline or not self.is_supervised(name):
                     raise
                 time.sleep(0.002)
@@ -2621,9 +2463,10 @@ class Store:
     def write_event(self, event: str, name: str, record: Record | None, why: str = "") -> None:
         """Append to the journal; the record goes along, so that state.json can be rebuilt."""
         line: dict[str, object] = {"at": round(time.time(), 3), "event": event, "why": why}
+        line["record"] = record and record.to_json()
         with state_errors(self.path(name)):
-            data = record and record.to_json()
-            append_line(self.path(name, "events.jsonl"), {**line, "record": data})
+            append_line(self.path(name, "events.jsonl"), line)
+            reached("journalled")
 
     def journal_record(self, name: str) -> Record | None:
         """The last record in the journal; None if there is none or the service was forgotten."""
@@ -2639,11 +2482,11 @@ class Store:
         """The values given by --env K=V at the last start."""
         path = self.path(name, "env.json")
         try:
-            with open(path, "rb") as file:
-                return texts_by_name(json.loads(file.read()), path)
+            with open(path, "rb", opener=private) as file:
+                return texts_by_name(parse_json(file.read(STATE_BYTES)), path)
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             advice = f"start {name} anew, with --replace and its --env options"
             raise StateError(f"{path} can't be read", advice) from error
 
@@ -2656,9 +2499,7 @@ class Store:
                 is_new = os.path.exists(path) and os.stat(path).st_mtime >= changed_after
                 for line in json_lines(path) if is_new else ():
                     with contextlib.suppress(RecordError):
-                        found.append(
-                            Event._make(read_object({**line, "name": key}, "event", EVENT))
-                        )
+                        found.append(read_event({**line, "name": key}, "event"))
         return sorted(found)
 
     def failed_exits(self, name: str) -> list[dict[str, object]]:
@@ -2666,17 +2507,15 @@ class Store:
         found = []
         for line in json_lines(self.path(name, "exits.jsonl")):
             with contextlib.suppress(RecordError):
-                kept = {"cause": line.get("cause"), "log_tail": line.get("log_tail")}
-                found.append({**Exit.from_json(line, "exit")._asdict(), **kept})
+                kept = {key: line.get(key) for key in ("cause", "log_tail")}
+                found.append({**read_exit(line, "exit")._asdict(), **kept})
         return found[:-21:-1]
 
     # -- what a service wrote
 
     def last_lines(self, name: str, count: int, end: int | None = None) -> list[str]:
-        """The last lines of its output, from the older file too if the younger has too few.
-
-        `end` is where in the younger file they end, None: at its end.
-        """
+        """The last lines of its output, from the older file too if the younger has too few."""
+        # `end` is where in the younger file they end, None: at its end.
         most = max(1 << 20, 400 * count)  # bytes; who writes longer lines gets fewer of them
         text = read_tail(self.path(name, LOG_PARTS[0]), most)
         text += read_tail(self.path(name, LOG_PARTS[1]), most, end)
@@ -2705,6 +2544,8 @@ def as_lines(text: bytes) -> list[str]:
 def read_tail(path: str, count: int, end: int | None = None) -> bytes:
     """The `count` bytes before `end`, or before the end of the file; fewer if it has fewer."""
     with contextlib.suppress(FileNotFoundError), open(path, "rb", opener=private) as file:
+        if not file.seekable():
+            raise OSError(29, "it is a FIFO", path)  # ESPIPE
         end = file.seek(0, os.SEEK_END) if end is None else end
         return file.read(end - file.seek(max(0, end - count)))
     return b""
@@ -2724,13 +2565,11 @@ class Output:
     def read(self) -> bytes:
         """What comes next, a megabyte at most; empty if there is nothing new."""
         began = self.store.log_start(self.name)
-        if self.at < began:  # rotated: the older file ends where the present one begins
-            path, end = self.older, file_size(self.older)
-            left = min(began - self.at, end)
-            self.at = began - left
-        else:
-            path, end = self.path, file_size(self.path)
-            left = began + end - self.at
+        is_rotated = self.at < began  # the older file ends where the present one begins
+        path = self.older if is_rotated else self.path
+        end = file_size(path)
+        self.at = max(self.at, began - end * is_rotated)
+        left = began + end * (not is_rotated) - self.at
         count = max(0, min(left, 1 << 20))
         chunk = read_tail(path, count, end - left + count)
         self.at += len(chunk)
@@ -2739,7 +2578,7 @@ class Output:
 
 def file_size(path: str) -> int:
     """Its size, 0 if there is no such file."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         return os.path.getsize(path)
     return 0
 
@@ -2752,7 +2591,7 @@ class Sample(NamedTuple):
     size: int  # bytes in the present file
 
 
-SAMPLE: dict[str, Kind] = {"at": _number, "start": _integer, "size": _integer}
+read_sample = reader(Sample)
 
 
 def log_samples(path: str) -> list[Sample]:
@@ -2760,7 +2599,7 @@ def log_samples(path: str) -> list[Sample]:
     samples = []
     for line in json_lines(path):
         with contextlib.suppress(RecordError):
-            samples.append(Sample._make(read_object(line, "sample", SAMPLE)))
+            samples.append(read_sample(line, "sample"))
     return samples
 
 
@@ -2777,32 +2616,33 @@ def figures(path: str, since: float = 0.0) -> dict[str, list[tuple[float, float]
 
 def last_sample(path: str) -> Sample:
     """The youngest sample, read from the end of the file."""
-    lines = read_tail(path, 400).splitlines()
-    with contextlib.suppress(IndexError, ValueError):
-        return Sample._make(read_object(json.loads(lines[-1]), "sample", SAMPLE))
+    with contextlib.suppress(IndexError, ValueError, OSError):
+        lines = read_tail(path, 400).splitlines()
+        return read_sample(json.loads(lines[-1]), "sample")
     return Sample(0.0, 0, 0)
 
 
 def receive(connection: socket.socket, wait_s: float) -> dict[str, object]:
-    """One answer of a supervisor; OSError if none comes, the SpmError it tells of if it refuses.
-
-    It reads to the end of the line and no further: a second answer may stand behind it.
-    """
-    import socket
-
-    received = b""
-    connection.settimeout(wait_s)
+    """One answer of a supervisor; OSError if none of sense comes, the SpmError of a refusal."""
+    # It reads to the end of the line and no further: a second answer may stand behind it.
+    received, deadline = b"", time.monotonic() + wait_s
     while not received.endswith(b"\n"):
+        connection.settimeout(max(deadline - time.monotonic(), 0.001))
+        if len(received) > STATE_BYTES or time.monotonic() > deadline:
+            raise ConnectionError("the supervisor's answer has no end")
         ahead = connection.recv(65536, socket.MSG_PEEK)
         if not ahead:
             raise ConnectionError("the supervisor closed the connection")
         received += connection.recv(ahead.find(b"\n") + 1 or len(ahead))
-    return accepted(received)
+    try:
+        return accepted(received)
+    except ValueError as error:
+        raise ConnectionError(f"the supervisor's answer is nonsense: {error}") from error
 
 
 def accepted(line: bytes) -> dict[str, object]:
     """A supervisor's answer; raises the SpmError that it tells of, ValueError if it is nonsense."""
-    answer = json.loads(line)
+    answer = parse_json(line)
     if not isinstance(answer, dict):
         raise RecordError("answer: an object was expected")
     if answer.get("ok") is not True:
@@ -2819,9 +2659,8 @@ def records_from_cookies(home: str, known: Iterable[str]) -> dict[str, Record]:
     """Records made up from processes that bear this home's cookie and that nobody else knows."""
     stats = all_stats()
     mine = [pid for pid, look in stats.items() if look.is_mine and look.memory_bytes]
-    ours = {
-        pid: cookie for pid in sorted(mine) for cookie in [cookie_of(pid)] if cookie.home == home
-    }
+    mine.sort(key=lambda pid: (stats[pid].identity.born, pid))  # the eldest is the main one
+    ours = {pid: cookie for pid in mine for cookie in [cookie_of(pid)] if cookie.home == home}
     records: dict[str, Record] = {}
     seen = set(known)
     for pid, cookie in ours.items():
@@ -2837,8 +2676,6 @@ def records_from_cookies(home: str, known: Iterable[str]) -> dict[str, Record]:
 
 
 def _record_from_process(main: Identity, cookie: Cookie) -> Record:
-    import psutil
-
     argv: tuple[str, ...] = ("?",)
     cwd, started_at = "/", time.time()
     with contextlib.suppress(psutil.Error, OSError):
@@ -2854,32 +2691,21 @@ def _record_from_process(main: Identity, cookie: Cookie) -> Record:
 def new_record(name: str, spec: Spec, instance: str) -> Record:
     """The record of an instance that is about to start here and now."""
     now = time.time()
-    return Record(
-        name=name,
-        spec=spec,
-        instance=instance,
-        place=place(),
-        wanted="running",
-        phase="starting",
-        started_at=now,
-        last_active=now,
-    )
+    return Record(name, spec, instance, place(), "running", "starting", now, now)
 
 
 # == Probes ========================================================================================
 # Does something answer? A probe has a deadline of its own and says what it saw.
 
 LOOPBACK = ("127.0.0.1", "::1")
-CONNECT_S = 0.25  # loopback refuses at once; only a full backlog takes longer
 TREE_LOOK_S = 0.5  # while loopback refuses: a service may listen on another address
 LONGEST_LINE = 65536
+MATCH_S = 0.5  # how long matching what a service wrote may hold up everything else
 REDIRECTS = 5
 
 
 def probe_tcp(port: int, addresses: Sequence[str] = LOOPBACK) -> tuple[str | None, str]:
     """The first of these addresses that accepts a connection on `port`; and what was seen."""
-    import socket
-
     seen = []
     for address in addresses:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -2899,8 +2725,6 @@ def probe_tcp(port: int, addresses: Sequence[str] = LOOPBACK) -> tuple[str | Non
 
 def is_free(port: int) -> bool:
     """Whether a server could listen on a port: it can be bound, IPv4 and IPv6; nobody answers."""
-    import socket
-
     option: int = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
     for address, family in (("0.0.0.0", socket.AF_INET), ("::", socket.AF_INET6)):
         with contextlib.suppress(OSError), socket.socket(family) as probe:  # there may be no IPv6
@@ -2909,7 +2733,8 @@ def is_free(port: int) -> bool:
                 probe.bind((address, port))
             except OSError:
                 return False
-    return probe_tcp(port)[0] is None
+    # An exclusive bind is proof enough; and there a refusal would take its time.
+    return option != socket.SO_REUSEADDR or probe_tcp(port)[0] is None
 
 
 def joined_host(host: str, port: int | None) -> str:
@@ -2945,8 +2770,6 @@ def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[b
 
 def _http_head(url: Check, address: str, insecure: bool, deadline: float) -> bytes:
     """The answer to a GET as far as the end of its headers."""
-    import socket
-
     connection = socket.create_connection(
         (address, url.port or 0), max(deadline - time.monotonic(), 0.001)
     )
@@ -2970,26 +2793,55 @@ def _http_head(url: Check, address: str, insecure: bool, deadline: float) -> byt
 
 
 class LogProbe:
-    """Looks for a pattern in all that an instance wrote, each line once."""
+    """Looks for patterns in all that an instance wrote, each line once."""
 
-    def __init__(self, output: Output, pattern: str) -> None:
-        self.output, self.pattern, self.rest, self.count = output, pattern, b"", 0
+    def __init__(self, output: Output, *patterns: str) -> None:
+        self.output, self.patterns, self.rest, self.count = output, patterns, b"", 0
+        self.text = " or ".join(map(repr, patterns))
+        self.cpu_s: float | None = None  # of this thread when the matching began
 
     def lines(self, deadline: float) -> Iterator[str]:
         """What was written since the last look; what stands behind the last line end is one too."""
-        chunk = self.output.read()
+        chunk = self.read()
         while chunk and time.monotonic() < deadline:
             *lines, rest = (self.rest + chunk).split(b"\n")
             self.rest, self.count = rest[:LONGEST_LINE], self.count + len(lines)
             for line in (*lines, self.rest):
                 yield line[:LONGEST_LINE].decode("utf-8", "replace").rstrip("\r")
-            chunk = self.output.read()
+            chunk = self.read()
 
-    def look(self, deadline: float) -> tuple[bool, str]:
-        """Whether a line matches."""
-        if any(re.search(self.pattern, text) for text in self.lines(deadline)):
-            return True, f"its log matches {self.pattern!r}"
-        return False, f"no match of {self.pattern!r} in {counted(self.count, 'line')} of its log"
+    def read(self) -> bytes:
+        """What comes next; nothing where the service put something else in its log's place."""
+        with contextlib.suppress(OSError):
+            return self.output.read()
+        return b""
+
+    def look(self, deadline: float) -> tuple[str | None, str]:
+        """The first pattern that a line matches; one that takes for ever is used no more.
+
+        In the main thread: only a signal gets in between, and all else waits meanwhile.
+        """
+        self.cpu_s = time.thread_time()
+        try:
+            alarm(MATCH_S, self._give_up)
+            pairs = ((one, line) for line in self.lines(deadline) for one in self.patterns)
+            found = next((one for one, line in pairs if re.search(one, line)), None)
+            self.cpu_s = None  # from now on an alarm that is just coming means nothing
+        except TimeoutError:
+            found, self.patterns = None, ()
+        finally:
+            alarm(0.0, self._give_up)
+        if not self.patterns:
+            return None, f"{self.text} takes too long to match its log: it is used no more"
+        where = f"{self.text} in {counted(self.count, 'line')} of its log"
+        return found, f"its log matches {found!r}" if found else f"no match of {where}"
+
+    def _give_up(self) -> None:
+        if self.cpu_s is None:
+            return
+        if time.thread_time() - self.cpu_s >= MATCH_S / 2:
+            raise TimeoutError
+        alarm(MATCH_S, self._give_up)  # it was the machine that was busy
 
 
 def probe_exec(
@@ -3000,8 +2852,6 @@ def probe_exec(
     Its output isn't kept: it may hold secrets. Its cookie is that of an instance of its own, so
     it is no part of the service's tree.
     """
-    import subprocess
-
     record = new_record("probe", Spec((text,), cwd), os.urandom(16).hex())
     values = {key: value for key, value in env.items() if key not in COOKIE_NAMES}
     values["SPM_INSTANCE"], words, null = record.instance, shell_argv(text), subprocess.DEVNULL
@@ -3042,9 +2892,9 @@ class Checks:
     """The checks of one instance, or of nobody's port, and what the last look at each saw."""
 
     def __init__(
-        self, store: Store, record: Record | None, checks: Sequence[Check], spec: Spec
+        self, store: Store, record: Record | None, checks: Sequence[Check], spec: Spec, ask: Ask
     ) -> None:
-        self.record, self.checks, self.spec = record, checks, spec
+        self.record, self.checks, self.spec, self.ask = record, checks, spec, ask
         logs = [check for check in checks if record and check.kind == "log"]
         self.logs = {c: LogProbe(Output(store, record), c.text) for c in logs if record}
         self.sights = dict.fromkeys(checks, Sight())
@@ -3064,8 +2914,9 @@ class Checks:
             condition = condition or CONDITIONS.get(self.record.phase)
         if condition:  # the kernel goes on to accept connections for it
             sight = Sight(False, condition)
-        elif check in self.logs:  # what was written once stays written
-            sight = sight if sight.is_ok else Sight(*self.logs[check].look(deadline))
+        elif check.kind in ("log", "mcp"):  # what was written once stays written
+            is_done = sight.is_ok and check.kind == "log"
+            sight = sight if is_done else self.ask(self, check, deadline)
         elif check.kind == "exec":
             values = {**env, "PORT": str(spec.port)} if spec.port else env
             sight = Sight(*probe_exec(check.text, spec.cwd, values, deadline, is_over))
@@ -3078,6 +2929,11 @@ class Checks:
             sight = sight._replace(is_ok=is_ok, seen=seen)
         self.sights[check] = sight
         return sight
+
+    def read(self, check: Check, deadline: float) -> Sight:
+        """Look at the log for a check."""
+        found, seen = self.logs[check].look(deadline)
+        return Sight(found is not None, seen)
 
     def _find_listener(self, check: Check) -> Sight:
         """Where to connect to: of a service's own port only where its own tree listens."""
@@ -3100,7 +2956,7 @@ class Checks:
                 if is_meant and (at == answering or probe_tcp(number, (at,))[0]):
                     return Sight(True, f"{joined_host(at, number)} answers", number, at, pid)
         if port and answering:
-            seen = f"{describe_process(holder_at(answering, port))} answers there"
+            seen = f"{look_at(port_holder(port, answering))} answers there"
         return Sight(False, seen, port, is_foreign=bool(answering))
 
 
@@ -3304,7 +3160,8 @@ RECOGNISERS = (
     ("address_in_use", "code", r"EADDRINUSE|(?i:(?:address already|connection) in use)|\b10048\b"),
     ("missing_module", "code", r"ModuleNotFoundError|ImportError|No module named|can't open file"),
     ("missing_module", "code", r"Cannot find (?:module|package)|Could not (?:import|find or load)"),
-    ("missing_module", "code", r"not found in module |loading shared libraries: "),
+    ("missing_attribute", "code", r"not found in module "),
+    ("missing_module", "code", r"loading shared libraries: "),
     ("syntax_error", "code", r"^(?:Syntax|Indentation|Tab)Error: (?!.*JSON).|: [Ss]yntax error"),
     ("missing_variable", "code", r"\bos(?:\.py|>)\".*\n(?:.*\n){0,4}?KeyError: '(?P<what>\w+)'"),
     ("missing_variable", "code", r"validation errors? for .*\n(?P<what>\S+)\n +Field required"),
@@ -3331,6 +3188,7 @@ CAUSE_ADVICE = {
     "disk_full": "free some disk space, then start it again",
     "address_in_use": "end who holds the port, or start it on another one",
     "missing_module": "install it where this command looks (pip, npm install), or mend its name",
+    "missing_attribute": "mend the name that the command asks for, or define it in that module",
     "syntax_error": "mend the file and line that its last lines name",
     "missing_variable": "set it with --env or --env-file; --require-env checks before the start",
     "connection_refused": "start what it depends on first and wait for that, then start it again",
@@ -3352,8 +3210,6 @@ class Cause(NamedTuple):
 
 def cause_of(ended: Exit, tail: Sequence[str]) -> Cause:
     """Why it failed, by how it ended and its last lines."""
-    import errno
-
     how = f"signal {ended.signal}{' oom' * ended.oom}" if ended.signal else f"code {ended.code}"
     how = f"errno {errno.errorcode.get(ended.errno)}" if ended.errno else how
     text = "\n".join(line[:500] for line in tail[-CAUSE_LINES:])
@@ -3396,7 +3252,7 @@ def spec_differences(old: Spec, new: Spec) -> list[str]:
 
     def shown(value: object) -> str:
         words = value if isinstance(value, tuple) else (str(value),)
-        return "none" if value in (None, (), False) else join_command(words)
+        return "none" if value in (None, (), False) else mask_secrets(join_command(words))
 
     changed = changed_fields(old, new).items()
     return [
@@ -3533,7 +3389,8 @@ def log_check_s(size: int, grown: int, elapsed_s: float, most: int) -> float:
     return max(LOG_CHECK_S[0], min(expected_s, 2 * elapsed_s, LOG_CHECK_S[1]))
 
 
-DEFAULT_ALERTS = ("cpu>90 for 60s", "memory_mb>1074 for 30s", "probe_ms>5000 for 30s")
+CALLS_ALERT = "call_errors>10"  # percent of those of the last minute
+DEFAULT_ALERTS = ("cpu>90 for 60s", "memory_mb>1074 for 30s", "probe_ms>5000 for 30s", CALLS_ALERT)
 BARS = "▁▂▃▄▅▆▇█"
 SPARK_CELLS = 24
 RANKS = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
@@ -3616,6 +3473,16 @@ SEARCH_S = 0.05
 NOTHING_LEFT = {"forking": ("exited", ""), "external": ("external", "can't be followed: ")}
 LEFT_PHASES = ("stopping", "backoff", "exited", "failed")
 ACTIVE_SAVE_S = 5.0
+OPERATIONS = (
+    "status",
+    "touch",
+    "settings",
+    "notify",
+    "watch",
+    "ready",
+    "join",
+    "stop",
+)  # each an on_…()
 NEXT_PHASES = {
     "starting": ("starting", "running", "external", *LEFT_PHASES),
     "running": ("starting", "running", "ready", "unhealthy", *LEFT_PHASES),
@@ -3656,7 +3523,7 @@ class StopRequest(NamedTuple):
     @classmethod
     def from_json(cls, data: object) -> StopRequest:
         """The StopRequest of a JSON object, or RecordError."""
-        kinds = {"main": _or_none(Identity.from_json), "spare": _list_of(_integer)}
+        kinds = {"main": _or_none(read_identity), "spare": _list_of(_integer)}
         kinds.update(timeout_s=_number, force=_flag)
         return cls._make(read_object(data, "request", kinds))
 
@@ -3743,12 +3610,15 @@ class Prober:
     """
 
     def __init__(self, store: Store, record: Record, env: dict[str, str], wake: socket.socket):
-        import threading
         from collections import deque
 
-        self.store, self.record, self.wake = store, record, wake
-        self.env = {**os.environ, **env}
+        self.record, self.wake, self.env = record, wake, {**os.environ, **env}
+        self.ready, self.health = (
+            Checks(store, record, [parse_check(text) for text in texts], record.spec, self.ask)
+            for texts in (record.spec.readiness, record.spec.health)
+        )
         self.news: deque[tuple[bool, str]] = deque()
+        self.asked: deque[tuple[Checks, Check, Callable[[Sight], None]]] = deque()
         self.took_s: float | None = None  # the last probe
         self.halt = threading.Event()
         self.thread = threading.Thread(target=self.run, name="prober", daemon=True)
@@ -3756,16 +3626,14 @@ class Prober:
 
     def run(self) -> None:
         """Readiness until it holds, then liveness."""
-        spec, began = self.record.spec, time.monotonic()  # its interval may be changed meanwhile
-        ready, health = (
-            Checks(self.store, self.record, [parse_check(text) for text in texts], spec)
-            for texts in (spec.readiness, spec.health)
-        )
-        while not self.probe(ready, ready.waiting()):
+        began = time.monotonic()
+        while not self.probe(self.ready, self.ready.waiting()):
             if self.halt.wait(lazy_pause_s(time.monotonic() - began)):
                 return
-        while health.checks and not self.halt.wait(max(self.record.spec.health_interval_s, 0.01)):
-            self.probe(health, health.checks)
+        while self.health.checks and not self.halt.wait(
+            max(self.record.spec.health_interval_s, 0.01)  # it may be changed meanwhile
+        ):
+            self.probe(self.health, self.health.checks)
 
     def probe(self, checks: Checks, due: Sequence[Check]) -> bool:
         """Whether these hold; the loop is told, except of one that isn't ready yet."""
@@ -3779,9 +3647,25 @@ class Prober:
         failed = [sight for sight in sights if not sight.is_ok]
         if not failed or due is checks.checks:
             self.news.append((not failed, "; ".join(sight.seen for sight in failed or sights)))
-            with contextlib.suppress(OSError):  # it is full: then the loop is awake, or gone
-                self.wake.send(b"\0")
+            self.rouse()
         return not failed
+
+    def rouse(self) -> None:
+        """Have the loop look at what we left."""
+        with contextlib.suppress(OSError):  # it is full: then the loop is awake, or gone
+            self.wake.send(b"\0")
+
+    def ask(self, checks: Checks, check: Check, deadline: float) -> Sight:
+        """Have the loop look: it alone speaks with the service, and can interrupt a pattern."""
+        import queue
+
+        answers: queue.SimpleQueue[Sight] = queue.SimpleQueue()
+        self.asked.append((checks, check, answers.put))
+        self.rouse()
+        while not self.halt.is_set() and time.monotonic() < deadline:
+            with contextlib.suppress(queue.Empty):
+                return answers.get(timeout=0.1)
+        return Sight(False, "no answer in time")
 
 
 class Sampler:
@@ -3792,10 +3676,18 @@ class Sampler:
         self.due_at = time.monotonic() if spec.sample_s else self.every_s
         self.at, self.cpu_s, self.shared, self.shared_until = 0.0, 0.0, 0, 0.0
         self.pids: list[int] = []
+        self.counts: list[tuple[float, int, int]] = []  # of the last minute
         own = [parse_rule(text) for text in spec.alerts]
         known = {rule.metric for rule in own}  # a rule of its own stands for the default
         own += [rule for rule in map(parse_rule, DEFAULT_ALERTS) if rule.metric not in known]
         self.alerts = dict.fromkeys(own, Alert())
+
+    def call_errors(self, now: float, calls: int, errors: int) -> float | None:
+        """How many of the last minute's calls failed, in percent."""
+        recent = [one for one in self.counts if one[0] >= now - 60]
+        self.counts = [*recent, (now, calls, errors)]
+        calls, errors = calls - self.counts[0][1], errors - self.counts[0][2]
+        return round(100 * errors / calls, 1) if calls else None
 
     def measure(self, record: Record, now: float, probe_s: float | None) -> dict[str, float | None]:
         """The figures of now; cpu only from the second time on."""
@@ -3830,6 +3722,8 @@ if TYPE_CHECKING:
 
     class _Pipes(Protocol):  # who has the stdin and stdout of a service: the relay
         due_at: float
+        calls: int
+        errors: int
 
         def open(self) -> list[int]: ...
         def listen(self) -> None: ...
@@ -3839,6 +3733,7 @@ if TYPE_CHECKING:
         def ended(self, ended: Exit) -> bool: ...
         def fail(self, why: str, cause: str) -> None: ...
         def is_busy(self) -> bool: ...
+        def ping(self, answer: Callable[[Sight], None]) -> None: ...
         def facts(self) -> dict[str, object]: ...
 
 
@@ -3859,6 +3754,7 @@ class Supervisor:
         self.step_at = 0.0
         self.because: str | None = None  # why we end it unasked; its policy decides what then
         self.waiters: list[Client] = []
+        self.watchers: list[Client] = []  # they hear of each phase; with them it isn't idle
         self.finished, self.oom_kills = False, oom_kills()
         self.pause: bool | None = None  # its window waits for a key; False: no more
         is_external, now = record.spec.type == "external", time.monotonic()
@@ -3899,23 +3795,20 @@ class Supervisor:
         self.hear(self.server, self.on_connect)
         watch(self.waker)
         self.waker.send(b"\0")
-        self.watch_adopted()
+        self.hears_main = self.child is None and self.hears_end(self.record.main)
         if self.pipes:
             self.pipes.listen()
 
     def hear(self, source: int | socket.socket, act: Callable[..., object]) -> None:
         """Have `act` called with the source whenever that can be read."""
-        import selectors
-
         self.events.register(source, selectors.EVENT_READ, act)
 
-    def watch_adopted(self) -> None:
-        """Hear of the end of a main process that isn't our child, where the system tells."""
-        adopted = self.record.main if self.child is None else None
-        descriptor = adopted and death_watch(adopted)
-        self.hears_main = descriptor is not None
-        if descriptor is not None:
-            self.hear(descriptor, self.on_adopted_death)
+    def hears_end(self, identity: Identity | None) -> bool:
+        """Whether we are woken when a process ends that isn't our child; else it is looked at."""
+        descriptor = death_watch(identity) if identity else None
+        if descriptor is not None:  # once: the loop looks itself what has ended
+            self.hear(descriptor, self.events.unregister)
+        return descriptor is not None
 
     def _take_lock(self) -> int:
         """The descriptor of supervisor.lock, held for life; a predecessor may still be leaving."""
@@ -3943,38 +3836,28 @@ class Supervisor:
         values.setdefault("PYTHONUNBUFFERED", "1")
         # The cookie is inherited by whatever the service starts and finds what escapes its tree. A
         # program that clears its environment drops it; on Linux the subreaper still has that one.
-        cookie = {
-            "SPM_INSTANCE": record.instance,
-            "SPM_SERVICE": record.name,
-            "SPM_HOME": self.store.home,
-        }
-        self.before = matching(spec.match, record) if spec.match else ()
+        cookie = dict(zip(COOKIE_NAMES, (record.instance, record.name, self.store.home)))
+        values, output = {**values, **env, **cookie}, -1 if spec.terminal else self.log.descriptor
+        self.before, id_ = matching(spec.match, record) if spec.match else (), record.instance
         try:
-            self.child = launch_service(
-                spec.words,
-                spec.cwd,
-                {**values, **env, **cookie},
-                -1 if spec.terminal else self.log.descriptor,
-                record.instance,
-                pipes,
-            )
+            self.child = launch_service(spec.words, spec.cwd, values, output, id_, pipes)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            code = getattr(error, "errno", None)
-            self.record = record._replace(exit=Exit(time.time(), errno=code))
-            self.note_failure(Exit(time.time(), errno=code))
+            ended = Exit(time.time(), errno=getattr(error, "errno", None))
+            self.record = record._replace(exit=ended)
+            self.note_failure(ended)
             if record.restarts:
                 self.decide(None, "failed", f"it could not be executed: {reason}")
                 return
             self.record = after_end(self.record, None, 0.0, steady_s())
             self.change("start_failed", "failed", reason)
             self.leave()
-            raise StartFailed(
-                f"{record.name} could not be started: {reason}", errno=code
-            ) from error
+            text = f"{record.name} could not be started: {reason}"
+            raise StartFailed(text, errno=ended.errno) from error
         finally:
             for descriptor in pipes:
                 os.close(descriptor)
+        reached("launched")
         look, self.since = stat_of(self.child), steady_s()
         main = look.identity if look else Identity(self.child, "")
         self.record = record._replace(main=main)
@@ -3985,8 +3868,9 @@ class Supervisor:
 
     def first_phase(self) -> str:
         """The phase of a main process that has just come up; with --start-seconds it is judged."""
-        self.judged = LogProbe(Output(self.store, self.record), "")
-        lives_s = self.record.spec.start_seconds
+        spec = self.record.spec
+        signs = [sign for sign in (spec.failure_log, spec.success_log) if sign]
+        self.judged, lives_s = LogProbe(Output(self.store, self.record), *signs), spec.start_seconds
         self.judge_until = time.monotonic() + lives_s if lives_s else None
         return "starting" if lives_s else "running"
 
@@ -4013,14 +3897,20 @@ class Supervisor:
         if phase == "ready":
             self.record = self.record._replace(failures=0)
         self.record = self.record._replace(phase=phase, reason=why, wanted=wanted)
-        with contextlib.suppress(SpmError):  # a full disk: state.json is what is tried again
-            self.store.write_event(event, self.record.name, self.record, why)
+        self.tell(event, why)
+        for client in self.watchers:
+            client.answer(self.heard(), hang_up=False)
         # What ends within milliseconds needs no "stopping" in state.json on the way.
         self.save_at = time.monotonic() + SOON_S
         if event != "stopping":
             self.save()
         if phase == "running" and self.env is not None:
             self.begin_probing()
+
+    def tell(self, event: str, why: str) -> None:
+        """Append to the journal; a full disk costs the event, no more."""
+        with contextlib.suppress(SpmError):
+            self.store.write_event(event, self.record.name, self.record, why)
 
     def save(self) -> None:
         """Write the record; what can't be written now is tried again at each tick."""
@@ -4035,7 +3925,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Until the service and everything of it is gone and that is written down."""
-        self.watch_owner()
+        self.hears_owner = not self.record.owner or self.hears_end(self.record.owner)
         while not self.finished or self.save_at:
             for key, _ in self.events.select(self._wait_s()):
                 key.data(key.fileobj)
@@ -4048,37 +3938,33 @@ class Supervisor:
                 self.judge(self.judge_until)
             if self.record.phase == "backoff" and not self.ending:
                 self.respawn(self.record.retry_at or 0.0)
-            if self.ending and time.monotonic() >= self.step_at:
-                self.step()
-            if time.monotonic() >= min(self.log.due_at, self.sampler.due_at):
-                self.take_sample(time.monotonic())
-            if self.pipes and time.monotonic() >= self.pipes.due_at:
-                self.pipes.look()
-            if self.save_at and time.monotonic() >= self.save_at:
-                self.save()
+            for due_at, act in self.timers():
+                if due_at is not None and time.monotonic() >= due_at:
+                    act()
         self.leave()
 
-    def _wait_s(self) -> float:
-        due = [self.log.due_at, self.sampler.due_at]
-        if self.ending:
-            due.append(self.step_at)
-        if self.save_at:
-            due.append(self.save_at)
+    def timers(self) -> Iterator[tuple[float | None, Callable[[], None]]]:
+        """What is done when, if nothing changes before that."""
+        yield self.step_at if self.ending else None, self.step
+        yield min(self.log.due_at, self.sampler.due_at), self.take_sample
         if self.pipes:
-            due.append(self.pipes.due_at)
-        if self.child is None and not self.hears_main:
-            due.append(time.monotonic() + TICK_S)
+            yield self.pipes.due_at, self.pipes.look
+        yield self.save_at, self.save
+
+    def _wait_s(self) -> float:
+        looks = [TICK_S if self.child is None and not self.hears_main else None]
         if self.is_leased():
-            looks = [*left_s(self.record, steady_s()), None if self.hears_owner else TICK_S]
-            due += [time.monotonic() + look for look in looks if look is not None]
-        if (self.search_until or self.judge_until) and not self.ending:
-            due.append(time.monotonic() + SEARCH_S)
+            looks += [*left_s(self.record, steady_s()), None if self.hears_owner else TICK_S]
+        if not self.ending:
+            looks.append(SEARCH_S if self.search_until or self.judge_until else None)
         if self.record.phase == "backoff":
-            due.append(time.monotonic() + (self.record.retry_at or 0.0) - steady_s())
-        return max(0.0, min(due) - time.monotonic())
+            looks.append((self.record.retry_at or 0.0) - steady_s())
+        looks += [due_at and due_at - time.monotonic() for due_at, _ in self.timers()]
+        return max(0.0, min(look for look in looks if look is not None))
 
     def leave(self) -> None:
         """Free what others wait for, then answer them."""
+        reached("leaving")
         with contextlib.suppress(OSError):
             os.unlink(self.store.path(self.record.name, CONTROL_SOCKET))
         if self.pipes:
@@ -4094,13 +3980,8 @@ class Supervisor:
         """A child ended, or somebody signalled us."""
         why = asks_to_stop(self.wake.recv(4096), self.record.spec.terminal is not None)
         if why and not self.pause:  # a window that waits for a key ends by itself
-            self.begin_ending(STOP_TIMEOUT_S, False, why, tree_of(self.record))
+            self.end(why)
         self.step_at = 0.0  # something changed: look at once
-
-    def on_adopted_death(self, descriptor: int) -> None:
-        """The adopted main process ended; its exit code went to its parent."""
-        self.hears_main = False
-        self.events.unregister(descriptor)  # take_note() comes next and sees it
 
     def take_note(self) -> None:
         """Reap every child that ended, the adopted ones too; leave when nothing is left."""
@@ -4153,6 +4034,12 @@ class Supervisor:
 
     def take_news(self) -> None:
         """What the prober saw becomes a phase; while the service ends, nothing."""
+        while self.prober and self.prober.asked:
+            checks, check, answer = self.prober.asked.popleft()
+            if check.kind == "log":
+                answer(checks.read(check, time.monotonic() + SOON_S))
+            elif self.pipes:
+                self.pipes.ping(answer)
         while self.prober and self.prober.news:
             is_ok, seen = self.prober.news.popleft()
             self.failures = 0 if is_ok else self.failures + 1
@@ -4161,12 +4048,14 @@ class Supervisor:
             if phase != self.record.phase:
                 self.change(phase, phase, seen)
             if phase == "unhealthy" and self.record.spec.restart != "no" and not self.ending:
-                self.end_unasked(f"unhealthy: {seen}", "stopping", seen)
+                self.end(seen, because=f"unhealthy: {seen}")
 
     def main_ended(self, ended: Exit) -> None:
         """The main process is gone; what it left behind is watched until it is gone too."""
+        reached("exited")
         if self.prober:
             self.prober.halt.set()
+        self.hears_main = False
         before, self.oom_kills = self.oom_kills, oom_kills()
         oom = ended.signal == "SIGKILL" and self.oom_kills > before
         lived_s = round(max(ended.at - self.record.started_at, 0.0), 3)
@@ -4194,15 +4083,6 @@ class Supervisor:
 
     # -- what its policy makes of its end
 
-    def end_unasked(self, because: str, phase: str, why: str) -> None:
-        """End all of an instance that failed, or what is left of it."""
-        self.because = because
-        self.ending = end_tree(
-            self.record, tree_of(self.record), STOP_TIMEOUT_S, False, self.is_empty
-        )
-        self.step_at = time.monotonic() + next(self.ending)
-        self.change(phase, phase, why)
-
     def decide(self, ended: Exit | None, phase: str, story: str) -> None:
         """Another instance after a while, or that was it; None: we ended it as a failed one."""
         record, spec, now = self.record, self.record.spec, steady_s()
@@ -4222,7 +4102,7 @@ class Supervisor:
             self.record = record._replace(
                 restarted_at=(*recent, now), retry_at=now + wait_s, backoffs=record.backoffs + 1
             )
-            self.end_unasked("", "backoff", story)
+            self.end(story, because="")
             return
         if verdict == "gave up":
             span = format_duration(now - min(recent, default=now))
@@ -4238,16 +4118,6 @@ class Supervisor:
             kept.update(ended._asdict(), cause=cause_of(ended, tail).kind)
             append_line(self.store.path(self.record.name, "exits.jsonl"), kept)
 
-    def unasked_ended(self, left: Sequence[int]) -> None:
-        """All of the instance is gone, or can't be ended."""
-        why, self.because = self.because, None
-        if left:
-            pids = ", ".join(map(str, left))
-            self.change("stop_failed", "failed", f"pid {pids} outlived SIGKILL")
-        elif why:
-            self.record = self.record._replace(exit=self.record.exit or Exit(time.time()))
-            self.decide(None, "failed", why)
-
     def respawn(self, due_at: float) -> None:
         """Begin another instance when it is time, with the environment of the start."""
         former = self.record
@@ -4257,34 +4127,24 @@ class Supervisor:
         self.failures, self.leaves_until = 0, time.monotonic() + HOME_S
         self.sampler.at, self.sampler.cpu_s = 0.0, 0.0  # other processes begin at nothing
         instance = f"{run_of(former.instance)}.{os.urandom(8).hex()}"
-        log_at = self.log.start + os.fstat(self.log.descriptor).st_size
-        self.record = former._replace(
-            main=None,
-            launcher=None,
-            exit=None,
-            instance=instance,
-            restarts=former.restarts + 1,
-            log_at=log_at,
-            started_at=time.time(),
-        )
+        log_at, count = self.log.start + os.fstat(self.log.descriptor).st_size, former.restarts + 1
+        former = former._replace(main=None, launcher=None, exit=None, instance=instance)
+        self.record = former._replace(restarts=count, log_at=log_at, started_at=time.time())
         self.change("restarting", "starting")
+        reached("restarting")
         self.spawn(self.env or {})
 
     def judge(self, until: float) -> None:
         """Whether it has started: the first match in its log decides, else that it lives."""
-        spec, now = self.record.spec, time.monotonic()
-        signs = [(spec.failure_log, False), (spec.success_log, True)]
-        matches = (
-            (f"its log matches {pattern!r}", is_ok)
-            for text in self.judged.lines(now + SOON_S)
-            for pattern, is_ok in signs
-            if pattern and re.search(pattern, text)
-        )
-        why, is_ok = next(matches, (f"it lives after {spec.start_seconds:g} s", None))
-        if is_ok is False:
-            self.end_unasked(why, "stopping", why)
-        elif is_ok or now >= until:
+        spec, now, patterns = self.record.spec, time.monotonic(), self.judged.patterns
+        sign, why = self.judged.look(now + SOON_S) if patterns else (None, "")
+        if patterns != self.judged.patterns:
+            self.tell("pattern_failed", why)
+        if sign and sign == spec.failure_log:
+            self.end(why, because=why)
+        elif sign or now >= until:
             self.judge_until = None
+            why = why if sign else f"it lives after {spec.start_seconds:g} s"
             self.change("running", "running", why)
 
     # -- programs that leave home
@@ -4323,7 +4183,8 @@ class Supervisor:
         """The process that the pid file names, if that certainly belongs to this instance."""
         path = self.record.spec.pid_file
         # OSError, ValueError: not written yet, or not whole
-        with contextlib.suppress(OSError, ValueError), open(path or "", "rb", opener=private) as f:
+        real = os.path.realpath(path or "")  # it is the user's own: it may be a link
+        with contextlib.suppress(OSError, ValueError), open(real, "rb", opener=private) as f:
             pid = int((f.read(32).split() or [b""])[0])
             look, inside = stat_of(pid), pid in [member.identity.pid for member in members]
             if look is None or look.is_dead or pid < 2:
@@ -4344,7 +4205,7 @@ class Supervisor:
         event = "daemonized" if self.record.spec.type == "forking" else "followed"
         why = f"pid {main.pid} goes on ({member.why})"
         self.change(event, self.first_phase(), why)
-        self.watch_adopted()
+        self.hears_main = self.child is None and self.hears_end(main)
 
     def nothing_left(self) -> None:
         """The launcher's end was all that can be seen of it."""
@@ -4365,29 +4226,32 @@ class Supervisor:
         """Whether the end of a lease would be the end of the service."""
         return self.record.wanted == "running" and not self.ending and not self.finished
 
-    def watch_owner(self) -> None:
-        """Be woken when the owner ends; where that can't be, it is looked at each second."""
-        descriptor = death_watch(self.record.owner) if self.record.owner else None
-        self.hears_owner = descriptor is not None or self.record.owner is None
-        if descriptor is not None:  # once: the loop looks at the owner itself
-            self.hear(descriptor, self.events.unregister)
-
     def end_if_over(self) -> None:
         """End the service when its lease is over, or when nobody needed it for too long."""
-        if self.is_busy():
+        if self.watchers or (self.pipes and self.pipes.is_busy()):
             self.record = self.record._replace(active_at=steady_s())
-        why = lease_over(self.record, is_alive(self.record.owner), steady_s())
+        is_owned = is_alive(self.record.owner)
+        heirs = [] if is_owned else [*filter(is_alive, self.record.sharers)]
+        if heirs:  # the run that started it is over, another one still uses it
+            self.record = self.record._replace(owner=heirs[0], sharers=tuple(heirs[1:]))
+            self.hears_owner = self.hears_end(heirs[0])
+            self.save()
+        why = lease_over(self.record, is_owned or bool(heirs), steady_s())
         if why and self.is_leased():
-            self.begin_ending(STOP_TIMEOUT_S, False, why, tree_of(self.record))
+            self.end(why)
 
     # -- what it uses
 
-    def take_sample(self, now: float) -> None:
+    def take_sample(self) -> None:
         """Look at the log and, if it is time, at the processes: one wakeup for both."""
         figures: dict[str, float | None] = {}
+        now = time.monotonic()
         if now >= self.sampler.due_at:
             took_s = self.prober.took_s if self.prober else None
             figures = self.sampler.measure(self.record, now, took_s)
+            if self.pipes and figures:
+                counts = self.pipes.calls, self.pipes.errors
+                figures["call_errors"] = self.sampler.call_errors(now, *counts)
             if self.is_leased():
                 self.take_alerts(figures, now)
         self.log.check(now, figures)
@@ -4399,8 +4263,7 @@ class Supervisor:
             alerts[rule], event = judge(was, rule, figures.get(rule.metric), now)
             text = alerts[rule].text or was.text
             if event:
-                with contextlib.suppress(SpmError):  # a full disk costs the event, no more
-                    self.store.write_event(event, self.record.name, self.record, text)
+                self.tell(event, text)
             if event == "alert":
                 self.act(rule, text, figures[rule.metric])
         texts = tuple(alert.text for alert in alerts.values() if alert.text)
@@ -4409,14 +4272,12 @@ class Supervisor:
 
     def act(self, rule: Rule, text: str, value: float | None) -> None:
         """What a rule asks for; nobody waits for its command, which has a minute."""
-        import threading
-
         verb, _, line = rule.action.partition(" ")
         if verb == "restart":
             self.must_restart = True
-            self.end_unasked(f"alert: {text}", "stopping", f"alert: {text}")
+            self.end(f"alert: {text}", because=f"alert: {text}")
         elif verb == "stop":
-            self.begin_ending(STOP_TIMEOUT_S, False, f"alert: {text}", tree_of(self.record))
+            self.end(f"alert: {text}")
         elif verb == "exec":
             where = {"service": self.record.name, "home": self.store.home}
             facts = {**rule._asdict(), **where, "name": rule.text, "value": value}
@@ -4427,21 +4288,29 @@ class Supervisor:
 
     # -- ending it
 
-    def begin_ending(
-        self, timeout_s: float, force: bool, why: str, members: Sequence[Member]
+    def end(
+        self,
+        why: str,
+        timeout_s: float = STOP_TIMEOUT_S,
+        force: bool = False,
+        because: str | None = None,
     ) -> None:
-        """Start to end the tree, or hurry an ending that goes on."""
-        if self.ending is None or self.because is not None:
-            self.because = None
-            quiet_s = 0.0
-            if self.pipes:
-                quiet_s, timeout_s = STDIO_END_S, min(timeout_s, STDIO_END_S)
-                self.pipes.close_stdin()
-            self.ending = end_tree(self.record, members, timeout_s, force, self.is_empty, quiet_s)
-            self.step_at = time.monotonic() + next(self.ending)
-            self.change("stopping", "stopping", why)
-        elif force:
-            self.step(force=True)
+        """Start to end the tree, or hurry an ending that goes on.
+
+        `because`: it failed, why its policy decides; "": it did, what is left of it is ended.
+        """
+        if self.ending and self.because is None:
+            self.step(force) if force else None
+            return
+        self.because, quiet_s = because, 0.0
+        if self.pipes:
+            quiet_s, timeout_s = STDIO_END_S, min(timeout_s, STDIO_END_S)
+            self.pipes.close_stdin()
+        members = tree_of(self.record)
+        self.ending = end_tree(self.record, members, timeout_s, force, self.is_empty, quiet_s)
+        self.step_at = time.monotonic() + next(self.ending)
+        phase = "backoff" if because == "" else "stopping"
+        self.change(phase, phase, why)
 
     def step(self, force: bool = False) -> None:
         """One step of the ending; the last one records what came of it."""
@@ -4450,32 +4319,36 @@ class Supervisor:
             self.step_at = time.monotonic() + self.ending.send(force)
         except StopIteration as done:
             self.take_note()
+            reached("ended")
             self.ending, self.outcome = None, done.value
-            if self.because is not None:
-                self.unasked_ended(done.value.left)
-                return
-            if done.value.left:
-                pids = ", ".join(map(str, done.value.left))
-                self.change("stop_failed", "running", f"pid {pids} outlived SIGKILL")
-                self.answer_waiters()
-                return
+            self.all_ended(", ".join(map(str, done.value.left)))
+
+    def all_ended(self, left: str) -> None:
+        """All of the instance is gone, or can't be ended."""
+        why, self.because = self.because, None
+        if left:
+            phase = "running" if why is None else "failed"
+            self.change("stop_failed", phase, f"pid {left} outlived {FORCE}")
+        elif why != "":  # else it but waits to restart
             self.record = self.record._replace(exit=self.record.exit or Exit(time.time()))
-            self.change("stopped", "stopped", self.record.reason)
-            self.finished = True
-            if self.save_at:  # else they hear of it when we have left
-                self.answer_waiters()
+            self.finished = why is None
+            if why:
+                self.decide(None, "failed", why)
+            else:
+                self.change("stopped", "stopped", self.record.reason)
+        if left or self.save_at:  # else they hear of it when we have left
+            self.answer_waiters()
 
     def answer_waiters(self) -> None:
         """Tell everybody who asked for the end what came of it."""
-        ended = self.outcome and self.outcome._asdict()
+        ended, unsaved = self.outcome and self.outcome._asdict(), self.save_at is not None
         for client in self.waiters:
-            answer = {
-                "record": self.record.to_json(),
-                "ended": ended,
-                "unsaved": self.save_at is not None,
-            }
-            client.answer({"ok": True, **answer})
+            client.answer(self.told(ended=ended, unsaved=unsaved))
         self.waiters.clear()
+
+    def told(self, **facts: object) -> dict[str, object]:
+        """An answer with the record."""
+        return {"ok": True, "record": self.record.to_json(), **facts}
 
     # -- requests
 
@@ -4485,6 +4358,9 @@ class Supervisor:
             connection, _address = self.server.accept()
         except OSError:  # no descriptor is left, or the caller has gone
             time.sleep(0.05)
+            return
+        if not is_own_peer(connection):
+            connection.close()
             return
         connection.setblocking(False)
         client = Client(connection)
@@ -4509,29 +4385,23 @@ class Supervisor:
     def handle(self, client: Client) -> None:
         """Answer one request, at once or when it is done."""
         try:
-            request = json.loads(client.received)
+            request = parse_json(client.received)
             if not isinstance(request, dict) or request.get("token", "") != self.token:
                 raise RecordError("request.token: not the one in the state directory")
-            operation = OPERATIONS.get(str(request.get("op")))
-            if operation is None:
-                raise RecordError(f"request.op: one of {', '.join(OPERATIONS)} was expected")
-            operation(self, client, request)
-        except (ValueError, RecursionError) as error:
+            operation = _one_of(*OPERATIONS)(request.get("op"), "request.op")
+            act: Callable[..., None] = getattr(self, f"on_{operation}")
+            act(client, request)
+        except ValueError as error:
             client.answer({"ok": False, "error": UsageError(str(error)).to_json()})
 
     def on_status(self, client: Client, request: dict[str, object]) -> None:
         """What is: asked for when state.json and the system disagree."""
         self.take_note()
-        relay = self.pipes.facts() if self.pipes else None
-        client.answer({"ok": True, "record": self.record.to_json(), "relay": relay})
+        client.answer(self.told(relay=self.pipes and self.pipes.facts()))
 
     def on_join(self, client: Client, request: dict[str, object]) -> None:
         """Somebody wants to talk to a stdio service."""
         self.pipes.join(client) if self.pipes else client.connection.close()
-
-    def is_busy(self) -> bool:
-        """Whether somebody waits for an answer of the service."""
-        return self.pipes is not None and self.pipes.is_busy()
 
     def active(self) -> None:
         """It is used: remembered at once, written down at most every few seconds."""
@@ -4547,10 +4417,14 @@ class Supervisor:
             self.record = self.record._replace(spec=spec, lease_until=asked.lease_until)
             if asked.owner != former:
                 self.record = self.record._replace(owner=asked.owner, owner_name=asked.owner_name)
-                self.watch_owner()
-        self.record = self.record._replace(last_active=time.time(), active_at=steady_s())
+                self.hears_owner = not asked.owner or self.hears_end(asked.owner)
+        if "sharer" in request:
+            living = filter(is_alive, self.record.sharers)
+            sharer = read_identity(request["sharer"], "request.sharer")
+            self.record = self.record._replace(sharers=(*living, sharer))
+        self.active()
         self.save()
-        client.answer({"ok": True, "record": self.record.to_json()})
+        client.answer(self.told())
 
     def on_settings(self, client: Client, request: dict[str, object]) -> None:
         """A changed configuration: take over what needs no new instance."""
@@ -4565,7 +4439,7 @@ class Supervisor:
             why = "; ".join(spec_differences(was, self.record.spec))
             self.store.write_event("settings", self.record.name, self.record, why)
         self.save()
-        client.answer({"ok": True, "record": self.record.to_json()})
+        client.answer(self.told())
 
     def on_notify(self, client: Client, request: dict[str, object]) -> None:
         """What the service says of itself; `alive` is a heartbeat."""
@@ -4578,15 +4452,31 @@ class Supervisor:
         if state == "ready" and is_believed:  # else the checks decide
             self.change("ready", "ready", message)
         else:
-            with contextlib.suppress(SpmError):  # a full disk costs the event, not the service
-                self.store.write_event(state, self.record.name, self.record, message)
-        client.answer({"ok": True, "record": self.record.to_json()})
+            self.tell(state, message)
+        client.answer(self.told())
+
+    def heard(self) -> dict[str, object]:
+        """What watchers are told."""
+        return {"ok": True, "phase": self.record.phase, "why": self.record.reason}
+
+    def on_watch(self, client: Client, request: dict[str, object]) -> None:
+        """Somebody waits for it, or works with it, until the connection ends."""
+
+        def left(_: object) -> None:
+            self.events.unregister(client.connection)
+            client.connection.close()
+            self.watchers.remove(client)
+            self.active()
+
+        client.answer(self.heard(), hang_up=False)
+        self.watchers.append(client)
+        self.hear(client.connection, left)
 
     def on_ready(self, client: Client, request: dict[str, object]) -> None:
         """A command that waited saw readiness before the prober did."""
         if self.record.phase == "running" and self.record.spec.readiness:
             self.change("ready", "ready", "seen by the command that waited")
-        client.answer({"ok": True, "record": self.record.to_json()})
+        client.answer(self.told())
 
     def on_stop(self, client: Client, request: dict[str, object]) -> None:
         """End the service; refused if the caller means another process or stands in the tree."""
@@ -4596,28 +4486,16 @@ class Supervisor:
             client.answer({"ok": True}, hang_up=False)
             self.waiters.append(client)
             return
-        members = tree_of(self.record)
         # Whoever read state.json just before a restart means the former main process.
         meant = self.record.main if asked.main in self.mains else asked.main
-        error = refusal(self.record, meant, members, asked.spare)
+        error = refusal(self.record, meant, tree_of(self.record), asked.spare)
         if error:
             self.save()
             client.answer({"ok": False, "error": error.to_json()})
             return
         client.answer({"ok": True}, hang_up=False)
         self.waiters.append(client)
-        self.begin_ending(asked.timeout_s, asked.force, "stop was asked for", members)
-
-
-OPERATIONS: dict[str, Callable[[Supervisor, Client, dict[str, object]], None]] = {
-    "status": Supervisor.on_status,
-    "touch": Supervisor.on_touch,
-    "settings": Supervisor.on_settings,
-    "notify": Supervisor.on_notify,
-    "ready": Supervisor.on_ready,
-    "join": Supervisor.on_join,
-    "stop": Supervisor.on_stop,
-}
+        self.end("stop was asked for", asked.timeout_s, asked.force)
 
 
 def order_in_window(directory: str) -> tuple[bytes, int]:
@@ -4644,6 +4522,7 @@ def supervise(order: Order, is_subreaper: bool, answer_to: int = 1) -> None:
     except SpmError as error:
         reply({"ok": False, "error": error.to_json()}, answer_to)
         return
+    reached("noted")
     reply({"ok": True, "record": supervisor.record.to_json()}, answer_to)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2) if answer_to == 1 else (answer_to,):  # it waits for their end
@@ -4694,8 +4573,8 @@ def as_object(value: object) -> Message:
 def messages_in(line: bytes | None) -> list[Message | None]:
     """The messages of a line, a batch taken apart; None for what is no message."""
     try:
-        document = None if line is None else json.loads(line) if line.strip() else []
-    except (ValueError, RecursionError):
+        document = None if line is None else parse_json(line) if line.strip() else []
+    except ValueError:
         return [None]
     items = document if isinstance(document, list) else [document]
     return [item if isinstance(item, dict) else None for item in items]
@@ -4835,6 +4714,7 @@ class Relay:
         self.problem: SpmError | None = None
         self.due_at = self.give_up_at = float("inf")
         self.is_shaking = False
+        self.answer: Callable[[Sight], None] | None = None  # who wants to know whether it answers
 
     def open(self) -> list[int]:
         """The two descriptors for a process that is about to be spawned."""
@@ -4873,6 +4753,9 @@ class Relay:
 
     def on_greeting(self, method: str, message: Message) -> None:
         """The answer to server/discover (only the modern era knows -32022), or to initialize."""
+        if self.era:
+            self.answers(f"it answered {method}")
+            return
         result, error = as_object(message.get("result")), as_object(message.get("error"))
         data = as_object(error.get("data")) if error.get("code") == UNSUPPORTED_VERSION else {}
         listed = result.get("supportedVersions", data.get("supported"))
@@ -4903,12 +4786,30 @@ class Relay:
         self.era, self.version, self.greeting = era, version, greeting
         self.due_at, self.pending = float("inf"), {}
         self.let_in()
+        self.answers(f"it was greeted ({era} {version})")
 
     def let_in(self) -> None:
         """Those who wait."""
         joining, self.joining = self.joining, []
         for client in joining:
             self.join(client)
+
+    def ping(self, answer: Callable[[Sight], None]) -> None:
+        """Have it answer something that does nothing; whom it works for sees whether it does."""
+        self.answer = answer
+        if self.is_busy() and self.era:
+            self.answers("it has requests in flight")
+        elif self.era:
+            self.pending = {n: one for n, one in self.pending.items() if one.caller}
+            is_modern = self.era == "modern"
+            meta: Message = {"_meta": envelope(self.version)} if is_modern else {}
+            self.ask("server/discover" if is_modern else "ping", meta)
+
+    def answers(self, seen: str) -> None:
+        """It has given a sign of life."""
+        answer, self.answer = self.answer, None
+        if answer:
+            answer(Sight(True, seen))
 
     def look(self) -> None:
         """A time is over."""
@@ -4965,13 +4866,10 @@ class Relay:
 
     def facts(self) -> Message:
         """What `status` tells."""
-        facts = {
-            "era": self.era,
-            "version": self.version,
-            "server": self.greeting.get("serverInfo"),
-        }
-        counts = {"calls": self.calls, "errors": self.errors, "in_flight": len(self.pending)}
-        return {**facts, **counts, "callers": len(self.callers)}
+        in_flight = sum(one.caller is not None for one in self.pending.values())
+        facts: Message = {"era": self.era, "version": self.version}
+        facts.update(server=self.greeting.get("serverInfo"), calls=self.calls, errors=self.errors)
+        return {**facts, "in_flight": in_flight, "callers": len(self.callers)}
 
     def join(self, client: Client) -> None:
         """Let somebody in, as soon as it is known how to speak to the service."""
@@ -5000,8 +4898,7 @@ class Relay:
             self.server.send(failure(json.loads(key), RELAY_ERROR, why))
         record = self.supervisor.record
         if not (self.callers or self.joining or record.spec.keep_alive or self.problem):
-            why = "its call is done"
-            self.supervisor.begin_ending(STDIO_END_S, False, why, tree_of(record))
+            self.supervisor.end("its call is done")
 
     def cancel(self, number: int, why: str) -> None:
         """Have the service stop working on a request."""
@@ -5180,6 +5077,7 @@ PLAIN_FIELDS = (  # of a spec: options of that name, as they are
 COOLDOWN_S = 60.0  # where there is a restart policy
 JUDGED_S = 10.0  # --start-seconds where only the patterns are given
 IDLE_S = 3600.0  # of a stdio service: the next call starts it again
+PING_S = 60.0  # between two questions to a stdio service whether it still answers
 parse_type, parse_restart, parse_protocol = one_of(*TYPES), one_of(*RESTARTS), one_of(*PROTOCOLS)
 
 
@@ -5290,6 +5188,7 @@ def misfits(args: argparse.Namespace) -> Iterator[UsageError]:
         ("--terminal", args.terminal, "--type simple", args.type in (None, "simple")),
         ("--protocol", args.protocol != "auto", "--type stdio", args.type == "stdio"),
         ("--no-keep-alive", args.no_keep_alive, "--type stdio", args.type == "stdio"),
+        ("mcp", "mcp" in args.ready + args.health, "--type stdio", args.type == "stdio"),
         ("--no-pause", args.no_pause, "--terminal", args.terminal),
         ("--restart", args.restart != "no", "a type but external", args.type != "external"),
     ):
@@ -5312,6 +5211,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     cwd = os.path.abspath(args.cwd or os.getcwd())
     cooldown_s = COOLDOWN_S * (args.restart != "no")
     lives_s = JUDGED_S * bool(args.success_log or args.failure_log)
+    is_mcp = args.type == "stdio" and args.protocol != "jsonrpc" and not (args.ready or args.health)
     spec = Spec(
         argv=argv,
         cwd=cwd,
@@ -5326,7 +5226,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         port_asked="auto" * (args.port == "auto"),
         ready=tuple(args.ready),
         expect=args.expect or Spec._field_defaults["expect"],
-        health=tuple(args.health),
+        health=("mcp",) if is_mcp else tuple(args.health),
         type=args.type or "simple",
         pid_file=os.path.join(cwd, args.pid_file) if args.pid_file else None,
         require_env=tuple(args.require_env),
@@ -5337,6 +5237,8 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         alerts=tuple(args.alert),
         keep_alive=not args.no_keep_alive,
     )
+    if is_mcp and spec.health_interval_s == Spec._field_defaults["health_interval_s"]:
+        spec = spec._replace(health_interval_s=PING_S)
     return spec, {key: value for key, equals, value in pairs if equals}
 
 
@@ -5496,12 +5398,13 @@ def as_list(value: object) -> list[object]:
     return value if isinstance(value, list) else [value]
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """`; did you mean port?`, or nothing."""
+def nearest(word: str, known: Iterable[str], least: float = 0.6) -> str:
+    """`did you mean start? `, or nothing if no known word is near."""
     import difflib
 
-    near = difflib.get_close_matches(word, list(words), 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = difflib.get_close_matches(word, list(known), 3, least)
+    near.sort(key=lambda one: sorted(one) != sorted(word))  # strat is start rather than stats
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def faults(value: object, schema: Schema, where: str, defs: Schema) -> Iterator[tuple[str, str]]:
@@ -5535,7 +5438,7 @@ def faults(value: object, schema: Schema, where: str, defs: Schema) -> Iterator[
             elif key in known or more is not False:
                 yield from faults(item, as_object(known.get(key, more)), path, defs)
             else:
-                yield path, f"unknown key{nearest(key, known)}"
+                yield path, f"unknown key; {nearest(key, known)}".rstrip("; ")
 
 
 class Problem(NamedTuple):
@@ -5927,7 +5830,7 @@ class Reading:
             place, other = self.place(source, "depends_on"), self.names.get(name.lower())
             if other is None or other.name != name:
                 near = nearest(name, [one.name for one in self.sources])
-                self.fault(*place, f"there is no service {name!r}{near}")
+                self.fault(*place, f"there is no service {name!r}; {near}".rstrip("; "))
             elif other.keys.get("disabled") is True and source.keys.get("disabled") is not True:
                 self.fault(*place, f"{name} is disabled")
         return given
@@ -6183,6 +6086,7 @@ class Result(NamedTuple):
     table: Sequence[tuple[str, ...]] = ()  # the first row has the column names
     error: SpmError | None = None
     stream: Iterator[str] | None = None
+    is_raw: bool = False  # the stream is for the terminal as it is
 
 
 class Boot(NamedTuple):
@@ -6261,8 +6165,20 @@ def observe(store: Store, record: Record, here: Place) -> Seen:
     return seen
 
 
+def copied_from(store: Store, record: Record) -> str:
+    """The other home whose cookie the recorded processes bear; "": none, or it was moved here."""
+    known = (record.main, record.supervisor) if record.phase in LIVE_PHASES else ()
+    homes = {cookie_of(one.pid).home for one in known if one and is_alive(one)} - {"", store.home}
+    is_other = (home for home in homes if os.path.isdir(home))
+    return next((home for home in is_other if not os.path.samefile(home, store.home)), "")
+
+
 def _look(store: Store, record: Record, here: Place) -> Seen:
     same_host = record.place._replace(boot=here.boot) == here
+    away = copied_from(store, record) if record.place == here else ""
+    if away:
+        verdict = Verdict("lost", f"this directory is a copy: it runs for {away}")
+        return Seen(record, Facts(False, True, False, False, "gone"), verdict)
     facts = Facts(record.place == here, same_host, claimed=False, supervised=False, main="gone")
     if facts.here and record.phase in LIVE_PHASES:
         claimed = record.main is None and store.is_claimed(record.name)
@@ -6279,20 +6195,14 @@ def find(store: Store, name: str) -> Seen:
     record = records.get(check_name(name).lower())
     if record:
         return observe(store, record, place())
-    import difflib
-
     names = [known.name for known in records.values()]
-    near = difflib.get_close_matches(name, names, 1)
-    advice = f"did you mean {near[0]}? " if near else ""
-    raise NotFound(
-        f"no service {name!r} in {store.home}",
-        f"{advice}services here: {', '.join(names) or 'none'}",
-    )
+    advice = f"{nearest(name, names)}services here: {', '.join(names) or 'none'}"
+    raise NotFound(f"no service {name!r} in {store.home}", advice)
 
 
 def shown_command(spec: Spec) -> str:
-    """The command as it could be typed again."""
-    return spec.words[-1] if spec.shell else join_command(spec.words)
+    """The command as it could be typed again, but for its secrets."""
+    return mask_secrets(spec.words[-1] if spec.shell else join_command(spec.words))
 
 
 def port_origin(spec: Spec) -> str | None:
@@ -6366,11 +6276,9 @@ def bring(
             alike = spec if may_replace else with_lease_of(seen.record.spec, spec)
             differences = differences_of(store, seen.record, alike, given)
             if differences and not may_replace:
-                raise Refused(
-                    f"{name} runs already with another spec: {'; '.join(differences)}",
-                    f"add --replace to end it and start this one, or stop {name} first",
-                    differences=differences,
-                )
+                text = f"{name} runs already with another spec: {'; '.join(differences)}"
+                advice = f"add --replace to end it and start this one, or stop {name} first"
+                raise Refused(text, advice, differences=differences)
             kept = None if differences else keep_running(store, seen, spec, owner)
             if kept:
                 return kept
@@ -6385,18 +6293,23 @@ def configured(store: Store, name: str) -> Wanted | None:
 
 def start_previous(store: Store, args: argparse.Namespace) -> Result:
     """Start again what was wanted to run when the machine went down."""
-    lines, errors, here = list[str](), list[SpmError](), place()
+    results, here = list[Result](), place()
     for record in sorted(store.records().values(), key=lambda one: one.started_at):
         verdict = observe(store, record, here).verdict
         if record.wanted == "running" and verdict == ("exited", RESTARTED):
             asked = {**vars(args), **defaults_of(START_OPTIONS), "name": record.name}
             try:
-                lines += start_service(store, type(args)(**asked)).lines
+                result = start_service(store, type(args)(**asked))
+                results.append(result._replace(data={**result.data, "error": None}))
             except SpmError as error:
-                lines += [f"[ERROR] {record.name}: {error.message}"]
-                errors.append(error)
+                status = find(store, record.name).verdict.status
+                data = {"name": record.name, "status": status, "pid": None}
+                line = f"[ERROR] {record.name}: {error.message}"
+                results.append(Result({**data, "error": error.to_json()}, [line], error=error))
+    lines = [line for one in results for line in one.lines]
     lines = lines or ["[OK] nothing ran when the machine went down"]
-    return Result({"lines": lines}, lines, error=errors[0] if errors else None)
+    first = next((one.error for one in results if one.error), None)
+    return Result({"services": [one.data for one in results], "lines": lines}, lines, error=first)
 
 
 def is_bare(args: argparse.Namespace) -> bool:
@@ -6418,15 +6331,6 @@ def renewed(record: Record, lease: str, owner: Owner | None) -> Record:
         record = record._replace(spec=record.spec._replace(lease=lease))
     owner = (record.owner and owner) or owner_of(record.spec.lease)
     return granted(record, *owner, steady_s())
-
-
-def lease_kept(record: Record, asked: Spec) -> list[str]:
-    """A warning if a running service keeps another lease than the one just asked for."""
-    kept = spec_differences(record.spec, with_lease_of(asked, record.spec))
-    if asked.lease == record.spec.lease == "session" and record.owner != session_owner()[0]:
-        kept = ["--lease: another session's"]
-    advice = f"{'; '.join(kept)}; --replace starts it anew"
-    return [f"[WARN] {record.name} keeps the lease it was started with: {advice}"] if kept else []
 
 
 def lease_data(record: Record, is_live: bool) -> dict[str, object]:
@@ -6454,9 +6358,8 @@ def differences_of(store: Store, old: Record, spec: Spec, given: dict[str, str])
     differences = spec_differences(old.spec, spec)
     with contextlib.suppress(StateError):  # damaged: what it was started with isn't known
         known = store.given_env(old.name) if old.spec.env_given == spec.env_given else given
-        return differences + [
-            f"--env {key}: another value" for key in given if known.get(key) != given[key]
-        ]
+        others = [key for key in given if known.get(key) != given[key]]
+        return [*differences, *(f"--env {key}: another value" for key in others)]
     return [*differences, "--env: the recorded values can't be read"]
 
 
@@ -6504,16 +6407,22 @@ def added_values(spec: Spec, given: dict[str, str]) -> dict[str, str]:
 
 
 def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> Result | None:
-    """The same service runs already: renew its lease; give it a supervisor if it has none.
+    """The same service runs already: its lease renewed, supervised again; None if it just ends.
 
-    None if its lease was over meanwhile, and it is being ended.
+    None, too, if what is recorded isn't its own.
     """
     record = renewed(seen.record, spec.lease, owner)
-    notes = lease_kept(record, spec)
+    other = spec_differences(record.spec, with_lease_of(spec, record.spec))
+    if spec.lease == record.spec.lease == "session" and record.owner != session_owner()[0]:
+        other = ["--lease: another session's"]
+    kept = f"[WARN] {record.name} keeps the lease it was started with: {'; '.join(other)}"
+    notes = [f"{kept}; --replace starts it anew"] * bool(other)
     if seen.facts.supervised:
         record = touched(store, seen, record)
         is_kept = record.wanted == "running"
         return started(store, record, "already running", notes) if is_kept else None
+    if trusted(store, seen).main is None:
+        return None
     retire_supervisor(record)
     if record.spec.type == "stdio":  # its pipes went with its supervisor
         given = store.given_env(record.name)
@@ -6568,7 +6477,10 @@ def begin(
         is_new = spec.port_declared and spec.port != former.record.spec.port
         if spec.port and is_new and conflict != "force":
             held = held_port(store, spec.port, name)
-            decision = held_decision(held, spec, conflict, values) if held else ""
+            flag = "next" if spec.port_asked else conflict
+            decision = (
+                port_decision(held.kind, flag, is_production(os.environ, values)) if held else ""
+            )
             if held and decision in ("fail", "refuse"):
                 raise port_error(held, decision, "; what runs was left alone", OTHER_WAYS)
     notes = end_former(store, former) if former else []
@@ -6576,16 +6488,15 @@ def begin(
         spec = spec._replace(extra={**former.record.spec.extra, **spec.extra})
     instance = BOOTED[0].instance if BOOTED else os.urandom(16).hex()
     record = new_record(name, spec, instance)._replace(failures=failures, failed_at=failed_at)
-    record = granted(record._replace(config=config), *owner, steady_s())
+    record = record._replace(environment=sources_of(spec, values), config=config)
+    record = granted(record, *owner, steady_s())
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
     with state_errors(store.home):
         write_file(store.path(name, "env.json"), json.dumps(given).encode())
-    record = record._replace(environment=sources_of(record.spec, values))
     try:
         launched = launch_in_window if spec.terminal else launch
-        record = settled(store, launched(store, record, values, adopt=False))
-        return started(store, record, how, notes)
+        return started(store, settled(store, launched(store, record, values)), how, notes)
     except StartFailed as error:
         error.message += f" ({shown_command(spec)})"
         error.advice = start_advice(spec, values, error.facts.get("errno")) or error.advice
@@ -6629,7 +6540,8 @@ def settled(store: Store, record: Record) -> Record:
         record = now
         time.sleep(0.005)
     if waits and record.phase in (ENDED_PHASES if spec.start_seconds else ("failed",)):
-        tail, ended = store.last_lines(name, 20), record.exit and record.exit._asdict()
+        tail = list(map(masked_line, store.last_lines(name, 20)))
+        ended = record.exit and record.exit._asdict()
         what = "its launcher failed" if spec.type == "external" else "it did not start"
         raise StartFailed(f"{name}: {what}: {record.reason}", log_tail=tail, exit=ended)
     return record
@@ -6639,7 +6551,7 @@ def port_state(port: int) -> str:
     """`port 8000 is free`, or who holds it."""
     if probe_tcp(port)[0] is None:
         return f"port {port} is free"
-    return f"port {port} is held by {describe_process(port_holder(port))}"
+    return f"port {port} is held by {look_at(port_holder(port))}"
 
 
 def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict[str, object]:
@@ -6656,9 +6568,6 @@ def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict
 
 def check_program(name: str, spec: Spec, values: dict[str, str]) -> None:
     """StartFailed before anything is ended, if what is to replace it can't be executed."""
-    import errno
-    import shutil
-
     program = spec.argv[0]
     path = values.get("PATH", os.environ.get("PATH", os.defpath))
     where = os.path.join(spec.cwd, program) if os.path.dirname(program) else program
@@ -6669,16 +6578,16 @@ def check_program(name: str, spec: Spec, values: dict[str, str]) -> None:
 
 def end_former(store: Store, seen: Seen) -> list[str]:
     """End what an earlier instance left, if it is here and certainly ours."""
-    if seen.verdict.status == "lost":
-        return [f"[WARN] {seen.record.name}: {seen.verdict.why}"]
-    record, ended = finish_stop(store, begin_stop(store, seen, STOP_TIMEOUT_S, force=False))
+    try:
+        record, ended = begin_stop(store, seen, STOP_TIMEOUT_S, force=False)()
+    except Refused as error:
+        if "nothing_runs" not in error.facts:
+            raise
+        return [f"[WARN] {error.message}"]
     if ended is None and seen.verdict.status == "external":
         return [f"[INFO] {record.name}: its former window, if it is still open, can't be followed"]
-    if ended is None or not ended.processes:
-        return []
-    return [
-        f"[INFO] {record.name}: {counted(ended.processes, 'process')} of its former instance ended"
-    ]
+    count = counted(ended.processes, "process") if ended and ended.processes else ""
+    return [f"[INFO] {record.name}: {count} of its former instance ended"] if count else []
 
 
 class Held(NamedTuple):
@@ -6689,7 +6598,6 @@ class Held(NamedTuple):
     holders: list[Holder]
 
     def __str__(self) -> str:
-        """`port 8000 is held: pid 812 (python3, user ann, in /srv/app), foreign`."""
         return f"port {self.port} is held: {', '.join(map(str, self.holders))}, {self.kind}"
 
 
@@ -6704,11 +6612,10 @@ def held_port(store: Store, port: int, name: str) -> Held | None:
     for holder in holders or [Holder()]:
         owner = mains.get(holder.identity) if holder.identity else None
         if owner and not holder.cookie.home:  # it cleared its environment, its supervisor is gone
-            cookie = Cookie(owner.instance, owner.name, store.home)
-            holder = holder._replace(cookie=cookie)
+            holder = holder._replace(cookie=Cookie(owner.instance, owner.name, store.home))
         inside = bool(holder.cwd) and is_in_project(holder.cwd, store.home)
         kind = classify_holder(holder, name, store.home, inside)
-        ranked.append(holder._replace(kind=kind))
+        ranked.append(holder._replace(kind=kind, command=mask_secrets(holder.command)))
     ranked.sort(key=lambda one: list(HOLDER_KINDS).index(one.kind))
     return Held(port, ranked[0].kind, ranked)
 
@@ -6722,10 +6629,9 @@ def port_error(held: Held, decision: str, more: str = "", way: str = "") -> SpmE
         more = f"; this is production: nothing is ended for a port{more}"
         advice = f"a person who is sure could run: kill {pids}" if pids else "ask its owner"
         return Refused(f"{held}{more}", advice, **facts)
-    cookie = held.holders[0].cookie
-    place = {"service": cookie.service, "home": join_command([cookie.home])}
-    advice = HOLDER_KINDS[held.kind].format(port=held.port, pids=pids, **place)
-    return PortConflict(f"{held}{more}", advice + way, **facts)
+    cookie, known = held.holders[0].cookie, {"port": held.port, "pids": pids}
+    known.update(service=cookie.service, home=join_command([cookie.home]))
+    return PortConflict(f"{held}{more}", HOLDER_KINDS[held.kind].format(**known) + way, **facts)
 
 
 def clear_port(store: Store, held: Held, name: str) -> str:
@@ -6735,28 +6641,17 @@ def clear_port(store: Store, held: Held, name: str) -> str:
         record = new_record(holder.name, Spec(("?",), "/"), holder.cookie.instance)
         record = record._replace(main=holder.identity)
         trees.append((record, tree_of(record)))
-    for error in [refusal(record, record.main, tree, lineage()) for record, tree in trees]:
+        error = refusal(record, record.main, trees[-1][1], lineage())
         if error:
             raise error
     ended = [drive(end_tree(*tree, PORT_GRACE_S, force=False)) for tree in trees]
     count = counted(sum(one.processes for one in ended), "process") + " ended"
-    count += ", by SIGKILL" * any(one.killed for one in ended)
+    count += f", by {FORCE}" * any(one.killed for one in ended)
     after = held_port(store, held.port, name)
     if after:
         raise port_error(after, "fail", f"; {count} before")
     seconds = format_duration(time.monotonic() - began)
     return f"{held}: {count} in {seconds}".replace(" is held:", " was held:", 1)
-
-
-def may_move(spec: Spec, flag: str) -> bool:
-    """Whether another port does as well."""
-    return spec.port_declared and (flag == "next" or bool(spec.port_asked))
-
-
-def held_decision(held: Held, spec: Spec, flag: str, values: Mapping[str, str]) -> str:
-    """What to do about a held port that is asked for."""
-    flag = "next" if may_move(spec, flag) else flag
-    return port_decision(held.kind, flag, is_production(os.environ, values))
 
 
 def with_port(
@@ -6772,10 +6667,12 @@ def with_port(
         store.write_event(event, record.name, store.record(record.name), why)
         notes.extend([note + why] if note else [])
 
+    may_move = spec.port_declared and (flag == "next" or bool(spec.port_asked))
     is_named = spec.port and spec.port_asked != "auto"
     held = held_port(store, spec.port, record.name) if is_named and spec.port else None
     if held:
-        decision = held_decision(held, spec, flag, values)
+        is_safe = is_production(os.environ, values)
+        decision = port_decision(held.kind, "next" if may_move else flag, is_safe)
         is_stale = (held.kind, decision) == (THIS, "take back")
         if flag == "force" or not (spec.port_declared or is_stale):
             hint = "" if spec.port_declared else " (declare it with --port to have that settled)"
@@ -6786,12 +6683,30 @@ def with_port(
             raise port_error(held, decision, "; nothing was started", OTHER_WAYS)
         if decision != "next port":
             tell("port_freed", clear_port(store, held, record.name))
-    if may_move(spec, flag):
+    if may_move:
         record = reserve_port(store, record)
+    elif spec.port and spec.port_declared and flag != "force":
+        reserve_declared(store, record)
     if record.spec.port != spec.port:
         why = f"{held or spec.port_asked}: took port {record.spec.port}"
         tell("port_chosen", why, "[WARN] " * bool(held))
     return record
+
+
+def reserve_declared(store: Store, record: Record) -> None:
+    """Note the start; PortConflict if a service that lives has the port, though nobody listens."""
+    dead, phases = set[str](), (*UP_PHASES, "backoff")
+    while other := store.reserve(
+        record, lambda one: one.spec.port_declared and one.phase in phases and one.name not in dead
+    ):
+        status = observe(store, other, record.place).verdict.status
+        if status in phases:
+            facts = {"port": record.spec.port, "decision": "fail", "service": other.name}
+            text = f"port {record.spec.port} is kept for {other.name}, which is {status}"
+            store.write_event("port_held", record.name, store.record(record.name), text)
+            advice = f"stop {other.name}{OTHER_WAYS}"
+            raise PortConflict(f"{text}; nothing was started", advice, **facts)
+        dead.add(other.name)
 
 
 def reserve_port(store: Store, record: Record) -> Record:
@@ -6803,7 +6718,8 @@ def reserve_port(store: Store, record: Record) -> Record:
     for port in port_choices(spec, seed):
         asked = spec.port_asked or str(spec.port) * (port != spec.port)
         chosen = record._replace(spec=spec._replace(port=port, port_asked=asked))
-        if is_free(port) and store.reserve(chosen):
+        is_open = is_free(port)
+        if is_open and not store.reserve(chosen, lambda one: one.wanted == "running"):
             return chosen
     first = spec.port or AUTO_PORTS[0]
     raise PortConflict(f"{record.name}: no port is free from {first} on", "give another --port")
@@ -6824,7 +6740,13 @@ def show_port(store: Store, args: argparse.Namespace) -> Result:
         return Result(free, lines)
     decision = port_decision(held.kind, args.on_conflict, is_production(os.environ))
     if args.free and decision in ("take back", "end"):
-        return Result(free, [f"[WARN] {clear_port(store, held, '')}", *lines])
+        why = clear_port(store, held, "")
+        # in the journal of whose port it is; if it is nobody's, in one of its own
+        names = [one.name for one in store.records().values() if one.spec.port == args.port]
+        for name in (names or [f"port-{args.port}"]) if os.path.isdir(store.home) else ():
+            os.makedirs(store.path(name), mode=0o700, exist_ok=True)
+            store.write_event("port_freed", name, store.record(name), why)
+        return Result(free, [f"[WARN] {why}", *lines])
     error = port_error(held, decision)
     if args.free:
         raise error
@@ -6840,22 +6762,21 @@ def supervisors_environment(store: Store, name: str, instance: str) -> dict[str,
     return {**{k: v for k, v in os.environ.items() if k not in COOKIE_NAMES}, **own}
 
 
-def boot(store: Store, name: str, instance: str) -> Boot:
+def boot(store: Store, name: str, instance: str, compiled: bool = True) -> Boot:
     """Start the interpreter of a supervisor; it waits for its order, or goes away without one."""
     environ = supervisors_environment(store, name, instance)
-    ends = launch_supervisor(supervisor_command(store, name), environ)
+    ends = launch_supervisor(supervisor_command(store, name, compiled), environ)
     return Boot(store.home, name, instance, *ends)
 
 
 def boot_early(argv: Sequence[str]) -> Boot | None:
-    """A supervisor for a `start` that looks plain: its interpreter starts while we parse.
-
-    Where it turns out that another one is needed, or none, main() dismisses it.
-    """
+    """A supervisor for a plain `start`, which boots while we parse; main() dismisses it unused."""
     if len(argv) < 3 or argv[0] != "start" or not re.fullmatch(NAME, argv[1]):
         return None
     store = Store(find_home(None))
     if any(word.startswith("--home") for word in argv) or not os.path.isdir(store.home):
+        return None
+    if "--replace" not in argv and store.is_supervised(argv[1]):  # it runs already
         return None
     with contextlib.suppress(OSError, SpmError):  # whatever it is, the start itself will tell
         store.prepare()  # before anything in it is executed
@@ -6864,39 +6785,41 @@ def boot_early(argv: Sequence[str]) -> Boot | None:
 
 
 def launch(
-    store: Store, record: Record, env: dict[str, str], adopt: bool, has_retry: bool = True
+    store: Store, record: Record, env: dict[str, str], adopt: bool = False, has_retry: bool = True
 ) -> Record:
     """The record after a new supervisor took it over; its interpreter starts while we write."""
     wanted = (store.home, record.name, record.instance)
     is_early = bool(BOOTED) and BOOTED[0][:3] == wanted
-    booted = BOOTED.pop() if is_early else boot(store, record.name, record.instance)
+    booted = BOOTED.pop() if is_early else boot(store, record.name, record.instance, has_retry)
     try:
-        if not adopt:
+        if not adopt and store.reserved != record:
             store.save({record.name: record})  # if that fails the pipe closes and it goes away
+            reached("intended")
         order = {"home": store.home, "record": record.to_json(), "env": env, "adopt": adopt}
         with contextlib.suppress(OSError), open(booted.order, "wb", closefd=False) as file:
             file.write(json.dumps({**order, "sys_path": sys.path}).encode() + b"\n")
+        reached("ordered")
         line = read_answer(booted.answer, BOOT_S)
     finally:
         os.close(booted.order)
         os.close(booted.answer)
     if not line.startswith(b"{"):  # the end of a traceback, or nothing
         dismiss(booted.pid)
-        if has_retry and forget_compiled(store):
+        if not adopt:  # it may have died between launching the service and telling us
+            drive(end_tree(record, tree_of(record), 0.0, force=True))
+        if has_retry:
+            forget_compiled(store)
             return launch(store, record, env, adopt, has_retry=False)
         why = line.decode("utf-8", "replace").strip().rpartition("\n")[2]
         raise StartFailed(f"the supervisor of {record.name} died: {why or 'it gave no reason'}")
     return Record.from_json(accepted(line).get("record"))
 
 
-def launch_in_window(store: Store, record: Record, env: dict[str, str], adopt: bool) -> Record:
+def launch_in_window(store: Store, record: Record, env: dict[str, str]) -> Record:
     """The record after a supervisor inside a new window took it over.
 
     It is the terminal's child, so order (with values: never in a file) and answer go over a socket.
     """
-    import shutil
-    import subprocess
-
     name, asked = record.name, record.spec.terminal or ""
     line, label = terminal_line(asked), f"{name}-{record.instance[:4]}".replace(".", "_")
     if line is None:
@@ -6920,7 +6843,7 @@ def launch_in_window(store: Store, record: Record, env: dict[str, str], adopt: b
             argv, env=inherited, stdin=null, stdout=errors, stderr=errors, start_new_session=True
         )
         connection = closing.enter_context(meet(server, window, f"{name}: {argv[0]}", log))
-        order = {"home": store.home, "record": record.to_json(), "env": env, "adopt": adopt}
+        order = {"home": store.home, "record": record.to_json(), "env": env, "adopt": False}
         order.update(sys_path=sys.path, environ=inherited)
         try:
             connection.sendall(json.dumps(order).encode() + b"\n")
@@ -6954,22 +6877,26 @@ def meet(
             raise StartFailed(f"{who}: {code}: {why or 'it gave no reason'}", "see --terminal")
 
 
-def supervisor_command(store: Store, name: str) -> list[str]:
+def supervisor_command(store: Store, name: str, compiled: bool = True) -> list[str]:
     """The words that start a supervisor: from bytecode in the state directory, compiled once.
 
     -S and -E: neither site-packages nor PYTHON* variables of the caller take part; what psutil
     needs of sys.path goes along with the order.
     """
     target = compiled_path(store)
-    if not os.path.exists(target):
+    if compiled and not os.path.exists(target):
         import py_compile
 
+        own, all_of_them = os.path.dirname(target), os.path.join(store.home, "cache")
         with contextlib.suppress(OSError):  # no room: the source does as well, only slower
-            os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+            make_private(own)
             mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
             py_compile.compile(SELF, target, doraise=True, optimize=2, invalidation_mode=mode)
-            forget_older(os.path.dirname(target))
-    program = target if os.path.exists(target) else SELF
+            for path in (os.path.join(all_of_them, name) for name in os.listdir(all_of_them)):
+                is_old = os.stat(path).st_mtime < time.time() - 86400
+                if path != own and is_old:
+                    shutil.rmtree(path, ignore_errors=True)
+    program = target if compiled and os.path.exists(target) else SELF
     return [sys.executable, "-S", "-E", program, "supervise", name]
 
 
@@ -6980,28 +6907,14 @@ def compiled_path(store: Store) -> str:
     return os.path.join(store.home, "cache", tag, "simple_process_manager.pyc")
 
 
-def forget_compiled(store: Store) -> bool:
-    """Remove a compiled form that may be damaged; False if there was none."""
-    with contextlib.suppress(OSError):
+def forget_compiled(store: Store) -> None:
+    """Remove a compiled form that may be damaged."""
+    with contextlib.suppress(OSError):  # another start was faster, or it is read-only
         os.unlink(compiled_path(store))
-        return True
-    return False
-
-
-def forget_older(kept: str) -> None:
-    """Remove the compiled forms beside this one that nobody has started from for a day."""
-    import shutil
-
-    directory = os.path.dirname(kept)
-    for name in os.listdir(os.path.dirname(directory)):
-        path = os.path.join(os.path.dirname(directory), name)
-        if path != directory and os.stat(path).st_mtime < time.time() - 86400:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     """What to do about a command that couldn't be executed."""
-    import difflib
     import errno
 
     program = spec.argv[0]
@@ -7012,17 +6925,15 @@ def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
         path = os.path.join(spec.cwd, program)
         missing = f"its first line (#!) names a program that doesn't exist: {path}"
         return missing if os.path.exists(path) else f"there is no {path}: check the spelling"
-    for directory in LOCAL_PROGRAMS:
-        if os.path.exists(os.path.join(spec.cwd, directory, program)):
-            return (
-                f"it is in {directory}: write {directory}/{program}, or activate that environment"
-            )
+    for where in LOCAL_PROGRAMS:
+        if os.path.exists(os.path.join(spec.cwd, where, program)):
+            return f"it is in {where}: write {where}/{program}, or activate that environment"
     names: set[str] = set()
     for directory in values.get("PATH", os.environ.get("PATH", os.defpath)).split(os.pathsep):
         with contextlib.suppress(OSError):
             names.update(os.listdir(directory))
-    near = difflib.get_close_matches(program, names, 1, 0.8)
-    return f"did you mean {near[0]}? Otherwise {advice}" if near else advice
+    near = nearest(program, names, 0.8)
+    return f"{near}Otherwise {advice}" if near else advice
 
 
 def touched(
@@ -7038,23 +6949,17 @@ def touched(
 
 
 def retire_supervisor(record: Record) -> None:
-    """End a supervisor that hangs or lost its directory, if it certainly is this instance's."""
-    guard, run = record.supervisor, run_of(record.instance)
-    if guard and is_alive(guard) and run_of(cookie_of(guard.pid).supervises) == run:
-        send_signal(guard, force=True)
-        wait_until_gone(guard, 2.0)
+    """End this instance's supervisor: it hangs, lost its directory, or was never noted."""
+    looks = [] if record.supervisor else all_stats().values()
+    for guard in [record.supervisor, *(look.identity for look in looks if look.is_mine)]:
+        cookie = cookie_of(guard.pid) if guard and is_alive(guard) else Cookie()
+        is_its = run_of(cookie.supervises) == run_of(record.instance)
+        if guard and cookie.is_supervisor and is_its:
+            send_signal(guard, force=True)
+            wait_until_gone(guard, 2.0)
 
 
 # -- stop, restart, cleanup
-
-
-class Stopping(NamedTuple):
-    """A stop under way: the connection on which the supervisor will answer, if it has one."""
-
-    seen: Seen
-    connection: socket.socket | None
-    timeout_s: float
-    force: bool
 
 
 @command(
@@ -7076,7 +6981,7 @@ def stop(store: Store, args: argparse.Namespace) -> Result:
 def member_data(member: Member) -> dict[str, object]:
     """The JSON of a process of a tree."""
     pid = member.identity.pid
-    return {"pid": pid, "why": member.why, "command": command_line(pid)}
+    return {"pid": pid, "why": member.why, "command": mask_secrets(command_line(pid))}
 
 
 def dry_run(store: Store, services: Sequence[Seen]) -> Result:
@@ -7093,34 +6998,39 @@ def dry_run(store: Store, services: Sequence[Seen]) -> Result:
 
 def stop_all(store: Store, names: Sequence[str], timeout_s: float, force: bool) -> Result:
     """Stop side by side: ask every supervisor first, then wait for each."""
-    outcomes: list[tuple[Record, Ended | None]] = []
-    errors: list[SpmError] = []
-    under_way: list[Stopping] = []
+    reports, errors = list[tuple[dict[str, object], str]](), list[SpmError]()
+    written: dict[str, str] = {}  # how each name is written
+
+    def stopping(name: str) -> Iterator[None]:
+        written[name] = find(store, name).record.name
+        if not (force and store.is_supervised(name)):  # else it overtakes a polite stop
+            claims.enter_context(store.claim(written[name], timeout_s))
+        finish = begin_stop(store, find(store, name), timeout_s, force)
+        yield
+        reports.append(stop_report(*finish()))
+
+    # One order for all: no deadlock.
+    under_way = {name: stopping(name) for name in sorted({name.lower() for name in names})}
     with contextlib.ExitStack() as claims:
-        for name in sorted({name.lower() for name in names}):  # one order for all: no deadlock
+        for name, step in (*under_way.items(), *under_way.items()):
             try:
-                name = find(store, name).record.name
-                if not (force and store.is_supervised(name)):  # it overtakes a polite stop
-                    claims.enter_context(store.claim(name, timeout_s))
-                under_way.append(begin_stop(store, find(store, name), timeout_s, force))
+                next(step, None)
             except SpmError as error:
-                error.facts.setdefault("name", name)
+                error.facts.setdefault("name", written.get(name, name))
                 errors.append(error)
-        for stopping in under_way:
-            try:
-                outcomes.append(finish_stop(store, stopping))
-            except SpmError as error:
-                error.facts.setdefault("name", stopping.seen.record.name)
-                errors.append(error)
-    reports = [stop_report(record, ended) for record, ended in outcomes]
     lines = [line for _, line in reports] + [f"[ERROR] {one.message}" for one in errors[1:]]
     first = errors[0] if errors else None
     failures = {"errors": [one.to_json() for one in errors]} if errors else {}
     return Result({"services": [data for data, _ in reports], **failures}, lines, error=first)
 
 
-def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Stopping:
-    """Ask the supervisor to end its service; one that doesn't answer is put aside."""
+def begin_stop(
+    store: Store, seen: Seen, timeout_s: float, force: bool
+) -> Callable[[], tuple[Record, Ended | None]]:
+    """Ask the supervisor to end its service, put one that doesn't answer aside; then what waits.
+
+    It returns the record afterwards and what had to be ended, None if nothing.
+    """
     name = seen.record.name
     recorded = store.record(name) or seen.record
     if recorded.main is None:  # the start that would have noted it was broken off
@@ -7131,44 +7041,43 @@ def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Stopp
         with contextlib.suppress(OSError):
             connection = store.send(name, {**request, "timeout_s": timeout_s, "force": force})
             receive(connection, HUNG_S)  # it has taken the request on
-            return Stopping(seen, connection, timeout_s, force)
+            reached("stop_asked")
+            return lambda: finish_stop(store, seen, connection, timeout_s, force)
     if store.is_supervised(name):
         retire_supervisor(seen.record)
         seen = find(store, name)
-    return Stopping(seen, None, timeout_s, force)
+    return lambda: stop_unsupervised(store, seen, timeout_s, force)
 
 
-def finish_stop(store: Store, stopping: Stopping) -> tuple[Record, Ended | None]:
-    """The record afterwards and what had to be ended, None if nothing; Failed if some is left."""
-    record, connection = stopping.seen.record, stopping.connection
-    if connection is None:
-        return stop_unsupervised(store, stopping)
+def finish_stop(
+    store: Store, seen: Seen, connection: socket.socket, timeout_s: float, force: bool
+) -> tuple[Record, Ended | None]:
+    """What came of a stop, as the supervisor tells."""
+    name = seen.record.name
     try:
         with connection:
-            answer = receive(connection, stopping.timeout_s + GIVE_UP_AFTER_KILL_S + HUNG_S)
-    except OSError:  # it died or hangs: the rest is ours to do
-        retire_supervisor(record)
-        seen = find(store, record.name)
-        return stop_unsupervised(store, stopping._replace(seen=seen, connection=None))
-    ended = Ended.from_json(answer.get("ended"), "answer.ended")
-    check_ended(record, ended)
+            answer = receive(connection, timeout_s + GIVE_UP_AFTER_KILL_S + HUNG_S)
+        ended = read_ended(answer.get("ended"), "answer.ended")
+        after = Record.from_json(answer.get("record"))
+        if is_alive(seen.record.main) and not ended.left:
+            raise ConnectionError("somebody else answers in its supervisor's place")
+    except (OSError, RecordError):  # it died or hangs: the rest is ours to do
+        retire_supervisor(seen.record)
+        return stop_unsupervised(store, find(store, name), timeout_s, force)
+    check_ended(name, ended)
     if answer.get("unsaved"):
-        where = shown_path(store.state_path)
-        store.notes.append(
-            f"{where} can't be written now; {record.name}'s supervisor will go on trying"
-        )
-    return Record.from_json(answer.get("record")), ended
+        text = f"{shown_path(store.state_path)} can't be written now; {name}'s supervisor will go"
+        store.notes.append(f"{text} on trying")
+    return after, ended
 
 
-def check_ended(record: Record, ended: Ended) -> None:
+def check_ended(name: str, ended: Ended) -> None:
     """Failed if something outlived even SIGKILL."""
     if ended.left:
-        who = ", ".join(describe_process(pid) for pid in ended.left)
-        raise Failed(
-            f"{record.name} didn't end in {format_duration(ended.seconds)}: {who} outlived SIGKILL",
-            "it waits in the kernel (disk, network) or belongs to another user: look with ps",
-            left=list(ended.left),
-        )
+        who = ", ".join(map(str, map(look_at, ended.left)))
+        text = f"{name} didn't end in {format_duration(ended.seconds)}: {who} outlived {FORCE}"
+        advice = "it waits in the kernel (disk, network) or belongs to another user: look with ps"
+        raise Failed(text, advice, left=list(ended.left))
 
 
 def trusted(store: Store, seen: Seen) -> Record:
@@ -7190,27 +7099,26 @@ def trusted(store: Store, seen: Seen) -> Record:
     return record if is_known else record._replace(main=None)
 
 
-def stop_unsupervised(store: Store, stopping: Stopping) -> tuple[Record, Ended | None]:
+def stop_unsupervised(
+    store: Store, seen: Seen, timeout_s: float, force: bool
+) -> tuple[Record, Ended | None]:
     """End a service whose supervisor is gone, by its cookie, group and descendants."""
-    seen, record = stopping.seen, trusted(store, stopping.seen)
-    name, main = seen.record.name, seen.record.main
+    if seen.record.main is None:  # that of a start that was broken off may yet come
+        retire_supervisor(seen.record)
+    record, name, main = trusted(store, seen), seen.record.name, seen.record.main
     members = tree_of(record) if seen.facts.here else []
     is_stranger = seen.facts.main in ("alive", "stopped") and is_alive(main)
     if not members and (seen.verdict.status == "lost" or is_stranger):
-        who = f"{describe_process(main.pid)} isn't {name}" if main and seen.facts.here else ""
-        raise Refused(
-            f"{name}: {who or seen.verdict.why}; nothing was signalled",
-            f"nothing of {name} runs here: start {name} anew, or forget it with cleanup",
-            nothing_runs=True,
-        )
+        who = f"{look_at(main.pid)} isn't {name}" if main and seen.facts.here else ""
+        advice = f"nothing of {name} runs here: start {name} anew, or forget it with cleanup"
+        text = f"{name}: {who or seen.verdict.why}; nothing was signalled"
+        raise Refused(text, advice, nothing_runs=True)
     error = refusal(record, record.main, members, lineage())
     if error:
         raise error
-    ended = (
-        drive(end_tree(record, members, stopping.timeout_s, stopping.force)) if members else None
-    )
+    ended = drive(end_tree(record, members, timeout_s, force)) if members else None
     if ended:
-        check_ended(record, ended)
+        check_ended(name, ended)
     elif seen.record.phase in ENDED_PHASES:
         return seen.record, None
     why = "stopped without its supervisor" if ended else seen.verdict.why
@@ -7227,22 +7135,13 @@ def stop_unsupervised(store: Store, stopping: Stopping) -> tuple[Record, Ended |
 
 def stop_report(record: Record, ended: Ended | None) -> tuple[dict[str, object], str]:
     """The JSON of one stopped service, and its line."""
-    port, name = record.spec.port, record.name
-    is_free = port is None or probe_tcp(port)[0] is None
-    held = (
-        f"; but port {port} is held: {describe_process(port_holder(port))}"
-        if port and not is_free
-        else ""
-    )
-    remark = held or (f"; port {port} is free" if port else "")
-    data: dict[str, object] = {
-        "name": name,
-        "status": record.phase,
-        "already_stopped": ended is None,
-    }
-    data.update(exit=record.exit and record.exit._asdict(), port=port)
-    data.update(port_free=is_free if port else None)
-    how = str(record.exit or "it never ran")
+    port, name, how = record.spec.port, record.name, str(record.exit or "it never ran")
+    state = port_state(port) if port else ""
+    is_free = state.endswith(" is free") if port else None
+    remark = f"; {'but ' * (is_free is False)}{state}" if port else ""
+    data: dict[str, object] = {"name": name, "status": record.phase, "port": port}
+    data.update(already_stopped=ended is None, port_free=is_free)
+    data.update(exit=record.exit and record.exit._asdict())
     if ended is None and record.exit is None and record.spec.type == "external":
         line = f"[OK] {name} forgotten: nothing of it could be followed; its window, if any, is "
         return {**data, "forgotten": True}, line + "still open" + remark
@@ -7250,7 +7149,7 @@ def stop_report(record: Record, ended: Ended | None) -> tuple[dict[str, object],
         ago = f" {format_duration(time.time() - record.exit.at)} ago" if record.exit else ""
         return data, f"[OK] {name} was not running: {record.phase}{ago} ({how}){remark}"
     data.update(seconds=round(ended.seconds, 3), processes=ended.processes, killed=ended.killed)
-    count = counted(ended.processes, "process") + " ended" + ", by SIGKILL" * ended.killed
+    count = counted(ended.processes, "process") + " ended" + f", by {FORCE}" * ended.killed
     return data, f"[OK] {name} stopped in {format_duration(ended.seconds)} ({how}, {count}){remark}"
 
 
@@ -7334,25 +7233,21 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
             if now is None or now.instance != record.instance:
                 continue
             store.write_event("forgotten", record.name, None)
+            reached("forgotten")
             for file in ("env.json", "exits.jsonl"):
                 with contextlib.suppress(OSError):  # what nobody needs any more
                     os.unlink(store.path(record.name, file))
             store.save({record.name: None})
             gone.append(record.name)
     if purge and os.path.isdir(store.path("")):
-        for name in set(os.listdir(store.path(""))) - set(store.records()):
-            purge_directory(store, name)
+        import shutil
+
+        names = set(os.listdir(store.path(""))) - set(store.records())
+        for name in (one for one in names if os.path.exists(store.path(one, "events.jsonl"))):
+            with contextlib.suppress(TimedOut), store.claim(name, HUNG_S):
+                if store.record(name) is None:
+                    shutil.rmtree(store.path(name), ignore_errors=True)
     return gone
-
-
-def purge_directory(store: Store, name: str) -> None:
-    """Remove the files of a service that is not known any more."""
-    import shutil
-
-    if os.path.exists(store.path(name, "events.jsonl")):
-        with contextlib.suppress(TimedOut), store.claim(name, HUNG_S):
-            if store.record(name) is None:
-                shutil.rmtree(store.path(name), ignore_errors=True)
 
 
 # -- list, status, logs, touch
@@ -7370,12 +7265,13 @@ def list_services(store: Store, args: argparse.Namespace) -> Result:
         hint = f'[INFO] no services in {shown_path(store.home)}; start one: start NAME "COMMAND"'
         return Result({"home": store.home, "services": []}, [hint])
     services = [service_data(one) for one in seen]
-    lines = [
-        f"[WARN] {one.record.name}: {one.verdict.why}"
+    news = [
+        (one, one.verdict.why)
         for one in seen
-        if one.verdict.why and (one.verdict.is_live or one.verdict.status == "lost")
+        if one.verdict.is_live or one.verdict.status == "lost"
     ]
-    lines += [f"[WARN] {one.record.name}: {text}" for one in seen for text in active_alerts(one)]
+    news += [(one, text) for one in seen for text in active_alerts(one)]
+    lines = [f"[WARN] {one.record.name}: {text}" for one, text in news if text]
     keys = ("name", "status", "pid", "port", "uptime_s", "cpu_percent", "memory_bytes", "command")
     table = [tuple(key.partition("_")[0] for key in keys)]
     for data in services:
@@ -7391,29 +7287,20 @@ def active_alerts(seen: Seen) -> list[str]:
 
 def service_data(seen: Seen) -> dict[str, object]:
     """The JSON of one service; of its process it takes one more read of /proc/PID/stat."""
-    record = seen.record
+    record, spec, (status, why) = seen.record, seen.record.spec, seen.verdict
     look = stat_of(record.main.pid) if record.main and seen.verdict.is_live else None
     if look and (look.identity != record.main or look.is_dead):
         look = None
     uptime_s = max(time.time() - record.started_at, 0.001)
-    return {
-        "name": record.name,
-        "status": seen.verdict.status,
-        "type": record.spec.type,
-        "why": seen.verdict.why,
-        "supervised": seen.facts.supervised,
-        "pid": look and look.identity.pid,
-        "port": record.spec.port,
-        "port_origin": port_origin(record.spec),
-        "uptime_s": round(uptime_s, 3) if look else None,
-        "cpu_percent": round(100 * look.cpu_s / uptime_s, 1) if look else None,
-        "memory_bytes": look and look.memory_bytes,
-        "alerts": active_alerts(seen),
-        "exit": record.exit and record.exit._asdict(),
-        "restarts": record.restarts,
-        "retry_in_s": round(seen.facts.retry_s, 3) if seen.verdict.status == "backoff" else None,
-        "command": shown_command(record.spec),
-    }
+    data: dict[str, object] = {"name": record.name, "status": status, "type": spec.type, "why": why}
+    data.update(supervised=seen.facts.supervised, pid=look and look.identity.pid)
+    data.update(port=spec.port, port_origin=port_origin(spec))
+    data.update(uptime_s=round(uptime_s, 3) if look else None)
+    data.update(cpu_percent=round(100 * look.cpu_s / uptime_s, 1) if look else None)
+    data.update(memory_bytes=look and look.memory_bytes, alerts=active_alerts(seen))
+    data.update(exit=record.exit and record.exit._asdict(), restarts=record.restarts)
+    data.update(retry_in_s=round(seen.facts.retry_s, 3) if status == "backoff" else None)
+    return {**data, "command": shown_command(spec)}
 
 
 def moment(at: float) -> str:
@@ -7438,9 +7325,8 @@ def shown(key: str, value: object) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "".join(f"\n    {shown('', item)}" for item in value)
     if isinstance(value, dict):
-        return ", ".join(
-            f"{k} {shown(k, v)}" for k, v in value.items() if v not in (None, "") and v is not False
-        )
+        pairs = [(k, v) for k, v in value.items() if v not in (None, "") and v is not False]
+        return ", ".join(f"{k} {shown(k, v)}" for k, v in pairs)
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if value is None or isinstance(value, str):
@@ -7457,42 +7343,34 @@ def shown(key: str, value: object) -> str:
 def status(store: Store, args: argparse.Namespace) -> Result:
     """Everything about one service; exit code 3 if it isn't running, as LSB's status has it."""
     seen = find(store, args.name)
-    record, verdict = seen.record, seen.verdict
+    record, spec, verdict = seen.record, seen.record.spec, seen.verdict
     members = tree_of(trusted(store, seen)) if seen.facts.here else []
     guard = record.supervisor if seen.facts.supervised else None
     events = json_lines(store.path(record.name, "events.jsonl"))[-10:]
-    data = {
-        **service_data(seen),
-        **failure_facts(store, record),
-        "instance": record.instance,
-        "wanted": record.wanted,
-        **lease_data(record, verdict.is_live and seen.facts.here),
-        "identity": record.main and record.main._asdict(),
-        "supervisor": guard and guard.pid,
-        "started_at": record.started_at,
-        "last_active": record.last_active,
-        "tree": [member_data(member) for member in members],
-        "zombies": [{"pid": z.identity.pid, "parent": z.parent} for z in zombies_of(members)],
-        "cwd": record.spec.cwd,
-        "env": sorted({*record.spec.env_given, *record.spec.env_taken}),
-        "env_files": list(record.spec.env_files),
-        "ready": list(record.spec.ready),
-        "health": list(record.spec.health),
-        "environment": dict(record.environment),
-        "log": store.path(record.name, "output.log"),
-        **({"relay": relay_facts(store, seen)} if record.spec.type == "stdio" else {}),
-        "events": [{key: event.get(key) for key in ("at", "event", "why")} for event in events],
-    }
-    error = None
-    if not verdict.is_live and verdict.status != "external":
-        why = f"{verdict.status} ({verdict.why})" if verdict.why else verdict.status
-        advice = f"its output: logs {record.name}; start it again: restart {record.name}"
-        error = NotFound(f"{record.name} is not running: {why}", advice)
-    facts = {
-        key: shown(key, value) for key, value in data.items() if value not in (None, "", [], {})
-    }
-    page = [f"{key + ':':16}{text}" for key, text in facts.items()]
-    return Result(data, "\n".join(page).split("\n"), error=error)
+    data = {**service_data(seen), **failure_facts(store, record)}
+    data.update(instance=record.instance, wanted=record.wanted)
+    data.update(lease_data(record, verdict.is_live and seen.facts.here))
+    data.update(identity=record.main and record.main._asdict(), supervisor=guard and guard.pid)
+    data.update(started_at=record.started_at, last_active=record.last_active)
+    data["tree"] = [member_data(member) for member in members]
+    data["zombies"] = [{"pid": z.identity.pid, "parent": z.parent} for z in zombies_of(members)]
+    data.update(cwd=spec.cwd, env=sorted({*spec.env_given, *spec.env_taken}))
+    data.update({key: list(getattr(spec, key)) for key in ("env_files", "ready", "health")})
+    data.update(environment=dict(record.environment), log=store.path(record.name, "output.log"))
+    data.update({"relay": relay_facts(store, seen)} if spec.type == "stdio" else {})
+    data["events"] = [{key: one.get(key) for key in ("at", "event", "why")} for one in events]
+    if verdict.is_live or verdict.status == "external":
+        return Result(data, page_of(data, 16))
+    why = f"{verdict.status} ({verdict.why})" if verdict.why else verdict.status
+    advice = f"its output: logs {record.name}; start it again: restart {record.name}"
+    error = NotFound(f"{record.name} is not running: {why}", advice)
+    return Result(data, page_of(data, 16), error=error)
+
+
+def page_of(data: Mapping[str, object], width: int) -> list[str]:
+    """A document as people read it: a line for each key that says anything."""
+    facts = [(key, value) for key, value in data.items() if value not in (None, "", [], {})]
+    return "\n".join(f"{key + ':':{width}}{shown(key, value)}" for key, value in facts).split("\n")
 
 
 def relay_facts(store: Store, seen: Seen) -> object:
@@ -7550,11 +7428,12 @@ def show_alerts(store: Store, args: argparse.Namespace) -> Result:
     Option("-n --lines", "N", parse_count, 100, "how many lines at most (100)"),
     Option("-f --follow", help="go on until the service ends"),
     Option("--since", "D", parse_duration, None, "only what was written in the last D (to 5 s)"),
+    Option("--raw", help="control characters and colours as they are, not written out"),
 )
 def logs(store: Store, args: argparse.Namespace) -> Result:
     """What a service wrote; with -f also what it goes on to write."""
-    if args.follow and args.json:
-        raise UsageError("--json is one document, -f has no end", "leave one of them out")
+    import codecs
+
     record = find(store, args.name).record
     name, path = record.name, store.path(record.name, "output.log")
     if record.spec.terminal:
@@ -7567,21 +7446,20 @@ def logs(store: Store, args: argparse.Namespace) -> Result:
         else:
             lines = store.last_lines(name, args.lines, end)
     lines = lines[max(0, len(lines) - args.lines) :]
-    text = (line + "\n" for line in lines)
-    stream = itertools.chain(text, follow(store, name, output)) if args.follow else text
-    return Result({"name": name, "log": path, "lines": lines}, stream=stream)
-
-
-def follow(store: Store, name: str, output: Output) -> Iterator[str]:
-    """What is written from now on, through rotations, until the service has ended."""
-    import codecs
-
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    more = follow(store, name, lambda: decode(output.read())) if args.follow else ()
+    stream = itertools.chain((line + "\n" for line in lines), more)
+    return Result({"name": name, "log": path, "lines": lines}, stream=stream, is_raw=args.raw)
+
+
+def follow(store: Store, name: str | None, news: Callable[[], str]) -> Iterator[str]:
+    """What is new from now on, until the service has ended; None: without end."""
     while True:
-        is_live = find(store, name).verdict.is_live
-        chunk = output.read()
-        if chunk:
-            yield decode(chunk)
+        record = store.record(name) if name else None
+        is_live = not name or bool(record and observe(store, record, place()).verdict.is_live)
+        text = news()
+        if text:
+            yield text
         elif not is_live:
             return
         else:
@@ -7641,40 +7519,25 @@ NEXT_LIVE = ("logs {0} -n 100", "events {0}", "wait-healthy {0}", "stop {0}")
 def explain(store: Store, args: argparse.Namespace) -> Result:
     """All that who knows nothing else needs in order to go on: 60 lines, secrets masked."""
     seen = find(store, args.name)
-    record, spec, verdict = seen.record, seen.record.spec, seen.verdict
+    record, spec, verdict, name = seen.record, seen.record.spec, seen.verdict, seen.record.name
     members = tree_of(trusted(store, seen)) if seen.facts.here else []
     own = {one.port for one in listeners(member.identity.pid for member in members)}
     ended = None if verdict.is_live else record.exit
-    data = {
-        "name": record.name,
-        "status": verdict.status,
-        "why": verdict.why,
-        "since": ended.at if ended else record.started_at,
-        **failure_facts(store, record),
-        "command": mask_secrets(shown_command(spec)),
-        "cwd": spec.cwd,
-        "environment": dict(record.environment),
-        "listens_on": sorted(own),
-        "port": spec.port,
-        "port_state": port_state(spec.port) if spec.port and spec.port not in own else None,
-        "log": store.path(record.name, "output.log"),
-        "exits": store.failed_exits(record.name),
-        "log_tail": list(map(masked_line, store.last_lines(record.name, 20))),
-        "next": [line.format(record.name) for line in (NEXT_LIVE if verdict.is_live else NEXT)],
-    }
-    return Result(data, explained(data))
-
-
-def explained(data: Mapping[str, object]) -> list[str]:
-    """The page: 34 lines of facts, the newest exits first, 21 of output, 5 of what to do next."""
-    parts = {key: data[key] for key in ("exits", "log_tail", "next")}
-    exits, tail, after = (part if isinstance(part, list) else [] for part in parts.values())
+    data: dict[str, object] = {"name": name, "status": verdict.status, "why": verdict.why}
+    data.update(since=ended.at if ended else record.started_at, **failure_facts(store, record))
+    data.update(command=mask_secrets(shown_command(spec)), cwd=spec.cwd)
+    data.update(environment=dict(record.environment), listens_on=sorted(own), port=spec.port)
+    state = port_state(spec.port) if spec.port and spec.port not in own else None
+    data.update(port_state=state, log=store.path(name, "output.log"))
+    exits, tail = store.failed_exits(name), [*map(masked_line, store.last_lines(name, 20))]
+    after = [line.format(name) for line in (NEXT_LIVE if verdict.is_live else NEXT)]
+    # 34 lines of facts, the newest exits first, 21 of output, 5 of what to do next
     brief = [{k: v for k, v in one.items() if k != "log_tail"} for one in exits]
-    facts = {**data, **dict.fromkeys(parts), "exits": brief}
-    texts = [f"{key + ':':14}{shown(key, value)}" for key, value in facts.items() if value]
-    head = "\n".join(texts).split("\n")[:34]
-    tail = ["log_tail:", *(f"  | {line}" for line in tail)] if tail else []
-    return [line[:300] for line in [*head, *tail, "next:", *(f"  {line}" for line in after)]]
+    page = page_of({**data, "exits": brief}, 14)[:34]
+    page += ["log_tail:", *(f"  | {line}" for line in tail)] if tail else []
+    page += ["next:", *(f"  {line}" for line in after)]
+    data.update(exits=exits, log_tail=tail, next=after)
+    return Result(data, [line[:300] for line in page])
 
 
 @command(
@@ -7686,30 +7549,21 @@ def explained(data: Mapping[str, object]) -> list[str]:
 )
 def events(store: Store, args: argparse.Namespace) -> Result:
     """What happened and why; with -f also what goes on to happen."""
-    if args.follow and args.json:
-        raise UsageError("--json is one document, -f has no end", "leave one of them out")
     name = find(store, args.name).record.name if args.name else None
-    told = store.events(name)
-    last = told[max(0, len(told) - args.lines) :]
-    if args.follow:
-        first = (f"{event}\n" for event in last)
-        return Result({}, stream=itertools.chain(first, follow_events(store, name, told)))
-    return Result({"events": [event._asdict() for event in last]}, list(map(str, last)))
+    told, looked_at = store.events(name), 0.0
+    last, known = told[max(0, len(told) - args.lines) :], set(told)
 
-
-def follow_events(store: Store, name: str | None, told: Iterable[Event]) -> Iterator[str]:
-    """What happens from now on, until the service has ended."""
-    known, looked_at = set(told), 0.0
-    while True:
-        record = store.record(name) if name else None
-        is_live = not name or bool(record and observe(store, record, place()).verdict.is_live)
+    def news() -> str:
+        nonlocal looked_at
         changed_after, looked_at = looked_at - 2, time.time()  # file times are coarse
         new = [event for event in store.events(name, changed_after) if event not in known]
         known.update(new)
-        yield from (f"{event}\n" for event in new)
-        if not is_live and not new:
-            return
-        time.sleep(0.2)
+        return "".join(f"{event}\n" for event in new)
+
+    if args.follow:
+        first = (f"{event}\n" for event in last)
+        return Result({}, stream=itertools.chain(first, follow(store, name, news)))
+    return Result({"events": [event._asdict() for event in last]}, list(map(str, last)))
 
 
 # -- wait-healthy
@@ -7760,9 +7614,8 @@ def claimant(store: Store, port: int) -> Seen | None:
     records = [one for one in known if one.spec.port == port and one.phase != "external"]
     claims = [observe(store, record, here) for record in records if record.wanted == "running"]
     claims = [seen for seen in claims if seen.facts.here]
-    return max(
-        claims, key=lambda seen: (seen.verdict.is_live, seen.record.started_at), default=None
-    )
+    claims.sort(key=lambda seen: (seen.verdict.is_live, seen.record.started_at))
+    return claims[-1] if claims else None
 
 
 WAIT_S = 30.0
@@ -7782,23 +7635,50 @@ class Target:
         args: argparse.Namespace | None = None,
     ) -> None:
         self.store, self.given = store, given
-        self.expect: str | None = args.expect if args else None
-        self.insecure: bool = args.insecure if args else False
+        asked = [(key, getattr(args, key, None)) for key in ("expect", "insecure")]
+        self.asked = {key: value for key, value in asked if value}
         self.follow(record)
 
     def follow(self, record: Record | None) -> None:
         """Go over to another instance: nothing of it held yet."""
         self.record, self.name = record, record.name if record else None
-        spec = record.spec if record else Spec(("",), os.getcwd())
-        insecure = self.insecure or spec.insecure
-        spec = spec._replace(expect=self.expect or spec.expect, insecure=insecure)
+        spec = (record.spec if record else Spec(("",), os.getcwd()))._replace(**self.asked)
         checks = self.given or [parse_check(text) for text in spec.readiness] or [Check("tcp")]
-        self.checks = Checks(self.store, record, checks, spec)
+        self.checks = Checks(self.store, record, checks, spec, self.ask)
+        self.phase, self.why = (record.phase, record.reason) if record else ("", "")
+        self.heard, self.connection = b"", None
+        with contextlib.suppress(OSError):  # no supervisor: then nothing idles, nobody tells
+            self.connection = record and self.store.send(record.name, {"op": "watch"})
         has_exec = record and any(check.kind == "exec" for check in checks)
         added = added_environment(self.store, record) if record and has_exec else {}
         self.env = {**os.environ, **added}
         self.due_at = dict.fromkeys(checks, 0.0)
         self.after_s: float | None = None  # when everything held
+
+    def ask(self, checks: Checks, check: Check, deadline: float) -> Sight:
+        """What only the supervisor knows, or what its log says."""
+        if check.kind == "log":
+            return checks.read(check, deadline)
+        return Sight(self.phase == "ready", f"{self.name} is {self.phase} {self.why}".rstrip())
+
+    def hear(self) -> None:
+        """The phases that its supervisor tells of; while it has our connection, it isn't idle."""
+        while self.connection:
+            try:
+                self.connection.setblocking(False)
+                chunk = self.connection.recv(65536)
+            except BlockingIOError:
+                return
+            except OSError:
+                chunk = b""
+            *lines, self.heard = (self.heard + chunk).split(b"\n")
+            for line in lines:
+                with contextlib.suppress(SpmError):  # an older supervisor knows no watchers
+                    news = accepted(line)
+                    self.phase, self.why = str(news.get("phase")), str(news.get("why"))
+            if not chunk:
+                self.connection.close()
+                self.connection = None
 
     @property
     def label(self) -> str:
@@ -7816,6 +7696,7 @@ class Target:
 
     def look(self, began: float, deadline: float) -> None:
         """Look at each check that is due; Failed as soon as the service has died."""
+        self.hear()
         if self.has_died():
             self.check_alive()
         for check in () if self.has_died() else self.checks.waiting():
@@ -7831,6 +7712,11 @@ class Target:
                 # no look in the very last moment, which would have no time to see anything
                 is_last = not is_cheap and at > deadline - LEAST_S
                 self.due_at[check] = deadline + LEAST_S if is_last else at
+        is_told = self.phase == "ready" and not (self.given or self.checks.spec.readiness)
+        is_sick = self.phase == "unhealthy" and not (self.given or self.checks.waiting())
+        if is_told or is_sick:
+            sight = Sight(is_told, f"{self.name} is {self.phase}: {self.why}")
+            self.checks.sights = dict.fromkeys(self.checks.checks, sight)
         if self.after_s is None and not self.checks.waiting():
             self.after_s = time.monotonic() - began
 
@@ -7858,19 +7744,14 @@ class Target:
         if seen.verdict.status == "external":
             why = f"{name} can't be judged: external ({seen.verdict.why})"
             raise Failed(why, "wait for its port or a URL: wait-healthy PORT", name=name)
-        ended, after = seen.record.exit, ""
+        ended, after, tail = seen.record.exit, "", self.store.last_lines(name, 20)
         if ended:
             after = f" {format_duration(ended.at - seen.record.started_at)} after its start"
-        tail = self.store.last_lines(name, 20)
+        text = f"{name} is not running: {seen.verdict.status}{after} ({seen.verdict.why or ended})"
         read = "read its last lines above" if tail else "it wrote nothing"
-        raise Failed(
-            f"{name} is not running: {seen.verdict.status}{after} ({seen.verdict.why or ended})",
-            f"{read}; mend the cause, then: restart {name}",
-            name=name,
-            exit=ended and ended._asdict(),
-            log_tail=tail,
-            **failure_facts(self.store, seen.record),
-        )
+        facts = {**failure_facts(self.store, seen.record), "exit": ended and ended._asdict()}
+        advice = f"{read}; mend the cause, then: restart {name}"
+        raise Failed(text, advice, name=name, log_tail=tail, **facts)
 
     @property
     def answer(self) -> Sight:
@@ -7889,7 +7770,7 @@ class Target:
         pid, one = self.facts()["pid"], self.answer
         by = f" (pid {pid})" if self.record else "; no service here claims this port"
         after = f"after {format_duration(self.after_s or 0.0)}{by}"
-        if [check.kind for check in self.checks.checks] == ["tcp"]:
+        if [check.kind for check in self.checks.checks] == ["tcp"] and one.port:
             return f"[OK] {self.label} answers on {joined_host(one.address, one.port)} {after}"
         return f"[OK] {self.label} is ready {after}: {self.seen}"
 
@@ -7898,10 +7779,9 @@ class Target:
         waited, record, sights = format_duration(timeout_s), self.record, self.checks.sights
         facts: dict[str, object] = {"name": self.name, "port": self.answer.port}
         if record is None:
+            message = f"{self.label} didn't answer in {waited} ({self.seen})"
             advice = "no service here claims this port (see `list`): start one with --port"
-            return TimedOut(
-                f"{self.label} didn't answer in {waited} ({self.seen})", advice, **facts
-            )
+            return TimedOut(message, advice, **facts)
         name, pid = record.name, record.main and record.main.pid
         alive = f"{name} (pid {pid}) is alive and left running"
         facts["log_tail"] = self.store.last_lines(name, 20)
@@ -7912,6 +7792,8 @@ class Target:
         ports = sorted({str(one.port) for one in own_listeners(record, None)})
         where = self.seen + (f"; it listens on {', '.join(ports)}" if ports else "")
         advice = f"read logs {name}, wait longer, or stop {name}"
+        if not (self.given or record.spec.readiness or facts["port"]):
+            advice += f"; what listens on no port says that it is ready with: notify {name} ready"
         message = f"{name} did not become healthy in {waited} ({where}); {alive}"
         return TimedOut(message, advice, **facts)
 
@@ -7927,17 +7809,12 @@ class Wait:
 
     def run(self) -> Result:
         """The Result when all are healthy; Failed, PortConflict or TimedOut otherwise."""
-        has_log = any(one.checks.logs for one in self.targets)
-        if has_log:  # a pattern may take for ever; only a signal gets in between
-            alarm(self.timeout_s + 0.5, self.give_up)
         try:
             waiting = list(self.targets)
             while waiting:
                 waiting = self.look()
         finally:
             self.progress("")
-            if has_log:
-                alarm(0.0, self.give_up)
         for target in self.targets:
             target.tell()
         rows = [target.facts() for target in self.targets]
@@ -7973,10 +7850,7 @@ class Wait:
 
 
 class Chain:
-    """Services that live as long as a test command: started, waited for, watched, stopped.
-
-    Its own process is their owner: were it killed with -9, their supervisors would end them.
-    """
+    """Services that live as long as a test command: this process owns them, also killed with -9."""
 
     def __init__(self, store: Store, args: argparse.Namespace) -> None:
         look = stat_of(os.getpid())
@@ -7987,7 +7861,6 @@ class Chain:
         self.services: dict[str, dict[str, object]] = {}  # their JSON, in the order of their starts
         self.targets: list[Target] = []  # those that live as far as was seen
         self.started: set[str] = set()  # instances
-        self.touch_s = self.touch_at = float("inf")
 
     def add(self, args: argparse.Namespace) -> None:
         """Start a service, or take the one that runs, and wait until it is ready."""
@@ -7997,6 +7870,8 @@ class Chain:
         self.say(*result.lines)
         record = find(self.store, args.name).record
         self.started.update([record.instance] if record.owner == self.me else [])
+        if record.owner_name == "run" and record.owner != self.me:
+            self.store.ask_record(record.name, "touch", sharer=self.me._asdict())
         target = Target(self.store, record)
         ready = Wait([target], self.timeout_s, self.progress).run()
         self.say(*ready.lines)
@@ -8005,13 +7880,9 @@ class Chain:
         variable = re.sub(r"\W", "_", args.name.upper()) + "_PORT"
         self.env.update(dict.fromkeys(("PORT", variable), str(port)) if port else {})
         self.targets.append(target)
-        self.touch_s = min(self.touch_s, (record.spec.idle_timeout_s or self.touch_s) / 3)
-        self.touch_at = time.monotonic() + self.touch_s
 
     def test(self, argv: Sequence[str], stdout: int | None) -> int:
         """The return code of the test command; the services are watched meanwhile."""
-        import subprocess
-
         try:
             process = subprocess.Popen(argv, env=self.env, stdout=stdout)
         except OSError as error:
@@ -8022,6 +7893,8 @@ class Chain:
                 self.look()
                 time.sleep(0.02)
         except Interrupted as error:
+            what = f"{os.path.basename(argv[0])} has {format_duration(STOP_TIMEOUT_S)} to end"
+            self.say(f"[INFO] {error.message}: {what}, then the services are stopped")
             with contextlib.suppress(Interrupted, subprocess.TimeoutExpired):  # a second Ctrl-C
                 if error.facts["signal"] in ("SIGTERM", "SIGHUP"):  # Ctrl-C reaches it by itself
                     process.terminate()
@@ -8035,6 +7908,7 @@ class Chain:
     def look(self) -> None:
         """Warn of services that have died since the last look; keep those in use from idling."""
         for target in list(self.targets):
+            target.hear()
             if not target.has_died():
                 continue
             try:
@@ -8045,16 +7919,16 @@ class Chain:
                 tail = error.facts.get("log_tail")
                 lines = [f"  | {line}" for line in tail] if isinstance(tail, list) else []
                 self.say(f"[WARN] {error.message}; the tests go on", *lines)
-        if time.monotonic() >= self.touch_at:
-            self.touch_at = time.monotonic() + self.touch_s
-            for name in self.services:
-                self.store.ask_record(name, "touch")
 
     def stop(self) -> str:
         """Stop what was started here, the last one first; `; stopped: api, db`."""
+        shared: list[str] = []
         for name, data in reversed(self.services.items()):
             record = self.store.record(name)
             is_ours = record and (record.owner == self.me or record.instance in self.started)
+            if is_ours and record and any(map(is_alive, record.sharers)):
+                shared.append(name)  # its supervisor gives it to them as soon as we are gone
+                is_ours = False
             data["stopped"] = bool(is_ours)
             if is_ours:
                 result = stop_all(self.store, [name], STOP_TIMEOUT_S, force=False)
@@ -8067,14 +7941,14 @@ class Chain:
             data["exit"] = record and record.exit and record.exit._asdict()
         stopped = [name for name, data in self.services.items() if data["stopped"]]
         left = [name for name, data in self.services.items() if data["status"] in LIVE_PHASES]
-        told = (("stopped", stopped), ("left running, as it was before", left))
+        left = [name for name in left if name not in shared]
+        told = [("stopped", stopped), ("left running, as it was before", left)]
+        told += [("left to another run", shared)]
         return "".join(f"; {word}: {', '.join(names)}" for word, names in told if names)
 
 
 def interrupted(number: int, _: object) -> None:
     """A handler for the signals that ask to leave."""
-    import signal
-
     name = signal.Signals(number).name
     error = Interrupted(f"interrupted by {name}", signal=name)
     error.exit_code = 128 + number
@@ -8083,8 +7957,6 @@ def interrupted(number: int, _: object) -> None:
 
 def on_ending_signals(act: Callable[[int, object], None] | signal.Handlers) -> None:
     """Handle them so from now on; what is ignored (nohup) stays so."""
-    import signal
-
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
@@ -8104,9 +7976,6 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
 
     stdout is the test command's (with --json its output goes to stderr), so we speak on stderr.
     """
-    import shutil
-    import signal
-
     tests = args.tail or [""]
     program = shutil.which(tests[0])
     if program is None:
@@ -8204,17 +8073,10 @@ def read_json(text: str) -> object:
     try:
         if text.startswith("@"):
             with open(text[1:], encoding="utf-8-sig") as file:
-                return json.load(file)
-        return json.loads(sys.stdin.buffer.read() if text == "-" else text)
-    except (ValueError, RecursionError, OSError) as error:
+                return parse_json(file.read())
+        return parse_json(sys.stdin.buffer.read() if text == "-" else text)
+    except (ValueError, OSError) as error:
         raise UsageError(f"not JSON: {error}", "quote it for the shell: '{\"key\": 1}'") from error
-
-
-def plain_value(text: str) -> object:
-    """JSON where it is JSON, else the text itself."""
-    with contextlib.suppress(ValueError, RecursionError):
-        return text if text.strip("-") in ("NaN", "Infinity") else json.loads(text)
-    return text
 
 
 def params_of(words: Sequence[str]) -> object:
@@ -8232,7 +8094,9 @@ def params_of(words: Sequence[str]) -> object:
         if not equals or not last or last in spot:
             how = "write key=value, a.b=value for nested ones, or one JSON object"
             raise UsageError(f"{key!r} is no parameter, or it is there twice", how)
-        spot[last] = plain_value(text)
+        spot[last] = text
+        with contextlib.suppress(ValueError):  # JSON where it is JSON
+            spot[last] = text if text.strip("-") in ("NaN", "Infinity") else parse_json(text)
     return params
 
 
@@ -8253,8 +8117,6 @@ def ask(
     connection: socket.socket, name: str, message: Message, deadline: float, timeout_s: float
 ) -> Message:
     """The answer to a message, {} if it wants none; TimedOut, or Failed if it can't come."""
-    import socket
-
     frames, began, unsure = Frames(), time.monotonic(), "it may or may not have happened"
     last = max(deadline, began + LONGEST_ASK_S)
     text = f"{name} did not answer {message.get('method')}"
@@ -8266,7 +8128,7 @@ def ask(
             chunk = connection.recv(1 << 18)
             if not chunk:
                 raise ConnectionError
-            for answer in (as_object(json.loads(line)) for line in frames.feed(chunk) if line):
+            for answer in (as_object(parse_json(line)) for line in frames.feed(chunk) if line):
                 if "method" not in answer:
                     return answer
                 deadline = time.monotonic() + timeout_s  # its progress
@@ -8355,11 +8217,9 @@ def tools(store: Store, args: argparse.Namespace) -> Result:
     table = [("tool", "arguments", "description")]
     for tool in found:
         schema = as_object(tool.get("inputSchema"))
-        needed = str(schema.get("required"))
-        kinds = {
-            k: as_object(v).get("type") for k, v in as_object(schema.get("properties")).items()
-        }
-        words = [f"{k}={v}" if repr(k) in needed else f"[{k}={v}]" for k, v in kinds.items()]
+        needed, known = str(schema.get("required")), as_object(schema.get("properties"))
+        pairs = [(key, f"{key}={as_object(one).get('type')}") for key, one in known.items()]
+        words = [text if repr(key) in needed else f"[{text}]" for key, text in pairs]
         text = str(tool.get("description") or "").strip().partition("\n")[0]
         table.append((str(tool.get("name")), " ".join(words) or "-", text))
     return Result({"name": args.name, "tools": found}, [], table)
@@ -8373,8 +8233,6 @@ def tools(store: Store, args: argparse.Namespace) -> Result:
 )
 def connect(store: Store, args: argparse.Namespace) -> Result:
     """Join the caller's stdin and stdout to a stdio service; their end isn't the service's."""
-    import threading
-
     if args.json:
         raise UsageError("connect prints what the service says", "leave --json out")
     connection, _ = join(store, args, time.monotonic() + CONNECTING_S + HUNG_S)
@@ -8935,7 +8793,7 @@ def bring_up(
     for name in args.names:
         if not config.named(name):
             told = f"{shown_path(config.path)} has no service {name!r}"
-            raise NotFound(f"{told}{nearest(name, config.services)}", "see: config validate")
+            raise NotFound(told, f"{nearest(name, config.services)}see: config validate")
     before = file_marks(config.files)
     with contextlib.ExitStack() as locks:
         if not args.dry_run:
@@ -9079,6 +8937,826 @@ def down(store: Store, args: argparse.Namespace) -> Result:
     return Result({"config": path, "services": data}, lines, error=first)
 
 
+# -- export, init
+
+
+TARGETS = ("systemd", "procfile", "compose", "kubernetes", "nomad")
+# Fields of a spec that a target has no word for: said where they differ from their defaults.
+LOST_EVERYWHERE = (
+    "lease idle_timeout_s require_env rules alerts success_log failure_log terminal expect"
+)
+LOST = dict.fromkeys(TARGETS, "success_codes no_restart_codes")
+LOST.update(systemd="health", procfile="restart ready health success_codes no_restart_codes")
+RESTART_NOTES = {
+    ("kubernetes", "no"): "a Pod that nothing starts again; --restart always makes it a Deployment",
+    ("kubernetes", "on-failure"): "a Pod of one node; --restart always makes it a Deployment",
+    ("nomad", "on-failure"): "nomad starts it again after a success, too",
+}
+# Where the values of variables have to be put; only their names are exported.
+VALUES_IN = {
+    "systemd": "{cwd}/{name}.env, as NAME=value lines, mode 600",
+    "procfile": ".env beside the Procfile, as NAME=value lines (honcho -e FILE)",
+    "compose": "the environment of docker compose, or .env beside the document",
+    "kubernetes": "a secret: kubectl create secret generic {dns}-env --from-env-file=FILE",
+    "nomad": "a variable: nomad var put nomad/jobs/{project}/{dns} NAME=value",
+}
+FILES = {  # of one document: its name, what is above and below the services
+    "procfile": ("Procfile", "", ""),
+    "compose": ("compose.yaml", 'name: "{}"\nservices:\n', ""),
+    "kubernetes": ("kubernetes.yaml", "", ""),
+    "nomad": ("{}.nomad.hcl", 'job "{}" {{\n  type = "service"\n', "}\n"),
+}
+NO_NEEDS: Mapping[str, str] = {}
+UNPRINTABLE = '["\\\\\0-\x1f\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]'
+# In a template <key> is a value, a line with a list is repeated, one without a value is left out;
+# <key?> is only asked for. systemd.unit(5), systemd.service(5), systemd.exec(5); a service is
+# active, for those After= it, when its ExecStartPost= has ended.
+SYSTEMD = """\
+[Unit]
+Description=<name> of <project>
+Requires=<needs>.service
+After=<needs>.service
+StartLimitIntervalSec=<restart_window_s><restarts?>
+StartLimitBurst=<burst><restarts?>
+
+[Service]
+Type=<type>
+PIDFile=<pid_file>
+WorkingDirectory=<cwd>
+EnvironmentFile=<files>
+Environment=PORT=<own_port>
+ExecStart=<command>
+ExecStartPost=<wait><ready?>
+Restart=<restart>
+RestartSec=<backoff_s><restarts?>
+SuccessExitStatus=<good>
+RestartPreventExitStatus=<final>
+TimeoutStopSec=<stop>
+
+[Install]
+WantedBy=default.target
+"""
+# The Compose Specification: github.com/compose-spec/compose-spec
+COMPOSE = """\
+  "<name>":
+    image: "${IMAGE_<variable>:?the image of <name>}"
+    init: true
+    entrypoint: <words>
+    working_dir: <cwd>
+    env_file: <env_files>
+    environment: <environment>
+    ports: ["127.0.0.1:<port>:<port>"]
+    depends_on:<needs?>
+      "<needs>": {condition: service_<conditions>}
+    healthcheck:<test?>
+      test: <test>
+      interval: <health_interval_s>s<test?>
+      timeout: <health_timeout_s>s<test?>
+      retries: <retries><test?>
+    restart: <restart>
+    stop_grace_period: <stop>s
+"""
+# kubernetes.io/docs/reference/kubernetes-api; with service links, api's Service would set API_PORT
+# in every container.
+DEPLOYMENT = """\
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: "<dns>", labels: {app: "<dns>"}}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: "<dns>"}}
+  template:
+    metadata: {labels: {app: "<dns>"}}
+"""
+POD = """\
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: "<dns>", labels: {app: "<dns>"}}
+"""
+POD_SPEC = """\
+spec:
+  initContainers:<needs?>
+    - {name: "wait-<needs>", image: "busybox:1", command: [sh, -c, <waits>]}
+  containers:
+    - name: "<dns>"
+      image: "<dns>:CHANGE-ME"
+      command: <words>
+      workingDir: <cwd>
+      envFrom: [{secretRef: {name: "<dns>-env"}}]<env_files?>
+      env:<environment?>
+        - {name: PORT, value: "<own_port>"}
+        - {name: "<env>", valueFrom: {secretKeyRef: {name: "<dns>-env", key: "<env>"}}}
+      ports: [{containerPort: <port>}]
+      readinessProbe: {<ready>}
+      livenessProbe: {<alive>}
+  enableServiceLinks: false
+  restartPolicy: <restart>
+  terminationGracePeriodSeconds: <stop>
+"""
+SERVICE = """\
+---<port?>
+apiVersion: v1<port?>
+kind: Service<port?>
+metadata: {name: "<dns>", labels: {app: "<dns>"}}<port?>
+spec: {selector: {app: "<dns>"}, ports: [{port: <port>}]}
+"""
+# developer.hashicorp.com/nomad/docs/job-specification; raw_exec has a work_dir since 1.10 only.
+NOMAD = """\
+  group "<dns>" {
+    network {<port?>
+      port "main" { static = <port> }
+    }<port?>
+    service {<port?>
+      name = "<dns>"<port?>
+      provider = "nomad"<port?>
+      port = "main"<port?>
+      <checks>
+    }<port?>
+    restart {
+      attempts = <attempts>
+      interval = "<restart_window_s>s"
+      delay = "<backoff_s>s"
+      mode = "fail"
+    }
+    reschedule {<once?>
+      attempts = 0<once?>
+      unlimited = false<once?>
+    }<once?>
+    task "<dns>" {
+      driver = "raw_exec"
+      kill_timeout = "<stop>s"
+      config {
+        command = "/bin/sh"
+        args = ["-c", "cd \\"$0\\" && exec \\"$@\\"", <command>]
+      }
+      env { PORT = "<own_port>" }
+      template {<env?>
+        data = "{{with nomadVar \\"nomad/jobs/<project>/<dns>\\"}}<env_lines>{{end}}"<env?>
+        destination = "secrets/env"<env?>
+        env = true<env?>
+      }<env?>
+    }
+  }
+"""
+NOMAD_CHECK = """\
+check {
+  type = "<type>"
+  port = "<other_port>"
+  path = <path><is_http?>
+  protocol = "<kind>"<is_http?>
+  tls_skip_verify = true<is_insecure?>
+  interval = "<health_interval_s>s"
+  timeout = "<health_timeout_s>s"
+  check_restart { limit = <retries> }<is_alive?>
+}"""
+
+
+def filled(template: str, values: Mapping[str, object]) -> str:
+    """A template with its values; those of a line with lists are taken from each in turn."""
+    lines = []
+    for line in template.splitlines(keepends=True):
+        keys = re.findall(r"<(\w+)\??>", line)
+        line = re.sub(r"<\w+\?>", "", line)
+        used = map(values.get, re.findall(r"<(\w+)>", line))
+        lists = [value for value in used if isinstance(value, (list, tuple))]
+        for at in range(min(map(len, lists), default=1)) if all(map(values.get, keys)) else ():
+
+            def value_of(found: re.Match[str], at: int = at) -> str:
+                value = values[found[1]]
+                value = value[at] if isinstance(value, (list, tuple)) else value
+                return f"{value:.9g}" if isinstance(value, float) else str(value)
+
+            indent = line[: -len(line.lstrip())]
+            text = re.sub(r"<(\w+)>", value_of, line.rstrip("\n")).rstrip("\n")
+            lines.append(text.replace("\n", f"\n{indent}") + "\n")
+    return "".join(lines)
+
+
+class Unit(NamedTuple):
+    """A service as other engines see it; of variables it has the names."""
+
+    name: str
+    dns: str  # the name as DNS takes it
+    spec: Spec
+    needs: Mapping[str, str]  # the services before it, and what they have to be
+    is_awaited: bool  # somebody waits for its end
+    program: str  # argv[0] with its directory; "" if it isn't found here
+    env: tuple[str, ...]
+    ready: tuple[Check, ...]  # what can be asked from outside
+    alive: tuple[Check, ...]
+
+
+def dns_name(name: str) -> str:
+    """The name in a-z, 0-9 and - alone, at most 63, beginning with a letter (RFC 1035, 2.3.1)."""
+    plain = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+    return re.sub(r"^(?![a-z])", "s-", plain)[:63].rstrip("-")
+
+
+def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
+    """The unit of a service; what the target has no word for is added to the notes."""
+    import shutil
+
+    unwatched = " health" * (target == "kubernetes" and spec.restart == "no")
+    for field in f"{LOST_EVERYWHERE} {LOST[target]}{unwatched}".split():
+        if getattr(spec, field) != Spec._field_defaults[field]:
+            option = field.removesuffix("_s").replace("_", "-").replace("alerts", "alert")
+            with_no = " with --restart no" * (field in unwatched)
+            notes.append(f"{name}: {target} has nothing like --{option}{with_no}")
+    if (target, spec.restart) in RESTART_NOTES:
+        notes.append(f"{name}: {RESTART_NOTES[target, spec.restart]}")
+    known = {text: parse_check(text) for text in (*spec.readiness, *spec.health)}
+    local, is_nomad = ("", "localhost", *LOOPBACK), target == "nomad"
+    asked = {
+        text: one
+        for text, one in known.items()
+        if one.kind != "log" and (reach(one, spec) if one.kind != "exec" else not is_nomad)
+        if not is_nomad or (spec.port and one.host in local)
+    }
+    unasked = known.keys() - asked.keys() if target != "procfile" else ()
+    notes += [f"{name}: {target} can't look for {quoted(one)}" for one in sorted(unasked)]
+    first = spec.words[0]
+    if target in ("compose", "kubernetes"):
+        notes.append(f"{name}: name an image that has {first} and {spec.cwd}")
+        if re.search(r"127\.0\.0\.1|localhost|::1\b", " ".join(spec.words)):
+            notes.append(f"{name}: has to listen on 0.0.0.0: 127.0.0.1 is the container's own")
+    program = os.path.join(spec.cwd, first) if os.path.dirname(first) else shutil.which(first) or ""
+    env = tuple(dict.fromkeys((*spec.env_given, *spec.env_taken)))
+    ready, alive = (
+        tuple(asked[text] for text in texts if text in asked)
+        for texts in (spec.readiness, spec.health)
+    )
+    return Unit(name, dns_name(name), spec, NO_NEEDS, False, program, env, ready, alive)
+
+
+def reach(check: Check, spec: Spec) -> str:
+    """HOST:PORT that a check connects to, "" if the port isn't known."""
+    port = check.port or spec.port
+    return joined_host(check.host or "127.0.0.1", port) if port else ""
+
+
+def probe_words(unit: Unit, checks: Sequence[Check]) -> tuple[str, str, str]:
+    """A command that succeeds if all checks hold; /dev/tcp is bash's: bash(1), REDIRECTION."""
+    from shlex import quote
+
+    parts = []
+    for one in checks:
+        host, _, port = reach(one, unit.spec).rpartition(":")
+        url = quote(f"{one.kind}://{host}:{port}{one.text}")
+        curl = f"curl -fsSo /dev/null {'-k ' * unit.spec.insecure}{url}"
+        tcp = f": </dev/tcp/{host.strip('[]')}/{port}"
+        command = f"({one.text}" + "\n" * ("#" in one.text) + ")"  # behind a comment
+        parts.append({"exec": command, "tcp": tcp}.get(one.kind, curl))
+    shell = "/bin/bash" if any(one.kind == "tcp" for one in checks) else "/bin/sh"
+    return shell, "-c", " && ".join(parts)
+
+
+def quoted(text: str) -> str:
+    """The text in double quotes, by escapes that all have: YAML 1.2.2, 5.7; HCL native syntax,
+    Template Literals; systemd.syntax(7), C-style escapes.
+    """
+
+    def escape(found: re.Match[str]) -> str:
+        return f"\\{found[0]}" if found[0] in '"\\' else f"\\u{ord(found[0]):04x}"
+
+    return f'"{re.sub(UNPRINTABLE, escape, text)}"'
+
+
+def flow(texts: Iterable[str]) -> str:
+    """A list in YAML's flow style, in which $ is $$: Compose (docs.docker.com, Interpolation) and
+    Kubernetes (kubernetes.io, Define Dependent Environment Variables) have variables there.
+    """
+    items = [quoted(text.replace("$", "$$")) for text in texts]
+    return f"[{', '.join(items)}]" if items else ""
+
+
+def systemd_line(program: str, *words: str) -> str:
+    """A command line. % begins a specifier, systemd.unit(5); behind the program $ begins a
+    variable, systemd.service(5), COMMAND LINES.
+    """
+    texts = (program, *(word.replace("$", "$$") for word in words))
+    plain = r"[A-Za-z0-9_@%+=:,./$-]+"
+    line = " ".join(text if re.fullmatch(plain, text) else quoted(text) for text in texts)
+    return line.replace("%", "%%")
+
+
+def systemd_path(path: str) -> str:
+    """A path where systemd takes the rest of the line; UsageError if it can't be one."""
+    if re.search(r"[\0-\x1f]|[\s\\]$", path):
+        raise UsageError(f"systemd can't be told of the path {path!r}", "rename it")
+    return path.replace("%", "%%")
+
+
+def systemd_values(unit: Unit) -> dict[str, object]:
+    """What SYSTEMD needs."""
+    spec, (shell, flag, probe) = unit.spec, probe_words(unit, unit.ready)
+    files = (*spec.env_files, *[os.path.join(spec.cwd, f"{unit.name}.env")][: len(unit.env)])
+    kind = "oneshot" if unit.is_awaited else "forking" if spec.type == "forking" else "exec"
+    return {
+        "type": kind,
+        "pid_file": systemd_path(spec.pid_file or ""),
+        "cwd": systemd_path(spec.cwd),
+        "files": list(map(systemd_path, files)),
+        "command": systemd_line(unit.program, *spec.words[1:])
+        if unit.program
+        else systemd_line("/usr/bin/env", *spec.words),
+        "wait": systemd_line(shell, flag, f"until {probe}; do sleep 0.5; done"),
+        "good": re.sub(r"^0\b|,", " ", spec.success_codes).strip(),
+        "final": spec.no_restart_codes.replace(",", " "),
+    }
+
+
+def procfile_line(unit: Unit) -> str:
+    """NAME: COMMAND, for a shell: devcenter.heroku.com/articles/procfile. What would end the line
+    is written in octal, for printf's %b.
+    """
+    import shlex
+
+    port = f"PORT={unit.spec.port} " * unit.spec.port_declared
+    line = f"cd {shlex.quote(unit.spec.cwd)} && {port}exec {shlex.join(unit.spec.words)}"
+    if line.splitlines() != [line]:
+        octal = "".join(f"\\0{byte:03o}" for byte in line.encode("utf-8", "surrogateescape"))
+        line = f"eval \"$(printf %b '{octal}')\""
+    return f"{unit.dns}: {line}\n"
+
+
+def compose_values(unit: Unit, units: Mapping[str, Unit]) -> dict[str, object]:
+    """What COMPOSE needs."""
+    spec, checks = unit.spec, unit.alive or unit.ready
+    has_check = {one for one in unit.needs if units[one].alive or units[one].ready}
+    how = {"exited": "completed_successfully", "ready": "healthy"}
+    return {
+        "variable": re.sub("[^A-Z0-9]", "_", unit.name.upper()),
+        "words": flow(spec.words),
+        "cwd": flow([spec.cwd])[1:-1],
+        "env_files": flow(spec.env_files),
+        "environment": flow([*[f"PORT={spec.port}"][: spec.port_declared], *unit.env]),
+        "conditions": [
+            "started" if want == "ready" and one not in has_check else how.get(want, "started")
+            for one, want in unit.needs.items()
+        ],
+        "test": checks and flow(["CMD", *probe_words(unit, checks)]),
+        "restart": quoted(spec.restart + f":{spec.max_restarts}" * (spec.restart == "on-failure")),
+    }
+
+
+def kubernetes_probe(unit: Unit, checks: Sequence[Check]) -> str:
+    """A probe, in whole seconds: kubernetes.io, Configure Liveness, Readiness, Startup Probes."""
+    if not checks:
+        return ""
+    spec, (kind, path, host, port) = unit.spec, checks[0]
+    where = f"port: {port or spec.port}" + f", host: {quoted(host)}" * (
+        host not in ("", "localhost", *LOOPBACK)
+    )
+    known = f"httpGet: {{{where}, path: {quoted(path)}, scheme: {kind.upper()}}}"
+    if kind == "exec" or len(checks) > 1:
+        known = f"exec: {{command: {flow(probe_words(unit, checks))}}}"
+    elif kind == "tcp":
+        known = f"tcpSocket: {{{where}}}"
+    period, limit = -int(-spec.health_interval_s // 1), -int(-spec.health_timeout_s // 1)
+    retries = max(spec.health_retries, 1)
+    return f"{known}, periodSeconds: {period}, timeoutSeconds: {limit}, failureThreshold: {retries}"
+
+
+def kubernetes_values(unit: Unit, units: Mapping[str, Unit]) -> dict[str, object]:
+    """What POD_SPEC needs."""
+    spec, needs = unit.spec, [units[one] for one in unit.needs]
+    until = "until nc -z {} {}; do sleep 1; done"
+    return {
+        "needs": [one.dns for one in needs],
+        "waits": [quoted(until.format(one.dns, one.spec.port)) for one in needs],
+        "words": flow(spec.words),
+        "cwd": quoted(spec.cwd),
+        "environment": spec.port_declared or unit.env,
+        "ready": kubernetes_probe(unit, unit.ready),
+        "alive": kubernetes_probe(unit, unit.alive) if spec.restart != "no" else "",
+        "restart": {"no": "Never", "on-failure": "OnFailure"}.get(spec.restart, "Always"),
+    }
+
+
+def nomad_values(unit: Unit, common: Mapping[str, object]) -> dict[str, object]:
+    """What NOMAD needs; ${ and %{ begin a template in HCL, doubled they don't."""
+
+    def hcl(text: str) -> str:
+        return re.sub(r"([$%])(?={)", r"\1\1", quoted(text))
+
+    checks = [
+        filled(
+            NOMAD_CHECK,
+            {
+                **common,
+                "type": "tcp" if one.kind == "tcp" else "http",
+                "other_port": one.port,
+                "kind": one.kind,
+                "is_http": one.kind != "tcp",
+                "path": hcl(one.text),
+                "is_insecure": unit.spec.insecure and one.kind == "https",
+                "is_alive": one in unit.alive and unit.spec.restart != "no",
+            },
+        )
+        for one in dict.fromkeys(unit.ready + unit.alive)
+    ]
+    words = (unit.spec.cwd, unit.program or unit.spec.words[0], *unit.spec.words[1:])
+    return {
+        "checks": checks,
+        "command": ", ".join(map(hcl, words)),
+        "env_lines": "".join(f'{key}={{{{index . \\"{key}\\"}}}}\\n' for key in unit.env),
+    }
+
+
+def documents(target: str, units: Sequence[Unit], project: str) -> dict[str, str]:
+    """The text of each file for a target."""
+    known, texts = {unit.name: unit for unit in units}, {}
+    for unit in units:
+        spec = unit.spec
+        common: dict[str, object] = {
+            **spec._asdict(),
+            **unit._asdict(),
+            "project": project,
+            "stop": STOP_TIMEOUT_S,
+            "needs": list(unit.needs),
+            "own_port": spec.port_declared and spec.port,
+            "restarts": spec.restart != "no",
+            "once": spec.restart == "no",
+            "burst": spec.max_restarts + 1,
+            "attempts": str(spec.max_restarts * (spec.restart != "no")),
+            "retries": max(spec.health_retries, 1),
+        }
+        if target == "systemd":
+            texts[f"{unit.name}.service"] = filled(SYSTEMD, {**common, **systemd_values(unit)})
+        elif target == "procfile":
+            texts[unit.name] = procfile_line(unit)
+        elif target == "nomad":
+            texts[unit.name] = filled(NOMAD, {**common, **nomad_values(unit, common)})
+        elif target == "compose":
+            texts[unit.name] = filled(COMPOSE, {**common, **compose_values(unit, known)})
+        else:
+            pod = filled(POD_SPEC, {**common, **kubernetes_values(unit, known)})
+            inner = "".join(f"    {line}" for line in pod.splitlines(keepends=True))
+            is_kept = spec.restart == "always"
+            texts[unit.name] = filled(DEPLOYMENT if is_kept else POD, common)
+            texts[unit.name] += (inner if is_kept else pod) + filled(SERVICE, common)
+    if target == "systemd" or not texts:
+        return texts
+    file, head, foot = FILES[target]
+    return {file.format(project): head.format(project) + "".join(texts.values()) + foot}
+
+
+def exported(
+    target: str, wanted: Iterable[tuple[str, Spec, Mapping[str, str]]], project: str
+) -> tuple[dict[str, str], list[str]]:
+    """The files that tell a target of each (name, spec, depends_on), and notes: what they lack."""
+    services, notes, units = list(wanted), list[str](), list[Unit]()
+    types = ("simple", "forking") if target == "systemd" else ("simple",)
+    ports = {name: spec.port for name, spec, _ in services if spec.type in types}
+    awaited = [one for _, _, needs in services for one, how in needs.items() if how == "exited"]
+    for name, spec, needs in services:
+        if name not in ports:
+            notes.append(f"{name} is left out: {target} has nothing like --type {spec.type}")
+            continue
+        unit = unit_of(target, name, spec, notes)
+        told = {}
+        for one, how in needs.items():
+            is_open = target == "kubernetes" and how != "exited" and ports.get(one)
+            if one in ports and (target in ("systemd", "compose") or is_open):
+                told[one] = how
+            else:
+                notes.append(f"{name}: {target} isn't told that it needs {one}")
+        values = [*unit.env, *(() if target in ("systemd", "compose") else spec.env_files)]
+        where = VALUES_IN[target].format(name=name, cwd=spec.cwd, dns=unit.dns, project=project)
+        notes += [f"{name}: put the values of {', '.join(values)} into {where}"] if values else []
+        units.append(unit._replace(needs=told, is_awaited=name in awaited))
+    if len({unit.dns for unit in units}) < len(units):
+        raise UsageError("two names differ in signs only", "export these services one by one")
+    files = documents(target, units, project) if units else {}
+    for file, text in files.items():
+        mine = (f"{file[:-8]}:", f"{file[:-8]} ") if target == "systemd" else ""
+        own = [one for one in notes if one.startswith(mine) or " is left out: " in one]
+        head = "".join(f"# {one}\n" for one in own)
+        files[file] = "".join(c if c.isprintable() or c == "\n" else "?" for c in head) + text
+    return files, notes
+
+
+def root_of(store: Store) -> str:
+    """The project's directory."""
+    is_at_root = os.path.basename(store.home) == ".spm"
+    return os.path.dirname(store.home) if is_at_root else project_root(os.getcwd())
+
+
+def renew(path: str, root: str, make: Callable[[str], str]) -> bool:
+    """Make a file's text anew, whether it then was another; Refused if it isn't ours to write."""
+    shown, real = shown_path(path), os.path.realpath(path)
+    if not real.startswith(os.path.join(os.path.realpath(root), "")):
+        raise Refused(f"{shown} is a symbolic link to {real}, outside of {root}: left as it is")
+    is_new = not os.path.lexists(real)
+    try:
+        with open(os.devnull if is_new else real, encoding="utf-8", newline="") as file:
+            old = file.read()
+        text = make(old)
+    except ValueError as error:  # UnicodeDecodeError, JSONDecodeError
+        raise Refused(f"{shown} isn't what was expected, left as it is: {error}") from error
+    if text == old:
+        return False
+    os.makedirs(os.path.dirname(real), exist_ok=True)
+    if is_new:
+        open(real, "x").close()  # with the mode that is usual here
+    mode = os.stat(real).st_mode
+    if not mode & 0o200:
+        raise Refused(f"{shown} is read-only: left as it is")
+    write_file(real, text.encode("utf-8", "surrogateescape"), durable=False)
+    os.chmod(real, mode)
+    return True
+
+
+def write_all(root: str, makes: Iterable[tuple[str, Callable[[str], str]]], advice: str) -> Result:
+    """What became of each file; what is in the way keeps none of the others from being written."""
+    done, problems = {}, []
+    for path, make in makes:
+        try:
+            done[path] = "written" if renew(os.path.join(root, path), root, make) else "unchanged"
+        except Refused as error:
+            problems.append(error.message)
+    lines = [f"[OK] {path} {what}" for path, what in done.items()]
+    refused = Refused("; ".join(problems), advice) if problems else None
+    return Result({"done": done}, lines, error=refused)
+
+
+def described(store: Store) -> dict[str, tuple[str, Spec, Mapping[str, str]]]:
+    """(name, spec, depends_on) of each service: the configuration's, then those started by hand."""
+    path = find_config(None, store.home)
+    wanted = read_config(path).services.values() if os.path.lexists(path) else ()
+    here = {one.name.lower(): (one.name, one.spec, one.depends_on) for one in wanted}
+    recorded = {key: (one.name, one.spec, NO_NEEDS) for key, one in sorted(store.records().items())}
+    return {**here, **{key: one for key, one in recorded.items() if key not in here}}
+
+
+@command(
+    "export",
+    f"the services for another engine: {', '.join(TARGETS)}",
+    Option("target", "TARGET", one_of(*TARGETS), help=", ".join(TARGETS)),
+    Option("names*", "NAME", help="these services alone"),
+    Option("-o --output", "DIR", help="write files there instead of printing them"),
+    Option("--force", help="overwrite files that differ"),
+)
+def export(store: Store, args: argparse.Namespace) -> Result:
+    """Describe services to another engine."""
+    from functools import partial
+
+    known = described(store)
+    for name in args.names:
+        if name.lower() not in known:
+            find(store, name)  # which says what there is
+    wanted = [known[key] for key in dict.fromkeys(map(str.lower, args.names)) or known]
+    if not wanted:
+        raise NotFound(f"no services in {store.home}", "start one; a stopped one counts, too")
+    project = dns_name(os.path.basename(root_of(store)))
+    files, notes = exported(args.target, wanted, project)
+    data: dict[str, object] = {"target": args.target, "files": files}
+    lines = [f"[WARN] {note}" for note in notes]
+    if not args.output:
+        texts = [f"# {file}\n{text}" if len(files) > 1 else text for file, text in files.items()]
+        return Result(data, lines, stream=iter(["\n".join(texts)]))
+
+    def new_text(file: str, old: str) -> str:
+        if old not in ("", files[file]) and not args.force:
+            raise Refused(f"{os.path.join(args.output, file)} is there and differs")
+        return files[file]
+
+    makes = [(file, partial(new_text, file)) for file in files]
+    result = write_all(os.path.abspath(args.output), makes, "overwrite it with --force")
+    return result._replace(data={**data, **result.data}, lines=[*lines, *result.lines])
+
+
+STEERING = """\
+# Background services: use simple_process_manager.py
+
+Never run a command that doesn't return (a server, a watcher, a worker) directly, with `&` or \
+`nohup`.
+Never end processes by name (`pkill`, `killall`, `taskkill /IM`). Do this instead:
+
+```sh
+{spm} start api "uvicorn main:app --host 0.0.0.0 --port 8000" && {spm} wait-healthy 8000 30 && \
+pytest tests/integration/ && {spm} stop api
+```
+
+- It needs Python 3.9 and psutil: use `.venv/bin/python`, or `uv run simple_process_manager.py …`.
+- Quote the command. It runs here and in the foreground: no `&`, no `--daemonize`, no `nohup`.
+- Put options behind it: `--cwd DIR`, `--env K=V`, `--env-file FILE`, `--shell`, `--ready \
+http:/health`.
+- `start` returns at once, `wait-healthy PORT|NAME [SECONDS]` when it answers, or has died.
+- Always `stop` what you started, also when the tests failed. Or let one command do it all:
+
+```sh
+{spm} run api "uvicorn main:app --host 0.0.0.0 --port 8000" -- pytest tests/integration/
+```
+
+- Its exit code is that of the tests. More services: `--with db="redis-server --port 6379"`.
+- What must not outlive your session: `start … --lease session`; its use: `--idle-timeout 1h`.
+- A port is held? `port 8000` says by whom. `--port auto` takes a free one: `PORT`, `{port}`.
+- A daemon that goes into the background: `--type forking`. One with a window: `--terminal auto`.
+
+When something failed, read `explain NAME` first: cause, advice, last lines.
+
+```sh
+{spm} list
+{spm} status api
+{spm} logs api -n 50
+{spm} explain api
+{spm} restart api
+{spm} stop api
+{spm} cleanup
+```
+
+- `cleanup` stops all of this project: run it when you are done (`--session`: only what is yours).
+- `events NAME`: what happened; `stats NAME`: what it uses; `alerts`: who complained.
+- `touch NAME`: you still need it. Inside a service: `notify ready`, `notify alive`.
+- Is there an `spm.json`? `config validate`, then `up --wait` and `down` instead of start and stop.
+- `export systemd`: the services for another engine. `init`: this text, renewed.
+
+MCP servers and other stdio servers: start once, call often. `connect clock` joins stdin and \
+stdout.
+
+```sh
+{spm} start clock --type stdio "python -m mcp_server_time"
+{spm} tools clock
+{spm} call clock get_current_time timezone=UTC
+```
+
+Lines begin with `[OK]`, `[INFO]`, `[WARN]` or `[ERROR]`; behind `→` stands what to do next; \
+`--json` is
+one JSON document. Exit codes: 0 go on; 1 it died or failed; 2, 4 correct the arguments, the \
+command;
+3 not known or not running; 5 the port is another's; 6 a variable or env file is missing;
+7 it failed just now (`--force`); 8 not this project's process, or another spec (`--replace`);
+9 the state directory; 124 not in time; 130 interrupted. The message says what to do.
+"""
+AGENTS = {  # where the text goes, and what stands above it in a new file
+    "kiro": (".kiro/steering/process-manager-tool.md", "---\ninclusion: always\n---\n\n"),
+    "claude": ("CLAUDE.md", ""),
+    "cursor": (
+        ".cursor/rules/process-manager-tool.mdc",
+        "---\ndescription: background services\nalwaysApply: true\n---\n\n",
+    ),
+    "agents-md": ("AGENTS.md", ""),
+}
+BEGIN = "<!-- simple_process_manager: begin"
+BEGINS = f"{BEGIN} (`init` renews what is between these marks) -->"
+ENDS = "<!-- simple_process_manager: end -->"
+END_SESSION = "cleanup --session"
+
+
+def with_section(text: str, above: str, old: str) -> str:
+    """A file with the text between its marks: where it was, else at the end."""
+    end = "\r\n" if "\r\n" in old else "\n"
+    section = f"{BEGINS}\n{text}{ENDS}".replace("\n", end)
+    before, begin, rest = old.partition(BEGIN)
+    _, ended, after = rest.partition(ENDS)
+    if (old.count(BEGIN), old.count(ENDS)) != (len(begin) > 0, len(ended) > 0) or (
+        begin and not ended
+    ):
+        raise ValueError("the marks of init aren't one pair")
+    if begin:
+        return before + section + after
+    return (old + end * (1 + (old[-1] != "\n")) if old else above) + section + end
+
+
+def merged(old: object, new: object) -> object:
+    """A JSON value with a hook added, unless it is there."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {**old, **{k: merged(old[k], v) if k in old else v for k, v in new.items()}}
+    if isinstance(old, list) and isinstance(new, list):
+        return old if any(END_SESSION in json.dumps(one) for one in old) else old + new
+    if isinstance(new, (dict, list)):
+        raise ValueError(f"{json.dumps(old)[:40]} stands where {json.dumps(new)[:40]}… would")
+    return old
+
+
+def with_hook(hook: object, old: str) -> str:
+    """A JSON file with a hook added, as it was indented."""
+    known = json.loads(old) if old.strip() else {}
+    new, indent = merged(known, hook), re.search(r'^([ \t]+)"', old, re.M)
+    text = json.dumps(new, indent=indent[1] if indent else 2, ensure_ascii=False)
+    return old if new == known else f"{text}\n"
+
+
+def hooks_of(agent: str, call: str) -> dict[str, object]:
+    """What ends the services with an agent's session, by file.
+
+    code.claude.com/docs/en/hooks, SessionEnd; kiro.dev/docs/cli/v3/hooks, SessionEnd; Kiro's IDE
+    0.x has none, so there it is a button; cursor.com/docs/agent/hooks, sessionEnd.
+    """
+    run = f"{call} {END_SESSION}"
+    about = {"name": "end-services", "description": "End the services of this session"}
+    there = {"type": "command", "command": f'cd "$CLAUDE_PROJECT_DIR" && {run}', "timeout": 60}
+    action = {"trigger": "SessionEnd", "action": {"type": "command", "command": run}, "timeout": 60}
+    button = {"when": {"type": "userTriggered"}, "then": {"type": "runCommand", "command": run}}
+    hooks: dict[str, dict[str, object]] = {
+        "claude": {".claude/settings.json": {"hooks": {"SessionEnd": [{"hooks": [there]}]}}},
+        "cursor": {
+            ".cursor/hooks.json": {"version": 1, "hooks": {"sessionEnd": [{"command": run}]}}
+        },
+        "kiro": {
+            ".kiro/hooks/end-services.json": {"version": "v1", "hooks": [{**about, **action}]},
+            ".kiro/hooks/end-services.kiro.hook": {
+                "enabled": True,
+                **about,
+                "version": "1",
+                **button,
+            },
+        },
+    }
+    return hooks.get(agent, {})
+
+
+def guesses(root: str) -> Iterator[tuple[str, dict[str, object], str]]:
+    """Services that a project seems to have: name, keys of the configuration, where it is seen."""
+
+    def read(name: str) -> str:
+        with contextlib.suppress(OSError), open(os.path.join(root, name), "rb") as file:
+            return file.read(1 << 20).decode("utf-8", "replace")
+        return ""
+
+    for name, text in re.findall(r"(?m)^([\w-]+):[ \t]*(\S.*?)\s*$", read("Procfile")):
+        more: dict[str, object] = {"port": "auto"} if "PORT" in text else {}
+        yield (
+            name,
+            {"command": text, **({"shell": True} if shell_sign(text) else {}), **more},
+            "Procfile",
+        )
+    with contextlib.suppress(ValueError):
+        scripts = as_object(as_object(json.loads(read("package.json") or "{}")).get("scripts"))
+        for name in [one for one in ("dev", "start") if isinstance(scripts.get(one), str)][:1]:
+            port = recognise_port(str(scripts[name]).split())
+            keys = {"command": f"npm run {name}", **({"port": port} if port else {})}
+            yield "web", keys, f"package.json, scripts.{name}"
+    asked = (read("pyproject.toml") + read("requirements.txt")).lower()
+    if "django" in asked and read("manage.py"):
+        yield "django", {"command": "python manage.py runserver 8000", "port": 8000}, "manage.py"
+    for file in ("main.py", "app.py", "app/main.py", "src/main.py"):
+        made = re.search(r"(?m)^(\w+)(?:\s*:.*?)?\s*=\s*(?:\w+\.)?FastAPI\(", read(file))
+        if made and ("uvicorn" in asked or "fastapi" in asked):
+            module = file[:-3].replace("/", ".")
+            yield "api", {"command": f"uvicorn {module}:{made[1]} --port 8000"}, file
+    for file in ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"):
+        published = r"(?ms)^  ([\w.-]+):\s*$(?:(?!^  \S).)*?^\s+- \W?(?:[\d.]+:)?(\d+):\d+"
+        for name, port in re.findall(published, read(file)):
+            keys = {
+                "command": f"docker compose up {name}",
+                "ready": [f"exec:nc -z 127.0.0.1 {port}"],
+            }
+            yield name, keys, f"{file}, its ports"
+
+
+def guessed_config(root: str) -> str:
+    """A first configuration, each guess marked."""
+    known: dict[str, list[str]] = {}
+    for name, keys, source in guesses(root):
+        if re.fullmatch(NAME, name):
+            line = f"    {json.dumps(name)}: {json.dumps(keys, ensure_ascii=False)}"
+            known.setdefault(name.lower(), [f"    // a guess, from {source}", line])
+    services = ",\n".join("\n".join(lines) for lines in known.values())
+    services = services or '    // "api": {"command": "uvicorn main:app --port 8000"}'
+    about = "// Guessed by init --config: look at each service, then try `up --dry-run`."
+    return f'{about}\n{{\n  "version": 1,\n  "services": {{\n{services}\n  }}\n}}\n'
+
+
+@command(
+    "init",
+    "write what teaches a coding agent to use this: --agent, --hooks; and a first --config",
+    Option("--agent", "WHO", one_of(*AGENTS, "all"), help=f"{', '.join(AGENTS)} or all"),
+    Option("--hooks", help="what ends the services with the agent's session, where it can"),
+    Option("--config", help="a starting spm.json, guessed from what is here"),
+)
+def init(store: Store, args: argparse.Namespace) -> Result:
+    """Write the steering document for the agents named, or for those that are in use here."""
+    from functools import partial
+
+    root = root_of(store)
+    used = [
+        one for one in AGENTS if os.path.lexists(os.path.join(root, AGENTS[one][0].split("/")[0]))
+    ]
+    found = [] if args.config and not args.hooks else used or ["agents-md"]
+    agents = list(AGENTS) if args.agent == "all" else [args.agent] if args.agent else found
+    inner = SELF[len(root) + 1 :] if SELF.startswith(os.path.join(root, "")) else SELF
+    is_installed = os.path.basename(sys.argv[0]) == "spm"
+    call = "spm" if is_installed else f"python {join_command([inner])}"
+    text = STEERING.replace("{spm}", call)
+    makes: list[tuple[str, Callable[[str], str]]] = [
+        (path, partial(with_section, text, above))
+        for path, above in map(AGENTS.__getitem__, agents)
+    ]
+    for agent in agents if args.hooks else ():
+        makes += [(path, partial(with_hook, hook)) for path, hook in hooks_of(agent, call).items()]
+    if args.config:
+        makes.append(("spm.json", lambda old: old or guessed_config(root)))
+    result = write_all(root, makes, "write there by hand, or mend it")
+    if args.hooks and "agents-md" in agents:
+        hint = "[INFO] AGENTS.md has no hooks: start what must end with --lease session"
+        result = result._replace(lines=[*result.lines, hint])
+    return result
+
+
 # == Command line ==================================================================================
 # The parser of the command that was called, the rendering, errors to exit codes. Printing happens
 # here and nowhere else: results on stdout, the rest on stderr.
@@ -9096,16 +9774,14 @@ GLOBAL_OPTIONS = (
     Option("--home", "DIR", help="state directory (default: SPM_HOME, or the nearest .spm)"),
     Option("--json", help="print one JSON document"),
 )
-OPTIONAL_VALUES = {
-    "start": ("--wait", WAIT_S),
-    "up": ("--wait", WAIT_S),
-    "config rollback": ("--wait", WAIT_S),
-    "list": ("--watch", 2.0),
-    "status": ("--watch", 2.0),
-}
+WATCHED, WAITED = ("--watch", 2.0), ("--wait", WAIT_S)
+OPTIONAL_VALUES = {"start": WAITED, "up": WAITED, "list": WATCHED, "status": WATCHED}
+OPTIONAL_VALUES["config rollback"] = WAITED
 PLAIN_BARS = dict(zip(map(ord, BARS), "_.-:=+*#"))
 FAMILIES = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # config schema
 LEADING = ("--home", "--json", "--version", "--help", "-h")  # what may stand before the command
+# C0 and C1, and what turns the direction of writing: Unicode's bidirectional controls
+CONTROLS = r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 COLOURS = {"[OK]": "32", "[WARN]": "33", "[ERROR]": "31"}
 
 
@@ -9131,7 +9807,10 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     words = getattr(args, "command", [])
     if len(words) > 1 and rest[-len(words) :] != words:
         # Options behind bare words could be start's or the command's: nobody should have to guess.
-        line = join_command(without_values(rest[rest.index(words[0], rest.index(args.name) + 1) :]))
+        words = rest[rest.index(words[0], rest.index(args.name) + 1) :]
+        # but of NAME=value only the name: a message may be logged
+        form = rf"^((?:--env=)?{VARIABLE}=).*"
+        line = join_command([re.sub(form, r"\1…", word, flags=re.S) for word in words])
         raise UsageError(
             "options behind an unquoted command: are they the command's or start's?",
             f"quote the command: start {args.name} {join_command([line])}, "
@@ -9154,11 +9833,6 @@ def with_value(name: str, words: Sequence[str]) -> list[str]:
     return [f"{option}={value:g}" if word == option else word for word in joined]
 
 
-def without_values(words: Sequence[str]) -> list[str]:
-    """The words, but of NAME=value only the name: a message may be logged."""
-    return [re.sub(rf"^((?:--env=)?{VARIABLE}=).*", r"\1…", word, flags=re.S) for word in words]
-
-
 def no_command(leading: Sequence[str], name: str) -> Exception:
     """What to say when no command of ours was called."""
     if "--version" in leading:
@@ -9168,17 +9842,51 @@ def no_command(leading: Sequence[str], name: str) -> Exception:
         usage = f"usage: {PROGRAM} [--home DIR] [--json] COMMAND …\n       {PROGRAM} COMMAND --help"
         doc = (__doc__ or "").partition("\n")[0]
         return HelpWanted(f"{usage}\n\n{doc}\n\n{listing}\n\n{EXIT_CODES}")
-    import difflib
-
     family = name.partition(" ")[0]
     known = [one for one in COMMANDS if family not in FAMILIES or one.startswith(f"{family} ")]
     if family in FAMILIES and not {"-h", "--help"}.isdisjoint((*leading, *name.split())):
         listing = "\n".join(f"  {key:17}{COMMANDS[key].help}" for key in known)
         return HelpWanted(f"usage: {PROGRAM} {family} WORD …\n\n{listing}")
-    near = difflib.get_close_matches(name, known, 3)
-    near.sort(key=lambda one: sorted(one) != sorted(name))  # strat is start rather than stats
-    advice = f"did you mean {near[0]}? " if near else ""
-    return UsageError(f"no command {name!r}", f"{advice}The commands are: {', '.join(known)}")
+    return UsageError(
+        f"no command {name!r}", f"{nearest(name, known)}The commands are: {', '.join(known)}"
+    )
+
+
+def service_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """The services of this home, for the completion."""
+    home = find_home(getattr(parsed_args, "home", None))
+    return [record.name for record in Store(home).records().values()]
+
+
+def complete() -> None:
+    """Answer a shell that completes a line (pypi.org/project/argcomplete), and end."""
+    import argparse
+    from importlib import import_module
+
+    parser = argparse.ArgumentParser(PROGRAM)
+    add_options(parser, GLOBAL_OPTIONS)
+    # A subparser's default would overwrite the --home that stands before the command.
+    everywhere = [one._replace(default=argparse.SUPPRESS) for one in GLOBAL_OPTIONS]
+    groups = {"": parser.add_subparsers()}
+    for name, one in COMMANDS.items():
+        family, _, word = name.rpartition(" ")
+        if family not in groups:
+            groups[family] = groups[""].add_parser(family).add_subparsers()
+        add_options(groups[family].add_parser(word), (*one.options, *everywhere))
+    import_module("argcomplete").autocomplete(parser)
+
+
+def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
+    """Declare options and arguments to a parser."""
+    add: Callable[..., object] = parser.add_argument
+    for words, metavar, kind, default, text in options:
+        how = {"metavar": metavar, "type": kind, "default": default}
+        how.update({"action": "append"} if isinstance(default, list) else {})
+        how.update({"nargs": words[-1]} if words[-1] in "+*?" else {})
+        how = how if metavar else {"action": "store_true"}
+        action = add(*words.rstrip("+*?").split(), help=text, **how)
+        if metavar.startswith("NAME"):
+            vars(action)["completer"] = service_names
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
@@ -9201,26 +9909,9 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     command = COMMANDS[name]
     # A width of our own: argparse would import shutil and the compression libraries to find one.
     width = partial(argparse.HelpFormatter, width=98)
-    parser = Parser(
-        f"{PROGRAM} {name}",
-        description=command.help,
-        formatter_class=width,
-        allow_abbrev=False,
-    )
-    for words, metavar, kind, default, text in (*command.options, *GLOBAL_OPTIONS):
-        flags = words.split()
-        if not metavar:
-            parser.add_argument(*flags, action="store_true", help=text)
-        elif isinstance(default, list):
-            parser.add_argument(
-                *flags, metavar=metavar, action="append", type=kind, default=[], help=text
-            )
-        elif words[-1] in "+*?":
-            parser.add_argument(
-                words[:-1], metavar=metavar, nargs=words[-1], type=kind, default=default, help=text
-            )
-        else:
-            parser.add_argument(*flags, metavar=metavar, type=kind, default=default, help=text)
+    parser = Parser(f"{PROGRAM} {name}", formatter_class=width, allow_abbrev=False)
+    parser.description = command.help
+    add_options(parser, (*command.options, *GLOBAL_OPTIONS))
     return parser
 
 
@@ -9238,11 +9929,12 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> None:
         stream = sys.stderr if line.startswith(("[WARN]", "[ERROR]")) else sys.stdout
         write(stream, coloured(neutral(line), stream) + "\n")
     for chunk in result.stream or ():
-        write(sys.stdout, chunk)
+        lines = chunk.replace("\r\n", "\n").split("\n")
+        write(sys.stdout, chunk if result.is_raw else "\n".join(map(neutral, lines)))
     if error:
         problems = error.facts.get("problems")
         tail = error.facts.get("log_tail") or [
-            f"{shown_path(one['file'])}: {one['path']}: {one['message']}"
+            str(Problem(**one))
             for one in (problems if isinstance(problems, list) else ())[1:]
             if isinstance(one, dict)  # of a configuration; those of variables are in the message
         ]
@@ -9250,7 +9942,7 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> None:
         cause = error.facts.get("cause")
         cause = cause if isinstance(cause, dict) else {"kind": "unknown"}
         if cause["kind"] != "unknown" and cause["advice"] != error.advice:  # else it is said
-            shown += [f"  cause: {neutral(cause['message'])}\n  → {cause['advice']}\n"]
+            shown += [f"  cause: {neutral(cause['message'])}\n  → {neutral(cause['advice'])}\n"]
         advice = f"  → {neutral(error.advice)}\n" if error.advice else ""
         line = coloured(neutral(f"[ERROR] {error.message}"), sys.stderr)
         write(sys.stderr, "".join([line, "\n", *shown, advice]))
@@ -9258,7 +9950,7 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> None:
 
 def neutral(line: str) -> str:
     """One line that moves no cursor and rings no bell: control characters are written out."""
-    return re.sub(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], line)
+    return re.sub(CONTROLS, lambda found: repr(found[0])[1:-1], line)
 
 
 def write(stream: TextIO | None, text: str) -> None:
@@ -9277,7 +9969,7 @@ def write(stream: TextIO | None, text: str) -> None:
 def say(*lines: str) -> None:
     """Write lines on stderr, now."""
     with contextlib.suppress(OSError):  # nobody listens: what is to be done is done all the same
-        write(sys.stderr, "".join(coloured(line, sys.stderr) + "\n" for line in lines))
+        write(sys.stderr, "".join(coloured(neutral(line), sys.stderr) + "\n" for line in lines))
 
 
 def coloured(line: str, stream: TextIO | None) -> str:
@@ -9294,7 +9986,7 @@ def show_progress(text: str) -> None:
         columns = 80
         with contextlib.suppress(OSError):
             columns = os.get_terminal_size(sys.stderr.fileno()).columns or columns
-        line = text[: columns - 1]
+        line = neutral(text)[: columns - 1]
         write(sys.stderr, f"\r{' ' * (columns - 1)}\r{line}")
 
 
@@ -9330,19 +10022,14 @@ def repeat(command: Command, store: Store, args: argparse.Namespace, every_s: fl
         write(sys.stdout, "\033[?1049l" * in_place)
 
 
-def has_psutil() -> bool:
-    """Whether psutil can be imported, without importing it: 0.2 ms instead of 15."""
-    from importlib.machinery import PathFinder
-
-    return PathFinder.find_spec("psutil") is not None
-
-
 def run(argv: Sequence[str]) -> int:
     """One command from its words to its exit code."""
+    from importlib.machinery import PathFinder
+
     notes: list[str] = []
     try:
         command, args = parse(argv)
-        if not has_psutil():
+        if PathFinder.find_spec("psutil") is None:  # not imported: 0.2 ms instead of 15
             raise UsageError(NO_PSUTIL.format(sys.executable, PROGRAM))
         args.say = say
         store = Store(find_home(args.home))
@@ -9351,22 +10038,25 @@ def run(argv: Sequence[str]) -> int:
             store.prepare()
         args.progress = show_progress
         every_s = getattr(args, "watch", None)
+        endless = "--watch" if every_s else "-f" * getattr(args, "follow", False)
+        if endless and args.json:
+            text = f"--json is one document, {endless} has no end"
+            raise UsageError(text, "leave one of them out")
         every_s = None if every_s is True else every_s  # of `up`, which has its own way
-        if every_s and args.json:
-            raise UsageError("--json is one document, --watch has no end", "leave one of them out")
         result = repeat(command, store, args, every_s) if every_s else command.run(store, args)
     except HelpWanted as answer:
         result = Result({"help": str(answer)}, str(answer).split("\n"))
     except SpmError as error:
         result = Result({}, error=error)
     except OSError as error:
-        where = error.filename or os.curdir
-        result = Result(
-            {}, error=StateError(f"{where}: {error.strerror}", "see that it can be used")
-        )
+        text = f"{error.filename or os.curdir}: {error.strerror or error}"
+        result = Result({}, error=StateError(text, "see that it can be used"))
     except KeyboardInterrupt:
         advice = "what was started, or is being stopped, goes on without this command: see list"
         result = Result({}, error=Interrupted("interrupted", advice))
+    if result.error:  # it may repeat what was typed, or show a command line
+        for key in ("message", "advice"):
+            setattr(result.error, key, mask_secrets(getattr(result.error, key)))
     render(result, "--json" in argv[: argv.index("--") if "--" in argv else None], notes)
     return result.error.exit_code if result.error else 0
 
@@ -9375,7 +10065,9 @@ def main() -> NoReturn:
     """The program: a command, or (with `supervise`) the supervisor of a service."""
     code = 0
     try:
-        if sys.argv[1:2] == ["supervise"]:
+        if "_ARGCOMPLETE" in os.environ:
+            complete()
+        elif sys.argv[1:2] == ["supervise"]:
             window = "".join(sys.argv[3:4])  # where a supervisor in a window gets its order
             settle(in_window=bool(window))
             is_subreaper = become_subreaper()

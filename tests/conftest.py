@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import py_compile
@@ -19,10 +20,16 @@ from typing import Any, TypeVar
 
 import psutil
 import pytest
+from generic import generic_copy
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "simple_process_manager.py"
-COMPILED = Path(__file__).resolve().parent / "spm.py"
+# The whole suite on the path of macOS, see generic.py; what tests import is the usual program.
+GENERIC = bool(os.environ.get("SPM_TEST_GENERIC"))
+if GENERIC:
+    SCRIPT = generic_copy(Path(tempfile.mkdtemp(prefix="spm-generic-")))
+    atexit.register(shutil.rmtree, SCRIPT.parent, ignore_errors=True)
+COMPILED = SCRIPT.parent / "tests" / "spm.py"
 NASTY = Path(__file__).resolve().parent / "nasty.py"
 sys.path.insert(0, str(ROOT))
 py_compile.compile(str(SCRIPT))  # so that COMPILED has something to run, whatever Python may write
@@ -51,6 +58,7 @@ class Spm:
 
     def __init__(self, base: Path) -> None:
         self.base = base
+        self.program = COMPILED
         self.cwd = base / "work"
         self.home = base / "home"
         self.cwd.mkdir()
@@ -59,7 +67,7 @@ class Spm:
         self.env.update(HOME=str(base), SPM_HOME=str(self.home))
 
     def argv(self, *words: object) -> list[str]:
-        return [sys.executable, str(COMPILED), *map(str, words)]
+        return [sys.executable, str(self.program), *map(str, words)]
 
     def popen(self, *words: object, **options: Any) -> subprocess.Popen[str]:
         """The command, running."""
@@ -136,7 +144,8 @@ class Spm:
         shown = [f"{p.pid} {p.cmdline()}" for p in self.bearers()]
         for path in sorted(self.home.glob("services/*/*.[lj]*")):
             shown.append(f"--- {path.name} of {path.parent.name}")
-            shown.append(path.read_text("utf-8", "replace")[-2000:])
+            if path.is_file():
+                shown.append(path.read_text("utf-8", "replace")[-2000:])
         return "\n".join(shown)
 
 

@@ -11,6 +11,7 @@
 --twice            answer everything twice
 --wrong-ids        answer with another id first
 --ignore-end       go on when stdin ends, and ignore SIGTERM
+--deaf FILE        leave everything without an answer while FILE exists
 --batch            write its answers as batches of one
 --die-once FILE    die when it is asked anything after the handshake, unless FILE exists
 
@@ -113,6 +114,8 @@ def handle(message: dict[str, Any]) -> None:
     method, id_, params = message.get("method"), message.get("id"), message.get("params", {})
     if "--die-once" in SWITCHES:
         die_once(method)
+    if "--deaf" in SWITCHES and os.path.exists(sys.argv[sys.argv.index("--deaf") + 1]):
+        return
     if method == "notifications/cancelled":
         CANCELLED.append(params.get("requestId"))
     if "--plain" in SWITCHES:

@@ -61,7 +61,7 @@ SCRIPTS = [
     ("missing_module", [PY, "-c", "from os import nosuch"], "cannot import name 'nosuch'"),
     ("missing_module", [PY, "nosuch.py"], "can't open file"),
     ("missing_module", [PY, "-m", "uvicorn", "nosuch:app"], 'Could not import module "nosuch"'),
-    ("missing_module", [PY, "-m", "uvicorn", "os:nosuch"], 'Attribute "nosuch" not found'),
+    ("missing_attribute", [PY, "-m", "uvicorn", "os:nosuch"], 'Attribute "nosuch" not found'),
     ("missing_module", ["node", "-e", "require('nosuch')"], "Cannot find module 'nosuch'"),
     ("missing_module", ["node", "nosuch.js"], "Cannot find module"),
     ("missing_module", ["node", "--input-type=module", "-e", "import 'nosuch'"], "package 'nosuch"),
@@ -246,6 +246,7 @@ def failed(spm: Spm, name: str, *words: object) -> dict[str, Any]:
     return spm.json("status", name, code=3)
 
 
+@pytest.mark.smoke
 def test_wait_and_status_tell_the_cause_and_what_to_do(spm: Spm) -> None:
     spm("start", "api", "--", PY, "-m", "nosuch")
     error = spm.json("wait-healthy", "api", 10, code=1)["error"]

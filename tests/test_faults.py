@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -262,4 +264,50 @@ def test_a_stopped_supervisor_is_not_asked_in_vain(spm: Spm) -> None:
 def test_the_page_of_a_service_shows_nothing_empty(spm: Spm) -> None:
     spm("start", "api", "sleep 100")
     assert "environment:" not in spm("status", "api").stdout
+    spm("stop", "api")
+
+
+LIMITED = """import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]),) * 2)
+os.execv(sys.argv[2], sys.argv[2:])"""
+
+
+def test_without_a_free_descriptor_no_service_is_taken_for_dead(spm: Spm) -> None:
+    def limited(files: int, *words: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-S", "-c", LIMITED, str(files), *spm.argv(*words)]
+        return subprocess.run(argv, capture_output=True, text=True, env=spm.env, timeout=30)
+
+    assert limited(12, "start", "api", "sleep 100").returncode == 0
+    pid = spm.service("api")["pid"]
+    for files in (5, 6, 7):  # with fewer Python itself doesn't start
+        done = limited(files, "list")
+        assert "Traceback" not in done.stderr
+        assert "running" in done.stdout or "Too many open files" in done.stderr, done
+    assert (spm.service("api")["pid"], spm.record("api")["phase"]) == (pid, "running")
+    spm("stop", "api")
+    assert not is_running(pid)
+
+
+def test_a_supervisor_stopped_while_it_boots_is_replaced(
+    spm: Spm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPM_HOME", str(spm.home))
+    monkeypatch.setattr(program, "BOOT_S", 1.5)
+    store = program.Store(str(spm.home))
+    store.prepare()
+    booted = program.boot(store, "api", "0" * 32)
+    os.kill(booted.pid, signal.SIGSTOP)
+    monkeypatch.setattr(program, "BOOTED", [booted])
+    assert program.run(["start", "api", "sleep 100"]) == 0, capsys.readouterr()
+    assert not is_running(booted.pid)
+    assert spm.service("api")["status"] == "running" and spm.supervisor("api") != booted.pid
+    spm("stop", "api")
+
+
+def test_a_closed_stdout_is_no_failure_of_what_only_tells(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    for words in ("list", "list --json", "status api", "logs api", "events"):
+        line = f"{shlex.join(spm.argv())} {words} >&-"
+        done = subprocess.run(line, shell=True, cwd=spm.cwd, env=spm.env, capture_output=True)
+        assert (done.returncode, done.stderr) == (0, b""), words
     spm("stop", "api")

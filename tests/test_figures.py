@@ -48,6 +48,7 @@ def events(spm: Spm, name: str, *kinds: str) -> list[dict[str, str]]:
 # -- measuring
 
 
+@pytest.mark.smoke
 def test_a_sample_counts_the_whole_tree(spm: Spm, port: int) -> None:
     spm("start", "web", *EVERY, nasty("--port", port, "--child", "--setsid-child"))
     # each is a Python of its own: main with a thread that serves, and two that sleep
@@ -418,7 +419,8 @@ def test_other_alerts_are_another_spec_and_a_restart_begins_anew(spm: Spm) -> No
 def test_an_own_rule_takes_the_place_of_the_default() -> None:
     spec = spm_module.Spec(("x",), "/", alerts=("cpu>300", "files>9"))
     rules = [rule.text for rule in spm_module.Sampler(spec).alerts]
-    assert rules == ["cpu>300", "files>9", "memory_mb>1074 for 30s", "probe_ms>5000 for 30s"]
+    assert rules[:4] == ["cpu>300", "files>9", "memory_mb>1074 for 30s", "probe_ms>5000 for 30s"]
+    assert rules[4:] == ["call_errors>10"]
 
 
 # -- --watch

@@ -266,6 +266,7 @@ def test_no_function_is_longer_than_60_lines() -> None:
 # -- the file as a whole
 
 
+@pytest.mark.smoke
 def test_the_script_header_asks_for_what_pyproject_asks_for() -> None:
     # tomllib came with Python 3.11, so both are read by pattern.
     header = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", SOURCE, re.MULTILINE)
@@ -402,7 +403,9 @@ PAGES = ("README.md", ".kiro/steering/process-manager-tool.md")
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_stands_on_the_page(page: str) -> None:
     code = "\n".join(code_in((ROOT / page).read_text(encoding="utf-8")))
-    missing = [name for name in spm.COMMANDS if not re.search(rf"(?<![\w-]){name}(?![\w-])", code)]
+    # The steering document is short: of a family of commands it names one.
+    names = spm.COMMANDS if page == "README.md" else {name.split()[0] for name in spm.COMMANDS}
+    missing = [name for name in names if not re.search(rf"(?<![\w-]){name}(?![\w-])", code)]
     assert not missing, f"{page} doesn't show {', '.join(missing)}"
 
 

@@ -344,6 +344,23 @@ def test_using_it_in_time_keeps_it(spm: Spm, port: int, use: str) -> None:
 # -- sessions
 
 
+def test_a_wait_that_goes_on_is_use(spm: Spm) -> None:
+    words = ("--idle-timeout", "2s", "--ready", "exec:test -e go", "--wait", "3s")
+    assert "alive and left running" in spm("start", "api", "sleep 100", *words, code=124).stderr
+    assert "idle for 2." in until(spm, "api", "stopped")  # and no longer than that
+
+
+def test_a_notice_is_readiness_where_nothing_else_is_declared(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    assert "notify api ready" in spm("wait-healthy", "api", "100ms", code=124).stderr
+    wait = spm.popen("wait-healthy", "api", "20")
+    spm("notify", "api", "ready", "--message", "warm")
+    stdout, _ = wait.communicate(timeout=20)
+    assert wait.returncode == 0 and "[OK] api is ready after" in stdout and "warm" in stdout
+    assert spm("wait-healthy", "api", "5").returncode == 0
+    spm("stop", "api")
+
+
 def test_the_owner_of_a_session_is_found_above_shells_and_runners(spm: Spm) -> None:
     start = spm.argv("start", "api", "sleep 100", "--lease", "session", "--json")
     line = f"timeout 30 sh -c {shlex.quote(shlex.join(start) + '; true')}; true"

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SCRIPT, Spm, eventually, nasty
+from conftest import GENERIC, SCRIPT, Spm, eventually, nasty
 
 
 def test_an_empty_home_says_what_to_do(spm: Spm) -> None:
@@ -61,6 +61,7 @@ def test_a_terminal_gets_lines_that_fit_and_colour_unless_unwanted(spm: Spm) -> 
     spm("stop", "web")
 
 
+@pytest.mark.smoke
 def test_status_tells_everything(spm: Spm, port: int) -> None:
     spm("start", "web", nasty("--port", port, "--child"), "--env", "TOKEN=abc")
     eventually(lambda: len(spm.json("status", "web")["tree"]) == 2, what="the child")
@@ -142,6 +143,7 @@ def test_bytes_that_are_not_utf8_break_nothing(spm: Spm) -> None:
     spm("stop", "web")
 
 
+@pytest.mark.smoke
 def test_follow_goes_on_until_the_service_ends(spm: Spm) -> None:
     spm("start", "web", "--shell", "echo early; sleep 0.4; echo late; sleep 0.3; echo last")
     done = spm("logs", "web", "-f")
@@ -203,6 +205,7 @@ def test_the_log_is_rotated_while_the_service_writes_and_the_disk_stays_bounded(
     spm("stop", "web")
 
 
+@pytest.mark.skipif(GENERIC, reason="psutil reads a lot of each process: it counts as no sleep")
 def test_an_idle_supervisor_is_small_and_sleeps(spm: Spm) -> None:
     spm("start", "web", "sleep 100")
     pid = spm.supervisor("web")

@@ -174,6 +174,7 @@ def test_a_probe_changes_the_phase_of_what_runs_only(
 # -- start --wait and wait-healthy
 
 
+@pytest.mark.smoke
 def test_start_with_wait_returns_when_every_check_holds(spm: Spm, port: int) -> None:
     began = time.monotonic()
     done = spm.json(
@@ -476,6 +477,34 @@ def test_a_pattern_that_takes_for_ever_ends_with_the_timeout(spm: Spm) -> None:
     spm("stop", "job")
 
 
+def test_a_pattern_that_takes_for_ever_does_not_hold_the_supervisor(spm: Spm) -> None:
+    evil, line = "^(a+)+$", ("--shell", f"echo {'a' * 40}b; echo bad; exec sleep 100")
+    spm("start", "job", *line, "--ready", f"log:{evil}", "--success-log", evil)
+    began = time.monotonic()
+    eventually(lambda: ("pattern_failed") in dict(events(spm, "job")), what="its use to end")
+    status(spm, "job", "running")
+    assert spm.json("touch", "job")["ok"] and time.monotonic() - began < 8
+    assert "takes too long" in spm("wait-healthy", "job", "1500ms", code=124).stderr
+    spm("stop", "job")
+
+
+# -- liveness counts for who waits
+
+
+def test_an_unhealthy_service_is_not_healthy_though_its_readiness_holds(spm: Spm) -> None:
+    checks = ("--ready", "exec:true", "--health", "exec:test -e good")
+    (spm.cwd / "good").touch()
+    spm("start", "job", "sleep 100", *checks, "--health-interval", "50ms", "--health-retries", 1)
+    (spm.cwd / "good").unlink()
+    status(spm, "job", "unhealthy")
+    failed = spm("wait-healthy", "job", "200ms", code=124).stderr
+    assert "job is unhealthy: exec 'test -e good': exit code 1" in failed
+    wait = spm.popen("wait-healthy", "job", "20")
+    (spm.cwd / "good").touch()
+    assert wait.wait(20) == 0 and wait.communicate()
+    spm("stop", "job")
+
+
 # -- exec
 
 
@@ -656,8 +685,8 @@ def test_a_pattern_line_is_cut() -> None:
             return self.chunks.pop(0) if self.chunks else b""
 
     long = program.LogProbe(Fake(b"x" * 70000, b"needle\nnext\n"), "needle|next")
-    assert long.look(time.monotonic() + 9) == (True, "its log matches 'needle|next'")
+    assert long.look(time.monotonic() + 9) == ("needle|next", "its log matches 'needle|next'")
     cut = program.LogProbe(Fake(b"x" * 70000 + b"needle", b"\n"), "needle")
-    assert cut.look(time.monotonic() + 9)[0] is False
+    assert cut.look(time.monotonic() + 9)[0] is None
     assert len(cut.rest) <= program.LONGEST_LINE
     assert Path(program.__file__).exists()

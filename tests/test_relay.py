@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import socket
@@ -92,6 +93,7 @@ def relay(spm: Spm) -> dict[str, Any]:
 # -- call
 
 
+@pytest.mark.smoke
 def test_a_call_prints_what_the_tool_answers(spm: Spm) -> None:
     begin(spm)
     assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
@@ -152,6 +154,7 @@ def test_progress_renews_the_timeout(spm: Spm) -> None:
     spm("stop", "s")
 
 
+@pytest.mark.smoke
 def test_tools_are_listed_with_their_arguments(spm: Spm) -> None:
     begin(spm)
     rows = spm("tools", "s").stdout.splitlines()
@@ -688,6 +691,50 @@ def test_hundreds_of_silent_or_broken_connections_disturb_nobody(spm: Spm) -> No
         one.close()
     eventually(lambda: not relay(spm)["callers"], what="their departure")
     assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
+    spm("stop", "s")
+
+
+# -- does it still work?
+
+
+@pytest.mark.parametrize("era", [(), ("--modern",)])
+def test_a_server_that_no_longer_answers_is_unhealthy(spm: Spm, era: tuple[str, ...]) -> None:
+    times = ("--health-interval", "50ms", "--health-timeout", "150ms", "--health-retries", "1")
+    begin(spm, "--deaf", "deaf", *era, options=(*times, "--idle-timeout", "1h"))
+    assert "[OK] s is ready after" in spm("wait-healthy", "s", "10").stdout
+    (spm.cwd / "deaf").touch()
+    eventually(lambda: spm.service("s")["status"] == "unhealthy", what="the silence")
+    used = spm.record("s")["last_active"]
+    (spm.cwd / "deaf").unlink()
+    eventually(lambda: spm.service("s")["status"] == "ready", what="its answer")
+    assert spm.record("s")["last_active"] == used, "asked by its supervisor, used by nobody"
+    spm("stop", "s")
+    spm("start", "t", "sleep 9", "--health", "mcp", code=2)
+
+
+def test_calls_that_fail_are_a_metric_and_an_alert(spm: Spm) -> None:
+    begin(spm, options=("--sample-interval", "50ms"))
+    spm("call", "s", "nonsense", "a=1", code=1)
+    spm("call", "s", "echo", MESSAGE)
+    eventually(lambda: "call_errors" in str(spm.service("s")["alerts"]), what="its alert")
+    assert spm.json("stats", "s")["metrics"]["call_errors"]["max"] in (50.0, 100.0)
+    spm("stop", "s")
+
+
+def test_another_user_is_not_heard(spm: Spm) -> None:
+    if os.geteuid():
+        pytest.skip("only root can be somebody else")
+    begin(spm)
+    directory = spm.home / "services" / "s"
+    for path in (spm.base, spm.home, directory.parent, directory, directory / "control.sock"):
+        path.chmod(0o755 if path.is_dir() else 0o666)
+    code = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
+    code += 's.sendall(b\'{"op": "status"}\\n\'); print(len(s.recv(9)))'
+    argv = ["/usr/bin/env", "python3", "-c", code, str(directory / "control.sock")]
+    answers = [subprocess.run(argv, user=uid, capture_output=True) for uid in (65534, 0)]
+    assert [done.stdout for done in answers] != [b"9\n", b"9\n"]
+    assert answers[0].stdout in (b"0\n", b"") and answers[1].stdout == b"9\n", answers
+    assert b"Permission" not in answers[0].stderr
     spm("stop", "s")
 
 

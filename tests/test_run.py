@@ -84,6 +84,7 @@ print(u.urlopen('http://127.0.0.1:' + os.environ['PORT']).status, os.environ['MY
     assert stopped(spm, "my-api")
 
 
+@pytest.mark.smoke
 def test_tests_that_fail_give_their_exit_code(spm: Spm, port: int) -> None:
     done = spm("run", "api", nasty("--port", port), *shell("exit 42"), code=42)
     assert done.stderr.endswith("[ERROR] the tests failed: exit code 42; stopped: api\n")
@@ -320,6 +321,39 @@ def test_a_signal_to_run_reaches_the_tests_and_then_everything_stops(
     assert run.returncode == 128 + number
     assert err.endswith(f"[ERROR] interrupted by {name}; stopped: api\n"), err
     assert (spm.cwd / "tidied").exists() and stopped(spm, "api")
+
+
+def test_a_signal_to_run_alone_is_answered_at_once(spm: Spm, port: int, chains: Chains) -> None:
+    run = chains.begin("api", nasty("--port", port), *shell(WAIT_FOR_GO))
+    run.send_signal(signal.SIGINT)
+    assert run.stderr
+    told = next(line for line in run.stderr if "interrupted" in line)
+    assert (
+        told == "[INFO] interrupted by SIGINT: sh has 10 s to end, then the services are stopped\n"
+    )
+    assert run.poll() is None, "it waits for the tests"
+    (spm.cwd / "go").touch()
+    run.communicate(timeout=15)
+    assert run.returncode == 130 and stopped(spm, "api")
+
+
+def test_a_service_that_two_runs_use_lives_until_both_are_over(
+    spm: Spm, port: int, chains: Chains
+) -> None:
+    words = ["api", nasty("--port", port)]
+    first = chains.begin(*words, *shell(WAIT_FOR_GO))
+    second = chains.begin(*words, *shell(WAIT_FOR_GO.replace("up", "up2").replace("go", "go2")))
+    eventually((spm.cwd / "up2").exists, what="the second's tests")
+    pid = spm.service("api")["pid"]
+    (spm.cwd / "go").touch()
+    _, err = first.communicate(timeout=15)
+    assert err.endswith("[OK] the tests passed; left to another run: api\n"), err
+    eventually(lambda: spm.record("api")["owner"]["pid"] == second.pid, what="its next owner")
+    assert (spm.service("api")["pid"], second.poll()) == (pid, None)
+    (spm.cwd / "go2").touch()
+    _, err = second.communicate(timeout=15)
+    assert err.endswith("[OK] the tests passed; stopped: api\n"), err
+    assert stopped(spm, "api")
 
 
 def test_a_signal_while_it_waits_stops_what_was_started(

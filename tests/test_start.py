@@ -14,7 +14,10 @@ import psutil
 import pytest
 from conftest import SCRIPT, Spm, eventually, is_running, nasty
 
+import simple_process_manager as program
 
+
+@pytest.mark.smoke
 def test_a_started_service_runs_and_is_listed(spm: Spm) -> None:
     done = spm("start", "api", nasty("--say", "hello"))
     assert done.stdout.startswith("[OK] api started (pid ")
@@ -25,6 +28,23 @@ def test_a_started_service_runs_and_is_listed(spm: Spm) -> None:
     spm("stop", "api")
 
 
+def test_no_interpreter_is_started_for_what_runs_already(
+    spm: Spm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spm("start", "api", "sleep 100")
+    monkeypatch.setenv("SPM_HOME", str(spm.home))
+    words = ["start", "API", "sleep 100"]
+    assert program.boot_early(words) is None
+    for wanted in ([*words, "--replace"], ["start", "web", "sleep 100"]):
+        booted = program.boot_early(wanted)
+        assert booted is not None
+        program.dismiss(booted.pid)
+        os.close(booted.order)
+        os.close(booted.answer)
+    spm("stop", "api")
+
+
+@pytest.mark.smoke
 def test_starting_what_runs_is_success_and_a_heartbeat(spm: Spm) -> None:
     spm("start", "api", nasty())
     before = spm.record("api")

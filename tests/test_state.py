@@ -82,6 +82,7 @@ def known(spm: Spm) -> bool:
     return {process.pid for process in spm.bearers()} <= pids
 
 
+@pytest.mark.smoke
 def test_a_killed_supervisor_costs_the_exit_code_never_the_service(spm: Spm) -> None:
     spm("start", "api", nasty("--say", "hello"))
     pid = spm.service("api")["pid"]
@@ -288,6 +289,21 @@ def test_a_full_disk_loses_no_service_and_is_told(spm: Spm, small_disk: Path) ->
     eventually(lambda: not spm.bearers(), what="the supervisor's end")
     spm("start", "other", "sleep 100")
     spm("cleanup")
+
+
+def test_a_full_disk_does_not_keep_a_service_from_its_restart(spm: Spm, small_disk: Path) -> None:
+    spm("start", "api", "sleep 100", "--restart", "always", "--backoff", "10ms")
+    pid = spm.service("api")["pid"]
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while file.write(b"x" * 512):
+            pass
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: spm.service("api")["pid"] not in (None, pid), what="another process")
+    assert spm.service("api")["status"] == "running"
+    filler.unlink()
+    eventually(lambda: spm.record("api")["restarts"] == 1, what="the record to be written")
+    spm("stop", "api")
 
 
 @pytest.fixture

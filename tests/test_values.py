@@ -137,9 +137,9 @@ def test_a_spec_comes_back_from_its_json(spec: spm.Spec) -> None:
 def test_identity_place_and_exit_come_back_from_their_json(
     identity: spm.Identity, place: spm.Place, ended: spm.Exit
 ) -> None:
-    assert spm.Identity.from_json(through_json(identity._asdict()), "main") == identity
-    assert spm.Place.from_json(through_json(place._asdict()), "place") == place
-    assert spm.Exit.from_json(through_json(ended._asdict()), "exit") == ended
+    assert spm.read_identity(through_json(identity._asdict()), "main") == identity
+    assert spm.KINDS["Place"](through_json(place._asdict()), "place") == place
+    assert spm.read_exit(through_json(ended._asdict()), "exit") == ended
 
 
 def test_what_a_later_version_wrote_is_carried_along() -> None:

@@ -12,6 +12,7 @@ import pytest
 from conftest import Spm, eventually, free_port, nasty
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("target", ["name", "port"])
 @pytest.mark.parametrize("family", [(), ("--ipv6",)])
 def test_it_returns_when_the_service_answers(

@@ -1,0 +1,345 @@
+"""`export`: the same services for another engine, checked by that engine's own means.
+
+With SPM_GOLDEN=write the files in tests/golden/ are written anew.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Spm, eventually
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import simple_process_manager as spm_module
+from simple_process_manager import Spec, exported
+
+GOLDEN = Path(__file__).resolve().parent / "golden"
+SLEEP = ("/bin/sleep", "60")
+WANTED: list[tuple[str, Spec, dict[str, str]]] = [
+    ("db", Spec(SLEEP, "/srv/my data", port=6379, ready=("tcp",), restart="always"), {}),
+    ("Load.data", Spec(("/bin/sh", "-c", 'echo "$HOME" 100% ${X}\n'), "/srv"), {"db": "ready"}),
+    (
+        "api",
+        Spec(
+            ("/bin/sh", "-c", "exec uvicorn main:app --host 127.0.0.1 --port $PORT"),
+            "/srv/app",
+            shell=True,
+            port=8000,
+            port_declared=True,
+            env_given=("API_KEY",),
+            env_taken=("TOKEN",),
+            env_files=("/srv/app/.env",),
+            ready=("http:/health", "log:started"),
+            health=("exec:test -e up", "https://example.org:8443/x"),
+            health_interval_s=2.5,
+            restart="on-failure",
+            max_restarts=3,
+            success_codes="0,SIGTERM",
+            no_restart_codes="3,4",
+            lease="2h",
+            alerts=("memory_mb>500",),
+        ),
+        {"db": "ready", "Load.data": "exited"},
+    ),
+    (
+        "worker",
+        Spec(("no-such-program-here", "-v"), "/srv", health=("http:/ok",)),
+        {"api": "started"},
+    ),
+    ("daemon", Spec(SLEEP, "/srv", type="forking", pid_file="/run/daemon.pid"), {}),
+    ("clock", Spec(("python", "-m", "mcp_server_time"), "/srv", type="stdio"), {"db": "started"}),
+]
+WORDS = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
+
+
+def files_of(target: str) -> dict[str, str]:
+    """The golden files of a target."""
+    return {path.name: path.read_text("utf-8") for path in (GOLDEN / target).iterdir()}
+
+
+def program_for(words: list[str]) -> list[tuple[str, Spec, dict[str, str]]]:
+    """A service of these words."""
+    return [("api", Spec(("/usr/bin/printf", r"%s\0", *words), "/"), {})]
+
+
+def optional(name: str) -> Any:
+    """A module of the extra `test`; the test is skipped without it."""
+    pytest.importorskip(name.partition(".")[0])
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("target", spm_module.TARGETS)
+def test_the_services_look_in_each_target_as_they_did(target: str) -> None:
+    files, notes = exported(target, WANTED, "shop")
+    if os.environ.get("SPM_GOLDEN") == "write":
+        shutil.rmtree(GOLDEN / target, ignore_errors=True)
+        (GOLDEN / target).mkdir(parents=True)
+        for name, text in files.items():
+            (GOLDEN / target / name).write_text(text, "utf-8")
+    assert files == files_of(target)
+    text = "".join(files.values())
+    assert all(f"# {note}\n" in text for note in notes), "what is lost stands in the files"
+    for lost in ("--lease", "--alert", '"log:started"', "clock is left out"):
+        assert any(lost in note for note in notes) or (target, lost[0]) == ("procfile", '"'), lost
+
+
+# -- systemd
+
+
+def test_systemd_takes_the_unit_files(base: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if not analyze:
+        pytest.skip("there is no systemd-analyze here")
+    for name, text in files_of("systemd").items():
+        (base / name).write_text(text, "utf-8")
+    words = [
+        analyze,
+        "verify",
+        "--man=no",
+        "--recursive-errors=yes",
+        *map(str, base.glob("*.service")),
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    ours = [
+        line for line in done.stderr.splitlines() if any(n in line for n in files_of("systemd"))
+    ]
+    assert not ours, done.stderr
+    (base / "api.service").write_text("[Service]\nExecStart=/bin/true\nRestrat=no\nType=odd\n")
+    done = subprocess.run([*words[:4], str(base / "api.service")], capture_output=True, text=True)
+    assert "Restrat" in done.stderr, "the check sees a wrong line"
+
+
+def systemd_words(line: str) -> list[str]:
+    """The words of ExecStart= by systemd.syntax(7) and systemd.service(5), COMMAND LINES."""
+    escapes = {"\\": "\\", '"': '"', "n": "\n", "t": "\t"}
+    words, at = [], 0
+    token = re.compile(r' *(?:"((?:[^"\\]|\\.)*)"|([^\s"\'\\;]\S*))(?= |$)', re.S)
+    while at < len(line):
+        match = token.match(line, at)
+        assert match, line[at:]
+        at = match.end()
+        word = match[2] or re.sub(
+            r"\\(?:u([0-9a-f]{4})|(.))",
+            lambda one: chr(int(one[1], 16)) if one[1] else escapes[one[2]],
+            match[1] or "",
+        )
+        assert not re.search(r"(?<!%)(?:%%)*%(?!%)", word), "a specifier"
+        words.append(word.replace("%%", "%"))
+    assert not any(re.search(r"(?<!\$)(?:\$\$)*\$(?!\$)", word) for word in words[1:]), "a variable"
+    return [words[0], *(word.replace("$$", "$") for word in words[1:])]
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(WORDS)
+def test_systemd_reads_the_words_that_were_meant(words: list[str]) -> None:
+    text = exported("systemd", program_for(words), "shop")[0]["api.service"]
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
+    line = next(line for line in text.split("\n") if line.startswith("ExecStart="))
+    assert systemd_words(line[len("ExecStart=") :]) == ["/usr/bin/printf", r"%s\0", *words]
+
+
+def test_a_directory_cant_bring_lines_of_its_own_into_a_unit() -> None:
+    with pytest.raises(spm_module.UsageError):
+        exported("systemd", [("api", Spec(SLEEP, "/srv\nUser=root"), {})], "shop")
+
+
+# -- Procfile
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(WORDS)
+def test_a_procfile_runs_the_words_that_were_meant(words: list[str]) -> None:
+    environ = optional("honcho.environ")
+    text = exported("procfile", program_for(words), "shop")[0]["Procfile"]
+    command = environ.parse_procfile(text).processes["api"]
+    shown = subprocess.run(["/bin/sh", "-c", command], stdout=subprocess.PIPE, check=True).stdout
+    assert shown == b"".join(word.encode() + b"\0" for word in words or [""])
+
+
+def test_honcho_runs_the_procfile(spm: Spm, port: int) -> None:
+    optional("honcho.environ")
+    command = f"{sys.executable} -c 'import os; print(os.environ[\"TOKEN\"] * 2, os.getcwd())'"
+    spm(
+        "start", "web", "--port", port, f"{sys.executable} -m http.server --bind 127.0.0.1 {{port}}"
+    )
+    spm("start", "my.job", "--env", "TOKEN=s3cr3t", command)
+    spm("stop", "web", "my.job")
+    told = spm("export", "procfile", "-o", "out").stderr
+    assert "my.job: put the values of TOKEN into .env" in told and "s3cr3t" not in told
+    (spm.cwd / "out" / ".env").write_text("TOKEN=x1\n")
+    words = [sys.executable, "-m", "honcho", "start", "web"]
+    honcho = subprocess.Popen(words, cwd=spm.cwd / "out", stdout=subprocess.PIPE, env=spm.env)
+    try:
+        spm("wait-healthy", port, "20")
+    finally:
+        honcho.send_signal(signal.SIGTERM)
+        honcho.communicate(timeout=20)
+    words = [
+        *words[:-2],
+        "run",
+        "sh",
+        "-c",
+        (spm.cwd / "out" / "Procfile").read_text().split("my-job: ")[1].split("\n")[0],
+    ]
+    shown = subprocess.run(
+        words, cwd=spm.cwd / "out", stdout=subprocess.PIPE, text=True, env=spm.env
+    )
+    assert shown.stdout == f"x1x1 {spm.cwd}\n"
+
+
+# -- Compose, Kubernetes, Nomad
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(WORDS)
+def test_yaml_has_the_words_that_were_meant(words: list[str]) -> None:
+    yaml, wanted = optional("yaml"), program_for(words)
+    meant = ["/usr/bin/printf", r"%s\0", *words]
+    doubled = [word.replace("$", "$$") for word in meant]
+    compose = yaml.safe_load(exported("compose", wanted, "shop")[0]["compose.yaml"])
+    assert compose["services"]["api"]["entrypoint"] == doubled
+    pod = yaml.safe_load(exported("kubernetes", wanted, "shop")[0]["kubernetes.yaml"])
+    assert pod["spec"]["containers"][0]["command"] == doubled
+
+
+@pytest.mark.parametrize("name", ["on", "null", "1e3", "0x1", "Y", "a_b.c", "1"])
+def test_a_name_stays_a_name_in_yaml(name: str) -> None:
+    yaml = optional("yaml")
+    wanted: list[tuple[str, Spec, dict[str, str]]] = [(name, Spec(SLEEP, "/", port=80), {})]
+    compose = yaml.safe_load(exported("compose", wanted, "shop")[0]["compose.yaml"])
+    assert list(compose["services"]) == [name]
+    text = exported("kubernetes", wanted, "shop")[0]["kubernetes.yaml"]
+    names = {one["metadata"]["name"] for one in yaml.safe_load_all(text)}
+    assert all(re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", one) for one in names) and len(names) == 1
+
+
+def test_the_compose_document_fits_the_published_schema() -> None:
+    yaml, validator = optional("yaml"), optional("jsonschema")
+    optional("check_jsonschema")
+    place = Path(importlib.import_module("check_jsonschema").__file__ or "").parent
+    schema = json.loads((place / "builtin_schemas/vendor/compose-spec.json").read_text("utf-8"))
+    document = yaml.safe_load(files_of("compose")["compose.yaml"])
+    validator.validate(document, schema)
+    document["services"]["api"]["restrat"] = "no"
+    with pytest.raises(validator.ValidationError):
+        validator.validate(document, schema)
+
+
+def test_the_kubernetes_objects_fit_the_published_schemas() -> None:
+    yaml, validate = optional("yaml"), optional("kubernetes_validate")
+    objects = list(yaml.safe_load_all(files_of("kubernetes")["kubernetes.yaml"]))
+    assert [one["kind"] for one in objects] == [
+        "Deployment",
+        "Service",
+        "Pod",
+        "Pod",
+        "Service",
+        "Pod",
+    ]
+    for one in objects:
+        validate.validate(one, validate.latest_version(), strict=True)
+    objects[2]["spec"]["restrat"] = "no"
+    with pytest.raises(validate.ValidationError):
+        validate.validate(objects[2], validate.latest_version(), strict=True)
+
+
+def hcl_text(written: str) -> str:
+    """The text of a string as python-hcl2 gives it back: still between quotes."""
+    text = json.loads(written.replace("$${", "${").replace("%%{", "%{"))
+    assert isinstance(text, str)
+    return text
+
+
+def test_the_nomad_job_is_hcl() -> None:
+    groups = optional("hcl2").loads(files_of("nomad")["shop.nomad.hcl"])["job"][0]['"shop"'][
+        "group"
+    ]
+    tasks = {name: task for group in groups for task in [group] for name in group}
+    assert list(tasks) == ['"db"', '"load-data"', '"api"', '"worker"']
+    config = groups[1]['"load-data"']["task"][0]['"load-data"']["config"][0]
+    args = [hcl_text(one) for one in config["args"]]
+    assert args[2:] == ["/srv", *WANTED[1][1].argv]
+    shown = subprocess.run([hcl_text(config["command"]), *args[:2], "/", "/bin/pwd"], stdout=-1)
+    assert shown.stdout == b"/\n", "in its directory, by the same words"
+
+
+@settings(max_examples=25, deadline=None, database=None)
+@given(WORDS)
+def test_hcl_has_the_words_that_were_meant(words: list[str]) -> None:
+    text = exported("nomad", program_for(words), "shop")[0]["shop.nomad.hcl"]
+    line = next(line for line in text.split("\n") if " args = " in line)
+    args = optional("hcl2").loads(line.strip() + "\n")["args"]
+    assert [hcl_text(one) for one in args][2:] == ["/", "/usr/bin/printf", r"%s\0", *words]
+
+
+# -- the command
+
+
+def test_export_tells_names_and_never_values(spm: Spm, port: int) -> None:
+    (spm.cwd / ".env").write_text("FROM_FILE=hunter2\n")
+    options = (
+        "--env",
+        "API_KEY=hunter2",
+        "--env-file",
+        ".env",
+        "--port",
+        port,
+        "--restart",
+        "always",
+    )
+    spm("start", "api", *options, "--health", "tcp", f"{sys.executable} -m http.server {{port}}")
+    spm("start", "job", "sleep 60")
+    for target in spm_module.TARGETS:
+        done = spm("export", target)
+        assert "hunter2" not in done.stdout + done.stderr and "API_KEY" in done.stdout
+        assert "[WARN] api: put the values of API_KEY" in done.stderr
+    shown = spm.json("export", "systemd", "api", "-o", "units")
+    assert shown["done"] == {"api.service": "written"} and list(shown["files"]) == ["api.service"]
+    assert any("API_KEY" in note for note in shown["warnings"])
+    path = spm.cwd / "units" / "api.service"
+    assert f"Environment=PORT={port}\n" in path.read_text() == shown["files"]["api.service"]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+    assert "[OK] api.service unchanged" in spm("export", "systemd", "api", "-o", "units").stdout
+    path.write_text("mine\n")
+    refused = spm("export", "systemd", "-o", "units", code=8)
+    assert "api.service is there and differs" in refused.stderr and path.read_text() == "mine\n"
+    spm("export", "systemd", "--output", "units", "--force")
+    assert path.read_text() == shown["files"]["api.service"]
+    spm("export", "compose", "ap", code=3)
+    spm("cleanup")
+    spm("export", "compose", code=3)
+
+
+def umask() -> int:
+    """What new files of this process don't get."""
+    now = os.umask(0o077)
+    os.umask(now)
+    return now
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl here")
+def test_an_exported_probe_command_asks_what_the_service_is_asked(port: int) -> None:
+    checks = ("http:/", "tcp", "exec:true # really")
+    spec = Spec(SLEEP, "/", port=port, ready=checks)
+    unit = spm_module.unit_of("systemd", "web", spec, [])
+    words = spm_module.probe_words(unit, unit.ready)
+    assert subprocess.run(words, stderr=subprocess.DEVNULL).returncode != 0
+    server = subprocess.Popen(
+        [sys.executable, "-m", "http.server", str(port)], stderr=subprocess.DEVNULL
+    )
+    try:
+        eventually(lambda: subprocess.run(words, stderr=subprocess.DEVNULL).returncode == 0)
+    finally:
+        server.terminate()
+        server.wait(10)

@@ -1,0 +1,133 @@
+"""What the driver of random faults found: each a defect once, named after its symptom."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from conftest import Spm, end, eventually, is_running
+
+import simple_process_manager as program
+
+
+@pytest.fixture
+def stranger() -> Iterator[program.Identity]:
+    """A process that isn't ours."""
+    with subprocess.Popen(["sleep", "100"]) as process:
+        look = program.stat_of(process.pid)
+        assert look
+        yield look.identity
+        process.kill()
+
+
+def kill_all_but(spm: Spm, kept: str) -> list[psutil.Process]:
+    """kill -9 the supervisor and every process of a service but those with this word in their line.
+
+    Returns those.
+    """
+    mine = {process: " ".join(process.cmdline()) for process in spm.bearers()}
+    guard = spm.supervisor("api")
+    for process in sorted(mine, key=lambda one: one.pid != guard):  # it would see the others end
+        if process.pid == guard or not kept or kept not in mine[process]:
+            process.send_signal(signal.SIGKILL)
+            eventually(lambda gone=process: not is_running(gone.pid), what="its end")  # type: ignore[misc]
+    return [process for process in mine if is_running(process.pid)]
+
+
+LATE = "command.ordered"
+
+
+def is_late(process: psutil.Process) -> bool:
+    """Whether it is a supervisor."""
+    try:
+        return "supervise" in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+
+
+def forge(spm: Spm, **fields: object) -> None:
+    document = spm.state()
+    document["services"]["api"].update(fields)
+    (spm.home / "state.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("step", ["launched", "journalled", "noted"])
+def test_a_supervisor_that_dies_before_it_answers_leaves_no_service_behind(
+    spm: Spm, step: str
+) -> None:
+    # each of the two supervisors that a start tries; the first one's service went on for ever
+    spm.env["SPM_TEST_CRASH"] = f"supervisor.{step}"
+    spm("start", "api", "sleep 100", code=4)
+    del spm.env["SPM_TEST_CRASH"]
+    assert not spm.bearers()
+    assert spm.service("api")["status"] in ("failed", "exited")
+
+
+def test_a_compiled_form_that_can_not_be_made_is_no_reason_to_fail(spm: Spm) -> None:
+    # Python 3.11 writes half of it where the disk is nearly full; another start may remove it
+    spm("start", "api", "sleep 100")
+    spm("stop", "api")
+    (compiled,) = spm.home.glob("cache/*/*.pyc")
+    compiled.unlink()
+    compiled.mkdir()
+    spm("start", "api", "sleep 100")
+    spm("stop", "api")
+
+
+@pytest.mark.parametrize("words", [("stop", "api"), ("start", "api", "sleep 200"), ("cleanup",)])
+def test_a_supervisor_that_comes_late_starts_nothing_any_more(
+    spm: Spm, words: tuple[str, ...]
+) -> None:
+    # its command was killed when it had the order; another one had its say before it began
+    start = spm.popen("start", "api", "sleep 100", env={**spm.env, "SPM_TEST_CRASH": LATE})
+    late = eventually(lambda: [one for one in spm.bearers() if is_late(one)], what="it")[0]
+    late.suspend()
+    start.communicate(timeout=30)
+    spm(*words)
+    assert not is_running(late.pid)
+    if words[0] == "start":
+        assert spm.service("api")["command"] == "sleep 200"
+        spm("stop", "api")
+
+
+def test_start_takes_no_stranger_back_whom_a_forged_record_names(
+    spm: Spm, stranger: program.Identity
+) -> None:
+    spm("start", "api", "sleep 100")
+    kill_all_but(spm, "")
+    forge(spm, main=stranger._asdict(), phase="running")
+    done = spm("start", "api", "sleep 100")
+    assert "isn't api; nothing was signalled" in done.stderr
+    assert spm.service("api")["pid"] != stranger.pid and spm.service("api")["supervised"]
+    spm("stop", "api")
+    assert is_running(stranger.pid)
+
+
+def test_what_is_left_of_a_service_is_ended_though_its_number_is_another_ones_now(
+    spm: Spm, stranger: program.Identity
+) -> None:
+    spm("start", "api", "--", "sh", "-c", "sleep 98 & exec sleep 99")
+    (child,) = kill_all_but(spm, "98")
+    forge(spm, main={**spm.record("api")["main"], "pid": stranger.pid}, phase="running")
+    assert spm.service("api")["status"] == "lost"
+    spm("start", "api", "sleep 100")
+    assert not is_running(child.pid), "two instances"
+    assert is_running(stranger.pid)
+    spm("stop", "api")
+    end([child])
+
+
+def test_a_crash_at_a_named_step_is_only_that_of_who_is_meant(spm: Spm) -> None:
+    spm.env["SPM_TEST_CRASH"] = "command.intended"
+    spm("start", "api", "sleep 100", code=-signal.SIGKILL)
+    assert spm.service("api")["status"] == "failed", "the intent was written, nothing ran"
+    spm.env["SPM_TEST_CRASH"] = "command.ordered:2"
+    spm("start", "api", "sleep 100")
+    os.kill(spm.service("api")["pid"], 0)
+    del spm.env["SPM_TEST_CRASH"]
+    spm("stop", "api")

@@ -1,0 +1,73 @@
+"""The story of one service where there is no /proc, no pidfd and no subreaper: see generic.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Spm, eventually, is_running, nasty
+from generic import generic_copy
+
+
+@pytest.fixture
+def generic(spm: Spm) -> Spm:
+    """The command line of the copy."""
+    spm.program = generic_copy(spm.base / "program").parent / "tests" / "spm.py"
+    return spm
+
+
+def test_a_service_and_its_daemon_are_followed_and_ended_without_proc(
+    generic: Spm, port: int
+) -> None:
+    pids = generic.cwd / "pids"
+    switches = ("--port", port, "--child", "--setsid-child", "--daemon", "--pids", pids)
+    generic("start", "api", nasty(*switches))
+    generic("wait-healthy", "api", "20")
+    born = f"{psutil.Process(int(generic.record('api')['main']['pid'])).create_time():.2f}"
+    assert generic.record("api")["main"]["token"] == born, "it is psutil that was asked"
+    row = generic.service("api")
+    assert (row["status"], row["port"]) == ("running", port) and row["memory_bytes"] > 0
+    eventually(lambda: pids.exists() and len(pids.read_text().split()) == 4, what="four pids")
+    started = [int(line) for line in pids.read_text().split()]
+    assert {one["pid"] for one in generic.json("status", "api")["tree"]} >= set(started)
+    other = generic("start", "other", "--port", port, nasty("--port", port), code=None)
+    assert (other.returncode, f"pid {row['pid']}" in other.stderr) == (5, True), other.stderr
+    done = generic.json("stop", "api", "--timeout", "300ms")["services"][0]
+    assert not [pid for pid in started if is_running(pid)]
+    assert done["status"] == "stopped" and done["processes"] >= 4
+
+
+def test_a_service_outlives_its_supervisor_and_is_taken_back_without_proc(generic: Spm) -> None:
+    pids = generic.cwd / "pids"
+    generic("start", "api", nasty("--daemon", "--pids", pids))
+    eventually(lambda: pids.exists() and len(pids.read_text().split()) == 2, what="two pids")
+    generic.kill_supervisor("api")
+    assert generic.service("api")["status"] == "running"
+    generic("start", "api", nasty("--daemon", "--pids", pids))
+    assert is_running(generic.supervisor("api")), "adopted by a supervisor"
+    generic.kill_supervisor("api")
+    (generic.home / "state.json").unlink()
+    shown = generic("cleanup").stdout
+    assert "api" in shown and not generic.bearers()
+
+
+def test_the_copy_without_proc_refuses_to_open_it(base: Path) -> None:
+    script = generic_copy(base)
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import simple_process_manager as spm\n"
+        "assert spm.stat_of(int(sys.argv[2])).parent and spm.listen_sockets() is None\n"
+        "assert not spm.become_subreaper() and not spm.place().namespace\n"
+        "def denied(process): raise spm.psutil.AccessDenied(process.pid)\n"
+        "spm.psutil.Process.num_threads = denied  # as of another user's on macOS\n"
+        "assert spm.stat_of(1).identity.born, 'not seen'\n"
+        "print(spm.death_watch(spm.Identity(int(sys.argv[2]), '')))\n"
+        "exec('open(\"/proc/self/stat\")', vars(spm))"
+    )
+    words = [sys.executable, "-c", program, str(script.parent), str(os.getpid())]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout == "None\n", done.stderr
+    assert "AssertionError: opened where there is no /proc: /proc/self/stat" in done.stderr
