@@ -8708,7 +8708,8 @@ class Application:
 
     def act(self, step: Step) -> None:
         """Do what a step says."""
-        wanted, name, record = step.wanted, step.name, self.store.record(step.name)
+        wanted, name = step.wanted, step.name
+        record = self.store.record(name) if step.action == "stop" else None
         if step.action == "stop" and record and record.phase in LIVE_PHASES:
             raise Failed(f"{name} could not be stopped", f"see: stop {name}")
         if step.action == "settings" and wanted:
