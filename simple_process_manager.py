@@ -40,7 +40,10 @@ The state directory (--home, else SPM_HOME, else the nearest .spm/, else .spm/ i
 
     state.json              every service: what was asked (spec) and what is (record)
     lock                    held for each read-change-write of state.json
-    lock.up                 held by the `up` that is under way
+    lock.up, lock.up.by     held by the `up` that is under way, and who that is
+    versions/NNNN.json      each configuration that was applied, mode 0600: what came of it, and
+                            the journal of an `up` that was killed
+    versions/NNNN-TIME.json a spm.json that was replaced after version NNNN, byte for byte
     cache/                  compiled form of this file, from which supervisors start
     services/NAME/lock      held by the command that starts or stops NAME
     services/NAME/supervisor.lock   held by the supervisor for as long as it lives
@@ -275,7 +278,7 @@ def parse_size(text: str) -> int:
 def parse_count(text: str) -> int:
     """A number from 0 on, or UsageError."""
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise UsageError(f"{text!r} is not a number of lines", "write for example -n 100")
+        raise UsageError(f"{text!r} is not a number from 0 on", "write for example 100")
     return int(text)
 
 
@@ -2213,7 +2216,7 @@ def is_same_file(descriptor: int, path: str) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: str, wait_s: float, busy: str) -> Iterator[None]:
+def locked(path: str, wait_s: float, busy: str | Callable[[], str]) -> Iterator[None]:
     """Hold the lock of a file; TimedOut, saying `busy`, if it isn't free within wait_s seconds."""
     deadline, pause_s = time.monotonic() + wait_s, 0.001
     while True:
@@ -2228,7 +2231,8 @@ def locked(path: str, wait_s: float, busy: str) -> Iterator[None]:
         finally:
             os.close(descriptor)
         if time.monotonic() >= deadline:
-            raise TimedOut(busy, "see who holds it: another spm command may hang or be stopped")
+            told = busy if isinstance(busy, str) else busy()
+            raise TimedOut(told, "see who holds it: another spm command may hang or be stopped")
         time.sleep(pause_s)
         pause_s = min(pause_s * 1.5, 0.02)
 
@@ -5087,10 +5091,10 @@ class Option(NamedTuple):
     help: str = ""
 
 
-def shown_path(path: str) -> str:
-    """A path as short as it can be written from here."""
+def shown_path(path: str, start: str = os.curdir) -> str:
+    """A path as short as it can be written from here, or from a directory."""
     with contextlib.suppress(ValueError, OSError):  # on another Windows drive, or here is gone
-        relative = os.path.relpath(path)
+        relative = os.path.relpath(path, start)
         return path if relative.startswith("..") else relative
     return path
 
@@ -5478,10 +5482,16 @@ class Config(NamedTuple):
     notes: tuple[str, ...]
     document: dict[str, object]  # all of it as one spm.json, each ${…} as it was written
     files: tuple[str, ...]  # those it came from
+    text: str | None = None  # as people wrote it, None if it came from other options too
 
     def named(self, name: str) -> Wanted | None:
         """The service of that name: names are compared without case."""
         return next((o for o in self.services.values() if o.name.lower() == name.lower()), None)
+
+
+def has_names(value: object) -> bool:
+    """Whether there is a ${NAME} in it."""
+    return "${" in json.dumps(value)
 
 
 COMMENTS = r'(?s)"(?:[^"\\\n]|\\.)*"?|//[^\r\n]*|/\*.*?\*/'
@@ -5504,9 +5514,11 @@ def find_config(given: str | None, home: str) -> str:
     return os.path.abspath(explicit or os.path.join(root, "spm.json"))
 
 
-def read_config(path: str, servers: Sequence[str] = (), procfile: str | None = None) -> Config:
+def read_config(
+    path: str, servers: Sequence[str] = (), procfile: str | None = None, expands: bool = True
+) -> Config:
     """The Config of a file, of agents' files and of a Procfile; ConfigError with every problem."""
-    reading = Reading(path)
+    reading = Reading(path, expands)
     data: object = {}
     if os.path.lexists(path) or not (servers or procfile):
         data = reading.load(path)
@@ -5515,14 +5527,25 @@ def read_config(path: str, servers: Sequence[str] = (), procfile: str | None = N
         reading.take_servers(os.path.abspath(file))
     if procfile:
         reading.take_procfile(os.path.abspath(procfile))
+    reading.text = None if servers or procfile else reading.text
     return reading.config()
 
 
-def config_of(document: object, path: str) -> Config:
+def config_of(document: object, path: str, expands: bool = True) -> Config:
     """The Config of a document that was kept; `path` is where it belongs."""
-    reading = Reading(path)
+    reading = Reading(path, expands)
     reading.take(document)
     return reading.config()
+
+
+def read_instead(path: str, file: str) -> Config:
+    """The Config of a file that may take the place of the one at `path`."""
+    reading = Reading(file)
+    reading.base = os.path.dirname(path)
+    reading.take(reading.load(file))
+    config = reading.config()
+    services = {name: one._replace(config=path) for name, one in config.services.items()}
+    return config._replace(path=path, services=services)
 
 
 def in_order(services: Mapping[str, Wanted]) -> list[str]:
@@ -5536,11 +5559,15 @@ def in_order(services: Mapping[str, Wanted]) -> list[str]:
 class Reading:
     """One reading of a configuration: what was found so far, and what is wrong with it."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, expands: bool = True) -> None:
         self.path, self.base = path, os.path.dirname(path)
+        self.expands = (
+            expands  # else what has a ${NAME} in it is left as it is, and is not looked at
+        )
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.files: list[str] = []
+        self.text: str | None = None
         self.sources: list[Source] = []
         self.names: dict[str, Source] = {}  # in lower case
         self.defaults: dict[str, object] = {}
@@ -5569,6 +5596,7 @@ class Reading:
                 text = stream.read()
             if parse:
                 return parse(text)
+            self.text = text if file == self.path else self.text
             return json.loads(blanked(text), object_pairs_hook=unique)
         except (OSError, ValueError, RecursionError, ConfigError) as error:
             line = getattr(error, "lineno", None)
@@ -5708,7 +5736,9 @@ class Reading:
             raise ConfigError(text, "mend that: nothing was changed", problems=problems)
         kept = {one.name: one.keys for one in self.sources}
         document: dict[str, object] = {"version": 1, "services": kept}
-        return Config(self.path, services, tuple(self.notes), document, tuple(self.files))
+        return Config(
+            self.path, services, tuple(self.notes), document, tuple(self.files), self.text
+        )
 
     def place(self, source: Source, key: str) -> tuple[str, str]:
         """The file and the path of a key of a service: it may be that of the defaults."""
@@ -5721,6 +5751,8 @@ class Reading:
 
         before, place = len(self.problems), self.place
         keys = {k: self.expanded(source, v, place(source, k)) for k, v in source.keys.items()}
+        if not self.expands:
+            keys = {k: v for k, v in keys.items() if k in ("command", "env") or not has_names(v)}
         args = {**defaults_of(START_OPTIONS), "name": source.name}
         for key, value in keys.items():
             option, found = KEYS.get(key), list[object]()
@@ -5733,7 +5765,8 @@ class Reading:
         args["env_file"] = [os.path.join(self.base, str(one)) for one in as_list(args["env_file"])]
         env, words = as_object(keys.get("env")), keys.get("command")
         args["env"] = [k if v is None else f"{k}={text_of(v)}" for k, v in env.items()]
-        args.update({"command": [words]} if isinstance(words, str) else {"tail": words})
+        is_line = isinstance(words, str) and (self.expands or not has_names(words))
+        args.update({"command": [words]} if is_line else {"tail": words and as_list(words)})
         args["no_keep_alive"] = keys.get("keep_alive") is False
         rules: dict[str, Mapping[str, object]] = {}
         file, path = place(source, "environment")
@@ -5764,7 +5797,7 @@ class Reading:
             return {k: self.expanded(source, v, (file, f"{path}.{k}")) for k, v in value.items()}
         if isinstance(value, list):
             return [self.expanded(source, v, (file, f"{path}[{i}]")) for i, v in enumerate(value)]
-        if not isinstance(value, str) or "${" not in value:
+        if not (isinstance(value, str) and "${" in value and self.expands):
             return value
 
         def meant(found: re.Match[str]) -> str:
@@ -5895,6 +5928,135 @@ def step_of(wanted: Wanted, known: Known | None, is_named: bool, is_once: bool) 
         return step("start", "its supervisor is gone", keys)
     why = f"{', '.join(keys)} changed" if keys else ""
     return step(("settings" if is_small else "restart") if keys else "keep", why, keys)
+
+
+# -- what was applied
+
+VERSION: dict[str, Kind] = {"number": _integer, "at": _number, "config": _text, "hash": _text}
+VERSION["result"] = _one_of("applying", "done", "failed", "rolled back", "cut off")
+VERSION["plan"] = _list_of(_kind("an object", lambda value: isinstance(value, dict)))
+VERSION["names"] = _list_of(_text)
+VERSION["document"] = _kind("an object", lambda value: isinstance(value, dict))
+VERSION.update(text=_or_none(_text), of=_or_none(_integer))
+
+
+class Version(NamedTuple):
+    """A configuration that was applied, and what came of it."""
+
+    number: int
+    at: float
+    config: str  # its path
+    hash: str  # of the document
+    result: str  # applying: it is being, or who did was killed
+    plan: tuple[dict[str, object], ...]  # its steps; `result`: done, failed, skipped or not yet
+    names: tuple[str, ...]  # what `up` was called with
+    document: dict[str, object]
+    text: str | None = None  # the file as people wrote it, None if there were others beside it
+    of: int | None = None  # the version that it went back to
+
+    @classmethod
+    def from_json(cls, data: object, number: int) -> Version:
+        """The Version of a JSON object, or RecordError."""
+        version = cls._make(read_object(data, "version", VERSION))
+        if (version.number, version.hash) != (number, hash_of(version.document)):
+            raise RecordError("number and hash are those of another one")
+        return version
+
+    @property
+    def data(self) -> dict[str, object]:
+        """What is told of it: all but what it says."""
+        return {k: v for k, v in self._asdict().items() if k not in ("document", "text")}
+
+
+def hash_of(document: object) -> str:
+    """What tells one document from another."""
+    import hashlib
+
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def with_env(document: Schema, instead: str = "…") -> dict[str, object]:
+    """A document with something else instead of the values under env; {}: a variable's name."""
+
+    def shown(name: str, value: object) -> object:
+        found = re.fullmatch(rf"\$\{{(?:env:)?({VARIABLE})(?::-(.*))?\}}", str(value))
+        is_value = value is not None and not (found and not found[2])  # a default is one, too
+        return instead.format(found[1] if found else name) if is_value else value
+
+    services = {name: dict(as_object(one)) for name, one in as_object(document["services"]).items()}
+    for keys in services.values():
+        env = as_object(keys.get("env")).items()
+        keys.update({"env": {name: shown(name, value) for name, value in env}} if env else {})
+    return {**document, "services": services}
+
+
+def spelled_out(config: Config) -> dict[str, object]:
+    """A document with the defaults too, the same for all that mean the same."""
+    services = {name: keys_of(one) for name, one in config.services.items()}
+    document: dict[str, object] = json.loads(json.dumps({"version": 1, "services": services}))
+    return document
+
+
+def keys_of(wanted: Wanted) -> dict[str, object]:
+    """The keys of a service with its defaults; what has a ${NAME} as it was written."""
+    spec, source, base = wanted.spec, wanted.source.keys, os.path.dirname(wanted.config)
+    env = as_object(source.get("env")).items()
+    keys = {FIELD_KEYS.get(one, one.removesuffix("_s")): getattr(spec, one) for one in SPEC}
+    keys.update(
+        command=spec.argv[-1] if spec.shell else spec.argv,
+        cwd=shown_path(spec.cwd, base),
+        port=(spec.port_asked or spec.port) if spec.port_declared else None,
+        env={name: value if value is None else text_of(value) for name, value in env},
+        env_file=[shown_path(path, base) for path in spec.env_files],
+        pid_file=spec.pid_file and shown_path(spec.pid_file, spec.cwd),
+    )
+    keys.update(on_conflict=wanted.conflict, environment=spec.rules)
+    keys.update(depends_on=wanted.depends_on, disabled=wanted.disabled)
+    raw = {key: value for key, value in source.items() if key != "env" and has_names(value)}
+    return {**{key: value for key, value in keys.items() if value is not None}, **raw}
+
+
+def changes_of(old: Schema, new: Schema) -> dict[str, object]:
+    """What is otherwise in the second of two documents that are spelled out; no values of env."""
+
+    def flat(document: Schema) -> dict[str, dict[str, object]]:
+        found = {
+            name: dict(as_object(one)) for name, one in as_object(document["services"]).items()
+        }
+        for keys in found.values():
+            keys.update({f"env.{k}": v for k, v in as_object(keys.pop("env", None)).items()})
+        return found
+
+    was, now, *seen = map(flat, (old, new, with_env(old), with_env(new)))
+    changed = {
+        name: {
+            key: [one[name].get(key) for one in seen]
+            for key in {**was[name], **now[name]}
+            if was[name].get(key, was) != now[name].get(key, was)
+        }
+        for name in sorted(was.keys() & now.keys())
+    }
+    return {
+        "added": [name for name in now if name not in was],
+        "removed": [name for name in was if name not in now],
+        "changed": {name: keys for name, keys in changed.items() if keys},
+    }
+
+
+def change_lines(changes: Mapping[str, object]) -> list[str]:
+    """The changes, one a line."""
+
+    def shown(value: object) -> str:
+        if isinstance(value, list) and value:
+            return join_command(list(map(str, value)))
+        return value or '""' if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+    lines = [f"+ {name}" for name in as_list(changes["added"])]
+    lines += [f"- {name}" for name in as_list(changes["removed"])]
+    for name, keys in as_object(changes["changed"]).items():
+        for key, pair in as_object(keys).items():
+            lines.append(f"~ {name}.{key}: {' → '.join(map(shown, as_list(pair)))}")
+    return lines or ["[OK] nothing differs"]
 
 
 # == Commands ======================================================================================
@@ -8103,9 +8265,10 @@ CONFIG_OPTIONS = (
 )
 
 
-def config_at(store: Store, args: argparse.Namespace) -> Config:
+def config_at(store: Store, args: argparse.Namespace, expands: bool = True) -> Config:
     """The configuration that the options name."""
-    return read_config(find_config(args.config, store.home), args.mcp_config, args.procfile)
+    path = find_config(args.config, store.home)
+    return read_config(path, args.mcp_config, args.procfile, expands)
 
 
 @command("config schema", "the JSON Schema of spm.json, for editors")
@@ -8157,6 +8320,289 @@ def show_rules(store: Store, args: argparse.Namespace) -> Result:
             words = [f"{k} {v}" if v is not True else k for k, v in rule.items() if v]
             table.append((name, variable, ", ".join(words), f"no: it {why}" if why else "yes"))
     return Result({"rules": rows}, [] if rows else ["[OK] there are none"], table if rows else ())
+
+
+# -- versions
+
+MOST_VERSIONS = 100
+
+
+def version_path(store: Store, name: str = "") -> str:
+    """A file among the versions."""
+    return os.path.join(store.home, "versions", name)
+
+
+def version_numbers(store: Store) -> list[int]:
+    """The numbers of the versions, newest first."""
+    names: list[str] = []
+    with state_errors(version_path(store)), contextlib.suppress(FileNotFoundError):
+        names = os.listdir(version_path(store))
+    numbers = [int(name[:-5]) for name in names if re.fullmatch(r"[0-9]{4,9}\.json", name)]
+    return sorted(numbers, reverse=True)
+
+
+def read_version(store: Store, number: int) -> Version:
+    """A version; NotFound, or StateError if it is damaged."""
+    path = version_path(store, f"{number:04}.json")
+    try:
+        with open(path, "rb") as file:
+            return Version.from_json(json.loads(file.read()), number)
+    except FileNotFoundError as error:
+        raise NotFound(f"there is no version {number}", "see: config history") from error
+    except (OSError, ValueError, RecursionError) as error:
+        told = f"version {number} can't be read: {path}: {getattr(error, 'strerror', 0) or error}"
+        raise StateError(told, "take another one: config history") from error
+
+
+def versions(store: Store) -> Iterator[Version]:
+    """Every version, newest first; those that are damaged are named and left out."""
+    for number in version_numbers(store):
+        try:
+            yield read_version(store, number)
+        except (NotFound, StateError) as error:
+            store.notes += [] if error.message in store.notes else [error.message]
+
+
+def last_applied(store: Store, config: str) -> Version | None:
+    """The version of a configuration that was applied last."""
+    mine = (one for one in versions(store) if one.config == config)
+    return next((one for one in mine if one.result != "rolled back"), None)
+
+
+def write_version(store: Store, version: Version, durable: bool = True) -> None:
+    """Keep a version, or what came of it since."""
+    path = version_path(store, f"{version.number:04}.json")
+    with state_errors(path):
+        os.makedirs(version_path(store), mode=0o700, exist_ok=True)
+        write_file(path, json.dumps(version._asdict()).encode(), durable)
+
+
+def new_version(
+    store: Store, config: Config, steps: Sequence[Step], names: Sequence[str], of: int | None
+) -> Version:
+    """The next version, which is about to be applied; the oldest ones go, but no last one."""
+    numbers, last = version_numbers(store), dict[str, int]()
+    number, plan = max([0, *numbers]) + 1, tuple({**one.data, "result": ""} for one in steps)
+    facts = (config.path, hash_of(config.document), "applying", plan, tuple(names))
+    new = Version(number, time.time(), *facts, config.document, config.text, of)
+    write_version(store, new)
+    for one in versions(store) if numbers[MOST_VERSIONS - 1 :] else ():
+        if one.result not in ("rolled back", "applying"):
+            last.setdefault(one.config, one.number)
+    for old in {*numbers[MOST_VERSIONS - 1 :]} - {*last.values()}:
+        for name in os.listdir(version_path(store)):
+            if re.match(f"{old:04}[.-]", name):
+                with contextlib.suppress(OSError):  # the next one tries again
+                    os.unlink(version_path(store, name))
+    return new
+
+
+def replace_config(store: Store, path: str, text: str | None) -> list[str]:
+    """Write the configuration; the one that was there is kept. What to say of it."""
+    path, old, mode, former = os.path.realpath(path), b"", 0o600, ""
+    if text is None:
+        return ["[WARN] it came from several files, which are as they were: `up` takes them again"]
+    with state_errors(path):
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+            old, mode = file.read(), os.fstat(file.fileno()).st_mode & 0o777
+        if old == text.encode():
+            return []
+        if old:
+            number, now_ms = max([0, *version_numbers(store)]), time.time_ns() // 10**6
+            former = version_path(store, f"{number:04}-{now_ms}.json")
+            os.makedirs(version_path(store), mode=0o700, exist_ok=True)
+            write_file(former, old)
+        write_file(path, text.encode())
+        os.chmod(path, mode)
+    kept = f"; the former one is {shown_path(former)}" * bool(former)
+    return [f"[INFO] {shown_path(path)} is written{kept}"]
+
+
+def file_marks(paths: Iterable[str]) -> dict[str, object]:
+    """What changes when a file does."""
+    stats = {path: os.stat(path) for path in paths if os.path.exists(path)}
+    return {path: (one.st_mtime_ns, one.st_size, one.st_ino) for path, one in stats.items()}
+
+
+@contextlib.contextmanager
+def only_one(store: Store, wait_s: float) -> Iterator[None]:
+    """Hold the lock of what changes the configuration; TimedOut that names who holds it."""
+    path = os.path.join(store.home, "lock.up")
+
+    def busy() -> str:
+        with contextlib.suppress(OSError), open(f"{path}.by", encoding="utf-8") as file:
+            return f"another `up` is under way ({file.read(80)}); waited {format_duration(wait_s)}"
+        return "another `up` is under way"
+
+    with locked(path, wait_s, busy):
+        by = f"pid {os.getpid()} since {time.strftime('%H:%M:%S')}"
+        with state_errors(path):
+            write_file(f"{path}.by", by.encode(), durable=False)
+        yield
+
+
+def tally(words: Iterable[object]) -> str:
+    """`start: 2, keep: 1`."""
+    listed = [str(word) for word in words]
+    return ", ".join(f"{word}: {listed.count(word)}" for word in dict.fromkeys(listed))
+
+
+@command("config history", "the configurations that `up` applied, newest first; * those that hold")
+def history(store: Store, args: argparse.Namespace) -> Result:
+    """The versions."""
+    rows, table = list[object](), [("version", "when", "result", "plan", "configuration")]
+    holding: dict[str, int] = {}
+    for one in versions(store):
+        if one.result != "rolled back":
+            holding.setdefault(one.config, one.number)
+        is_last = holding.get(one.config) == one.number
+        rows.append({**one.data, "applied": is_last})
+        done = tally(step.get("action") for step in one.plan)
+        done += f" (back to {one.of})" * bool(one.of)
+        row = (f"{one.number}{'*' * is_last}", moment(one.at), one.result, done)
+        table.append((*row, f"{shown_path(one.config)} {one.hash[:8]}"))
+    none = [] if rows else ["[OK] there are none"]
+    return Result({"versions": rows}, none, table if rows else ())
+
+
+def version_asked(store: Store, args: argparse.Namespace, number: int | None) -> Version:
+    """The version of that number, None: the one that was applied last."""
+    if number is not None:
+        return read_version(store, number)
+    last = last_applied(store, find_config(args.config, store.home))
+    if not last:
+        raise NotFound("nothing was applied yet", "bring it up, or name a version: config history")
+    return last
+
+
+@command(
+    "config show",
+    "a configuration as it was applied, the values under env masked",
+    Option("version?", "V", parse_count, help="its number in the history (the last one)"),
+    CONFIG_OPTIONS[0],
+)
+def show_version(store: Store, args: argparse.Namespace) -> Result:
+    """What was applied."""
+    version = version_asked(store, args, args.version)
+    document = with_env(version.document)
+    head = f"// version {version.number} of {moment(version.at)}: {version.result}"
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    return Result({"version": version.data, "document": document}, [head], stream=iter([text]))
+
+
+@command(
+    "config diff",
+    "what differs in meaning: from A (the last one applied) to B (the file)",
+    Option("a?", "A", parse_count, help="the number of a version"),
+    Option("b?", "B", parse_count, help="the number of another"),
+    *CONFIG_OPTIONS,
+)
+def diff(store: Store, args: argparse.Namespace) -> Result:
+    """What differs between two versions, or between one and the file."""
+    old = version_asked(store, args, args.a)
+    new = read_version(store, args.b) if args.b is not None else None
+    ends = [config_of(one.document, one.config, expands=False) for one in (old, new) if one]
+    ends += [] if new else [config_at(store, args, expands=False)]
+    changes = changes_of(*map(spelled_out, ends))
+    data = {"from": old.number, "to": new.number if new else ends[1].path}
+    return Result({**data, **changes}, change_lines(changes))
+
+
+@command(
+    "config impact",
+    "what `up` would do to the services that run, if this were the configuration",
+    Option("file", "FILE"),
+    CONFIG_OPTIONS[0],
+)
+def impact(store: Store, args: argparse.Namespace) -> Result:
+    """Which services would restart, and which go on."""
+    config = read_instead(find_config(args.config, store.home), os.path.abspath(args.file))
+    steps = plan_of(config, known_services(store))
+    data: dict[str, object] = {
+        action: [one.name for one in steps if one.action == action]
+        for action in ("restart", "stop", "settings", "start", "keep")
+    }
+    told = tally(one.action for one in steps) or "no services"
+    restarts = counted(len(as_list(data["restart"])), "service")
+    lines = [*(f"  {one}" for one in steps), f"[OK] {restarts} would restart ({told})"]
+    return Result({**data, "plan": [one.data for one in steps]}, lines)
+
+
+@command(
+    "config rollback",
+    "bring the services, and the configuration's file, back to a version; a new version itself",
+    Option("version", "V", parse_count, help="its number in the history"),
+    Option("--dry-run", help="print what would be done"),
+    Option("--wait", "[D]", parse_duration, help="until all are ready, D at most for each (30s)"),
+)
+def rollback(store: Store, args: argparse.Namespace) -> Result:
+    """Go back to a version."""
+    version = read_version(store, args.version)
+    args.names, args.rollback_on_failure, text = [], False, version.text
+    config = config_of(version.document, version.config)
+    with contextlib.suppress(ValueError, RecursionError, ConfigError):
+        text = text and json.dumps(config.document, indent=2) + "\n"  # if what it includes changed
+        now = config_of(json.loads(blanked(version.text or "")), config.path, expands=False)
+        text = version.text if now.document == config.document else text
+    result = bring_up(store, config._replace(text=text), args, version.number)
+    if args.dry_run or result.error:
+        return result
+    line = f"[OK] back at version {version.number}, as version {result.data['version']}"
+    return result._replace(lines=[*result.lines, line])
+
+
+@command(
+    "config export",
+    "one document with all that holds, defaults spelled out",
+    Option("file", "FILE", help="-: stdout, where values under env are ${NAME}"),
+    *CONFIG_OPTIONS,
+)
+def export_config(store: Store, args: argparse.Namespace) -> Result:
+    """Write the effective configuration."""
+    config = config_at(store, args, expands=False)
+    full = spelled_out(config)
+    bare = with_env(full, "${{{}}}")
+    given = as_object(changes_of(bare, full)["changed"]).values()
+    values = sorted({key[4:] for keys in given for key in as_object(keys)})
+    names, path = ", ".join(values), os.path.abspath(args.file)
+    text = json.dumps(bare if args.file == "-" else full, indent=2, ensure_ascii=False) + "\n"
+    if args.file == "-":
+        lines = [f"[WARN] without the values of {names}: give a FILE to have them"] * bool(values)
+        return Result({"document": bare, "values": values}, lines, stream=iter([text]))
+    if os.path.realpath(path) in map(os.path.realpath, config.files):
+        raise Refused(f"{args.file} is what is exported", "write to another file")
+    with state_errors(path):
+        write_file(path, text.encode())
+    lines = [f"[WARN] {args.file} has the values of {names}: don't share it"] * bool(values)
+    told = f"[OK] {counted(len(config.services), 'service')} written to {args.file}"
+    return Result({"path": path, "values": values}, [*lines, told])
+
+
+@command(
+    "config import",
+    "take a file as the configuration: validated, compared, confirmed; `up` applies it",
+    Option("file", "FILE"),
+    Option("--yes", help="write it without a question"),
+    CONFIG_OPTIONS[0],
+)
+def import_config(store: Store, args: argparse.Namespace) -> Result:
+    """Replace the configuration's file; the former one is kept."""
+    path = find_config(args.config, store.home)
+    new = read_instead(path, os.path.abspath(args.file))
+    old: Schema = {"services": {}}
+    with contextlib.suppress(ConfigError):  # none, or a broken one: all is new
+        old = spelled_out(read_config(path, expands=False))
+    changes = changes_of(old, spelled_out(new))
+    args.say(*([] if args.json else change_lines(changes)))
+    is_asked = os.isatty(0) and not (args.yes or args.json)
+    args.say(*[f"write {shown_path(path)}? y/n"] * is_asked)
+    if not (args.yes or (is_asked and key_within(60.0) in ("y", "Y"))):
+        raise Refused(f"{shown_path(path)} is as it was", "see what differs, add --yes", **changes)
+    store.prepare()
+    with only_one(store, CLAIM_S):
+        lines = replace_config(store, path, new.text)
+    told = f"[OK] {shown_path(path)} is {args.file} now; apply it: up"
+    return Result({"path": path, **changes}, [*lines, told])
 
 
 # -- up, down
@@ -8263,7 +8709,8 @@ class Application:
 
     def act(self, step: Step) -> None:
         """Do what a step says."""
-        wanted, name, record = step.wanted, step.name, self.store.record(step.name)
+        wanted, name = step.wanted, step.name
+        record = self.store.record(name) if step.action == "stop" else None
         if step.action == "stop" and record and record.phase in LIVE_PHASES:
             raise Failed(f"{name} could not be stopped", f"see: stop {name}")
         if step.action == "settings" and wanted:
@@ -8341,38 +8788,85 @@ def up(store: Store, args: argparse.Namespace) -> Result:
     return Result({}, stream=keep_up(store, config, args))
 
 
-def bring_up(store: Store, config: Config, args: argparse.Namespace) -> Result:
-    """Plan, say so, and do it."""
+def bring_up(
+    store: Store, config: Config, args: argparse.Namespace, of: int | None = None
+) -> Result:
+    """Plan, say so, and do it; `of`: the version to which it goes back."""
     for name in args.names:
         if not config.named(name):
             told = f"{shown_path(config.path)} has no service {name!r}"
             raise NotFound(told, f"{nearest(name, config.services)}see: config validate")
-    lock, busy = os.path.join(store.home, "lock.up"), "another `up` of this home is under way"
+    before = file_marks(config.files)
     with contextlib.ExitStack() as locks:
         if not args.dry_run:
             store.prepare()
-            locks.enter_context(locked(lock, CLAIM_S, busy))
-        known = known_services(store)
-        steps = plan_of(config, known, args.names)
+            locks.enter_context(only_one(store, args.wait or CLAIM_S))
+            if before != file_marks(config.files):  # it was changed while we waited
+                config = config_at(store, args)
+        last, known = last_applied(store, config.path), known_services(store)
+        cut = last if last and last.result == "applying" and not args.dry_run else None
+        asked = [cut.names, args.names] if cut else [args.names]
+        plans = [step for names in asked for step in plan_of(config, known, names)]
+        steps = [*{step.name: step for step in plans}.values()]
         lines = [f"[INFO] {note}" for note in config.notes] + [f"  {step}" for step in steps]
         data: dict[str, object] = {"config": config.path, "plan": [one.data for one in steps]}
         if args.dry_run:
             return Result(data, lines or ["[OK] there is nothing to do"])
+        is_same = last is not None and last.hash == hash_of(config.document)
+        if cut:
+            what = "it is finished now" if is_same else "it is undone where the file says otherwise"
+            args.say(
+                f"[INFO] the `up` of version {cut.number} was cut off ({moment(cut.at)}): {what}"
+            )
         args.say(*lines)
         check_environments(steps)
-        outcomes = Application(store, steps, args).run()
-        failed = [one for one in outcomes if one.error]
-        if failed and args.rollback_on_failure:
-            roll_back(store, known, outcomes, args.say)
-    data["services"] = [one.data for one in outcomes]
+        args.say(*replace_config(store, config.path, config.text) if of else ())
+        is_idle = is_same and all(one.action == "keep" for one in steps)
+        if not last or not is_idle or last.result != "done":
+            names = [name for names in asked for name in names] if all(asked) else ()
+            last = new_version(store, config, steps, names, of)
+        if cut:
+            write_version(store, cut._replace(result="cut off"))
+        outcomes = carry_out(store, last, steps, known, args)
+    failed = [one for one in outcomes if one.error]
+    data.update(services=[one.data for one in outcomes], version=last.number)
+    data.update({"cut_off": cut.number} if cut else {})
     if not failed:
-        words = [one.step.action for one in outcomes]
-        told = ", ".join(f"{word}: {words.count(word)}" for word in dict.fromkeys(words))
-        return Result(data, [f"[OK] {shown_path(config.path)} is up ({told or 'no services'})"])
+        told = tally(one.step.action for one in outcomes) or "no services"
+        return Result(data, [f"[OK] {shown_path(config.path)} is up ({told})"])
     error = failed[0].error
     if error and args.rollback_on_failure:
         error.message += "; rolled back to what ran before"
     return Result({**data, "rolled_back": args.rollback_on_failure}, error=error)
+
+
+def carry_out(
+    store: Store,
+    version: Version,
+    steps: Sequence[Step],
+    known: Mapping[str, Known],
+    args: argparse.Namespace,
+) -> list[Outcome]:
+    """Do what was planned, and note in the version, if it is a new one, what came of it."""
+    results = dict.fromkeys((one.name for one in steps), "")
+
+    def note(result: str) -> None:
+        plan = tuple({**one.data, "result": results[one.name]} for one in steps)
+        if version.result == "applying":
+            write_version(store, version._replace(plan=plan, result=result), result != "applying")
+
+    def tell(outcome: Outcome) -> None:
+        results[outcome.step.name] = outcome.result
+        with contextlib.suppress(StateError):  # it is told at the end, if it goes on
+            note("applying")
+
+    outcomes = Application(store, steps, args).run(tell)
+    result = "failed" if any(one.error for one in outcomes) else "done"
+    if result == "failed" and args.rollback_on_failure:
+        roll_back(store, known, outcomes, args.say)
+        result = "rolled back"
+    note(result)
+    return outcomes
 
 
 def check_environments(steps: Sequence[Step]) -> None:
@@ -8392,15 +8886,10 @@ def check_environments(steps: Sequence[Step]) -> None:
 def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[str]:
     """Apply the configuration now and each time its files have changed, until q or Ctrl-C."""
     files, applied = {config.path, *config.files}, dict[str, object]()
-
-    def look() -> dict[str, object]:
-        stats = {path: os.stat(path) for path in files if os.path.exists(path)}
-        return {path: (one.st_mtime_ns, one.st_size, one.st_ino) for path, one in stats.items()}
-
-    before = look()
+    before = file_marks(files)
     with contextlib.suppress(KeyboardInterrupt):
         while True:
-            now, error = look(), None
+            now, error = file_marks(files), None
             if now == before and (not applied or now != {**now, **applied}):  # it is whole by now
                 applied = now
                 try:
@@ -9289,6 +9778,7 @@ GLOBAL_OPTIONS = (
 )
 WATCHED, WAITED = ("--watch", 2.0), ("--wait", WAIT_S)
 OPTIONAL_VALUES = {"start": WAITED, "up": WAITED, "list": WATCHED, "status": WATCHED}
+OPTIONAL_VALUES["config rollback"] = WAITED
 PLAIN_BARS = dict(zip(map(ord, BARS), "_.-:=+*#"))
 FAMILIES = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # config schema
 LEADING = ("--home", "--json", "--version", "--help", "-h")  # what may stand before the command
