@@ -8696,7 +8696,8 @@ class Application:
             self.note(Outcome(step, "skipped" if lacking else "failed", error))
             return
         self.note(Outcome(step, "done"))
-        record, until = self.store.record(name), time.monotonic() + self.limit_s
+        until, is_awaited = time.monotonic() + self.limit_s, name in {one for one, _ in self.stages}
+        record = self.store.record(name) if self.wait_s or is_awaited else None
         waited = (*LIVE_PHASES, "failed") if step.acts else LIVE_PHASES
         is_over = record is None or record.phase not in waited
         self.reached[name] = {*STAGES} if is_over else {"started"}
