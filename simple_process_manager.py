@@ -5465,6 +5465,13 @@ class Wanted(NamedTuple):
     config: str  # the path of the configuration
 
 
+def in_order(needs: Mapping[str, Iterable[str]]) -> list[str]:
+    """The names, each behind those that it needs; graphlib.CycleError if that can't be."""
+    import graphlib
+
+    return list(graphlib.TopologicalSorter(needs).static_order())
+
+
 class Source(NamedTuple):
     """Where a service was read, and its keys as they are there, with the defaults."""
 
@@ -5483,6 +5490,10 @@ class Config(NamedTuple):
     document: dict[str, object]  # all of it as one spm.json, each ${…} as it was written
     files: tuple[str, ...]  # those it came from
     text: str | None = None  # as people wrote it, None if it came from other options too
+
+    def order(self) -> list[str]:
+        """The names, each behind those that it depends on."""
+        return in_order({name: one.depends_on for name, one in self.services.items()})
 
     def named(self, name: str) -> Wanted | None:
         """The service of that name: names are compared without case."""
@@ -5546,14 +5557,6 @@ def read_instead(path: str, file: str) -> Config:
     config = reading.config()
     services = {name: one._replace(config=path) for name, one in config.services.items()}
     return config._replace(path=path, services=services)
-
-
-def in_order(services: Mapping[str, Wanted]) -> list[str]:
-    """Their names, each behind those that it depends on."""
-    import graphlib
-
-    needs = {name: one.depends_on for name, one in services.items()}
-    return list(graphlib.TopologicalSorter(needs).static_order())
 
 
 class Reading:
@@ -5723,11 +5726,13 @@ class Reading:
             }
             needs = {each: asked or usual[each] for each, asked in one.depends_on.items()}
             services[name] = one._replace(depends_on=needs)
-        try:
-            in_order(services)
+        try:  # also those of which something else is wrong
+            given = {one.name: one.keys.get("depends_on") or () for one in self.sources}
+            kinds = (list, dict, tuple)
+            in_order({k: map(str, v if isinstance(v, kinds) else [v]) for k, v in given.items()})
         except ValueError as error:  # graphlib.CycleError
             names = error.args[1][::-1]
-            where = self.place(services[names[0]].source, "depends_on")
+            where = self.place(self.names[names[0].lower()], "depends_on")
             self.fault(*where, f"each waits for the next: {' → '.join(names)}")
         if self.problems:
             count = len(self.problems) - 1
@@ -5882,7 +5887,7 @@ def plan_of(config: Config, known: Mapping[str, Known], names: Sequence[str] = (
 
     `known` has lower case keys. What was started by hand is let be unless it is named.
     """
-    named, order = {name.lower() for name in names}, in_order(config.services)
+    named, order = {name.lower() for name in names}, config.order()
     chosen = set(named)
     for name in reversed(order):
         if name.lower() in chosen:
@@ -8319,7 +8324,9 @@ def show_rules(store: Store, args: argparse.Namespace) -> Result:
             rows.append({"name": name, "variable": variable, **rule, "met": not why, "why": why})
             words = [f"{k} {v}" if v is not True else k for k, v in rule.items() if v]
             table.append((name, variable, ", ".join(words), f"no: it {why}" if why else "yes"))
-    return Result({"rules": rows}, [] if rows else ["[OK] there are none"], table if rows else ())
+    return Result(
+        {"rules": rows}, [] if rows else ["[OK] no environment rules"], table if rows else ()
+    )
 
 
 # -- versions
@@ -8461,7 +8468,7 @@ def history(store: Store, args: argparse.Namespace) -> Result:
         done += f" (back to {one.of})" * bool(one.of)
         row = (f"{one.number}{'*' * is_last}", moment(one.at), one.result, done)
         table.append((*row, f"{shown_path(one.config)} {one.hash[:8]}"))
-    none = [] if rows else ["[OK] there are none"]
+    none = [] if rows else ["[OK] no version was applied yet"]
     return Result({"versions": rows}, none, table if rows else ())
 
 
@@ -8923,10 +8930,10 @@ def down(store: Store, args: argparse.Namespace) -> Result:
     ages = sorted(records, key=lambda key: records[key].started_at)
     levels = {key: age for age, key in enumerate(ages)}  # the last one started goes first
     with contextlib.suppress(ConfigError):  # where that is all that is known
-        services = config_at(store, args).services
+        config = config_at(store, args)
         levels = dict.fromkeys(records, 0)
-        for name in in_order(services):
-            needs = [levels.get(need.lower(), 0) for need in services[name].depends_on]
+        for name in config.order():
+            needs = [levels.get(need.lower(), 0) for need in config.services[name].depends_on]
             levels[name.lower()] = max([0, *needs]) + 1
     lines, data, first = list[str](), list[object](), None
     for level in sorted({levels[key] for key in records}, reverse=True):
