@@ -1655,7 +1655,10 @@ else:
         level, option = 0, 1  # <sys/un.h>: struct xucred begins with a version and the uid
         if sys.platform == "linux":
             level, option = socket.SOL_SOCKET, socket.SO_PEERCRED  # struct ucred: pid, uid, gid
-        return struct.unpack("2I", connection.getsockopt(level, option, 8))[1] in (0, os.geteuid())
+        with contextlib.suppress(OSError):  # it has hung up
+            user = struct.unpack("2I", connection.getsockopt(level, option, 8))[1]
+            return user in (0, my_user_id)
+        return False
 
     def connect_local(directory: str, timeout_s: float) -> tuple[socket.socket, str]:
         """A connection to what listens there, and the token to show; OSError if nothing does."""
@@ -3465,6 +3468,7 @@ STOP_TIMEOUT_S = 10.0
 LAUNCHER_S = 1.0  # an external tool's launcher that lives longer is taken for the tool itself
 ALERT_S = 60.0  # an alert's command that takes longer is killed
 HOME_S = 5.0  # how long after its launcher's end a daemon may write its pid file, a tool appear
+EXEC_S = 0.5  # and how long it may show no cookie, in the middle of exec
 SEARCH_S = 0.05
 NOTHING_LEFT = {"forking": ("exited", ""), "external": ("external", "can't be followed: ")}
 LEFT_PHASES = ("stopping", "backoff", "exited", "failed")
@@ -4169,10 +4173,11 @@ class Supervisor:
         pattern = None if members or self.before else spec.match
         if pattern:
             found = eldest(matching(pattern, self.record, self.record.born))
-        may_come = (False, None) if spec.pid_file else (False,)
+        empty, is_early = self.is_empty(), time.monotonic() < until - HOME_S + EXEC_S
+        may_come = empty is False or (empty is None and (spec.pid_file or is_early))
         if found:
             self.move_to(found)
-        elif is_over or not (members or pattern or self.is_empty() in may_come):
+        elif is_over or not (members or pattern or may_come):
             self.nothing_left()
 
     def named_by_pid_file(self, members: Sequence[Member]) -> Member | None:
@@ -4210,6 +4215,8 @@ class Supervisor:
         last = record.main if record.main != record.launcher else None
         why += f"its launcher{f' and pid {last.pid}' if last else ''} ended with {record.exit}"
         before = f"; {counted(len(self.before), 'process')} matched before" if self.before else ""
+        if not self.is_subreaper and record.spec.type == "forking" and not record.spec.pid_file:
+            before = "; a daemon that overwrites its environment is found by its --pid-file alone"
         self.finished = phase == "external"
         if self.finished or record.exit is None:
             self.change(phase, phase, f"{why} and left no process{before}")

@@ -187,6 +187,9 @@ def spm(base: Path) -> Iterator[Spm]:
     end(left)
     eventually(lambda: not one.bearers(), what="the end of what the test left")
     assert not left, f"left running:\n{shown}"
+    journals = [path for path in one.home.glob("services/*/events.jsonl") if path.is_file()]
+    died = [path for path in journals if b'"event": "supervisor_failed"' in path.read_bytes()]
+    assert not died, f"a supervisor died of an error of its own:\n{died[0].read_text()[-2000:]}"
 
 
 def _ports() -> Iterator[int]:

@@ -71,3 +71,18 @@ def test_the_copy_without_proc_refuses_to_open_it(base: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
     assert done.stdout == "None\n", done.stderr
     assert "AssertionError: opened where there is no /proc: /proc/self/stat" in done.stderr
+
+
+def test_a_daemon_that_shows_no_cookie_is_followed_by_its_pid_file(generic: Spm) -> None:
+    line = "setsid env -i sleep 100 & echo $! > d.pid; exit 0"
+    generic("start", "lost", "--shell", line, "--type", "forking")
+    eventually(lambda: generic.service("lost")["status"] == "exited", what="nothing to be found")
+    assert "found by its --pid-file alone" in generic.service("lost")["why"]
+    left = int((generic.cwd / "d.pid").read_text())
+    psutil.Process(left).kill()
+    generic("start", "api", "--shell", line, "--type", "forking", "--pid-file", "d.pid")
+    eventually(lambda: generic.service("api")["status"] == "running", what="the daemon")
+    daemon = int((generic.cwd / "d.pid").read_text())
+    assert generic.service("api")["pid"] == daemon
+    generic("stop", "api")
+    assert not is_running(daemon)
