@@ -894,12 +894,14 @@ COOKIE_NAMES = ("SPM_INSTANCE", "SPM_SERVICE", "SPM_HOME", "SPM_SUPERVISOR")
 # functions. Abilities are probed (/proc, pidfd, prctl), never guessed from versions.
 
 CONTROL_SOCKET = "control.sock"
-TERMINALS = {  # in the order in which `auto` looks for them; {} are the words of a command
+# In the order in which `auto` looks for them, all but the first where there is a display; {} are
+# the words of a command.
+TERMINALS = {
+    "Terminal.app": """osascript -e 'tell application "Terminal" to do script "{}"'""",
     "x-terminal-emulator": "x-terminal-emulator -e {}",
     "gnome-terminal": "gnome-terminal -- {}",
     "konsole": "konsole -e {}",
     "xterm": "xterm -e {}",
-    "Terminal.app": """osascript -e 'tell application "Terminal" to do script "{}"'""",
 }
 # What a window says of itself; all else the service has from who started it.
 WINDOW_VARIABLES = ("TERM", "COLORTERM", "TMUX", "TMUX_PANE", "WINDOWID", "TERM_PROGRAM")
@@ -914,12 +916,15 @@ def _psutil_stat(pid: int) -> Stat | None:
     try:
         process = psutil.Process(pid)
         with process.oneshot():
-            identity = Identity(pid, f"{process.create_time():.2f}")
+            # create_time() moves when the clock is set (psutil/_psosx.py); what it compares doesn't
+            born = getattr(process, "_ident", (pid, None))[1]
+            identity = Identity(pid, f"{process.create_time() if born is None else born:.2f}")
             states = {psutil.STATUS_ZOMBIE: "Z", psutil.STATUS_STOPPED: "T"}
             state = states.get(process.status(), "R")
             facts = process.ppid(), process_group(pid), state
             cpu, memory, threads = 0.0, 0, 1
-            with contextlib.suppress(psutil.AccessDenied):  # macOS tells only of one's own
+            # macOS tells only of one's own, and of zombies nothing
+            with contextlib.suppress(psutil.AccessDenied, psutil.ZombieProcess):
                 cpu, threads = sum(process.cpu_times()[:2]), process.num_threads()
                 memory = process.memory_info().rss
             return Stat(identity, *facts, cpu, memory, is_mine(process), threads)
@@ -1473,11 +1478,11 @@ else:
         """How to run a command in a new window, {} standing for its words; None if none can."""
         # `auto`: in the caller's tmux, on the screen, else in a tmux that can be attached to.
         in_tmux, screens = "TMUX" in os.environ, ("DISPLAY", "WAYLAND_DISPLAY")
-        has_screen = sys.platform == "darwin" or any(map(os.environ.get, screens))
+        here = [*TERMINALS.values()][: None if any(map(os.environ.get, screens)) else 1]
         tmux = "tmux new-window -n {name} {}" if in_tmux else "tmux new-session -d -s {name} {}"
         lines = [TERMINALS.get(asked, tmux if asked == "tmux" else asked)]
         if asked == "auto":
-            lines = [tmux] * in_tmux + [*TERMINALS.values()] * has_screen + [tmux]
+            lines = [tmux] * in_tmux + here + [tmux]
         return next((line for line in lines if shutil.which(split_command(line)[0])), None)
 
     def await_key(text: str) -> None:
@@ -4090,7 +4095,7 @@ class Supervisor:
         if self.judge_until is not None and ended:
             phase, story = "failed", f"{story}; it was to live for {spec.start_seconds:g} s first"
             ended = ended if is_among(ended, spec.no_restart_codes) else None  # whatever it was
-        self.judge_until = None
+        self.judge_until = self.search_until = None
         record = self.record = after_end(record, ended, now - self.since, now)
         recent = tuple(at for at in record.restarted_at if now - at < spec.restart_window_s)
         verdict = "no" if is_start else should_restart(spec, ended, recent, now)
@@ -4306,10 +4311,10 @@ class Supervisor:
             self.step(force) if force else None
             return
         self.because, quiet_s = because, 0.0
+        members = tree_of(self.record)
         if self.pipes:
             quiet_s, timeout_s = STDIO_END_S, min(timeout_s, STDIO_END_S)
             self.pipes.close_stdin()
-        members = tree_of(self.record)
         self.ending = end_tree(self.record, members, timeout_s, force, self.is_empty, quiet_s)
         self.step_at = time.monotonic() + next(self.ending)
         phase = "backoff" if because == "" else "stopping"
@@ -7569,7 +7574,7 @@ class Target:
         """Let the supervisor know, so that `list` says ready as soon as we do."""
         is_recorded = not self.given and self.record and self.checks.spec == self.record.spec
         if self.record and is_recorded and self.record.spec.readiness:
-            self.store.ask_record(self.record.name, "ready", TOUCH_S)
+            self.store.ask_record(self.record.name, "ready", 4 * TOUCH_S)
 
     def has_died(self) -> bool:
         """Whether its main process is gone, or not there yet."""
