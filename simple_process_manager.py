@@ -6382,14 +6382,15 @@ def settled(store: Store, record: Record) -> Record:
     spec, name = record.spec, record.name
     deadline = time.monotonic() + BOOT_S + spec.start_seconds
     waits, is_supervised = spec.type == "external" or spec.start_seconds > 0, True
-    while waits and is_supervised and record.phase == "starting":
+    while waits and is_supervised and record.phase in ("starting", "stopping"):
         is_supervised = store.is_supervised(name)  # before the look: it writes, then it leaves
         now = store.record(name)
         if now is None or run_of(now.instance) != record.instance or time.monotonic() > deadline:
             break
         record = now
         time.sleep(0.005)
-    if waits and record.phase in (ENDED_PHASES if spec.start_seconds else ("failed",)):
+    ended_phases = ("stopping", *ENDED_PHASES) if spec.start_seconds else ("failed",)
+    if waits and record.phase in ended_phases:
         tail = list(map(masked_line, store.last_lines(name, 20)))
         ended = record.exit and record.exit._asdict()
         what = "its launcher failed" if spec.type == "external" else "it did not start"
