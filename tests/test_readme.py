@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SCRIPT, Spm, free_port
+from conftest import GENERIC, ROOT, SCRIPT, Spm, free_port
 
 README = (ROOT / "README.md").read_text("utf-8")
 STEERING = (ROOT / ".kiro" / "steering" / "process-manager-tool.md").read_text("utf-8")
@@ -46,6 +46,8 @@ def test_the_transcripts_print_what_they_show(spm: Spm) -> None:
     for command, expected in transcript():
         if "clock" in command and find_spec("mcp_server_time") is None:
             continue  # there is none for Python 3.9
+        if GENERIC and "stats" in command:
+            continue  # the page's has open files, of which macOS doesn't tell
         line = re.sub(r"800[01]", lambda match: ports[match[0]], command)
         done = subprocess.run(
             ["/bin/sh", "-c", f"python {line} 2>&1"],
