@@ -897,12 +897,14 @@ COOKIE_NAMES = ("SPM_INSTANCE", "SPM_SERVICE", "SPM_HOME", "SPM_SUPERVISOR")
 # functions. Abilities are probed (/proc, pidfd, prctl), never guessed from versions.
 
 CONTROL_SOCKET = "control.sock"
-TERMINALS = {  # in the order in which `auto` looks for them; {} are the words of a command
+# In the order in which `auto` looks for them, all but the first where there is a display; {} are
+# the words of a command.
+TERMINALS = {
+    "Terminal.app": """osascript -e 'tell application "Terminal" to do script "{}"'""",
     "x-terminal-emulator": "x-terminal-emulator -e {}",
     "gnome-terminal": "gnome-terminal -- {}",
     "konsole": "konsole -e {}",
     "xterm": "xterm -e {}",
-    "Terminal.app": """osascript -e 'tell application "Terminal" to do script "{}"'""",
 }
 # What a window says of itself; all else the service has from who started it.
 WINDOW_VARIABLES = ("TERM", "COLORTERM", "TMUX", "TMUX_PANE", "WINDOWID", "TERM_PROGRAM")
@@ -917,12 +919,15 @@ def _psutil_stat(pid: int) -> Stat | None:
     try:
         process = psutil.Process(pid)
         with process.oneshot():
-            identity = Identity(pid, f"{process.create_time():.2f}")
+            # create_time() moves when the clock is set (psutil/_psosx.py); what it compares doesn't
+            born = getattr(process, "_ident", (pid, None))[1]
+            identity = Identity(pid, f"{process.create_time() if born is None else born:.2f}")
             states = {psutil.STATUS_ZOMBIE: "Z", psutil.STATUS_STOPPED: "T"}
             state = states.get(process.status(), "R")
             facts = process.ppid(), process_group(pid), state
             cpu, memory, threads = 0.0, 0, 1
-            with contextlib.suppress(psutil.AccessDenied):  # macOS tells only of one's own
+            # macOS tells only of one's own, and of zombies nothing
+            with contextlib.suppress(psutil.AccessDenied, psutil.ZombieProcess):
                 cpu, threads = sum(process.cpu_times()[:2]), process.num_threads()
                 memory = process.memory_info().rss
             return Stat(identity, *facts, cpu, memory, is_mine(process), threads)
@@ -1476,11 +1481,11 @@ else:
         """How to run a command in a new window, {} standing for its words; None if none can."""
         # `auto`: in the caller's tmux, on the screen, else in a tmux that can be attached to.
         in_tmux, screens = "TMUX" in os.environ, ("DISPLAY", "WAYLAND_DISPLAY")
-        has_screen = sys.platform == "darwin" or any(map(os.environ.get, screens))
+        here = [*TERMINALS.values()][: None if any(map(os.environ.get, screens)) else 1]
         tmux = "tmux new-window -n {name} {}" if in_tmux else "tmux new-session -d -s {name} {}"
         lines = [TERMINALS.get(asked, tmux if asked == "tmux" else asked)]
         if asked == "auto":
-            lines = [tmux] * in_tmux + [*TERMINALS.values()] * has_screen + [tmux]
+            lines = [tmux] * in_tmux + here + [tmux]
         return next((line for line in lines if shutil.which(split_command(line)[0])), None)
 
     def await_key(text: str) -> None:
@@ -1658,7 +1663,10 @@ else:
         level, option = 0, 1  # <sys/un.h>: struct xucred begins with a version and the uid
         if sys.platform == "linux":
             level, option = socket.SOL_SOCKET, socket.SO_PEERCRED  # struct ucred: pid, uid, gid
-        return struct.unpack("2I", connection.getsockopt(level, option, 8))[1] in (0, os.geteuid())
+        with contextlib.suppress(OSError):  # it has hung up
+            user = struct.unpack("2I", connection.getsockopt(level, option, 8))[1]
+            return user in (0, my_user_id)
+        return False
 
     def connect_local(directory: str, timeout_s: float) -> tuple[socket.socket, str]:
         """A connection to what listens there, and the token to show; OSError if nothing does."""
@@ -3469,6 +3477,7 @@ STOP_TIMEOUT_S = 10.0
 LAUNCHER_S = 1.0  # an external tool's launcher that lives longer is taken for the tool itself
 ALERT_S = 60.0  # an alert's command that takes longer is killed
 HOME_S = 5.0  # how long after its launcher's end a daemon may write its pid file, a tool appear
+EXEC_S = 0.5  # and how long it may show no cookie, in the middle of exec
 SEARCH_S = 0.05
 NOTHING_LEFT = {"forking": ("exited", ""), "external": ("external", "can't be followed: ")}
 LEFT_PHASES = ("stopping", "backoff", "exited", "failed")
@@ -4090,7 +4099,7 @@ class Supervisor:
         if self.judge_until is not None and ended:
             phase, story = "failed", f"{story}; it was to live for {spec.start_seconds:g} s first"
             ended = ended if is_among(ended, spec.no_restart_codes) else None  # whatever it was
-        self.judge_until = None
+        self.judge_until = self.search_until = None
         record = self.record = after_end(record, ended, now - self.since, now)
         recent = tuple(at for at in record.restarted_at if now - at < spec.restart_window_s)
         verdict = "no" if is_start else should_restart(spec, ended, recent, now)
@@ -4173,10 +4182,11 @@ class Supervisor:
         pattern = None if members or self.before else spec.match
         if pattern:
             found = eldest(matching(pattern, self.record, self.record.born))
-        may_come = (False, None) if spec.pid_file else (False,)
+        empty, is_early = self.is_empty(), time.monotonic() < until - HOME_S + EXEC_S
+        may_come = empty is False or (empty is None and (spec.pid_file or is_early))
         if found:
             self.move_to(found)
-        elif is_over or not (members or pattern or self.is_empty() in may_come):
+        elif is_over or not (members or pattern or may_come):
             self.nothing_left()
 
     def named_by_pid_file(self, members: Sequence[Member]) -> Member | None:
@@ -4214,6 +4224,8 @@ class Supervisor:
         last = record.main if record.main != record.launcher else None
         why += f"its launcher{f' and pid {last.pid}' if last else ''} ended with {record.exit}"
         before = f"; {counted(len(self.before), 'process')} matched before" if self.before else ""
+        if not self.is_subreaper and record.spec.type == "forking" and not record.spec.pid_file:
+            before = "; a daemon that overwrites its environment is found by its --pid-file alone"
         self.finished = phase == "external"
         if self.finished or record.exit is None:
             self.change(phase, phase, f"{why} and left no process{before}")
@@ -4303,10 +4315,10 @@ class Supervisor:
             self.step(force) if force else None
             return
         self.because, quiet_s = because, 0.0
+        members = tree_of(self.record)
         if self.pipes:
             quiet_s, timeout_s = STDIO_END_S, min(timeout_s, STDIO_END_S)
             self.pipes.close_stdin()
-        members = tree_of(self.record)
         self.ending = end_tree(self.record, members, timeout_s, force, self.is_empty, quiet_s)
         self.step_at = time.monotonic() + next(self.ending)
         phase = "backoff" if because == "" else "stopping"
@@ -6537,14 +6549,15 @@ def settled(store: Store, record: Record) -> Record:
     spec, name = record.spec, record.name
     deadline = time.monotonic() + BOOT_S + spec.start_seconds
     waits, is_supervised = spec.type == "external" or spec.start_seconds > 0, True
-    while waits and is_supervised and record.phase == "starting":
+    while waits and is_supervised and record.phase in ("starting", "stopping"):
         is_supervised = store.is_supervised(name)  # before the look: it writes, then it leaves
         now = store.record(name)
         if now is None or run_of(now.instance) != record.instance or time.monotonic() > deadline:
             break
         record = now
         time.sleep(0.005)
-    if waits and record.phase in (ENDED_PHASES if spec.start_seconds else ("failed",)):
+    ended_phases = ("stopping", *ENDED_PHASES) if spec.start_seconds else ("failed",)
+    if waits and record.phase in ended_phases:
         tail = list(map(masked_line, store.last_lines(name, 20)))
         ended = record.exit and record.exit._asdict()
         what = "its launcher failed" if spec.type == "external" else "it did not start"
@@ -7730,7 +7743,7 @@ class Target:
         """Let the supervisor know, so that `list` says ready as soon as we do."""
         is_recorded = not self.given and self.record and self.checks.spec == self.record.spec
         if self.record and is_recorded and self.record.spec.readiness:
-            self.store.ask_record(self.record.name, "ready", TOUCH_S)
+            self.store.ask_record(self.record.name, "ready", 4 * TOUCH_S)
 
     def has_died(self) -> bool:
         """Whether its main process is gone, or not there yet."""

@@ -34,6 +34,9 @@ NASTY = Path(__file__).resolve().parent / "nasty.py"
 sys.path.insert(0, str(ROOT))
 py_compile.compile(str(SCRIPT))  # so that COMPILED has something to run, whatever Python may write
 
+# There each look asks psutil of every process: what is to happen in between needs longer.
+PACE = 4 if GENERIC else 1
+
 # Everything, at every byte and every few milliseconds: minutes instead of seconds.
 THOROUGH = bool(os.environ.get("SPM_TEST_THOROUGH"))
 
@@ -141,7 +144,7 @@ class Spm:
 
     def __str__(self) -> str:
         """What a failed test wants to show."""
-        shown = [f"{p.pid} {p.cmdline()}" for p in self.bearers()]
+        shown = [f"{p.pid} {p.as_dict(['name', 'cmdline'])}" for p in self.bearers()]
         for path in sorted(self.home.glob("services/*/*.[lj]*")):
             shown.append(f"--- {path.name} of {path.parent.name}")
             if path.is_file():
@@ -187,6 +190,9 @@ def spm(base: Path) -> Iterator[Spm]:
     end(left)
     eventually(lambda: not one.bearers(), what="the end of what the test left")
     assert not left, f"left running:\n{shown}"
+    journals = [path for path in one.home.glob("services/*/events.jsonl") if path.is_file()]
+    died = [path for path in journals if b'"event": "supervisor_failed"' in path.read_bytes()]
+    assert not died, f"a supervisor died of an error of its own:\n{died[0].read_text()[-2000:]}"
 
 
 def _ports() -> Iterator[int]:

@@ -24,7 +24,13 @@ def _refuse_proc(event, args):
 
 sys.addaudithook(_refuse_proc)
 """
-CHANGES = {"sys.platform": '"darwin"', '"/proc': '"/nowhere/proc', '"/sys': '"/nowhere/sys'}
+CHANGES = {
+    "sys.platform": '"darwin"',
+    '"/proc': '"/nowhere/proc',
+    '"/sys': '"/nowhere/sys',
+    # the one question to macOS's kernel that this one can't be asked
+    "level, option = 0, 1": "level, option = socket.SOL_SOCKET, socket.SO_PEERCRED",
+}
 
 
 def generic_copy(directory: Path) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Spm, eventually, is_running, nasty
+from conftest import GENERIC, Spm, eventually, is_running, nasty
 
 import simple_process_manager as program
 
@@ -288,6 +288,7 @@ def test_without_a_free_descriptor_no_service_is_taken_for_dead(spm: Spm) -> Non
     assert not is_running(pid)
 
 
+@pytest.mark.skipif(GENERIC, reason="the start happens in this process, which has /proc")
 def test_a_supervisor_stopped_while_it_boots_is_replaced(
     spm: Spm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

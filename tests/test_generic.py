@@ -27,8 +27,7 @@ def test_a_service_and_its_daemon_are_followed_and_ended_without_proc(
     switches = ("--port", port, "--child", "--setsid-child", "--daemon", "--pids", pids)
     generic("start", "api", nasty(*switches))
     generic("wait-healthy", "api", "20")
-    born = f"{psutil.Process(int(generic.record('api')['main']['pid'])).create_time():.2f}"
-    assert generic.record("api")["main"]["token"] == born, "it is psutil that was asked"
+    assert "@" not in generic.record("api")["main"]["token"], "it is psutil that was asked"
     row = generic.service("api")
     assert (row["status"], row["port"]) == ("running", port) and row["memory_bytes"] > 0
     eventually(lambda: pids.exists() and len(pids.read_text().split()) == 4, what="four pids")
@@ -64,6 +63,14 @@ def test_the_copy_without_proc_refuses_to_open_it(base: Path) -> None:
         "def denied(process): raise spm.psutil.AccessDenied(process.pid)\n"
         "spm.psutil.Process.num_threads = denied  # as of another user's on macOS\n"
         "assert spm.stat_of(1).identity.born, 'not seen'\n"
+        "was = spm.stat_of(1)\n"
+        "spm.psutil.Process.create_time = lambda process: 1.0  # the clock was set\n"
+        "assert spm.stat_of(1).identity == was.identity\n"
+        "dead = spm.os.fork() or spm.os._exit(0)\n"
+        "def gone(process): raise spm.psutil.ZombieProcess(process.pid)\n"
+        "spm.psutil.Process.num_threads = gone  # macOS tells of a zombie what its table says\n"
+        "while not spm.stat_of(dead).is_dead: pass\n"
+        "assert spm.stat_of(dead).parent == spm.os.getpid() and spm.stat_of(dead).identity.born\n"
         "print(spm.death_watch(spm.Identity(int(sys.argv[2]), '')))\n"
         "exec('open(\"/proc/self/stat\")', vars(spm))"
     )
@@ -71,3 +78,18 @@ def test_the_copy_without_proc_refuses_to_open_it(base: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
     assert done.stdout == "None\n", done.stderr
     assert "AssertionError: opened where there is no /proc: /proc/self/stat" in done.stderr
+
+
+def test_a_daemon_that_shows_no_cookie_is_followed_by_its_pid_file(generic: Spm) -> None:
+    line = "setsid env -i sleep 100 & echo $! > d.pid; exit 0"
+    generic("start", "lost", "--shell", line, "--type", "forking")
+    eventually(lambda: generic.service("lost")["status"] == "exited", what="nothing to be found")
+    assert "found by its --pid-file alone" in generic.service("lost")["why"]
+    left = int((generic.cwd / "d.pid").read_text())
+    psutil.Process(left).kill()
+    generic("start", "api", "--shell", line, "--type", "forking", "--pid-file", "d.pid")
+    eventually(lambda: generic.service("api")["status"] == "running", what="the daemon")
+    daemon = int((generic.cwd / "d.pid").read_text())
+    assert generic.service("api")["pid"] == daemon
+    generic("stop", "api")
+    assert not is_running(daemon)

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SCRIPT, Spm, free_port
+from conftest import GENERIC, ROOT, SCRIPT, Spm, free_port
 
 README = (ROOT / "README.md").read_text("utf-8")
 STEERING = (ROOT / ".kiro" / "steering" / "process-manager-tool.md").read_text("utf-8")
@@ -49,6 +49,8 @@ def test_the_transcripts_print_what_they_show(spm: Spm) -> None:
         if " up" in command and not (spm.cwd / "spm.json").exists():
             text = blocks(README, "json")[0].replace("8000", ports["8000"])
             (spm.cwd / "spm.json").write_text(text, "utf-8")
+        if GENERIC and "stats" in command:
+            continue  # the page's has open files, of which macOS doesn't tell
         line = re.sub(r"800[01]", lambda match: ports[match[0]], command)
         done = subprocess.run(
             ["/bin/sh", "-c", f"python {line} 2>&1"],

@@ -447,7 +447,7 @@ def test_a_start_that_dies_too_soon_has_failed_and_says_how(spm: Spm) -> None:
     policy = ("--restart", "always", "--cooldown", "0")
     spm("start", "api", nasty("--exit", 3), "--start-seconds", "5", *policy, code=4)
     assert spm.record("api")["restarts"] == 0, "what has not started isn't restarted"
-    assert not spm.bearers()
+    eventually(lambda: not spm.bearers(), what="the supervisor's end")
 
 
 def test_a_start_returns_when_it_has_lived_for_long_enough(spm: Spm) -> None:
@@ -473,8 +473,10 @@ def test_the_first_match_in_the_log_decides(spm: Spm) -> None:
     spm("start", "good", "sh -c 'echo listening; echo ERROR; sleep 100'", *patterns)
     assert time.monotonic() - began < 9
     assert spm.service("good")["status"] == "running"
-    command = "sh -c 'echo ERROR: no; echo listening; sleep 100'"
-    failed = spm("start", "bad", command, *patterns, code=4)
+    slow = "signal.signal(15, lambda *_: sys.exit(time.sleep(0.3)))  # no quick end"
+    told = f"import signal, sys, time\n{slow}\nprint('ERROR: no\\nlistening', flush=True)"
+    command = (sys.executable, "-S", "-c", f"{told}\ntime.sleep(100)")
+    failed = spm("start", "bad", *patterns, "--", *command, code=4)
     assert "its log matches '(?i)error'" in failed.stderr and "  | ERROR: no" in failed.stderr
     row = spm.service("bad")
     assert (row["status"], row["pid"]) == ("failed", None)

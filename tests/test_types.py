@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import Spm, end, eventually, is_running, nasty
+from conftest import GENERIC, Spm, end, eventually, is_running, nasty
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,6 +60,8 @@ def daemon_pid(spm: Spm, count: int = 2) -> int:
     return int(eventually(look, what=f"{count} pids")[0])
 
 
+# A pid file may name whom no kernel shows: without a subreaper it has five seconds to come.
+NOTHING_COMES_S = 8.0 if GENERIC else 3.0
 DAEMON = ("--daemon", "--pids", "pids", "--exit", 0)
 
 
@@ -79,13 +81,15 @@ def test_nginx_as_a_daemon_is_followed_by_its_pid_file(spm: Spm, port: int) -> N
     spm("wait-healthy", port, 10)
     done = spm.json("stop", "web")["services"][0]
     assert done["processes"] == 3 and not done["killed"] and done["port_free"]
-    assert done["exit"]["code"] == 0 and not is_running(master)
+    assert done["exit"]["code"] == (None if GENERIC else 0) and not is_running(master)
 
 
 @needs("redis-server")
 def test_redis_that_daemonizes_itself_is_followed_without_a_pid_file(spm: Spm, port: int) -> None:
-    redis = f"redis-server --port {port} --save '' --daemonize yes"
-    spm("start", "redis", redis, "--type", "forking")
+    redis = f"redis-server --port {port} --save '' --daemonize yes --pidfile {spm.cwd}/redis.pid"
+    # its title takes the place of its environment: there without a subreaper nothing tells of it
+    named = ("--pid-file", "redis.pid") if GENERIC else ()
+    spm("start", "redis", redis, "--type", "forking", *named)
     pid = becomes(spm, "redis", "running")["pid"]
     spm("wait-healthy", "redis", 10)
     assert psutil.Process(pid).name() == "redis-server"
@@ -101,8 +105,11 @@ def test_a_daemon_forked_twice_is_the_main_process_and_its_end_is_noticed(spm: S
     daemon = daemon_pid(spm)
     assert becomes(spm, "api", "running")["pid"] == daemon
     os.kill(daemon, signal.SIGKILL)
-    seen = becomes(spm, "api", "failed", within=1.0)
-    assert seen["exit"]["signal"] == "SIGKILL" and "SIGKILL" in seen["why"]
+    if GENERIC:  # looked at each second; only a parent is told how it ended
+        assert "exit code not known" in becomes(spm, "api", "exited")["why"]
+    else:
+        seen = becomes(spm, "api", "failed", within=1.0)
+        assert seen["exit"]["signal"] == "SIGKILL" and "SIGKILL" in seen["why"]
     eventually(lambda: not spm.bearers(), what="the supervisor's end")
 
 
@@ -143,7 +150,7 @@ def test_a_launcher_that_fails_has_failed(spm: Spm) -> None:
 
 def test_a_launcher_that_leaves_nothing_has_exited_and_the_reason_says_so(spm: Spm) -> None:
     spm("start", "api", "true", "--type", "forking", "--pid-file", "none.pid")
-    seen = becomes(spm, "api", "exited", within=3.0)
+    seen = becomes(spm, "api", "exited", within=NOTHING_COMES_S)
     assert "its launcher ended with exit code 0 and left no process" in seen["why"]
 
 
@@ -162,7 +169,7 @@ def test_a_pid_file_that_names_another_process_is_not_believed(spm: Spm, content
 def test_a_fifo_as_pid_file_is_no_wait(spm: Spm) -> None:
     os.mkfifo(spm.cwd / "api.pid")
     spm("start", "api", "true", "--type", "forking", "--pid-file", "api.pid")
-    becomes(spm, "api", "exited", within=3.0)
+    becomes(spm, "api", "exited", within=NOTHING_COMES_S)
 
 
 def test_a_daemon_is_taken_back_after_its_supervisor_was_killed(spm: Spm) -> None:
@@ -260,11 +267,13 @@ def desktop(spm: Spm) -> Iterator[Desktop]:
 def test_an_external_tool_is_followed_by_what_its_launcher_left(spm: Spm) -> None:
     line = "setsid sleep 100 & exit 0"
     started = spm("start", "tool", "--shell", line, "--type", "external")
-    assert "external: pid " in started.stdout and "adopted by its supervisor" in started.stdout
+    why = "bears its cookie" if GENERIC else "adopted by its supervisor"
+    assert "external: pid " in started.stdout and why in started.stdout
     seen = spm.service("tool")
     assert seen["status"] == "running" and psutil.Process(seen["pid"]).name() == "sleep"
     os.kill(seen["pid"], signal.SIGKILL)
-    becomes(spm, "tool", "failed", within=1.0)
+    # Only a parent is told how it ended: elsewhere a launcher may have handed over once more.
+    becomes(spm, "tool", "external" if GENERIC else "failed", within=3.0 if GENERIC else 1.0)
 
 
 def test_an_external_tool_is_followed_by_its_command_line(
@@ -336,7 +345,8 @@ def test_a_chain_of_launchers_ends_external_and_not_exited(spm: Spm) -> None:
     # like `code .`: what the launcher left hands over to an open window and exits with 0 too
     spm("start", "tool", "--shell", "setsid sleep 0.3 & exit 0", "--type", "external")
     seen = becomes(spm, "tool", "external")
-    assert re.search(r"its launcher and pid \d+ ended with exit code 0", seen["why"])
+    code = "not known" if GENERIC else "0"
+    assert re.search(rf"its launcher and pid \d+ ended with exit code {code}", seen["why"])
     assert "forgotten" in spm("stop", "tool").stdout
     assert "was not running" in spm("stop", "tool").stdout  # that is said once
 
