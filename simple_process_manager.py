@@ -4442,7 +4442,8 @@ class Supervisor:
         """A changed configuration: take over what needs no new instance."""
         asked, was = Spec.from_json(request.get("spec")), self.record.spec
         live = {key: getattr(asked, key) for key in LIVE_FIELDS}
-        self.record = self.record._replace(spec=was._replace(**live))
+        config = str(_text(request.get("config", self.record.config), "request.config"))
+        self.record = self.record._replace(spec=was._replace(**live), config=config)
         if (asked.alerts, asked.sample_s) != (was.alerts, was.sample_s):
             self.sampler, self.record = Sampler(asked), self.record._replace(alerts=())
         if self.prober:
@@ -8440,8 +8441,12 @@ def replace_config(store: Store, path: str, text: str | None) -> list[str]:
 
 def file_marks(paths: Iterable[str]) -> dict[str, object]:
     """What changes when a file does."""
-    stats = {path: os.stat(path) for path in paths if os.path.exists(path)}
-    return {path: (one.st_mtime_ns, one.st_size, one.st_ino) for path, one in stats.items()}
+    marks: dict[str, object] = {}
+    for path in paths:
+        with contextlib.suppress(OSError):  # it isn't there, or is just being replaced
+            one = os.stat(path)
+            marks[path] = (one.st_mtime_ns, one.st_size, one.st_ino)
+    return marks
 
 
 @contextlib.contextmanager
@@ -8661,6 +8666,7 @@ class Application:
         self.store, self.steps, self.say, self.progress = store, steps, args.say, args.progress
         self.wait_s: float | None = args.wait  # None: until they are started
         self.limit_s, self.began = self.wait_s or WAIT_S, time.monotonic()
+        self.named = {one.lower() for one in args.names}  # also those that were started by hand
         self.outcomes: dict[str, Outcome] = {}
         self.reached: dict[str, set[str]] = {}  # stages
         self.waits: dict[str, tuple[Target | None, float]] = {}  # None: for its end; until when
@@ -8700,7 +8706,10 @@ class Application:
         """Remember what came of a step; a failure is told at once."""
         self.outcomes[outcome.step.name] = outcome
         if outcome.error:
-            outcome.error.facts.setdefault("name", outcome.step.name)
+            name, error = outcome.step.name, outcome.error
+            error.facts.setdefault("name", name)
+            if name not in error.message:
+                error.message = f"{name}: {error.message}"
             self.say(f"[ERROR] {outcome.error.message}")
         self.tell(outcome)
 
@@ -8734,9 +8743,14 @@ class Application:
         record = self.store.record(name) if step.action == "stop" else None
         if step.action == "stop" and record and record.phase in LIVE_PHASES:
             raise Failed(f"{name} could not be stopped", f"see: stop {name}")
-        if step.action == "settings" and wanted:
-            if not self.store.ask_record(name, "settings", spec=wanted.spec.to_json()):
+        is_named = name.lower() in self.named and step.action in ("keep", "settings")
+        known = self.store.record(name) if wanted and is_named else None
+        is_taken = bool(wanted and known and known.config != wanted.config)
+        if wanted and (step.action == "settings" or (is_taken and self.store.is_supervised(name))):
+            spec, config = wanted.spec.to_json(), wanted.config
+            if not self.store.ask_record(name, "settings", spec=spec, config=config):
                 raise Failed(f"{name}: its supervisor took nothing over", f"see: status {name}")
+        if step.action == "settings":
             self.say(f"[OK] {name} goes on, with other settings: {', '.join(step.keys)}")
         if step.acts and wanted:
             what = (wanted.spec, wanted.given_env, wanted.conflict, wanted.config)
@@ -8772,13 +8786,15 @@ class Application:
 
 def roll_back(
     store: Store, former: Mapping[str, Known], outcomes: Sequence[Outcome], say: Callable[..., None]
-) -> None:
-    """Bring what a plan has changed, or tried to, back to what it was."""
+) -> bool:
+    """Bring what a plan has changed, or tried to, back to what it was: whether all of it is."""
+    is_whole = True
     for step in [one.step for one in outcomes[::-1] if one.result != "skipped"]:
         was, now = former.get(step.name.lower()), store.record(step.name)
         try:
             if was and was.is_live and step.action == "settings":
-                store.ask_record(step.name, "settings", spec=was.record.spec.to_json())
+                spec, config = was.record.spec.to_json(), was.record.config
+                store.ask_record(step.name, "settings", spec=spec, config=config)
             elif was and was.is_live and step.action != "keep":
                 what = (was.record.spec, was.given, "auto", was.record.config)
                 say(*bring(store, step.name, *what, may_replace=True).lines)
@@ -8787,6 +8803,8 @@ def roll_back(
                 forget(store, [] if was else [now], purge=False)
         except SpmError as error:
             say(f"[ERROR] {step.name} is not what it was before: {error.message}")
+            is_whole = False
+    return is_whole
 
 
 @command(
@@ -8822,12 +8840,19 @@ def bring_up(
         if not args.dry_run:
             store.prepare()
             locks.enter_context(only_one(store, args.wait or CLAIM_S))
-            if before != file_marks(config.files):  # it was changed while we waited
+            if of is None and before != file_marks(config.files):  # changed while we waited
                 config = config_at(store, args)
         last, known = last_applied(store, config.path), known_services(store)
         cut = last if last and last.result == "applying" and not args.dry_run else None
         asked = [cut.names, args.names] if cut else [args.names]
         plans = [step for names in asked for step in plan_of(config, known, names)]
+        left = {str(one.get("name")).lower() for one in cut.plan} if cut else set()
+        plans += [
+            Step("stop", one.record.name, "because removed")
+            for key, one in known.items()
+            if key in left and one.is_live and one.record.config == config.path
+            if not config.named(key)
+        ]
         steps = [*{step.name: step for step in plans}.values()]
         lines = [f"[INFO] {note}" for note in config.notes] + [f"  {step}" for step in steps]
         data: dict[str, object] = {"config": config.path, "plan": [one.data for one in steps]}
@@ -8848,17 +8873,18 @@ def bring_up(
             last = new_version(store, config, steps, names, of)
         if cut:
             write_version(store, cut._replace(result="cut off"))
-        outcomes = carry_out(store, last, steps, known, args)
+        outcomes, came = carry_out(store, last, steps, known, args)
     failed = [one for one in outcomes if one.error]
     data.update(services=[one.data for one in outcomes], version=last.number)
     data.update({"cut_off": cut.number} if cut else {})
     if not failed:
         told = tally(one.step.action for one in outcomes) or "no services"
         return Result(data, [f"[OK] {shown_path(config.path)} is up ({told})"])
-    error = failed[0].error
+    error, is_back = failed[0].error, came == "rolled back"
     if error and args.rollback_on_failure:
-        error.message += "; rolled back to what ran before"
-    return Result({**data, "rolled_back": args.rollback_on_failure}, error=error)
+        told = "rolled back to what ran before" if is_back else "not wholly rolled back, see above"
+        error.message += f"; {told}"
+    return Result({**data, "rolled_back": is_back}, error=error)
 
 
 def carry_out(
@@ -8867,7 +8893,7 @@ def carry_out(
     steps: Sequence[Step],
     known: Mapping[str, Known],
     args: argparse.Namespace,
-) -> list[Outcome]:
+) -> tuple[list[Outcome], str]:
     """Do what was planned, and note in the version, if it is a new one, what came of it."""
     results = dict.fromkeys((one.name for one in steps), "")
 
@@ -8883,11 +8909,11 @@ def carry_out(
 
     outcomes = Application(store, steps, args).run(tell)
     result = "failed" if any(one.error for one in outcomes) else "done"
-    if result == "failed" and args.rollback_on_failure:
-        roll_back(store, known, outcomes, args.say)
+    asked = result == "failed" and args.rollback_on_failure
+    if asked and roll_back(store, known, outcomes, args.say):
         result = "rolled back"
     note(result)
-    return outcomes
+    return outcomes, result
 
 
 def check_environments(steps: Sequence[Step]) -> None:
@@ -8906,13 +8932,13 @@ def check_environments(steps: Sequence[Step]) -> None:
 
 def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[str]:
     """Apply the configuration now and each time its files have changed, until q or Ctrl-C."""
-    files, applied = {config.path, *config.files}, dict[str, object]()
-    before = file_marks(files)
+    files, before = {config.path, *config.files}, file_marks([config.path, *config.files])
+    applied: dict[str, object] | None = None  # nothing was yet
     with contextlib.suppress(KeyboardInterrupt):
         while True:
-            now, error = file_marks(files), None
-            if now == before and (not applied or now != {**now, **applied}):  # it is whole by now
-                applied = now
+            now, error, watched = file_marks(files), None, set(files)
+            is_new = applied is None or now != applied
+            if now == before and is_new:  # it is whole by now
                 try:
                     config = config_at(store, args)
                     files |= {*config.files}
@@ -8921,9 +8947,10 @@ def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[
                     yield "".join(f"{line}\n" for line in result.lines)
                 except SpmError as problem:
                     error = problem
+                now = applied = {**now, **file_marks(files - watched)}
             if error:
                 yield f"[ERROR] {error.message}; what runs was left as it is\n"
-            before, applied = now, applied and {**now, **applied}
+            before = now
             if key_within(0.2) in ("q", "Q"):
                 return
 
@@ -8936,6 +8963,15 @@ def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[
 )
 def down(store: Store, args: argparse.Namespace) -> Result:
     """Stop the services of the configuration, or those that are named."""
+    if not os.path.lexists(store.home):
+        return Result({"config": None, "services": []}, ["[OK] nothing of it was running"])
+    store.prepare()
+    with only_one(store, CLAIM_S):  # an `up` that is under way is over first
+        return bring_down(store, args)
+
+
+def bring_down(store: Store, args: argparse.Namespace) -> Result:
+    """Stop level by level: who depends on others goes before them."""
     path = find_config(args.config, store.home)
     records = {key: one for key, one in store.records().items() if one.config == path}
     if args.names:

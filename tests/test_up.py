@@ -275,3 +275,24 @@ def test_a_plan_changes_what_differs_and_nothing_else(old: Any, new: Any) -> Non
     other = config_of(new, "/q/spm.json")
     foreign = {step.name: step.action for step in spm_module.plan_of(other, running(was))}
     assert all(foreign.get(name, "keep") == "keep" for name in old)
+
+
+def test_a_service_that_was_started_by_hand_is_taken_over_when_it_is_named(spm: Spm) -> None:
+    write(spm, {"a": {"command": "sleep 600"}})
+    spm("start", "a", "sleep 600")
+    pid = spm.record("a")["main"]["pid"]
+    spm("up")
+    assert "nothing of it was running" in spm("down").stdout
+    spm("up", "a")
+    assert spm.record("a")["main"]["pid"] == pid
+    assert "a stopped" in spm("down").stdout
+
+
+def test_down_waits_for_an_up_that_is_under_way(spm: Spm) -> None:
+    db = {"command": "sleep 600", "ready": "exec:sleep 1"}
+    write(spm, {"db": db, "api": {"command": "sleep 600", "depends_on": ["db"]}})
+    going = spm.popen("up")
+    eventually(lambda: "db" in pids(spm), 10)
+    down = spm("down").stdout
+    going.communicate(timeout=20)
+    assert "api stopped" in down and "db stopped" in down
