@@ -57,6 +57,18 @@ WORDS: dict[str, list[list[object]]] = {
     "call": [["api", "x", "--timeout", "200ms"]],
     "restart": [["nosuch"]],
     "notify": [["api", "alive"]],
+    **{
+        f"config {word}": [[]]
+        for word in ("schema", "validate", "rules", "history", "show", "diff")
+    },
+    "config impact": [["spm.json"]],
+    "config rollback": [["1", "--dry-run"]],
+    "config export": [["-"]],
+    "config import": [["spm.json"]],
+    "up": [["--dry-run"], []],
+    "down": [["conf"]],
+    "export": [],  # the words of a command stay in it, README says so; no value of a variable does
+    "init": [["--agent", "all", "--hooks"], ["--config"]],
 }
 
 
@@ -73,7 +85,8 @@ def everything_said(spm: Spm, *forms: str) -> str:
     said = []
     for name in program.COMMANDS:
         for words in WORDS.get(name, [["api"]]):
-            said += [told(spm, name, *form.split(), *words) for form in forms or ("", "--json")]
+            line = [*name.split(), *words]
+            said += [told(spm, *line, *form.split()) for form in forms or ("", "--json")]
     return "\n".join(said)
 
 
@@ -213,7 +226,14 @@ def test_a_secret_is_where_it_has_to_be_and_nowhere_else(spm: Spm) -> None:
     options = ["--env", f"GIVEN={given}", "--env", "CALLERS_OWN", "--env-file", "env"]
     said = [told(spm, "start", "api", command, *options, "--health", "exec:true")]
     supervisor, pid = spm.supervisor("api"), spm.service("api")["pid"]
-    said.append(everything_said(spm))
+    literal = f"f{os.urandom(9).hex()}"
+    conf = {"command": "sleep 100", "env": {"KEY": literal, "OTHER": f"${{NO_SUCH:-{literal}}}"}}
+    (spm.cwd / "spm.json").write_text(json.dumps({"services": {"conf": conf}}))
+    said += [told(spm, "up"), everything_said(spm)]
+    exported = "\n".join(told(spm, "export", target) for target in program.TARGETS)
+    assert not any(one in exported for one in (caller, given, filed, literal))
+    assert literal not in "\n".join(said)
+    assert files_with(literal, spm.home) == {"env.json", "0001.json"}
     # and what goes wrong
     (spm.cwd / "bad").write_text(f"FROM FILE {filed}\n")
     for words in (
@@ -326,6 +346,7 @@ def test_whatever_comes_over_the_control_socket_the_supervisor_goes_on(spm: Spm)
     for line in lines:
         with control(spm) as client:
             client.sendall(line + b"\n")
+            client.shutdown(socket.SHUT_WR)  # or `watch` would go on
             client.makefile("rb").read()
     with control(spm) as client, contextlib.suppress(OSError):
         for _ in range(200):
