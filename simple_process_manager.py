@@ -936,6 +936,12 @@ def _psutil_cookie(pid: int) -> Cookie:
     return Cookie()
 
 
+def _psutil_arguments(pid: int) -> list[str]:
+    with contextlib.suppress(psutil.Error, OSError):
+        return psutil.Process(pid).cmdline()
+    return []
+
+
 def _psutil_boot() -> str:
     return f"{psutil.boot_time() / 60:.0f}"  # to the minute: it moves with the clock's corrections
 
@@ -982,6 +988,7 @@ if sys.platform == "win32":
     ADOPTS = False  # the other children of a supervisor are its console's host and its probes
     my_user_id = 0  # as os.stat() has it: the access list of the profile protects the directory
     stat_of, cookie_of, user_name = _psutil_stat, _psutil_cookie, str
+    arguments_of = _psutil_arguments
 
     def _always(answer: Given) -> Callable[..., Given]:
         return lambda *_: answer
@@ -1344,11 +1351,19 @@ else:
         if not _has_proc():
             return _psutil_cookie(pid)
         with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
-            text = file.readall()
-            if b"SPM_" in text:
-                environ = dict(os.fsdecode(one).partition("=")[::2] for one in text.split(b"\0"))
-                return Cookie(*(environ.get(name, "") for name in COOKIE_NAMES))
+            ours = [one for one in file.readall().split(b"\0") if one.startswith(b"SPM_")]
+            environ = dict(os.fsdecode(one).partition("=")[::2] for one in ours)
+            return Cookie(*(environ.get(name, "") for name in COOKIE_NAMES))
         return Cookie()
+
+    def arguments_of(pid: int) -> list[str]:
+        """The words of its command line, none if they can't be seen."""
+        if not _has_proc():
+            return _psutil_arguments(pid)
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
+            words = os.fsdecode(file.readall()).rstrip("\0").split("\0")
+            return words if len(words) > 1 else words[0].split()  # a title written over them
+        return []
 
     def companions(main: Identity, instance: str, stats: dict[int, Stat]) -> dict[int, str]:
         """The members of the main process's group, with the reason."""
@@ -1817,10 +1832,10 @@ def tree_of(record: Record, stats: dict[int, Stat] | None = None) -> list[Member
     return [Member(stats[p].identity, why) for p, why in reasons.items() if not stats[p].is_dead]
 
 
-def zombies_of(members: Sequence[Member]) -> list[Stat]:
+def zombies_of(members: Sequence[Member], stats: Mapping[int, Stat]) -> list[Stat]:
     """The dead whose parent is one of these, lives on and doesn't collect them."""
     pids = {member.identity.pid for member in members}
-    return [look for look in all_stats().values() if look.is_dead and look.parent in pids]
+    return [look for look in stats.values() if look.is_dead and look.parent in pids]
 
 
 def eldest(members: Sequence[Member]) -> Member | None:
@@ -1951,9 +1966,7 @@ def owner_of(lease: str) -> Owner:
 
 def command_line(pid: int) -> str:
     """The command line of a process as one line, "" if it can't be seen."""
-    with contextlib.suppress(psutil.Error, OSError):
-        return join_command(psutil.Process(pid).cmdline())
-    return ""
+    return join_command(arguments_of(pid))
 
 
 def matching(pattern: str, record: Record, born: float = 0.0) -> list[Member]:
@@ -3126,11 +3139,14 @@ SECRETS = (  # the first group is shown, the rest isn't; not meant is `TOKEN: no
     r"(://[^\s/:@]*:)[^\s/]+(?=@)",
     r"(\b(?:[sp]k-|gh[a-z]_|github_pat_|glpat-|xox[a-z]-|AKIA|AIza|npm_|eyJ))[\w.-]{10,}",
 )
+# without one of these no pattern fits; compiling them takes 3 ms
+SECRET_HINTS = "token secret passw pwd key bearer basic :// k- gh glpat xox akia aiza npm_ eyj"
 
 
 def mask_secrets(text: str) -> str:
     """The text with what looks like a key, token or password replaced by `…`."""
-    for pattern in SECRETS:
+    folded = text.casefold()
+    for pattern in SECRETS if any(hint in folded for hint in SECRET_HINTS.split()) else ():
         text = re.sub(pattern, r"\1…", text)
     return text
 
@@ -6006,9 +6022,10 @@ def observe(store: Store, record: Record, here: Place) -> Seen:
 def copied_from(store: Store, record: Record) -> str:
     """The other home whose cookie the recorded processes bear; "": none, or it was moved here."""
     known = (record.main, record.supervisor) if record.phase in LIVE_PHASES else ()
-    homes = {cookie_of(one.pid).home for one in known if one and is_alive(one)} - {"", store.home}
-    is_other = (home for home in homes if os.path.isdir(home))
-    return next((home for home in is_other if not os.path.samefile(home, store.home)), "")
+    homes = (cookie_of(one.pid).home for one in known if one and is_alive(one))
+    home = next(filter(None, homes), store.home)
+    is_there = home != store.home and os.path.isdir(home)
+    return home if is_there and not os.path.samefile(home, store.home) else ""
 
 
 def _look(store: Store, record: Record, here: Place) -> Seen:
@@ -7182,7 +7199,8 @@ def status(store: Store, args: argparse.Namespace) -> Result:
     """Everything about one service; exit code 3 if it isn't running, as LSB's status has it."""
     seen = find(store, args.name)
     record, spec, verdict = seen.record, seen.record.spec, seen.verdict
-    members = tree_of(trusted(store, seen)) if seen.facts.here else []
+    stats = all_stats() if seen.facts.here else {}
+    members = tree_of(trusted(store, seen), stats) if stats else []
     guard = record.supervisor if seen.facts.supervised else None
     events = json_lines(store.path(record.name, "events.jsonl"))[-10:]
     data = {**service_data(seen), **failure_facts(store, record)}
@@ -7191,7 +7209,8 @@ def status(store: Store, args: argparse.Namespace) -> Result:
     data.update(identity=record.main and record.main._asdict(), supervisor=guard and guard.pid)
     data.update(started_at=record.started_at, last_active=record.last_active)
     data["tree"] = [member_data(member) for member in members]
-    data["zombies"] = [{"pid": z.identity.pid, "parent": z.parent} for z in zombies_of(members)]
+    zombies = zombies_of(members, stats)
+    data["zombies"] = [{"pid": one.identity.pid, "parent": one.parent} for one in zombies]
     data.update(cwd=spec.cwd, env=sorted({*spec.env_given, *spec.env_taken}))
     data.update({key: list(getattr(spec, key)) for key in ("env_files", "ready", "health")})
     data.update(environment=dict(record.environment), log=store.path(record.name, "output.log"))
@@ -9413,8 +9432,11 @@ def parser_of(name: str) -> argparse.ArgumentParser:
             # an unknown option may have been meant to carry a secret
             raise UsageError(f"{name}: {re.sub('=[^ ]+', '=…', message)}", advice)
 
+        def format_usage(self) -> str:
+            return ""  # parse_intermixed_args asks for it each time, for its errors: 2 ms
+
         def print_help(self, file: object = None) -> None:
-            raise HelpWanted(self.format_help().rstrip())
+            raise HelpWanted(parser_of(name).format_help().rstrip())  # that one isn't in use
 
     command = COMMANDS[name]
     # A width of our own: argparse would import shutil and the compression libraries to find one.
