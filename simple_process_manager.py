@@ -3140,7 +3140,7 @@ SECRETS = (  # the first group is shown, the rest isn't; not meant is `TOKEN: no
     r"(\b(?:[sp]k-|gh[a-z]_|github_pat_|glpat-|xox[a-z]-|AKIA|AIza|npm_|eyJ))[\w.-]{10,}",
 )
 # without one of these no pattern fits; compiling them takes 3 ms
-SECRET_HINTS = "token secret passw pwd key bearer basic :// k- gh glpat xox akia aiza npm_ eyj"
+SECRET_HINTS = "token secret passw pwd key bearer basic :// k- gh github glpat xox akia aiza npm_ eyj"
 
 
 def mask_secrets(text: str) -> str:
