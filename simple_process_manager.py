@@ -714,9 +714,8 @@ class Spec(NamedTuple):
     @classmethod
     def from_json(cls, data: object, path: str = "spec") -> Spec:
         """The Spec of a JSON object, or RecordError."""
-        spec = cls._make(
-            [*read_object(data, path, SPEC, cls._field_defaults), unknown_keys(data, SPEC)]
-        )
+        known = read_object(data, path, SPEC, cls._field_defaults)
+        spec = cls._make([*known, unknown_keys(data, SPEC)])
         if not spec.argv or not spec.argv[0]:
             raise RecordError(f"{path}.argv: a command was expected")
         if spec.port is not None and not 1 <= spec.port <= 65535:
@@ -1832,12 +1831,6 @@ def tree_of(record: Record, stats: dict[int, Stat] | None = None) -> list[Member
     return [Member(stats[p].identity, why) for p, why in reasons.items() if not stats[p].is_dead]
 
 
-def zombies_of(members: Sequence[Member], stats: Mapping[int, Stat]) -> list[Stat]:
-    """The dead whose parent is one of these, lives on and doesn't collect them."""
-    pids = {member.identity.pid for member in members}
-    return [look for look in stats.values() if look.is_dead and look.parent in pids]
-
-
 def eldest(members: Sequence[Member]) -> Member | None:
     """The oldest of those whose parent isn't among them."""
     pids = {member.identity.pid for member in members}
@@ -2273,6 +2266,7 @@ class Store:
         self.state_path = os.path.join(home, "state.json")
         self.notes: list[str] = []  # what had to be mended on the way; the renderer shows them
         self.claims: set[str] = set()  # the services that this very command starts or stops
+        self.parsed: dict[str, tuple[object, Record]] = {}  # what state.json said, by key
         self.reserved: Record | None = None  # what reserve() wrote last
 
     def prepare(self) -> None:
@@ -2389,11 +2383,14 @@ class Store:
         services = document.get("services") if isinstance(document, dict) else None
         if not isinstance(services, dict):
             raise RecordError("services: an object was expected")
-        records = {key: Record.from_json(data, f"services.{key}") for key, data in services.items()}
-        for key, record in records.items():
+        former, self.parsed = self.parsed, {}
+        for key, data in services.items():  # 0.1 ms each; most are as they were at the last look
+            is_known = key in former and former[key][0] == data
+            record = former[key][1] if is_known else Record.from_json(data, f"services.{key}")
             if not re.fullmatch(NAME, record.name) or record.name.lower() != key:
                 raise RecordError(f"services: {key!r:.80} isn't the name of its record")
-        return records
+            self.parsed[key] = data, record
+        return {key: record for key, (_, record) in self.parsed.items()}
 
     def _write(self, records: dict[str, Record]) -> None:
         """One line for each service: the file stays legible and json's C encoder is used."""
@@ -3107,25 +3104,20 @@ def unmet(spec: Spec, env: Mapping[str, str]) -> list[str]:
 
 def rules_of(spec: Spec) -> list[tuple[str, Mapping[str, object]]]:
     """What must hold of which variables, from --require-env and from a configuration."""
-    pairs = (item.partition("=") for item in spec.require_env)
-    asked = [
-        (name, {**NO_RULE, "required": True, "full_pattern": pattern}) for name, _, pattern in pairs
-    ]
+    pairs, rule = (item.partition("=") for item in spec.require_env), {**NO_RULE, "required": True}
+    asked = [(name, {**rule, "full_pattern": pattern}) for name, _, pattern in pairs]
     return [*asked, *spec.rules.items()]
 
 
 def fault_of(value: str | None, rule: Mapping[str, object]) -> str:
     """What is wrong with the value of a variable, "" if nothing is."""
-    whole, pattern, least = (
-        str(rule.get("full_pattern", "")),
-        str(rule["pattern"]),
-        rule["min_length"],
-    )
+    whole, pattern = str(rule.get("full_pattern", "")), str(rule["pattern"])
+    least = float(str(rule["min_length"]))
     if not value:
         return ("is not set" if value is None else "is empty") * bool(rule["required"])
     if not (re.search(pattern, value) and re.fullmatch(whole or "(?s:.*)", value)):
         return f"doesn't match {whole or pattern}"
-    return f"is shorter than {least} characters" * (len(value) < float(str(least)))
+    return f"is shorter than {least:g} characters" * (len(value) < least)
 
 
 SECRET_NAME = (
@@ -3140,7 +3132,7 @@ SECRETS = (  # the first group is shown, the rest isn't; not meant is `TOKEN: no
     r"(\b(?:[sp]k-|gh[a-z]_|github_pat_|glpat-|xox[a-z]-|AKIA|AIza|npm_|eyJ))[\w.-]{10,}",
 )
 # without one of these no pattern fits; compiling them takes 3 ms
-SECRET_HINTS = "token secret passw pwd key bearer basic :// k- gh github glpat xox akia aiza npm_ eyj"
+SECRET_HINTS = "token secret passw pwd key bearer basic :// k- gh pat_ glpat xox akia aiza npm_ eyj"
 
 
 def mask_secrets(text: str) -> str:
@@ -5870,11 +5862,8 @@ def plan_of(config: Config, known: Mapping[str, Known], names: Sequence[str] = (
     for name in reversed(order):
         if name.lower() in chosen:
             chosen.update(need.lower() for need in config.services[name].depends_on)
-    ours = [
-        one.record.name
-        for one in known.values()
-        if one.is_live and one.record.config == config.path
-    ]
+    live = [one.record for one in known.values() if one.is_live]
+    ours = [record.name for record in live if record.config == config.path]
     gone = [name for name in ours if not names and not config.named(name)]
     steps = [Step("stop", name, "because removed") for name in gone]
     needs = [need for one in config.services.values() for need in one.depends_on.items()]
@@ -7120,11 +7109,8 @@ def list_services(store: Store, args: argparse.Namespace) -> Result:
         hint = f'[INFO] no services in {shown_path(store.home)}; start one: start NAME "COMMAND"'
         return Result({"home": store.home, "services": []}, [hint])
     services = [service_data(one) for one in seen]
-    news = [
-        (one, one.verdict.why)
-        for one in seen
-        if one.verdict.is_live or one.verdict.status == "lost"
-    ]
+    open_ones = [one for one in seen if one.verdict.is_live or one.verdict.status == "lost"]
+    news = [(one, one.verdict.why) for one in open_ones]
     news += [(one, text) for one in seen for text in active_alerts(one)]
     lines = [f"[WARN] {one.record.name}: {text}" for one, text in news if text]
     keys = ("name", "status", "pid", "port", "uptime_s", "cpu_percent", "memory_bytes", "command")
@@ -7209,8 +7195,9 @@ def status(store: Store, args: argparse.Namespace) -> Result:
     data.update(identity=record.main and record.main._asdict(), supervisor=guard and guard.pid)
     data.update(started_at=record.started_at, last_active=record.last_active)
     data["tree"] = [member_data(member) for member in members]
-    zombies = zombies_of(members, stats)
-    data["zombies"] = [{"pid": one.identity.pid, "parent": one.parent} for one in zombies]
+    pids = {member.identity.pid for member in members}  # whose dead they don't collect
+    dead = [(pid, look.parent) for pid, look in stats.items() if look.is_dead]
+    data["zombies"] = [{"pid": pid, "parent": parent} for pid, parent in dead if parent in pids]
     data.update(cwd=spec.cwd, env=sorted({*spec.env_given, *spec.env_taken}))
     data.update({key: list(getattr(spec, key)) for key in ("env_files", "ready", "health")})
     data.update(environment=dict(record.environment), log=store.path(record.name, "output.log"))
@@ -9432,11 +9419,8 @@ def parser_of(name: str) -> argparse.ArgumentParser:
             # an unknown option may have been meant to carry a secret
             raise UsageError(f"{name}: {re.sub('=[^ ]+', '=…', message)}", advice)
 
-        def format_usage(self) -> str:
-            return ""  # parse_intermixed_args asks for it each time, for its errors: 2 ms
-
         def print_help(self, file: object = None) -> None:
-            raise HelpWanted(parser_of(name).format_help().rstrip())  # that one isn't in use
+            raise HelpWanted(self.format_help().rstrip())
 
     command = COMMANDS[name]
     # A width of our own: argparse would import shutil and the compression libraries to find one.
