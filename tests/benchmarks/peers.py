@@ -116,7 +116,8 @@ class Stage:
             "HAPLESS_DIR": str(home / "hapless"),
             "SPM_BENCH": self.mark,  # all that a tool starts inherits it
         }
-        home.mkdir(exist_ok=True)
+        shutil.rmtree(home, ignore_errors=True)  # of a run before, with --keep
+        home.mkdir()
         self.copy, self.module = directory / "copy", directory / "module"
         for place in (self.copy, self.module):
             place.mkdir(exist_ok=True)
@@ -297,7 +298,9 @@ def measure_services(stage: Stage, rounds: int) -> Table:
                 tool.act(stage, "start", f"l{number}")
             tool.act(stage, "list")
         except (RuntimeError, subprocess.TimeoutExpired) as error:
-            stage.missing.append(f"{tool.name} did not work here: {str(error).splitlines()[0]}")
+            stage.missing.append(
+                f"{tool.name} did not work here: {' '.join(str(error).split())[:300]}"
+            )
             continue
         time.sleep(SETTLE_S * 5)
         memory[tool.name] = keepers_mb(stage, before)
