@@ -717,9 +717,8 @@ class Spec(NamedTuple):
     @classmethod
     def from_json(cls, data: object, path: str = "spec") -> Spec:
         """The Spec of a JSON object, or RecordError."""
-        spec = cls._make(
-            [*read_object(data, path, SPEC, cls._field_defaults), unknown_keys(data, SPEC)]
-        )
+        known = read_object(data, path, SPEC, cls._field_defaults)
+        spec = cls._make([*known, unknown_keys(data, SPEC)])
         if not spec.argv or not spec.argv[0]:
             raise RecordError(f"{path}.argv: a command was expected")
         if spec.port is not None and not 1 <= spec.port <= 65535:
@@ -944,6 +943,12 @@ def _psutil_cookie(pid: int) -> Cookie:
     return Cookie()
 
 
+def _psutil_arguments(pid: int) -> list[str]:
+    with contextlib.suppress(psutil.Error, OSError):
+        return psutil.Process(pid).cmdline()
+    return []
+
+
 def _psutil_boot() -> str:
     return f"{psutil.boot_time() / 60:.0f}"  # to the minute: it moves with the clock's corrections
 
@@ -990,6 +995,7 @@ if sys.platform == "win32":
     ADOPTS = False  # the other children of a supervisor are its console's host and its probes
     my_user_id = 0  # as os.stat() has it: the access list of the profile protects the directory
     stat_of, cookie_of, user_name = _psutil_stat, _psutil_cookie, str
+    arguments_of = _psutil_arguments
 
     def _always(answer: Given) -> Callable[..., Given]:
         return lambda *_: answer
@@ -1352,11 +1358,19 @@ else:
         if not _has_proc():
             return _psutil_cookie(pid)
         with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
-            text = file.readall()
-            if b"SPM_" in text:
-                environ = dict(os.fsdecode(one).partition("=")[::2] for one in text.split(b"\0"))
-                return Cookie(*(environ.get(name, "") for name in COOKIE_NAMES))
+            ours = [one for one in file.readall().split(b"\0") if one.startswith(b"SPM_")]
+            environ = dict(os.fsdecode(one).partition("=")[::2] for one in ours)
+            return Cookie(*(environ.get(name, "") for name in COOKIE_NAMES))
         return Cookie()
+
+    def arguments_of(pid: int) -> list[str]:
+        """The words of its command line, none if they can't be seen."""
+        if not _has_proc():
+            return _psutil_arguments(pid)
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
+            words = os.fsdecode(file.readall()).rstrip("\0").split("\0")
+            return words if len(words) > 1 else words[0].split()  # a title written over them
+        return []
 
     def companions(main: Identity, instance: str, stats: dict[int, Stat]) -> dict[int, str]:
         """The members of the main process's group, with the reason."""
@@ -1828,12 +1842,6 @@ def tree_of(record: Record, stats: dict[int, Stat] | None = None) -> list[Member
     return [Member(stats[p].identity, why) for p, why in reasons.items() if not stats[p].is_dead]
 
 
-def zombies_of(members: Sequence[Member]) -> list[Stat]:
-    """The dead whose parent is one of these, lives on and doesn't collect them."""
-    pids = {member.identity.pid for member in members}
-    return [look for look in all_stats().values() if look.is_dead and look.parent in pids]
-
-
 def eldest(members: Sequence[Member]) -> Member | None:
     """The oldest of those whose parent isn't among them."""
     pids = {member.identity.pid for member in members}
@@ -1962,9 +1970,7 @@ def owner_of(lease: str) -> Owner:
 
 def command_line(pid: int) -> str:
     """The command line of a process as one line, "" if it can't be seen."""
-    with contextlib.suppress(psutil.Error, OSError):
-        return join_command(psutil.Process(pid).cmdline())
-    return ""
+    return join_command(arguments_of(pid))
 
 
 def matching(pattern: str, record: Record, born: float = 0.0) -> list[Member]:
@@ -2272,6 +2278,7 @@ class Store:
         self.state_path = os.path.join(home, "state.json")
         self.notes: list[str] = []  # what had to be mended on the way; the renderer shows them
         self.claims: set[str] = set()  # the services that this very command starts or stops
+        self.parsed: dict[str, tuple[object, Record]] = {}  # what state.json said, by key
         self.reserved: Record | None = None  # what reserve() wrote last
 
     def prepare(self) -> None:
@@ -2388,11 +2395,14 @@ class Store:
         services = document.get("services") if isinstance(document, dict) else None
         if not isinstance(services, dict):
             raise RecordError("services: an object was expected")
-        records = {key: Record.from_json(data, f"services.{key}") for key, data in services.items()}
-        for key, record in records.items():
+        former, self.parsed = self.parsed, {}
+        for key, data in services.items():  # 0.1 ms each; most are as they were at the last look
+            is_known = key in former and former[key][0] == data
+            record = former[key][1] if is_known else Record.from_json(data, f"services.{key}")
             if not re.fullmatch(NAME, record.name) or record.name.lower() != key:
                 raise RecordError(f"services: {key!r:.80} isn't the name of its record")
-        return records
+            self.parsed[key] = data, record
+        return {key: record for key, (_, record) in self.parsed.items()}
 
     def _write(self, records: dict[str, Record]) -> None:
         """One line for each service: the file stays legible and json's C encoder is used."""
@@ -3106,25 +3116,20 @@ def unmet(spec: Spec, env: Mapping[str, str]) -> list[str]:
 
 def rules_of(spec: Spec) -> list[tuple[str, Mapping[str, object]]]:
     """What must hold of which variables, from --require-env and from a configuration."""
-    pairs = (item.partition("=") for item in spec.require_env)
-    asked = [
-        (name, {**NO_RULE, "required": True, "full_pattern": pattern}) for name, _, pattern in pairs
-    ]
+    pairs, rule = (item.partition("=") for item in spec.require_env), {**NO_RULE, "required": True}
+    asked = [(name, {**rule, "full_pattern": pattern}) for name, _, pattern in pairs]
     return [*asked, *spec.rules.items()]
 
 
 def fault_of(value: str | None, rule: Mapping[str, object]) -> str:
     """What is wrong with the value of a variable, "" if nothing is."""
-    whole, pattern, least = (
-        str(rule.get("full_pattern", "")),
-        str(rule["pattern"]),
-        rule["min_length"],
-    )
+    whole, pattern = str(rule.get("full_pattern", "")), str(rule["pattern"])
+    least = float(str(rule["min_length"]))
     if not value:
         return ("is not set" if value is None else "is empty") * bool(rule["required"])
     if not (re.search(pattern, value) and re.fullmatch(whole or "(?s:.*)", value)):
         return f"doesn't match {whole or pattern}"
-    return f"is shorter than {least} characters" * (len(value) < float(str(least)))
+    return f"is shorter than {least:g} characters" * (len(value) < least)
 
 
 SECRET_NAME = (
@@ -3138,11 +3143,14 @@ SECRETS = (  # the first group is shown, the rest isn't; not meant is `TOKEN: no
     r"(://[^\s/:@]*:)[^\s/]+(?=@)",
     r"(\b(?:[sp]k-|gh[a-z]_|github_pat_|glpat-|xox[a-z]-|AKIA|AIza|npm_|eyJ))[\w.-]{10,}",
 )
+# without one of these no pattern fits; compiling them takes 3 ms
+SECRET_HINTS = "token secret passw pwd key bearer basic :// k- gh pat_ glpat xox akia aiza npm_ eyj"
 
 
 def mask_secrets(text: str) -> str:
     """The text with what looks like a key, token or password replaced by `…`."""
-    for pattern in SECRETS:
+    folded = text.casefold()
+    for pattern in SECRETS if any(hint in folded for hint in SECRET_HINTS.split()) else ():
         text = re.sub(pattern, r"\1…", text)
     return text
 
@@ -5905,11 +5913,8 @@ def plan_of(config: Config, known: Mapping[str, Known], names: Sequence[str] = (
     for name in reversed(order):
         if name.lower() in chosen:
             chosen.update(need.lower() for need in config.services[name].depends_on)
-    ours = [
-        one.record.name
-        for one in known.values()
-        if one.is_live and one.record.config == config.path
-    ]
+    live = [one.record for one in known.values() if one.is_live]
+    ours = [record.name for record in live if record.config == config.path]
     gone = [name for name in ours if not names and not config.named(name)]
     steps = [Step("stop", name, "because removed") for name in gone]
     needs = [need for one in config.services.values() for need in one.depends_on.items()]
@@ -6186,9 +6191,10 @@ def observe(store: Store, record: Record, here: Place) -> Seen:
 def copied_from(store: Store, record: Record) -> str:
     """The other home whose cookie the recorded processes bear; "": none, or it was moved here."""
     known = (record.main, record.supervisor) if record.phase in LIVE_PHASES else ()
-    homes = {cookie_of(one.pid).home for one in known if one and is_alive(one)} - {"", store.home}
-    is_other = (home for home in homes if os.path.isdir(home))
-    return next((home for home in is_other if not os.path.samefile(home, store.home)), "")
+    homes = (cookie_of(one.pid).home for one in known if one and is_alive(one))
+    home = next(filter(None, homes), store.home)
+    is_there = home != store.home and os.path.isdir(home)
+    return home if is_there and not os.path.samefile(home, store.home) else ""
 
 
 def _look(store: Store, record: Record, here: Place) -> Seen:
@@ -7285,11 +7291,8 @@ def list_services(store: Store, args: argparse.Namespace) -> Result:
         hint = f'[INFO] no services in {shown_path(store.home)}; start one: start NAME "COMMAND"'
         return Result({"home": store.home, "services": []}, [hint])
     services = [service_data(one) for one in seen]
-    news = [
-        (one, one.verdict.why)
-        for one in seen
-        if one.verdict.is_live or one.verdict.status == "lost"
-    ]
+    open_ones = [one for one in seen if one.verdict.is_live or one.verdict.status == "lost"]
+    news = [(one, one.verdict.why) for one in open_ones]
     news += [(one, text) for one in seen for text in active_alerts(one)]
     lines = [f"[WARN] {one.record.name}: {text}" for one, text in news if text]
     keys = ("name", "status", "pid", "port", "uptime_s", "cpu_percent", "memory_bytes", "command")
@@ -7364,7 +7367,8 @@ def status(store: Store, args: argparse.Namespace) -> Result:
     """Everything about one service; exit code 3 if it isn't running, as LSB's status has it."""
     seen = find(store, args.name)
     record, spec, verdict = seen.record, seen.record.spec, seen.verdict
-    members = tree_of(trusted(store, seen)) if seen.facts.here else []
+    stats = all_stats() if seen.facts.here else {}
+    members = tree_of(trusted(store, seen), stats) if stats else []
     guard = record.supervisor if seen.facts.supervised else None
     events = json_lines(store.path(record.name, "events.jsonl"))[-10:]
     data = {**service_data(seen), **failure_facts(store, record)}
@@ -7373,7 +7377,9 @@ def status(store: Store, args: argparse.Namespace) -> Result:
     data.update(identity=record.main and record.main._asdict(), supervisor=guard and guard.pid)
     data.update(started_at=record.started_at, last_active=record.last_active)
     data["tree"] = [member_data(member) for member in members]
-    data["zombies"] = [{"pid": z.identity.pid, "parent": z.parent} for z in zombies_of(members)]
+    pids = {member.identity.pid for member in members}  # whose dead they don't collect
+    dead = [(pid, look.parent) for pid, look in stats.items() if look.is_dead]
+    data["zombies"] = [{"pid": pid, "parent": parent} for pid, parent in dead if parent in pids]
     data.update(cwd=spec.cwd, env=sorted({*spec.env_given, *spec.env_taken}))
     data.update({key: list(getattr(spec, key)) for key in ("env_files", "ready", "health")})
     data.update(environment=dict(record.environment), log=store.path(record.name, "output.log"))
