@@ -321,6 +321,17 @@ def test_export_tells_names_and_never_values(spm: Spm, port: int) -> None:
     spm("export", "compose", code=3)
 
 
+def test_a_note_stays_one_comment() -> None:
+    evil = Spec(
+        ("./x\nkind: Evil\n#", "1"), "/srv/a\x85kind: Evil", rules={"A": {"required": True}}
+    )
+    for target in ("compose", "kubernetes", "nomad", "procfile"):
+        files, notes = exported(target, [("a", evil, {})], "shop")
+        text = "".join(files.values())
+        assert not re.search("(?m)^kind: Evil", "\n".join(text.splitlines()))
+        assert f"a: {target} doesn't check environment rules" in notes
+
+
 def umask() -> int:
     """What new files of this process don't get."""
     now = os.umask(0o077)
