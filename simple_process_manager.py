@@ -9018,6 +9018,17 @@ FILES = {  # of one document: its name, what is above and below the services
     "nomad": ("{}.nomad.hcl", 'job "{}" {{\n  type = "service"\n', "}\n"),
 }
 NO_NEEDS: Mapping[str, str] = {}
+# A ${NAME} of a configuration while words are quoted: between two characters for private use, which
+# each quoting leaves alone, and which a shell's puts between single quotes.
+HELD = "\ue000{}\ue001"
+IS_HELD = HELD.format(rf"({VARIABLE})")
+HOLDS = {  # what a target has for it
+    "systemd": r"${\1}",
+    "procfile": r"""'"$\1"'""",
+    "compose": r"${\1}",
+    "kubernetes": r"$(\1)",
+    "nomad": r"$${\1}",
+}
 UNPRINTABLE = '["\\\\\0-\x1f\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]'
 # In a template <key> is a value, a line with a list is repeated, one without a value is left out;
 # <key?> is only asked for. systemd.unit(5), systemd.service(5), systemd.exec(5); a service is
@@ -9346,6 +9357,7 @@ def procfile_line(unit: Unit) -> str:
 
     port = f"PORT={unit.spec.port} " * unit.spec.port_declared
     line = f"cd {shlex.quote(unit.spec.cwd)} && {port}exec {shlex.join(unit.spec.words)}"
+    line = re.sub(IS_HELD, HOLDS["procfile"], line)
     if line.splitlines() != [line]:
         octal = "".join(f"\\0{byte:03o}" for byte in line.encode("utf-8", "surrogateescape"))
         line = f"eval \"$(printf %b '{octal}')\""
@@ -9475,10 +9487,13 @@ def documents(target: str, units: Sequence[Unit], project: str) -> dict[str, str
 
 
 def exported(
-    target: str, wanted: Iterable[tuple[str, Spec, Mapping[str, str]]], project: str
+    target: str,
+    wanted: Iterable[tuple[str, Spec, Mapping[str, str]]],
+    project: str,
+    known: Iterable[str] = (),
 ) -> tuple[dict[str, str], list[str]]:
     """The files that tell a target of each (name, spec, depends_on), and notes: what they lack."""
-    services, notes, units = list(wanted), list[str](), list[Unit]()
+    services, notes, units = list(wanted), list(known), list[Unit]()
     types = ("simple", "forking") if target == "systemd" else ("simple",)
     ports = {name: spec.port for name, spec, _ in services if spec.type in types}
     awaited = [one for _, _, needs in services for one, how in needs.items() if how == "exited"]
@@ -9500,13 +9515,14 @@ def exported(
         units.append(unit._replace(needs=told, is_awaited=name in awaited))
     if len({unit.dns for unit in units}) < len(units):
         raise UsageError("two names differ in signs only", "export these services one by one")
+    notes = [re.sub(IS_HELD, r"${\1}", note) for note in notes]
     notes = ["".join(c if c.isprintable() else "?" for c in note) for note in notes]
     files = documents(target, units, project) if units else {}
     for file, text in files.items():
         mine = (f"{file[:-8]}:", f"{file[:-8]} ") if target == "systemd" else ""
         own = [one for one in notes if one.startswith(mine) or " is left out: " in one]
         head = "".join(f"# {one}\n" for one in own)
-        files[file] = head + text
+        files[file] = head + re.sub(IS_HELD, HOLDS[target], text)
     return files, notes
 
 
@@ -9556,13 +9572,72 @@ def write_all(root: str, makes: Iterable[tuple[str, Callable[[str], str]]], advi
     return Result({"done": done}, lines, error=refused)
 
 
-def described(store: Store) -> dict[str, tuple[str, Spec, Mapping[str, str]]]:
-    """(name, spec, depends_on) of each service: the configuration's, then those started by hand."""
+def held(value: object, is_shell: bool, names: dict[str, None]) -> object:
+    """A value whose ${NAME} stay references, for a shell as they are; their names are added."""
+    if isinstance(value, list):
+        return [held(one, is_shell, names) for one in value]
+
+    def reference(found: re.Match[str]) -> str:
+        name, default = found[1], found[2]
+        if name in (None, "workspaceFolder"):
+            return found[0]
+        names[name] = None
+        usual = f":-{default}" if default is not None else ""
+        return f"$${{{name}{usual}}}" if is_shell else HELD.format(name)
+
+    return re.sub(REFERENCE, reference, value) if isinstance(value, str) else value
+
+
+def held_check(text: object, names: dict[str, None]) -> object:
+    """A check whose ${NAME} stay references, unless it is none without their values: a port."""
+    inner = dict[str, None]()
+    new = held(text, str(text).startswith("exec:"), inner)
+    with contextlib.suppress(UsageError):
+        if not re.search(IS_HELD, parse_check(str(new)).host):  # which is in lower case
+            names.update(inner)
+            return new
+    return text
+
+
+def with_references(config: Config) -> tuple[Config, dict[str, list[str]], dict[str, list[str]]]:
+    """The Config whose commands and checks keep their ${NAME}; by service: names, and notes."""
+    services, names, notes = dict[str, object](), dict[str, list[str]](), dict[str, list[str]]()
+    for name, one in as_object(config.document["services"]).items():
+        keys, found = as_object(one), dict[str, None]()
+        new = {**keys, "command": held(keys["command"], keys.get("shell") is True, found)}
+        for key in ("ready", "health"):
+            if key in keys:
+                new[key] = [held_check(text, found) for text in as_list(keys[key])]
+        told = [f"{name}: its command or checks have ${{{each}}}: not its value" for each in found]
+        for key, value in new.items():
+            left = re.findall(REFERENCE, json.dumps(value)) if key not in ("env", "command") else ()
+            inside = sorted({each[0] for each in left if each[0] not in ("", "workspaceFolder")})
+            told += [f"{name}: {key} holds the value of ${{{each}}}, in clear" for each in inside]
+        services[name], names[name], notes[name] = new, list(found), told
+    document = {**config.document, "services": services}
+    return config_of(document, config.path), names, notes
+
+
+def described(
+    store: Store,
+) -> tuple[dict[str, tuple[str, Spec, Mapping[str, str]]], dict[str, list[str]]]:
+    """(name, spec, depends_on) of each service: the configuration's, then those started by hand;
+    and what is to be said of them. Of a variable that a command names it has the name.
+    """
     path = find_config(None, store.home)
-    wanted = read_config(path).services.values() if os.path.lexists(path) else ()
-    here = {one.name.lower(): (one.name, one.spec, one.depends_on) for one in wanted}
-    recorded = {key: (one.name, one.spec, NO_NEEDS) for key, one in sorted(store.records().items())}
-    return {**here, **{key: one for key, one in recorded.items() if key not in here}}
+    here: dict[str, tuple[str, Spec, Mapping[str, str]]] = {}
+    notes: dict[str, list[str]] = {}
+    if os.path.lexists(path):
+        config, names, notes = with_references(read_config(path))
+        for one in config.services.values():
+            taken = tuple(dict.fromkeys((*one.spec.env_taken, *names[one.name])))
+            here[one.name.lower()] = one.name, one.spec._replace(env_taken=taken), one.depends_on
+    for key, record in sorted(store.records().items()):
+        if key not in here:
+            here[key] = record.name, record.spec, NO_NEEDS
+            about = f"{record.name}: look for secrets: its command is as `up` made it of its ${{…}}"
+            notes.update({record.name: [about]} if record.config else {})
+    return here, notes
 
 
 @command(
@@ -9577,7 +9652,7 @@ def export(store: Store, args: argparse.Namespace) -> Result:
     """Describe services to another engine."""
     from functools import partial
 
-    known = described(store)
+    known, told = described(store)
     for name in args.names:
         if name.lower() not in known:
             find(store, name)  # which says what there is
@@ -9585,7 +9660,8 @@ def export(store: Store, args: argparse.Namespace) -> Result:
     if not wanted:
         raise NotFound(f"no services in {store.home}", "start one; a stopped one counts, too")
     project = dns_name(os.path.basename(root_of(store)))
-    files, notes = exported(args.target, wanted, project)
+    known_notes = [note for name, *_ in wanted for note in told.get(name, ())]
+    files, notes = exported(args.target, wanted, project, known_notes)
     data: dict[str, object] = {"target": args.target, "files": files}
     lines = [f"[WARN] {note}" for note in notes]
     if not args.output:
