@@ -5409,9 +5409,19 @@ JSON_TYPES: dict[object, tuple[str, tuple[type, ...]]] = {
 }
 
 
+def digits_of(value: object) -> str:
+    """A value as text, a number with all its digits and no exponent: 1e-07 is 0.0000001."""
+    if not isinstance(value, float) or "e" not in repr(value):
+        return str(value)
+    from decimal import Decimal
+
+    return format(Decimal(repr(value)), "f")
+
+
 def text_of(value: object) -> str:
     """A value as it would be written on the command line."""
-    return f"{value:f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    text = digits_of(value)
+    return text.removesuffix(".0") if isinstance(value, float) else text
 
 
 def as_list(value: object) -> list[object]:
@@ -5442,6 +5452,8 @@ def faults(value: object, schema: Schema, where: str, defs: Schema) -> Iterator[
         yield where, f"{schema['enum']} was expected"
     elif isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
         yield where, "it has a character that no command and no variable can have"
+    elif isinstance(value, float) and value - value != 0:  # NaN, Infinity
+        yield where, "a finite number was expected"
     elif len(re.findall(r"[.[]", where)) > 40:
         yield where, "nested too deeply"
     elif isinstance(value, list):
@@ -5616,6 +5628,8 @@ class Reading:
             return dict(pairs)
 
         try:
+            if os.path.exists(file) and not os.path.isfile(file) and file != os.devnull:
+                raise ValueError("not a regular file")  # a FIFO would keep us waiting
             with open(file, encoding="utf-8-sig", newline="") as stream:
                 text = stream.read()
             if parse:
@@ -5646,7 +5660,8 @@ class Reading:
     def take(self, data: object) -> None:
         """What spm.json says, and the files that it includes."""
         bad = list(faults(data, self.schema, "", self.defs))
-        for where, why in bad if data is not None else ():  # else it couldn't be read
+        # null is what load() says when it has said why the file can't be read
+        for where, why in bad if data is not None or not self.problems else ():
             self.fault(self.path, where, why)
         top = as_object(data)
 
@@ -5682,7 +5697,11 @@ class Reading:
             bad = list(faults(keys, as_object(self.defs["server"]), where, self.defs))
             for path, why in bad:
                 self.fault(file, path, why)
-            if name.lower() in self.names or not re.fullmatch(NAME, name):
+            foreign = re.search(r"(?<!\$)\$\{(?!env:)\w+:(?!-)", json.dumps(keys))
+            if foreign:  # ${input:NAME}: only the editor can ask for it
+                told = f"{where} has {foreign[0]}…}}, which only the editor knows: skipped"
+                self.notes.append(f"{shown_path(file)}: {told}")
+            elif name.lower() in self.names or not re.fullmatch(NAME, name):
                 why = "is known already" if name.lower() in self.names else "is no service name"
                 self.notes.append(f"{shown_path(file)}: {where} {why}: skipped")
             elif not bad:
@@ -5790,7 +5809,7 @@ class Reading:
         args["cwd"] = os.path.join(self.base, str(args["cwd"] or ""))
         args["env_file"] = [os.path.join(self.base, str(one)) for one in as_list(args["env_file"])]
         env, words = as_object(keys.get("env")), keys.get("command")
-        args["env"] = [k if v is None else f"{k}={text_of(v)}" for k, v in env.items()]
+        args["env"] = [k if v is None else f"{k}={digits_of(v)}" for k, v in env.items()]
         is_line = isinstance(words, str) and (self.expands or not has_names(words))
         args.update({"command": [words]} if is_line else {"tail": words and as_list(words)})
         args["no_keep_alive"] = keys.get("keep_alive") is False
@@ -6029,7 +6048,7 @@ def keys_of(wanted: Wanted) -> dict[str, object]:
         command=spec.argv[-1] if spec.shell else spec.argv,
         cwd=shown_path(spec.cwd, base),
         port=(spec.port_asked or spec.port) if spec.port_declared else None,
-        env={name: value if value is None else text_of(value) for name, value in env},
+        env={name: value if value is None else digits_of(value) for name, value in env},
         env_file=[shown_path(path, base) for path in spec.env_files],
         pid_file=spec.pid_file and shown_path(spec.pid_file, spec.cwd),
     )
@@ -8586,6 +8605,7 @@ def rollback(store: Store, args: argparse.Namespace) -> Result:
     "config export",
     "one document with all that holds, defaults spelled out",
     Option("file", "FILE", help="-: stdout, where values under env are ${NAME}"),
+    Option("--force", help="overwrite a file that is no configuration"),
     *CONFIG_OPTIONS,
 )
 def export_config(store: Store, args: argparse.Namespace) -> Result:
@@ -8602,6 +8622,14 @@ def export_config(store: Store, args: argparse.Namespace) -> Result:
         return Result({"document": bare, "values": values}, lines, stream=iter([text]))
     if os.path.realpath(path) in map(os.path.realpath, config.files):
         raise Refused(f"{args.file} is what is exported", "write to another file")
+    if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
+        raise Refused(f"{args.file} is no regular file: left as it is", "write to another file")
+    if os.path.exists(path) and not args.force:
+        try:
+            read_config(path, expands=False)
+        except ConfigError as error:
+            told = f"{args.file} is there, and is no configuration: left as it is"
+            raise Refused(told, "write to another file, or overwrite it with --force") from error
     with state_errors(path):
         write_file(path, text.encode())
     lines = [f"[WARN] {args.file} has the values of {names}: don't share it"] * bool(values)
@@ -9032,6 +9060,17 @@ FILES = {  # of one document: its name, what is above and below the services
     "nomad": ("{}.nomad.hcl", 'job "{}" {{\n  type = "service"\n', "}\n"),
 }
 NO_NEEDS: Mapping[str, str] = {}
+# A ${NAME} of a configuration while words are quoted: between two characters for private use, which
+# each quoting leaves alone, and which a shell's puts between single quotes.
+HELD = "\ue000{}\ue001"
+IS_HELD = HELD.format(rf"({VARIABLE})")
+HOLDS = {  # what a target has for it
+    "systemd": r"${\1}",
+    "procfile": r"""'"$\1"'""",
+    "compose": r"${\1}",
+    "kubernetes": r"$(\1)",
+    "nomad": r"$${\1}",
+}
 UNPRINTABLE = '["\\\\\0-\x1f\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]'
 # In a template <key> is a value, a line with a list is repeated, one without a value is left out;
 # <key?> is only asked for. systemd.unit(5), systemd.service(5), systemd.exec(5); a service is
@@ -9219,6 +9258,43 @@ def dns_name(name: str) -> str:
     return re.sub(r"^(?![a-z])", "s-", plain)[:63].rstrip("-")
 
 
+def reach(check: Check, spec: Spec) -> str:
+    """HOST:PORT that a check connects to, "" if the port isn't known."""
+    port = check.port or spec.port
+    return joined_host(check.host or "127.0.0.1", port) if port else ""
+
+
+def probe_words(unit: Unit, checks: Sequence[Check]) -> tuple[str, str, str]:
+    """A command that succeeds if all checks hold; /dev/tcp is bash's: bash(1), REDIRECTION."""
+    from shlex import quote
+
+    parts = []
+    for one in checks:
+        host, _, port = reach(one, unit.spec).rpartition(":")
+        url = quote(f"{one.kind}://{host}:{port}{one.text}")
+        curl = f"curl -fsSo /dev/null {'-k ' * unit.spec.insecure}{url}"
+        tcp = f": </dev/tcp/{host.strip('[]')}/{port}"
+        command = f"({one.text}" + "\n" * ("#" in one.text) + ")"  # behind a comment
+        parts.append({"exec": command, "tcp": tcp}.get(one.kind, curl))
+    shell = "/bin/bash" if any(one.kind == "tcp" for one in checks) else "/bin/sh"
+    return shell, "-c", " && ".join(parts)
+
+
+def probes_inside(target: str, unit: Unit) -> list[tuple[Check, ...]]:
+    """Those that a target asks by a command in the service's container."""
+    if target == "compose":
+        return [one for one in [unit.alive or unit.ready] if one]
+    both = (unit.ready, unit.alive if unit.spec.restart != "no" else ())
+    many = [one for one in both if one and (len(one) > 1 or one[0].kind == "exec")]
+    return many if target == "kubernetes" else []
+
+
+def tools_of(unit: Unit, checks: Sequence[Check]) -> set[str]:
+    """The programs that probe_words uses."""
+    curl = {"curl"} if any(one.kind in ("http", "https") for one in checks) else set()
+    return {os.path.basename(probe_words(unit, checks)[0]), *curl}
+
+
 def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
     """The unit of a service; what the target has no word for is added to the notes."""
     import shutil
@@ -9228,7 +9304,9 @@ def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
         if getattr(spec, field) != Spec._field_defaults[field]:
             option = field.removesuffix("_s").replace("_", "-").replace("alerts", "alert")
             with_no = " with --restart no" * (field in unwatched)
-            notes.append(f"{name}: {target} has nothing like --{option}{with_no}")
+            lost = f"has nothing like --{option}{with_no}"
+            lost = "doesn't check environment rules" if field == "rules" else lost
+            notes.append(f"{name}: {target} {lost}")
     if (target, spec.restart) in RESTART_NOTES:
         notes.append(f"{name}: {RESTART_NOTES[target, spec.restart]}")
     known = {text: parse_check(text) for text in (*spec.readiness, *spec.health)}
@@ -9252,29 +9330,10 @@ def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
         tuple(asked[text] for text in texts if text in asked)
         for texts in (spec.readiness, spec.health)
     )
-    return Unit(name, dns_name(name), spec, NO_NEEDS, False, program, env, ready, alive)
-
-
-def reach(check: Check, spec: Spec) -> str:
-    """HOST:PORT that a check connects to, "" if the port isn't known."""
-    port = check.port or spec.port
-    return joined_host(check.host or "127.0.0.1", port) if port else ""
-
-
-def probe_words(unit: Unit, checks: Sequence[Check]) -> tuple[str, str, str]:
-    """A command that succeeds if all checks hold; /dev/tcp is bash's: bash(1), REDIRECTION."""
-    from shlex import quote
-
-    parts = []
-    for one in checks:
-        host, _, port = reach(one, unit.spec).rpartition(":")
-        url = quote(f"{one.kind}://{host}:{port}{one.text}")
-        curl = f"curl -fsSo /dev/null {'-k ' * unit.spec.insecure}{url}"
-        tcp = f": </dev/tcp/{host.strip('[]')}/{port}"
-        command = f"({one.text}" + "\n" * ("#" in one.text) + ")"  # behind a comment
-        parts.append({"exec": command, "tcp": tcp}.get(one.kind, curl))
-    shell = "/bin/bash" if any(one.kind == "tcp" for one in checks) else "/bin/sh"
-    return shell, "-c", " && ".join(parts)
+    unit = Unit(name, dns_name(name), spec, NO_NEEDS, False, program, env, ready, alive)
+    tools = sorted({tool for one in probes_inside(target, unit) for tool in tools_of(unit, one)})
+    notes += [f"{name}: its image needs {', '.join(tools)} for the healthcheck"] if tools else []
+    return unit
 
 
 def quoted(text: str) -> str:
@@ -9340,6 +9399,7 @@ def procfile_line(unit: Unit) -> str:
 
     port = f"PORT={unit.spec.port} " * unit.spec.port_declared
     line = f"cd {shlex.quote(unit.spec.cwd)} && {port}exec {shlex.join(unit.spec.words)}"
+    line = re.sub(IS_HELD, HOLDS["procfile"], line)
     if line.splitlines() != [line]:
         octal = "".join(f"\\0{byte:03o}" for byte in line.encode("utf-8", "surrogateescape"))
         line = f"eval \"$(printf %b '{octal}')\""
@@ -9469,10 +9529,13 @@ def documents(target: str, units: Sequence[Unit], project: str) -> dict[str, str
 
 
 def exported(
-    target: str, wanted: Iterable[tuple[str, Spec, Mapping[str, str]]], project: str
+    target: str,
+    wanted: Iterable[tuple[str, Spec, Mapping[str, str]]],
+    project: str,
+    known: Iterable[str] = (),
 ) -> tuple[dict[str, str], list[str]]:
     """The files that tell a target of each (name, spec, depends_on), and notes: what they lack."""
-    services, notes, units = list(wanted), list[str](), list[Unit]()
+    services, notes, units = list(wanted), list(known), list[Unit]()
     types = ("simple", "forking") if target == "systemd" else ("simple",)
     ports = {name: spec.port for name, spec, _ in services if spec.type in types}
     awaited = [one for _, _, needs in services for one, how in needs.items() if how == "exited"]
@@ -9494,12 +9557,14 @@ def exported(
         units.append(unit._replace(needs=told, is_awaited=name in awaited))
     if len({unit.dns for unit in units}) < len(units):
         raise UsageError("two names differ in signs only", "export these services one by one")
+    notes = [re.sub(IS_HELD, r"${\1}", note) for note in notes]
+    notes = ["".join(c if c.isprintable() else "?" for c in note) for note in notes]
     files = documents(target, units, project) if units else {}
     for file, text in files.items():
         mine = (f"{file[:-8]}:", f"{file[:-8]} ") if target == "systemd" else ""
         own = [one for one in notes if one.startswith(mine) or " is left out: " in one]
         head = "".join(f"# {one}\n" for one in own)
-        files[file] = "".join(c if c.isprintable() or c == "\n" else "?" for c in head) + text
+        files[file] = head + re.sub(IS_HELD, HOLDS[target], text)
     return files, notes
 
 
@@ -9515,11 +9580,13 @@ def renew(path: str, root: str, make: Callable[[str], str]) -> bool:
     if not real.startswith(os.path.join(os.path.realpath(root), "")):
         raise Refused(f"{shown} is a symbolic link to {real}, outside of {root}: left as it is")
     is_new = not os.path.lexists(real)
+    if not is_new and not os.path.isfile(real):
+        raise Refused(f"{shown} is no regular file: left as it is")
     try:
         with open(os.devnull if is_new else real, encoding="utf-8", newline="") as file:
             old = file.read()
         text = make(old)
-    except ValueError as error:  # UnicodeDecodeError, JSONDecodeError
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError, JSONDecodeError
         raise Refused(f"{shown} isn't what was expected, left as it is: {error}") from error
     if text == old:
         return False
@@ -9547,13 +9614,72 @@ def write_all(root: str, makes: Iterable[tuple[str, Callable[[str], str]]], advi
     return Result({"done": done}, lines, error=refused)
 
 
-def described(store: Store) -> dict[str, tuple[str, Spec, Mapping[str, str]]]:
-    """(name, spec, depends_on) of each service: the configuration's, then those started by hand."""
+def held(value: object, is_shell: bool, names: dict[str, None]) -> object:
+    """A value whose ${NAME} stay references, for a shell as they are; their names are added."""
+    if isinstance(value, list):
+        return [held(one, is_shell, names) for one in value]
+
+    def reference(found: re.Match[str]) -> str:
+        name, default = found[1], found[2]
+        if name in (None, "workspaceFolder"):
+            return found[0]
+        names[name] = None
+        usual = f":-{default}" if default is not None else ""
+        return f"$${{{name}{usual}}}" if is_shell else HELD.format(name)
+
+    return re.sub(REFERENCE, reference, value) if isinstance(value, str) else value
+
+
+def held_check(text: object, names: dict[str, None]) -> object:
+    """A check whose ${NAME} stay references, unless it is none without their values: a port."""
+    inner = dict[str, None]()
+    new = held(text, str(text).startswith("exec:"), inner)
+    with contextlib.suppress(UsageError):
+        if not re.search(IS_HELD, parse_check(str(new)).host):  # which is in lower case
+            names.update(inner)
+            return new
+    return text
+
+
+def with_references(config: Config) -> tuple[Config, dict[str, list[str]], dict[str, list[str]]]:
+    """The Config whose commands and checks keep their ${NAME}; by service: names, and notes."""
+    services, names, notes = dict[str, object](), dict[str, list[str]](), dict[str, list[str]]()
+    for name, one in as_object(config.document["services"]).items():
+        keys, found = as_object(one), dict[str, None]()
+        new = {**keys, "command": held(keys["command"], keys.get("shell") is True, found)}
+        for key in ("ready", "health"):
+            if key in keys:
+                new[key] = [held_check(text, found) for text in as_list(keys[key])]
+        told = [f"{name}: its command or checks have ${{{each}}}: not its value" for each in found]
+        for key, value in new.items():
+            left = re.findall(REFERENCE, json.dumps(value)) if key not in ("env", "command") else ()
+            inside = sorted({each[0] for each in left if each[0] not in ("", "workspaceFolder")})
+            told += [f"{name}: {key} holds the value of ${{{each}}}, in clear" for each in inside]
+        services[name], names[name], notes[name] = new, list(found), told
+    document = {**config.document, "services": services}
+    return config_of(document, config.path), names, notes
+
+
+def described(
+    store: Store,
+) -> tuple[dict[str, tuple[str, Spec, Mapping[str, str]]], dict[str, list[str]]]:
+    """(name, spec, depends_on) of each service: the configuration's, then those started by hand;
+    and what is to be said of them. Of a variable that a command names it has the name.
+    """
     path = find_config(None, store.home)
-    wanted = read_config(path).services.values() if os.path.lexists(path) else ()
-    here = {one.name.lower(): (one.name, one.spec, one.depends_on) for one in wanted}
-    recorded = {key: (one.name, one.spec, NO_NEEDS) for key, one in sorted(store.records().items())}
-    return {**here, **{key: one for key, one in recorded.items() if key not in here}}
+    here: dict[str, tuple[str, Spec, Mapping[str, str]]] = {}
+    notes: dict[str, list[str]] = {}
+    if os.path.lexists(path):
+        config, names, notes = with_references(read_config(path))
+        for one in config.services.values():
+            taken = tuple(dict.fromkeys((*one.spec.env_taken, *names[one.name])))
+            here[one.name.lower()] = one.name, one.spec._replace(env_taken=taken), one.depends_on
+    for key, record in sorted(store.records().items()):
+        if key not in here:
+            here[key] = record.name, record.spec, NO_NEEDS
+            about = f"{record.name}: look for secrets: its command is as `up` made it of its ${{…}}"
+            notes.update({record.name: [about]} if record.config else {})
+    return here, notes
 
 
 @command(
@@ -9568,7 +9694,7 @@ def export(store: Store, args: argparse.Namespace) -> Result:
     """Describe services to another engine."""
     from functools import partial
 
-    known = described(store)
+    known, told = described(store)
     for name in args.names:
         if name.lower() not in known:
             find(store, name)  # which says what there is
@@ -9576,7 +9702,8 @@ def export(store: Store, args: argparse.Namespace) -> Result:
     if not wanted:
         raise NotFound(f"no services in {store.home}", "start one; a stopped one counts, too")
     project = dns_name(os.path.basename(root_of(store)))
-    files, notes = exported(args.target, wanted, project)
+    known_notes = [note for name, *_ in wanted for note in told.get(name, ())]
+    files, notes = exported(args.target, wanted, project, known_notes)
     data: dict[str, object] = {"target": args.target, "files": files}
     lines = [f"[WARN] {note}" for note in notes]
     if not args.output:
@@ -9699,9 +9826,10 @@ def merged(old: object, new: object) -> object:
 
 def with_hook(hook: object, old: str) -> str:
     """A JSON file with a hook added, as it was indented."""
-    known = json.loads(old) if old.strip() else {}
+    known = parse_json(old) if old.strip() else {}
     new, indent = merged(known, hook), re.search(r'^([ \t]+)"', old, re.M)
     text = json.dumps(new, indent=indent[1] if indent else 2, ensure_ascii=False)
+    text.encode()  # UnicodeEncodeError: "\ud800" was in it
     return old if new == known else f"{text}\n"
 
 
@@ -9738,11 +9866,14 @@ def guesses(root: str) -> Iterator[tuple[str, dict[str, object], str]]:
     """Services that a project seems to have: name, keys of the configuration, where it is seen."""
 
     def read(name: str) -> str:
-        with contextlib.suppress(OSError), open(os.path.join(root, name), "rb") as file:
+        path = os.path.join(root, name)
+        with contextlib.suppress(OSError), open(path if os.path.isfile(path) else "", "rb") as file:
             return file.read(1 << 20).decode("utf-8", "replace")
         return ""
 
-    for name, text in re.findall(r"(?m)^([\w-]+):[ \t]*(\S.*?)\s*$", read("Procfile")):
+    # No pattern here may look at the same blanks twice: the files are anybody's.
+    for name, text in re.findall(r"(?m)^([\w-]+):[ \t]*(\S.*)$", read("Procfile")):
+        text = text.rstrip()
         more: dict[str, object] = {"port": "auto"} if "PORT" in text else {}
         yield (
             name,
@@ -9750,7 +9881,7 @@ def guesses(root: str) -> Iterator[tuple[str, dict[str, object], str]]:
             "Procfile",
         )
     with contextlib.suppress(ValueError):
-        scripts = as_object(as_object(json.loads(read("package.json") or "{}")).get("scripts"))
+        scripts = as_object(as_object(parse_json(read("package.json") or "{}")).get("scripts"))
         for name in [one for one in ("dev", "start") if isinstance(scripts.get(one), str)][:1]:
             port = recognise_port(str(scripts[name]).split())
             keys = {"command": f"npm run {name}", **({"port": port} if port else {})}
@@ -9759,12 +9890,13 @@ def guesses(root: str) -> Iterator[tuple[str, dict[str, object], str]]:
     if "django" in asked and read("manage.py"):
         yield "django", {"command": "python manage.py runserver 8000", "port": 8000}, "manage.py"
     for file in ("main.py", "app.py", "app/main.py", "src/main.py"):
-        made = re.search(r"(?m)^(\w+)(?:\s*:.*?)?\s*=\s*(?:\w+\.)?FastAPI\(", read(file))
-        if made and ("uvicorn" in asked or "fastapi" in asked):
+        assigned = r"(?m)^(\w+)[ \t]*(?::[^\n=]*)?=[ \t]*(?:\w+\.)?FastAPI\("
+        made = re.search(assigned, read(file))
+        if made:
             module = file[:-3].replace("/", ".")
             yield "api", {"command": f"uvicorn {module}:{made[1]} --port 8000"}, file
     for file in ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"):
-        published = r"(?ms)^  ([\w.-]+):\s*$(?:(?!^  \S).)*?^\s+- \W?(?:[\d.]+:)?(\d+):\d+"
+        published = r"(?ms)^  ([\w.-]+):[ \t\r]*$(?:(?!^  \S).)*?^[ \t]+- \W?(?:[\d.]+:)?(\d+):\d+"
         for name, port in re.findall(published, read(file)):
             keys = {
                 "command": f"docker compose up {name}",
@@ -9777,9 +9909,15 @@ def guessed_config(root: str) -> str:
     """A first configuration, each guess marked."""
     known: dict[str, list[str]] = {}
     for name, keys, source in guesses(root):
-        if re.fullmatch(NAME, name):
-            line = f"    {json.dumps(name)}: {json.dumps(keys, ensure_ascii=False)}"
-            known.setdefault(name.lower(), [f"    // a guess, from {source}", line])
+        others = (
+            name,
+            source.partition("scripts.")[2] or name,
+            *(f"{name}-{n}" for n in range(2, 99)),
+        )
+        free = next((one for one in others if one.lower() not in known), "")
+        if re.fullmatch(NAME, free):
+            line = f"    {json.dumps(free)}: {json.dumps(keys, ensure_ascii=False)}"
+            known[free.lower()] = [f"    // a guess, from {source}", line]
     services = ",\n".join("\n".join(lines) for lines in known.values())
     services = services or '    // "api": {"command": "uvicorn main:app --port 8000"}'
     about = "// Guessed by init --config: look at each service, then try `up --dry-run`."
@@ -9813,9 +9951,15 @@ def init(store: Store, args: argparse.Namespace) -> Result:
     ]
     for agent in agents if args.hooks else ():
         makes += [(path, partial(with_hook, hook)) for path, hook in hooks_of(agent, call).items()]
+    guessed = guessed_config(root) if args.config else ""
     if args.config:
-        makes.append(("spm.json", lambda old: old or guessed_config(root)))
+        makes.append(("spm.json", lambda old: old or guessed))
     result = write_all(root, makes, "write there by hand, or mend it")
+    kept = "[INFO] spm.json is there already, left as it is"
+    lines = [kept if one == "[OK] spm.json unchanged" else one for one in result.lines]
+    if "[OK] spm.json written" in lines and "// a guess, from " not in guessed:
+        lines.append("[WARN] nothing was recognised: spm.json has only an example")
+    result = result._replace(lines=lines)
     if args.hooks and "agents-md" in agents:
         hint = "[INFO] AGENTS.md has no hooks: start what must end with --lease session"
         result = result._replace(lines=[*result.lines, hint])

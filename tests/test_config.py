@@ -208,6 +208,37 @@ def test_cycles_and_dependencies_are_named() -> None:
     assert services["b"].depends_on == {"c": "exited"}
 
 
+def test_null_and_what_is_no_file_are_no_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "spm.json"
+    path.write_text("null")
+    with pytest.raises(spm_module.ConfigError, match="an object was expected"):
+        spm_module.read_config(str(path))
+    path.unlink()
+    os.mkfifo(path)
+    for place in (path, tmp_path):
+        with pytest.raises(spm_module.ConfigError, match="not a regular file"):
+            spm_module.read_config(str(place))
+
+
+def test_numbers_of_variables_keep_their_digits() -> None:
+    text = '{"PI": 3.14159265, "TINY": 1e-7, "ONE": 1.0, "N": 5}'
+    config = spm_module.config_of(service(env=json.loads(text)), "/x/spm.json")
+    given_env = {"PI": "3.14159265", "TINY": "0.0000001", "ONE": "1.0", "N": "5"}
+    assert config.services["a"].given_env == given_env
+    for text in ("NaN", "-Infinity", "1e999"):
+        told = problems_of(service(env={"A": json.loads(text)}))
+        assert told == {"services.a.env.A": "a finite number was expected"}
+
+
+def test_a_server_that_asks_the_editor_is_skipped(tmp_path: Path) -> None:
+    asking = {"command": "uvx", "env": {"T": "${input:tok}"}}
+    servers = {"a": asking, "b": {"command": "uvx", "args": ["${env:HOME}", "${B:-x}"]}}
+    (tmp_path / "mcp.json").write_text(json.dumps({"servers": servers}))
+    config = spm_module.config_of({"include": ["mcp.json"]}, str(tmp_path / "spm.json"))
+    assert list(config.services) == ["b"]
+    assert "servers.a has ${input:…}" in config.notes[0]
+
+
 def test_references_are_replaced_and_their_values_are_never_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -321,6 +321,54 @@ def test_export_tells_names_and_never_values(spm: Spm, port: int) -> None:
     spm("export", "compose", code=3)
 
 
+def test_a_reference_stays_one_and_its_value_stays_here(spm: Spm) -> None:
+    spm.env.update(TOK="hunter2", P="8123", PLACE=str(spm.cwd))
+    command = ["/usr/bin/printf", "%s|", "--token=${TOK}", "it's ${env:TOK:-no}", "$${TOK}"]
+    checks = {"ready": "http:/x?${TOK}", "health": ["exec:test ${TOK}", "tcp:${P}"]}
+    services = {
+        "a": {"command": command, **checks, "cwd": "${PLACE}"},
+        "b": {"command": "printf '%s' \"${TOK:-no}\" | cat", "shell": True},
+        "c": {"command": "/usr/bin/printf %s ${TOK}"},
+    }
+    (spm.cwd / "spm.json").write_text(json.dumps({"services": services}))
+    own = {
+        "systemd": '"--token=${TOK}"',
+        "compose": '"--token=${TOK}"',
+        "kubernetes": '"--token=$(TOK)"',
+        "nomad": '"--token=$${TOK}"',
+        "procfile": """'--token='"$TOK"''""",
+    }
+    for target, word in own.items():
+        done = spm("export", target)
+        assert "hunter2" not in done.stdout + done.stderr and word in done.stdout, target
+        assert "[WARN] a: its command or checks have ${TOK}: not its value" in done.stderr
+        assert "[WARN] a: cwd holds the value of ${PLACE}, in clear" in done.stderr
+        assert "# a: cwd holds the value of ${PLACE}, in clear\n" in done.stdout
+        assert "[WARN] a: health holds the value of ${P}, in clear" in done.stderr
+        assert "\ue000" not in done.stdout + done.stderr
+    lines = dict(re.findall("(?m)^([abc]): (.*)$", spm("export", "procfile").stdout))
+    means = {
+        "a": "--token=hunter2 $x|it's hunter2 $x|${TOK}|",
+        "b": "hunter2 $x",
+        "c": "hunter2 $x",
+    }
+    spm.env["TOK"] = "hunter2 $x"
+    for name, text in means.items():
+        words = ["/bin/sh", "-c", lines[name]]
+        assert subprocess.run(words, env=spm.env, capture_output=True, text=True).stdout == text
+
+
+def test_a_note_stays_one_comment() -> None:
+    evil = Spec(
+        ("./x\nkind: Evil\n#", "1"), "/srv/a\x85kind: Evil", rules={"A": {"required": True}}
+    )
+    for target in ("compose", "kubernetes", "nomad", "procfile"):
+        files, notes = exported(target, [("a", evil, {})], "shop")
+        text = "".join(files.values())
+        assert not re.search("(?m)^kind: Evil", "\n".join(text.splitlines()))
+        assert f"a: {target} doesn't check environment rules" in notes
+
+
 def umask() -> int:
     """What new files of this process don't get."""
     now = os.umask(0o077)

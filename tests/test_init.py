@@ -187,7 +187,11 @@ def test_the_hooks_are_added_to_what_is_there(project: Spm) -> None:
     project("cleanup")
 
 
-@pytest.mark.parametrize("text", ['{\n  // ours\n  "hooks": {}\n}', "{", '{"hooks": []}', "[]"])
+UNFIT = ['{\n  // ours\n  "hooks": {}\n}', "{", '{"hooks": []}', "[]"]
+UNFIT += ["[" * 100_000, '{"a": "\\ud800"}', '{"a": "\\udc80"}']
+
+
+@pytest.mark.parametrize("text", UNFIT, ids=range(len(UNFIT)))
 def test_a_settings_file_that_isnt_plain_json_is_left_alone(project: Spm, text: str) -> None:
     path = project.cwd / ".claude" / "settings.json"
     path.parent.mkdir()
@@ -247,14 +251,32 @@ def test_init_config_marks_its_guesses_and_overwrites_nothing(project: Spm) -> N
     assert services["api"]["command"] == "uvicorn app.main:server --port 8000"
     assert "6379" in services["db"]["ready"][0]
     (project.cwd / "spm.json").write_text("mine")
-    assert "unchanged" in project("init", "--config").stdout
+    assert "is there already, left as it is" in project("init", "--config").stdout
     assert (project.cwd / "spm.json").read_text() == "mine"
 
 
 def test_init_config_of_nothing_is_valid(project: Spm) -> None:
-    project("init", "--config")
+    told = project("init", "--config").stderr
+    assert told == "[WARN] nothing was recognised: spm.json has only an example\n"
     text = re.sub(r"(?m)^\s*//.*$", "", (project.cwd / "spm.json").read_text())
     assert json.loads(text) == {"version": 1, "services": {}}
+
+
+def test_guesses_of_one_name_are_all_kept_and_found_in_one_look(project: Spm) -> None:
+    files = {
+        "Procfile": "web: gunicorn app" + " " * 200_000 + "-w 1\n",
+        "package.json": '{"scripts": {"dev": "vite"}}',
+        "main.py": "app: FastAPI" + " " * 200_000 + "\napp = FastAPI()\n",
+        "compose.yaml": "services:\n  web:\n" + "\n" * 200_000 + '    ports:\n      - "80:80"\n',
+    }
+    for name, text in files.items():
+        (project.cwd / name).write_text(text)
+    known = {
+        name.split('"')[1] for name in module.guessed_config(str(project.cwd)).split("\n    ")[2::2]
+    }
+    assert known == {"web", "dev", "api", "web-2"}
+    (project.cwd / "package.json").write_text("[" * 100_000)
+    project("init", "--config")
 
 
 # -- completion

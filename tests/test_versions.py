@@ -166,6 +166,24 @@ def test_an_export_can_be_imported_and_means_the_same(spm: Spm) -> None:
     assert "nothing was applied" in spm("config", "show", code=3).stderr
 
 
+def test_an_export_overwrites_configurations_alone(spm: Spm) -> None:
+    write(spm, {"a": worker("1")})
+    spm("config", "export", "all.json")
+    spm("config", "export", "all.json")
+    path = spm.cwd / "notes.txt"
+    path.write_text("mine")
+    assert "is no configuration" in spm("config", "export", "notes.txt", code=8).stderr
+    assert path.read_text() == "mine"
+    spm("config", "export", "notes.txt", "--force")
+    assert json.loads(path.read_text())["services"]["a"]
+    (spm.cwd / "link").symlink_to(path)
+    os.mkfifo(spm.cwd / "fifo")
+    for name in ("link", "fifo"):
+        refused = spm("config", "export", name, "--force", code=8)
+        assert f"{name} is no regular file" in refused.stderr
+    assert (spm.cwd / "link").is_symlink() and stat.S_ISFIFO((spm.cwd / "fifo").stat().st_mode)
+
+
 def test_a_person_at_a_terminal_is_asked(spm: Spm) -> None:
     write(spm, {"a": worker("1")})
     (spm.cwd / "new.json").write_text(json.dumps({"services": {"b": worker("2")}}))
