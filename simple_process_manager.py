@@ -6296,9 +6296,12 @@ def unknown_service(store: Store, args: argparse.Namespace, name: str, in_run: b
     """The error of a name alone that nobody knows."""
     names, path = [one.name for one in store.records().values()], find_config(None, store.home)
     names += read_config(path).services if os.path.lexists(path) else ()
-    how = f'run {name} "COMMAND" -- …' if hasattr(args, "with") else f'--with {name}="COMMAND"'
-    advice = f'a new one: {how if in_run else f"""start {name} "COMMAND\""""}'
-    return UsageError(f"no service {name!r} is known", nearest(name, names) + advice)
+    how = f'start {name} "COMMAND"'
+    if in_run:
+        is_main = hasattr(args, "with")
+        how = f'run {name} "COMMAND" -- …' if is_main else f'--with {name}="COMMAND"'
+    near = nearest(name, names)
+    return UsageError(f"no service {name!r} is known", f"{near}{'A' if near else 'a'} new one: {how}")
 
 
 def bring(

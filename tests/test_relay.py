@@ -716,7 +716,10 @@ def test_calls_that_fail_are_a_metric_and_an_alert(spm: Spm) -> None:
     begin(spm, options=("--sample-interval", "50ms"))
     spm("call", "s", "nonsense", "a=1", code=1)  # the caller's own mistake
     spm("call", "s", "echo", MESSAGE)
-    figures: Callable[[], Any] = lambda: spm.json("stats", "s")["metrics"].get("call_errors")
+
+    def figures() -> Any:
+        return spm.json("stats", "s")["metrics"].get("call_errors")
+
     eventually(lambda: figures() and figures()["max"] == 0, what="a figure")
     assert not spm.service("s")["alerts"]
     spm("call", "s", "broken", "a=1", code=1)

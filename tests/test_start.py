@@ -88,7 +88,7 @@ def test_start_with_the_name_alone_repeats_the_last_start(spm: Spm) -> None:
     spm("stop", "api")
     told = spm("start", "apo", code=2).stderr
     assert "no service 'apo' is known" in told
-    assert 'did you mean api? a new one: start apo "COMMAND"' in told
+    assert 'did you mean api? A new one: start apo "COMMAND"' in told
     assert "the name of the service is missing" in spm("start", code=2).stderr
 
 
