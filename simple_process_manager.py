@@ -3205,8 +3205,8 @@ CAUSE_ADVICE = {
     "timeout": "see whether what it waited for runs and is reachable, then start it again",
     "protocol_error": "check that address and port are of the server it means to talk to",
     "unknown": "read its last lines",
-    "": "run the command by hand to see",  # unknown, and it wrote nothing
 }
+BY_HAND = "run the command by hand to see"  # unknown, and it wrote nothing
 RETRYABLE = "out_of_memory killed_by_signal disk_full address_in_use connection_refused timeout"
 
 
@@ -3235,7 +3235,7 @@ def cause_of(ended: Exit, tail: Sequence[str]) -> Cause:
         message += ", which nobody here sent: out of memory?"
     elif how.startswith("code"):
         message += f"; it last wrote: {tail[-1]}" if tail else "; it wrote nothing"
-    advice = CAUSE_ADVICE["" if kind == "unknown" and not tail else kind]
+    advice = BY_HAND if kind == "unknown" and not tail else CAUSE_ADVICE[kind]
     return Cause(kind, masked_line(message), advice, kind in RETRYABLE)
 
 
@@ -6301,7 +6301,9 @@ def unknown_service(store: Store, args: argparse.Namespace, name: str, in_run: b
         is_main = hasattr(args, "with")
         how = f'run {name} "COMMAND" -- …' if is_main else f'--with {name}="COMMAND"'
     near = nearest(name, names)
-    return UsageError(f"no service {name!r} is known", f"{near}{'A' if near else 'a'} new one: {how}")
+    return UsageError(
+        f"no service {name!r} is known", f"{near}{'A' if near else 'a'} new one: {how}"
+    )
 
 
 def bring(
@@ -7814,7 +7816,7 @@ class Target:
         if ended:
             after = f" {format_duration(ended.at - seen.record.started_at)} after its start"
         text = f"{name} is not running: {seen.verdict.status}{after} ({seen.verdict.why or ended})"
-        read = "read its last lines above" if tail else "run the command by hand to see"
+        read = "read its last lines above" if tail else BY_HAND
         facts = {**failure_facts(self.store, seen.record), "exit": ended and ended._asdict()}
         advice = f"{read}; mend the cause, then: restart {name}"
         if ended and ended.code == 0 and seen.verdict.status == "exited":

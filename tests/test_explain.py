@@ -367,7 +367,7 @@ def test_explain_is_one_page_without_secrets_and_control_characters(spm: Spm) ->
     lines = page.splitlines()
     assert len(lines) <= 60 and "s3cr3t99" not in page and "\x1b" not in page and "\x07" not in page
     assert "  | line 299 \\x1b[31mred\\x07 API_KEY=…" in lines
-    for part in ("name:", "api", "status:", "failed", "since:", "kind unknown", "exits:", "TOKEN"):
+    for part in ("name:", "api", "status:", "failed", "since:", "cause:", "exits:", "TOKEN"):
         assert part in page
     assert lines[-3:] == ["  logs api -n 100", "  events api", "  restart api"]
     document = spm.json("explain", "api")

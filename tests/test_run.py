@@ -147,9 +147,9 @@ def test_a_name_alone_is_a_service_that_is_known(spm: Spm, port: int) -> None:
     spm("stop", "db")
     words = ["run", "api", nasty("--port", port), "--with", "db"]
     assert spm(*words, *shell("echo $DB_PORT")).stdout == f"{other}\n"
-    told = spm(*words[:-1], "dc", *shell("true"), code=2).stderr
-    assert "no service 'dc' is known" in told and "did you mean db? " in told
-    assert '--with dc="COMMAND"' in told
+    told = spm(*words[:-1], "dbs", *shell("true"), code=2).stderr
+    assert "no service 'dbs' is known" in told and "did you mean db? " in told
+    assert '--with dbs="COMMAND"' in told
     assert 'run web "COMMAND" -- …' in spm("run", "web", "--", "true", code=2).stderr
     assert stopped(spm, "db")
 
