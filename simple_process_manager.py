@@ -7591,9 +7591,7 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
     exits, tail = store.failed_exits(name), [*map(masked_line, store.last_lines(name, 20))]
     after = [line.format(name) for line in (NEXT_LIVE if verdict.is_live else NEXT)]
     # 34 lines of facts, the newest exits first, 21 of output, 5 of what to do next
-    brief = [{k: v for k, v in one.items() if k not in ("log_tail", "cause")} for one in exits]
-    for line, one in zip(brief, exits):
-        line["cause"] = as_object(one["cause"]).get("message")
+    brief = [{k: v for k, v in one.items() if k != "log_tail"} for one in exits]
     page = page_of({**data, "exits": brief}, 14)[:34]
     page += ["log_tail:", *(f"  | {line}" for line in tail)] if tail else []
     page += ["next:", *(f"  {line}" for line in after)]
