@@ -2781,7 +2781,9 @@ def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[b
         onward = url._replace(text=location) if is_path else parse_url(location)
         if not 300 <= status < 400 or not onward or onward._replace(text=url.text) != url:
             away = f", which leads to {location[:200]}" if location else ""
-            return is_expected(status, spec.expect), f"{where}: status {status}{away}"
+            is_good = is_expected(status, spec.expect)
+            wanted = "" if is_good else f", expected {spec.expect}"
+            return is_good, f"{where}: status {status}{wanted}{away}"
         url = onward
     return False, f"{where}: more than {REDIRECTS} redirects"
 
@@ -3202,7 +3204,7 @@ CAUSE_ADVICE = {
     "out_of_memory": "give it more memory or less to do; see the limits of its container or shell",
     "killed_by_signal": "if nobody ended it on purpose: see its last lines, dmesg, its core file",
     "disk_full": "free some disk space, then start it again",
-    "address_in_use": "end who holds the port, or start it on another one",
+    "address_in_use": "see who it is: port N; stop that service, or take another port: --port auto",
     "missing_module": "install it where this command looks (pip, npm install), or mend its name",
     "missing_attribute": "mend the name that the command asks for, or define it in that module",
     "syntax_error": "mend the file and line that its last lines name",
@@ -3212,6 +3214,7 @@ CAUSE_ADVICE = {
     "protocol_error": "check that address and port are of the server it means to talk to",
     "unknown": "read its last lines",
 }
+BY_HAND = "run the command by hand to see"  # unknown, and it wrote nothing
 RETRYABLE = "out_of_memory killed_by_signal disk_full address_in_use connection_refused timeout"
 
 
@@ -3240,7 +3243,8 @@ def cause_of(ended: Exit, tail: Sequence[str]) -> Cause:
         message += ", which nobody here sent: out of memory?"
     elif how.startswith("code"):
         message += f"; it last wrote: {tail[-1]}" if tail else "; it wrote nothing"
-    return Cause(kind, masked_line(message), CAUSE_ADVICE[kind], kind in RETRYABLE)
+    advice = BY_HAND if kind == "unknown" and not tail else CAUSE_ADVICE[kind]
+    return Cause(kind, masked_line(message), advice, kind in RETRYABLE)
 
 
 def changed_fields(old: Spec, new: Spec) -> dict[str, tuple[object, object]]:
@@ -3302,7 +3306,7 @@ HOLDER_KINDS = {
     NOT_OURS: "leave it to its owner",
     ELSEWHERE: "stop {service} --home {home}",
     HERE: "stop {service}",
-    FOREIGN: "have it ended with --on-conflict kill, or by hand: kill {pids}",
+    FOREIGN: "if it may go: port {port} --free --on-conflict kill, or by hand: kill {pids}",
     LEFTOVER: "have it ended: port {port} --free",
     THIS: "have it ended with --on-conflict auto",
 }
@@ -3700,7 +3704,7 @@ class Sampler:
         self.alerts = dict.fromkeys(own, Alert())
 
     def call_errors(self, now: float, calls: int, errors: int) -> float | None:
-        """How many of the last minute's calls failed, in percent."""
+        """How many of the last minute's calls failed by the service, in percent."""
         recent = [one for one in self.counts if one[0] >= now - 60]
         self.counts = [*recent, (now, calls, errors)]
         calls, errors = calls - self.counts[0][1], errors - self.counts[0][2]
@@ -3740,7 +3744,7 @@ if TYPE_CHECKING:
     class _Pipes(Protocol):  # who has the stdin and stdout of a service: the relay
         due_at: float
         calls: int
-        errors: int
+        faults: int
 
         def open(self) -> list[int]: ...
         def listen(self) -> None: ...
@@ -4270,7 +4274,7 @@ class Supervisor:
             took_s = self.prober.took_s if self.prober else None
             figures = self.sampler.measure(self.record, now, took_s)
             if self.pipes and figures:
-                counts = self.pipes.calls, self.pipes.errors
+                counts = self.pipes.calls, self.pipes.faults
                 figures["call_errors"] = self.sampler.call_errors(now, *counts)
             if self.is_leased():
                 self.take_alerts(figures, now)
@@ -4580,6 +4584,7 @@ HANDSHAKE, MODERN = "2025-11-25", "2026-07-28"  # the latest revision of either 
 META = "io.modelcontextprotocol/"
 END = "notifications/spm/end"  # of `connect`: its stdin has ended, what is under way may finish
 NO_METHOD, RELAY_ERROR, UNSUPPORTED_VERSION = -32601, -32000, -32022
+CALLERS_FAULTS = (-32600, NO_METHOD, -32602, -32800)  # invalid request, parameters; cancelled
 ABILITY = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation"}
 ABOUT = {"notifications/progress": "progressToken", "notifications/cancelled": "requestId"}
 SWALLOWED = ("notifications/initialized", "notifications/roots/list_changed")
@@ -4725,6 +4730,7 @@ class Relay:
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor, self.name = supervisor, supervisor.record.name
         self.numbers, self.calls, self.errors = itertools.count(1), 0, 0
+        self.faults = 0  # calls that failed by the service, not by what the caller asked for
         self.pending: dict[int, Pending] = {}
         self.asked: dict[str, Channel] = {}  # who has to answer a request of the service, by its id
         self.callers: list[Channel] = []
@@ -4874,6 +4880,7 @@ class Relay:
             is_tool = one.method == "tools/call" and one.tool in self.repeatable
             repeat = is_new or is_tool or one.method in HARMLESS or one.method.endswith("/list")
             if one.caller:
+                self.faults += 1
                 answer = failure(one.id, RELAY_ERROR, text, **facts, repeat=repeat)
                 self.to_caller(one.caller, answer)
         for caller in self.callers:
@@ -4913,6 +4920,7 @@ class Relay:
         caller.close()
         self.callers = [one for one in self.callers if one is not caller]
         for number in [n for n, one in self.pending.items() if one.caller is caller]:
+            self.faults += 1  # it gave up waiting
             self.cancel(number, why)
         for key in [key for key, asked in self.asked.items() if asked is caller]:
             del self.asked[key]
@@ -5000,6 +5008,7 @@ class Relay:
             self.to_caller(caller, failure(id_, NO_METHOD, "Method not found"))
         elif len(self.pending) >= PENDING_REQUESTS or self.server.queued > MESSAGE_BYTES:
             text = f"{self.name} has {len(self.pending)} requests in flight: too many"
+            self.calls, self.faults = self.calls + 1, self.faults + 1
             self.to_caller(caller, failure(id_, RELAY_ERROR, text, cause="flood", repeat=True))
         else:
             self.forward(caller, message, params)
@@ -5048,6 +5057,8 @@ class Relay:
             if True in (hints.get("readOnlyHint"), hints.get("idempotentHint")):
                 self.repeatable.add(str(tool.get("name")))
         self.errors += "error" in message or result.get("isError") is True
+        code = as_object(message.get("error")).get("code")
+        self.faults += "error" in message and code not in CALLERS_FAULTS
         self.to_caller(one.caller, {**message, "id": one.id})
 
     def on_question(self, message: Message) -> None:
@@ -5564,7 +5575,12 @@ def read_config(
     """The Config of a file, of agents' files and of a Procfile; ConfigError with every problem."""
     reading = Reading(path, expands)
     data: object = {}
-    if os.path.lexists(path) or not (servers or procfile):
+    if not (os.path.lexists(path) or servers or procfile):
+        text = f"there is no {os.path.basename(path)} in {os.path.dirname(path)}"
+        problem = Problem(path, "", "No such file or directory")._asdict()
+        how = "write one (init --config writes a first one), or name it with --config FILE"
+        raise ConfigError(text, how, problems=[problem])
+    if os.path.lexists(path):
         data = reading.load(path)
     reading.take(data)
     for file in servers:
@@ -6280,7 +6296,10 @@ def start(store: Store, args: argparse.Namespace) -> Result:
 
 def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = None) -> Result:
     """Start a service, unless it runs already."""
-    name = check_name(args.name or "")
+    if not args.name:
+        how = 'write: start NAME "COMMAND"; or start NAME, as last time; or start --all-previous'
+        raise UsageError("the name of the service is missing", how)
+    name = check_name(args.name)
     known = store.record(name)
     wanted = None if known or not is_bare(args) else configured(store, name)
     config = known.config if known and is_bare(args) else wanted.config if wanted else ""
@@ -6290,11 +6309,27 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
         name, spec, given = wanted.name, wanted.spec, wanted.given_env
         args.on_conflict = wanted.conflict if args.on_conflict == "auto" else args.on_conflict
     else:
+        if not (known or args.command or args.tail):
+            raise unknown_service(store, args, name, bool(owner))
         spec, given = spec_of(name, args)
     asked = {"lease": args.lease, "idle_timeout_s": args.idle_timeout}
     spec = spec._replace(**{key: value for key, value in asked.items() if value is not None})
     conflict = "force" if args.force else args.on_conflict
     return bring(store, name, spec, given, conflict, config, args.replace, owner)
+
+
+def unknown_service(store: Store, args: argparse.Namespace, name: str, in_run: bool) -> UsageError:
+    """The error of a name alone that nobody knows."""
+    names, path = [one.name for one in store.records().values()], find_config(None, store.home)
+    names += read_config(path).services if os.path.lexists(path) else ()
+    how = f'start {name} "COMMAND"'
+    if in_run:
+        is_main = hasattr(args, "with")
+        how = f'run {name} "COMMAND" -- …' if is_main else f'--with {name}="COMMAND"'
+    near = nearest(name, names)
+    return UsageError(
+        f"no service {name!r} is known", f"{near}{'A' if near else 'a'} new one: {how}"
+    )
 
 
 def bring(
@@ -6606,7 +6641,8 @@ def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict
     named = re.findall(r"[:,] ?(\d{2,5})\b", cause.message)
     port = as_port(named[-1]) if named else record.spec.port
     holder = f"; {port_state(port)}" if port and cause.kind == "address_in_use" else ""
-    cause = cause._replace(message=cause.message + holder, advice=advice or cause.advice)
+    advice = advice or cause.advice.replace("port N", f"port {port or 'N'}")
+    cause = cause._replace(message=cause.message + holder, advice=advice)
     return {"cause": cause._asdict()}
 
 
@@ -6642,7 +6678,8 @@ class Held(NamedTuple):
     holders: list[Holder]
 
     def __str__(self) -> str:
-        return f"port {self.port} is held: {', '.join(map(str, self.holders))}, {self.kind}"
+        kind = "another process of yours" if self.kind == FOREIGN else self.kind
+        return f"port {self.port} is held: {', '.join(map(str, self.holders))}, {kind}"
 
 
 def held_port(store: Store, port: int, name: str) -> Held | None:
@@ -6774,7 +6811,7 @@ def reserve_port(store: Store, record: Record) -> Record:
     "who listens on a port, and what would be done about it; --free does it",
     Option("port", "N", parse_port),
     Option("--free", help="end who listens there, if it is a leftover of this project"),
-    Option("--on-conflict", "HOW", parse_conflict, "auto", "kill: --free ends a foreign one too"),
+    Option("--on-conflict", "HOW", parse_conflict, "auto", "kill: --free ends any of yours"),
 )
 def show_port(store: Store, args: argparse.Namespace) -> Result:
     """Who listens on a port; free it, if that may be done."""
@@ -7414,6 +7451,9 @@ def status(store: Store, args: argparse.Namespace) -> Result:
 
 def page_of(data: Mapping[str, object], width: int) -> list[str]:
     """A document as people read it: a line for each key that says anything."""
+    cause = data.get("cause")
+    if isinstance(cause, dict):
+        data = {**data, "cause": f"{cause['message']}\n  → {cause['advice']}"}
     facts = [(key, value) for key, value in data.items() if value not in (None, "", [], {})]
     return "\n".join(f"{key + ':':{width}}{shown(key, value)}" for key, value in facts).split("\n")
 
@@ -7680,6 +7720,7 @@ class Target:
         args: argparse.Namespace | None = None,
     ) -> None:
         self.store, self.given = store, given
+        self.is_passing = False  # `run` ends it at once when it doesn't become ready
         asked = [(key, getattr(args, key, None)) for key in ("expect", "insecure")]
         self.asked = {key: value for key, value in asked if value}
         self.follow(record)
@@ -7704,7 +7745,14 @@ class Target:
         """What only the supervisor knows, or what its log says."""
         if check.kind == "log":
             return checks.read(check, deadline)
-        return Sight(self.phase == "ready", f"{self.name} is {self.phase} {self.why}".rstrip())
+        return self.told()
+
+    def told(self) -> Sight:
+        """What the supervisor says of it."""
+        if self.phase == "ready" and self.why:
+            return Sight(True, self.why)
+        why = f": {self.why}" * bool(self.why)
+        return Sight(self.phase == "ready", f"{self.name} is {self.phase}{why}")
 
     def hear(self) -> None:
         """The phases that its supervisor tells of; while it has our connection, it isn't idle."""
@@ -7760,8 +7808,7 @@ class Target:
         is_told = self.phase == "ready" and not (self.given or self.checks.spec.readiness)
         is_sick = self.phase == "unhealthy" and not (self.given or self.checks.waiting())
         if is_told or is_sick:
-            sight = Sight(is_told, f"{self.name} is {self.phase}: {self.why}")
-            self.checks.sights = dict.fromkeys(self.checks.checks, sight)
+            self.checks.sights = dict.fromkeys(self.checks.checks, self.told())
         if self.after_s is None and not self.checks.waiting():
             self.after_s = time.monotonic() - began
 
@@ -7793,9 +7840,12 @@ class Target:
         if ended:
             after = f" {format_duration(ended.at - seen.record.started_at)} after its start"
         text = f"{name} is not running: {seen.verdict.status}{after} ({seen.verdict.why or ended})"
-        read = "read its last lines above" if tail else "it wrote nothing"
+        read = "read its last lines above" if tail else BY_HAND
         facts = {**failure_facts(self.store, seen.record), "exit": ended and ended._asdict()}
         advice = f"{read}; mend the cause, then: restart {name}"
+        if ended and ended.code == 0 and seen.verdict.status == "exited":
+            advice = "it ended by itself with 0: a command that returns needs no start"
+            advice += "; a daemon: --type forking"
         raise Failed(text, advice, name=name, log_tail=tail, **facts)
 
     @property
@@ -7828,7 +7878,9 @@ class Target:
             advice = "no service here claims this port (see `list`): start one with --port"
             return TimedOut(message, advice, **facts)
         name, pid = record.name, record.main and record.main.pid
-        alive = f"{name} (pid {pid}) is alive and left running"
+        alive = (
+            f"{name} (pid {pid}) {'was alive' if self.is_passing else 'is alive and left running'}"
+        )
         facts["log_tail"] = self.store.last_lines(name, 20)
         if any(sight.is_foreign for sight in sights.values()):
             advice = f"end that process, or give {name} another port"
@@ -7837,6 +7889,8 @@ class Target:
         ports = sorted({str(one.port) for one in own_listeners(record, None)})
         where = self.seen + (f"; it listens on {', '.join(ports)}" if ports else "")
         advice = f"read logs {name}, wait longer, or stop {name}"
+        if self.is_passing:
+            advice = f"read logs {name}; more time: --timeout {max(60, 2 * timeout_s):g}s"
         if not (self.given or record.spec.readiness or facts["port"]):
             advice += f"; what listens on no port says that it is ready with: notify {name} ready"
         message = f"{name} did not become healthy in {waited} ({where}); {alive}"
@@ -7918,6 +7972,7 @@ class Chain:
         if record.owner_name == "run" and record.owner != self.me:
             self.store.ask_record(record.name, "touch", sharer=self.me._asdict())
         target = Target(self.store, record)
+        target.is_passing = record.owner == self.me
         ready = Wait([target], self.timeout_s, self.progress).run()
         self.say(*ready.lines)
         port = record.spec.port or ready.data["port"]
@@ -8021,10 +8076,11 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
 
     stdout is the test command's (with --json its output goes to stderr), so we speak on stderr.
     """
-    tests = args.tail or [""]
+    tests, advice = args.tail, f'write: run {args.name} "COMMAND" -- pytest tests/'
+    if not tests:
+        raise UsageError("there is no test command", f"put it behind --; {advice}")
     program = shutil.which(tests[0])
     if program is None:
-        advice = f'write: run {args.name} "COMMAND" -- pytest tests/'
         raise UsageError(f"the test command {tests[0]!r} can't be found or executed", advice)
     defaults = defaults_of(START_OPTIONS)
     chain, code, failure = Chain(store, args), None, None
@@ -9972,7 +10028,7 @@ def init(store: Store, args: argparse.Namespace) -> Result:
 
 PROGRAM = "spm" if os.path.basename(sys.argv[0]) == "spm" else "simple_process_manager.py"
 NO_PSUTIL = (
-    "psutil is missing: run `{0} -m pip install psutil` (on a managed system: in a virtual "
+    "run `{0} -m pip install psutil` (on a managed system: in a virtual "
     "environment, python3 -m venv .venv), or `uv run {1}`, which fetches it"
 )
 EXIT_CODES = """exit codes:
@@ -10010,7 +10066,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
         at, name = at + 1, " ".join(head[at : at + 2])
     rest = with_value(name, head[at + 1 :])
     if name not in COMMANDS:
-        raise no_command(leading, name)
+        raise no_command(leading, name, rest)
     args = parser_of(name).parse_intermixed_args([*leading, *rest])
     args.tail = tail
     words = getattr(args, "command", [])
@@ -10042,7 +10098,7 @@ def with_value(name: str, words: Sequence[str]) -> list[str]:
     return [f"{option}={value:g}" if word == option else word for word in joined]
 
 
-def no_command(leading: Sequence[str], name: str) -> Exception:
+def no_command(leading: Sequence[str], name: str, rest: Sequence[str]) -> Exception:
     """What to say when no command of ours was called."""
     if "--version" in leading:
         return HelpWanted(f"{PROGRAM} {__version__}")
@@ -10056,6 +10112,13 @@ def no_command(leading: Sequence[str], name: str) -> Exception:
     if family in FAMILIES and not {"-h", "--help"}.isdisjoint((*leading, *name.split())):
         listing = "\n".join(f"  {key:17}{COMMANDS[key].help}" for key in known)
         return HelpWanted(f"usage: {PROGRAM} {family} WORD …\n\n{listing}")
+    if family in FAMILIES and name.partition(" ")[2][:1] in ("", "-"):
+        return UsageError(f"{family} what?", ", ".join(known))
+    if name.startswith("-"):
+        option = name.partition("=")[0]  # its value may be a secret
+        meant = next((word for word in rest if word in COMMANDS), "COMMAND")
+        how = f"options stand behind the command: {meant} {option} …"
+        return UsageError(f"no command {option!r}", how)
     return UsageError(
         f"no command {name!r}", f"{nearest(name, known)}The commands are: {', '.join(known)}"
     )
@@ -10239,7 +10302,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         command, args = parse(argv)
         if PathFinder.find_spec("psutil") is None:  # not imported: 0.2 ms instead of 15
-            raise UsageError(NO_PSUTIL.format(sys.executable, PROGRAM))
+            raise UsageError("psutil is missing", NO_PSUTIL.format(sys.executable, PROGRAM))
         args.say = say
         store = Store(find_home(args.home))
         notes = store.notes

@@ -96,6 +96,8 @@ def run_tool(id_: object, params: dict[str, Any]) -> None:
         text(id_, "x" * given["size"])
     elif name == "cancelled":
         text(id_, json.dumps(CANCELLED))
+    elif name == "broken":
+        reply(id_, error={"code": -32603, "message": "Internal error"})
     elif name == "pid":
         text(id_, str(os.getpid()))
     else:

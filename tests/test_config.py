@@ -325,7 +325,13 @@ def test_the_words_of_config_are_commands(spm: Spm) -> None:
     assert "config rules" in spm("config", "--help").stdout
     assert "did you mean config schema?" in spm("config", "shcema", code=2).stderr
     assert "did you mean config validate?" not in spm("confg", code=2).stderr
-    assert "No such file" in spm("config", "validate", code=6).stderr
+    told = spm("config", "validate", code=6).stderr
+    assert f"there is no spm.json in {spm.cwd}" in told and "--config FILE" in told
+    for words in (("config",), ("config", "--json")):
+        done = spm(*words, code=2)
+        assert "config what?" in done.stderr + done.stdout
+    told = spm("--config", "bad.json", "up", code=2).stderr
+    assert "options stand behind the command: up --config …" in told
 
 
 def test_what_is_configured_starts_by_its_name_and_by_a_call(spm: Spm) -> None:

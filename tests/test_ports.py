@@ -95,7 +95,8 @@ def test_port_says_who_listens_and_what_would_be_done(
     holder = hold(port, elsewhere)
     said = spm("port", port, code=5)
     assert f"port {port} is held: pid {holder.pid}" in said.stderr
-    assert "foreign" in said.stderr and f"kill {holder.pid}" in said.stderr
+    assert "another process of yours" in said.stderr and f"kill {holder.pid}" in said.stderr
+    assert f"port {port} --free --on-conflict kill" in said.stderr
     assert f"in {elsewhere}" in said.stderr and "would: fail" in said.stdout
     error = spm.json("port", port, code=5)["error"]
     (facts,) = error["holders"]
@@ -219,7 +220,7 @@ def test_what_runs_in_a_project_within_the_project_is_no_leftover(
     plain.mkdir()
     (spm.cwd / "nested" / inner).mkdir()
     foreign = hold(port, nested)
-    assert "foreign" in spm("start", "api", nasty(), "--port", port, code=5).stderr
+    assert "process of yours" in spm("start", "api", nasty(), "--port", port, code=5).stderr
     assert foreign.poll() is None
     second = free_port()
     leftover = hold(second, plain)
@@ -241,7 +242,7 @@ def test_a_foreign_process_is_left_alone_and_ended_by_kill(
     foreign = hold(port, elsewhere)
     for flags in ((), ("--on-conflict", "auto"), ("--on-conflict", "fail")):
         refused = spm("start", "api", nasty(), "--port", port, *flags, code=5)
-        assert "foreign" in refused.stderr and "--on-conflict kill" in refused.stderr
+        assert "process of yours" in refused.stderr and "--on-conflict kill" in refused.stderr
     assert foreign.poll() is None
     assert "api" not in spm("list").stdout
     spm("start", "api", nasty(), "--port", port, "--on-conflict", "kill")

@@ -359,7 +359,8 @@ def test_a_status_that_fails_and_then_is_good(spm: Spm, port: int) -> None:
     assert wait.wait(10) == 0
     wait.communicate()
     assert spm("wait-healthy", port, 5, "--expect", "200,204", "--http", "/").returncode == 0
-    assert "status 200" in spm("wait-healthy", port, "0.3", "--expect", "204", code=124).stderr
+    told = spm("wait-healthy", port, "0.3", "--expect", "204", code=124).stderr
+    assert "status 200, expected 204" in told
     status(spm, "web", "ready")
     spm("stop", "web")
 
@@ -374,7 +375,9 @@ def test_redirects_are_followed_on_the_same_host_only(spm: Spm, port: int) -> No
         elsewhere.setblocking(False)
         answer(spm, f"302 http://127.0.0.1:{other}/ok")
         failed = spm("wait-healthy", url, "0.5", "--expect", "200", code=124)
-        assert f"status 302, which leads to http://127.0.0.1:{other}/ok" in failed.stderr
+        assert (
+            f"status 302, expected 200, which leads to http://127.0.0.1:{other}/ok" in failed.stderr
+        )
         with pytest.raises(BlockingIOError):
             elsewhere.accept()
     answer(spm, "302 /again")

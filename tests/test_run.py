@@ -147,7 +147,10 @@ def test_a_name_alone_is_a_service_that_is_known(spm: Spm, port: int) -> None:
     spm("stop", "db")
     words = ["run", "api", nasty("--port", port), "--with", "db"]
     assert spm(*words, *shell("echo $DB_PORT")).stdout == f"{other}\n"
-    assert "the command is missing" in spm(*words[:-1], "dc", *shell("true"), code=2).stderr
+    told = spm(*words[:-1], "dbs", *shell("true"), code=2).stderr
+    assert "no service 'dbs' is known" in told and "did you mean db? " in told
+    assert '--with dbs="COMMAND"' in told
+    assert 'run web "COMMAND" -- …' in spm("run", "web", "--", "true", code=2).stderr
     assert stopped(spm, "db")
 
 
@@ -237,14 +240,22 @@ def test_a_start_that_fails_gives_its_own_code(spm: Spm, port: int) -> None:
     assert not spm.bearers()
 
 
+def test_what_does_not_become_ready_is_stopped_and_said_to_be(spm: Spm) -> None:
+    words = ["run", "x", "--ready", "log:never", "--timeout", "300ms", "sleep 60"]
+    told = spm(*words, *shell("true"), code=124).stderr
+    assert ") was alive; stopped: x\n" in told and "left running" not in told
+    assert "read logs x; more time: --timeout 60s" in told and "stop x" not in told
+
+
 def test_a_test_command_that_does_not_exist_starts_nothing(spm: Spm, port: int) -> None:
     words = ["run", "api", nasty("--port", port)]
     assert (
         "the test command 'pytset' can't be found or executed"
         in spm(*words, "--", "pytset", code=2).stderr
     )
-    assert "the test command '' can't be found" in spm(*words, code=2).stderr
-    assert "the test command '' can't be found" in spm(*words, "--", code=2).stderr
+    for more in ((), ("--",)):
+        told = spm(*words, *more, code=2).stderr
+        assert "there is no test command" in told and "put it behind --" in told
     spm("run", "a/b", nasty("--port", port), *shell("true"), code=2)
     assert not spm.home.exists() or not spm.json("list")["services"]
 

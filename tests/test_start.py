@@ -86,7 +86,10 @@ def test_start_with_the_name_alone_repeats_the_last_start(spm: Spm) -> None:
     environ = psutil.Process(spm.service("api")["pid"]).environ()
     assert environ["SECRET"] == "s3cr3t"
     spm("stop", "api")
-    assert "the command is missing" in spm("start", "nobody", code=2).stderr
+    told = spm("start", "apo", code=2).stderr
+    assert "no service 'apo' is known" in told
+    assert 'did you mean api? A new one: start apo "COMMAND"' in told
+    assert "the name of the service is missing" in spm("start", code=2).stderr
 
 
 @pytest.mark.parametrize(

@@ -188,3 +188,13 @@ def test_a_service_that_listens_on_another_port_is_told_so(spm: Spm, port: int) 
     spm("wait-healthy", other, 10)
     assert f"it listens on {other}" in spm("wait-healthy", "web", "0.2", code=124).stderr
     spm("stop", "web")
+
+
+def test_who_ends_well_or_in_silence_is_told_what_that_means(spm: Spm) -> None:
+    spm("start", "once", "true")
+    told = spm("wait-healthy", "once", 10, code=1).stderr
+    assert "it ended by itself with 0" in told and "--type forking" in told
+    assert "mend the cause" not in told
+    spm("start", "mute", "false")
+    assert "→ run the command by hand to see; " in spm("wait-healthy", "mute", 10, code=1).stderr
+    assert "run the command by hand" in spm.json("status", "mute", code=3)["cause"]["advice"]
