@@ -288,6 +288,8 @@ def test_without_a_free_descriptor_no_service_is_taken_for_dead(spm: Spm) -> Non
     assert (spm.service("api")["pid"], spm.record("api")["phase"]) == (pid, "running")
     spm("stop", "api")
     assert not is_running(pid)
+    # Its supervisor has 12 descriptors, too: it leaves when it has written that.
+    eventually(lambda: not spm.bearers(), 10, what="the supervisor's end")
 
 
 @pytest.mark.skipif(GENERIC, reason="the start happens in this process, which has /proc")
