@@ -12,6 +12,7 @@ import io
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -215,6 +216,11 @@ DOCUMENTS: dict[str, Callable[[object], object]] = {
     "exit": lambda document: str(program.read_exit(document, "exit")),
     "values": lambda document: program.texts_by_name(document, "env.json"),
     "answer": lambda document: program.accepted(json.dumps(document).encode()),
+    "configuration": lambda document: program.config_of(document, "/nowhere/spm.json"),
+    "service": lambda one: program.config_of({"services": {"a": one}}, "/nowhere/spm.json"),
+    "agents' servers": lambda one: program.config_of({"mcpServers": {"a": one}}, "/no/spm.json"),
+    "environment rules": lambda document: program.env_rules(document, "rules"),
+    "version": lambda document: program.Version.from_json(document, 1),
 }
 
 
@@ -258,7 +264,20 @@ def through_tail(data: bytes) -> object:
         os.unlink(path)
 
 
+def through_file(data: bytes, is_procfile: bool = False) -> None:
+    """A configuration, or a Procfile beside an empty one, is read from its file."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "file")
+        path.write_bytes(data)
+        if is_procfile:
+            program.read_config(str(Path(directory, "none")), procfile=str(path))
+        else:
+            program.read_config(str(path))
+
+
 BYTES: dict[str, Callable[[bytes], object]] = {
+    "configuration file": through_file,
+    "Procfile": lambda data: through_file(data, is_procfile=True),
     "frames": through_frames,
     "json": program.parse_json,
     "answer": program.accepted,

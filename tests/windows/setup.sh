@@ -56,5 +56,6 @@ export WINEPREFIX="$dir/prefix" WINEDEBUG=-all WINEARCH=win64
 export WINEDLLOVERRIDES="mscoree,mshtml=;winemenubuilder.exe=d"
 unset DISPLAY WAYLAND_DISPLAY
 install_python
+rm -f "$dir/py/python313._pth" # with it sys.path would be fixed, not that of an ordinary Python
 make_prefix
 echo "$dir"

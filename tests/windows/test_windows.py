@@ -452,7 +452,7 @@ def test_the_number_of_a_dead_parent_that_a_younger_process_has_is_no_ancestor(w
 def look(pid, began, parent):
     return spm.Stat(spm.Identity(pid, began), parent, 0, "R", 0.0, 1, True)
 looks = {9: look(9, "5.00", 8), 8: look(8, "4.00", 7), 7: look(7, "6.00", 1), 1: look(1, "1.00", 0)}
-spm.stat_of, spm._psutil_stats = looks.get, lambda: dict(looks)
+spm.stat_of, spm.psutil.pids = looks.get, lambda: list(looks)
 print(spm.lineage(9), [look.parent for look in spm.all_stats().values()])
 """,
     )
