@@ -7312,7 +7312,7 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
         # TimedOut: somebody is starting it, so there is nothing to forget.
         with contextlib.suppress(TimedOut), store.claim(record.name, HUNG_S):
             now = store.record(record.name)
-            if now is None or now.instance != record.instance:
+            if now is None or now.instance != record.instance or stays(store, record.name):
                 continue
             store.write_event("forgotten", record.name, None)
             reached("forgotten")
@@ -7327,9 +7327,17 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
         names = set(os.listdir(store.path(""))) - set(store.records())
         for name in (one for one in names if os.path.exists(store.path(one, "events.jsonl"))):
             with contextlib.suppress(TimedOut), store.claim(name, HUNG_S):
-                if store.record(name) is None:
+                if store.record(name) is None and not stays(store, name):
                     shutil.rmtree(store.path(name), ignore_errors=True)
     return gone
+
+
+def stays(store: Store, name: str) -> bool:
+    """Whether it has a supervisor that isn't just leaving: then nothing of it is forgotten."""
+    deadline = time.monotonic() + HUNG_S
+    while store.is_supervised(name) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return store.is_supervised(name)
 
 
 # -- list, status, logs, touch
