@@ -6996,8 +6996,6 @@ def forget_compiled(store: Store) -> None:
 
 def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     """What to do about a command that couldn't be executed."""
-    import errno
-
     program = spec.argv[0]
     advice = START_ADVICE.get(errno.errorcode.get(code, "") if isinstance(code, int) else "", "")
     if code != errno.ENOENT:
@@ -7322,8 +7320,6 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
             store.save({record.name: None})
             gone.append(record.name)
     if purge and os.path.isdir(store.path("")):
-        import shutil
-
         names = set(os.listdir(store.path(""))) - set(store.records())
         for name in (one for one in names if os.path.exists(store.path(one, "events.jsonl"))):
             with contextlib.suppress(TimedOut), store.claim(name, HUNG_S):
@@ -9330,12 +9326,10 @@ def reach(check: Check, spec: Spec) -> str:
 
 def probe_words(unit: Unit, checks: Sequence[Check]) -> tuple[str, str, str]:
     """A command that succeeds if all checks hold; /dev/tcp is bash's: bash(1), REDIRECTION."""
-    from shlex import quote
-
     parts = []
     for one in checks:
         host, _, port = reach(one, unit.spec).rpartition(":")
-        url = quote(f"{one.kind}://{host}:{port}{one.text}")
+        url = shlex.quote(f"{one.kind}://{host}:{port}{one.text}")
         curl = f"curl -fsSo /dev/null {'-k ' * unit.spec.insecure}{url}"
         tcp = f": </dev/tcp/{host.strip('[]')}/{port}"
         command = f"({one.text}" + "\n" * ("#" in one.text) + ")"  # behind a comment
@@ -9361,8 +9355,6 @@ def tools_of(unit: Unit, checks: Sequence[Check]) -> set[str]:
 
 def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
     """The unit of a service; what the target has no word for is added to the notes."""
-    import shutil
-
     unwatched = " health" * (target == "kubernetes" and spec.restart == "no")
     for field in f"{LOST_EVERYWHERE} {LOST[target]}{unwatched}".split():
         if getattr(spec, field) != Spec._field_defaults[field]:
@@ -9459,8 +9451,6 @@ def procfile_line(unit: Unit) -> str:
     """NAME: COMMAND, for a shell: devcenter.heroku.com/articles/procfile. What would end the line
     is written in octal, for printf's %b.
     """
-    import shlex
-
     port = f"PORT={unit.spec.port} " * unit.spec.port_declared
     line = f"cd {shlex.quote(unit.spec.cwd)} && {port}exec {shlex.join(unit.spec.words)}"
     line = re.sub(IS_HELD, HOLDS["procfile"], line)
