@@ -1749,13 +1749,17 @@ _reached: list[str] = []
 
 
 def reached(step: str) -> None:
-    """A step that a crash may follow: SPM_TEST_CRASH=supervisor.launched:2 has it do so."""
-    asked, _, nth = os.environ.get("SPM_TEST_CRASH", "").partition(":")
+    """A step that a crash may follow: SPM_TEST_CRASH=supervisor.launched:2 has it do so.
+
+    Several are separated by commas.
+    """
+    asked = os.environ.get("SPM_TEST_CRASH")
     if asked:
         role = "supervisor" if sys.argv[1:2] == ["supervise"] else "command"
-        _reached.extend([step] * (asked == f"{role}.{step}"))
-        if len(_reached) >= int(nth or 1):
-            dismiss(os.getpid())
+        _reached.append(f"{role}.{step}")
+        for point, _, nth in (one.partition(":") for one in asked.split(",")):
+            if point == _reached[-1] and _reached.count(point) >= int(nth or 1):
+                dismiss(os.getpid())
 
 
 def is_alive(identity: Identity | None) -> bool:
@@ -1773,7 +1777,11 @@ CONDITIONS = {
 
 def condition_of(identity: Identity | None) -> str:
     """`alive`, `stopped` (SIGSTOP), `zombie`, `gone`, or `stranger`: its number is another's."""
-    look = stat_of(identity.pid) if identity else None
+    return condition_from(identity and stat_of(identity.pid), identity)
+
+
+def condition_from(look: Stat | None, identity: Identity | None) -> str:
+    """The same by what was already seen of that number."""
     if look is None:
         return "gone"
     if look.identity != identity and look.identity.token:
@@ -2280,6 +2288,7 @@ class Store:
         self.claims: set[str] = set()  # the services that this very command starts or stops
         self.parsed: dict[str, tuple[object, Record]] = {}  # what state.json said, by key
         self.reserved: Record | None = None  # what reserve() wrote last
+        self.supervises = False  # whether what is written comes from a supervisor, who knows
 
     def prepare(self) -> None:
         """Create the directory, or check that it is ours alone; StateError if it isn't."""
@@ -2482,6 +2491,8 @@ class Store:
         """Append to the journal; the record goes along, so that state.json can be rebuilt."""
         line: dict[str, object] = {"at": round(time.time(), 3), "event": event, "why": why}
         line["record"] = record and record.to_json()
+        if self.supervises:
+            line["by"] = "supervisor"
         with state_errors(self.path(name)):
             append_line(self.path(name, "events.jsonl"), line)
             reached("journalled")
@@ -2494,6 +2505,17 @@ class Store:
             with contextlib.suppress(ValueError):
                 data = event.get("record")
                 return None if data is None else Record.from_json(data)
+        return None
+
+    def journal_main(self, record: Record) -> Identity | None:
+        """The last main process of an instance that its supervisor itself wrote down."""
+        with state_errors(self.path(record.name)):
+            events = json_lines(self.path(record.name, "events.jsonl"))
+        for event in reversed(events):
+            with contextlib.suppress(ValueError):
+                known = Record.from_json(event.get("record"))
+                if event.get("by") == "supervisor" and known.instance == record.instance:
+                    return known.main
         return None
 
     def given_env(self, name: str) -> dict[str, str]:
@@ -3051,7 +3073,7 @@ def status_of(record: Record, facts: Facts) -> Verdict:
         why = f"{record.spec.start_seconds:g} s to live first" if record.spec.start_seconds else why
         return Verdict("starting", why)
     if facts.main == "stranger":
-        return Verdict("lost", f"pid {record.main.pid} now belongs to another process, left alone")
+        return Verdict("lost", f"pid {record.main.pid} is another process now, left alone")
     if facts.main == "gone":
         return Verdict("exited", "its end was not seen: its supervisor was gone")
     if facts.main == "zombie":
@@ -4541,6 +4563,7 @@ def take_environment(callers: dict[str, str]) -> None:
 def supervise(order: Order, is_subreaper: bool, answer_to: int = 1) -> None:
     """The life of a supervisor, from the order of the command that launched it."""
     store = Store(order.home, lock_wait_s=1.0)
+    store.supervises = True
     try:
         supervisor = Supervisor(store, order.record, is_subreaper)
         supervisor.adopt() if order.adopt else supervisor.spawn(order.env)
@@ -6215,6 +6238,12 @@ def observe(store: Store, record: Record, here: Place) -> Seen:
             after = record._replace(phase="running", main=found.main)
             why = f"recorded starting, found running: pid {found.main and found.main.pid}"
             return _look(store, store.correct(record, after, why), here)
+    if seen.facts.main == "stranger" and not seen.facts.supervised:
+        main = store.journal_main(record)
+        if main != record.main and is_alive(main):
+            why = f"recorded pid {record.main and record.main.pid}, which isn't {record.name}; "
+            why += f"found pid {main and main.pid}"
+            return _look(store, store.correct(record, record._replace(main=main), why), here)
     if seen.facts.here and record.phase in LIVE_PHASES and seen.verdict.status in ENDED_PHASES:
         status, why = seen.verdict
         after = record._replace(phase=status, reason=why, exit=record.exit or Exit(time.time()))
@@ -6232,6 +6261,24 @@ def copied_from(store: Store, record: Record) -> str:
     return home if is_there and not os.path.samefile(home, store.home) else ""
 
 
+def is_proven(store: Store, record: Record, look: Stat, supervised: bool) -> bool:
+    """Whether what runs under the recorded identity certainly is the service's main process.
+
+    pid and token in state.json can be forged. Witnesses: its parent is the supervisor that lives,
+    its environment has the cookie (unless the program overwrote it), or what the supervisor wrote
+    into the journal, or says.
+    """
+    guard, main = record.supervisor, record.main
+    if supervised and guard is not None and look.parent == guard.pid:
+        return True
+    if cookie_of(look.identity.pid).instance == record.instance:
+        return True
+    if store.journal_main(record) == main:
+        return True
+    known = store.ask_record(record.name) if supervised else None
+    return known is not None and (known.main, known.instance) == (main, record.instance)
+
+
 def _look(store: Store, record: Record, here: Place) -> Seen:
     same_host = record.place._replace(boot=here.boot) == here
     away = copied_from(store, record) if record.place == here else ""
@@ -6241,7 +6288,12 @@ def _look(store: Store, record: Record, here: Place) -> Seen:
     facts = Facts(record.place == here, same_host, claimed=False, supervised=False, main="gone")
     if facts.here and record.phase in LIVE_PHASES:
         claimed = record.main is None and store.is_claimed(record.name)
-        supervised, main = store.is_supervised(record.name), condition_of(record.main)
+        supervised, look = store.is_supervised(record.name), None
+        if record.main:
+            look = stat_of(record.main.pid)
+        main = condition_from(look, record.main)
+        if look and main != "stranger" and not is_proven(store, record, look, supervised):
+            main = "stranger"
         facts = facts._replace(claimed=claimed, supervised=supervised, main=main)
     if record.phase == "backoff":
         facts = facts._replace(retry_s=max((record.retry_at or 0.0) - steady_s(), 0.0))
@@ -6499,7 +6551,7 @@ def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> R
         record = touched(store, seen, record)
         is_kept = record.wanted == "running"
         return started(store, record, "already running", notes) if is_kept else None
-    if trusted(store, seen).main is None:
+    if trusted(seen).main is None:
         return None
     retire_supervisor(record)
     if record.spec.type == "stdio":  # its pipes went with its supervisor
@@ -6692,7 +6744,8 @@ def held_port(store: Store, port: int, name: str) -> Held | None:
     ranked = []
     for holder in holders or [Holder()]:
         owner = mains.get(holder.identity) if holder.identity else None
-        if owner and not holder.cookie.home:  # it cleared its environment, its supervisor is gone
+        # It cleared its environment, and its supervisor is gone.
+        if owner and not holder.cookie.home and trusted(observe(store, owner, place())).main:
             holder = holder._replace(cookie=Cookie(owner.instance, owner.name, store.home))
         inside = bool(holder.cwd) and is_in_project(holder.cwd, store.home)
         kind = classify_holder(holder, name, store.home, inside)
@@ -6890,6 +6943,7 @@ def launch(
             drive(end_tree(record, tree_of(record), 0.0, force=True))
         if has_retry:
             forget_compiled(store)
+            store.reserved = None  # what the first one noted isn't so any more
             return launch(store, record, env, adopt, has_retry=False)
         why = line.decode("utf-8", "replace").strip().rpartition("\n")[2]
         raise StartFailed(f"the supervisor of {record.name} died: {why or 'it gave no reason'}")
@@ -7067,7 +7121,7 @@ def dry_run(store: Store, services: Sequence[Seen]) -> Result:
     """What a stop would signal."""
     lines, data = [], []
     for seen in services:
-        members = [member_data(member) for member in tree_of(trusted(store, seen))]
+        members = [member_data(member) for member in tree_of(trusted(seen))]
         data.append({"name": seen.record.name, "processes": members})
         count = counted(len(members), "process")
         lines.append(f"[INFO] stop {seen.record.name} would signal {count}")
@@ -7160,23 +7214,10 @@ def check_ended(name: str, ended: Ended) -> None:
         raise Failed(text, advice, left=list(ended.left))
 
 
-def trusted(store: Store, seen: Seen) -> Record:
-    """The record, without its main process unless that certainly is the service's.
-
-    pid and token in state.json can be forged. Witnesses: its parent is the supervisor that lives,
-    its environment has the cookie (unless the program overwrote it), or the journal names it.
-    """
-    record, main = seen.record, seen.record.main
-    look = stat_of(main.pid) if main and seen.facts.here else None
-    if main is None or look is None or look.identity != main:
-        return record._replace(main=None)
-    guard = record.supervisor
-    by_parent = seen.facts.supervised and guard is not None and look.parent == guard.pid
-    if by_parent or cookie_of(main.pid).instance == record.instance:
-        return record
-    journal = store.journal_record(record.name)
-    is_known = journal is not None and (journal.main, journal.instance) == (main, record.instance)
-    return record if is_known else record._replace(main=None)
+def trusted(seen: Seen) -> Record:
+    """The record, without its main process unless that lives and certainly is the service's."""
+    is_its_own = seen.facts.main in ("alive", "stopped", "zombie")
+    return seen.record if is_its_own else seen.record._replace(main=None)
 
 
 def stop_unsupervised(
@@ -7185,9 +7226,9 @@ def stop_unsupervised(
     """End a service whose supervisor is gone, by its cookie, group and descendants."""
     if seen.record.main is None:  # that of a start that was broken off may yet come
         retire_supervisor(seen.record)
-    record, name, main = trusted(store, seen), seen.record.name, seen.record.main
+    record, name, main = trusted(seen), seen.record.name, seen.record.main
     members = tree_of(record) if seen.facts.here else []
-    is_stranger = seen.facts.main in ("alive", "stopped") and is_alive(main)
+    is_stranger = seen.facts.main == "stranger"
     if not members and (seen.verdict.status == "lost" or is_stranger):
         who = f"{look_at(main.pid)} isn't {name}" if main and seen.facts.here else ""
         advice = f"nothing of {name} runs here: start {name} anew, or forget it with cleanup"
@@ -7203,7 +7244,8 @@ def stop_unsupervised(
         return seen.record, None
     why = "stopped without its supervisor" if ended else seen.verdict.why
     last = seen.record.exit or Exit(time.time())
-    after = seen.record._replace(phase="stopped", wanted="stopped", reason=why, exit=last)
+    after = record if is_stranger else seen.record
+    after = after._replace(phase="stopped", wanted="stopped", reason=why, exit=last)
     if seen.verdict.status == "external" and not ended:
         after = after._replace(exit=None)  # nobody knows whether it ended
     now = store.record(name)
@@ -7428,7 +7470,7 @@ def status(store: Store, args: argparse.Namespace) -> Result:
     seen = find(store, args.name)
     record, spec, verdict = seen.record, seen.record.spec, seen.verdict
     stats = all_stats() if seen.facts.here else {}
-    members = tree_of(trusted(store, seen), stats) if stats else []
+    members = tree_of(trusted(seen), stats) if stats else []
     guard = record.supervisor if seen.facts.supervised else None
     events = json_lines(store.path(record.name, "events.jsonl"))[-10:]
     data = {**service_data(seen), **failure_facts(store, record)}
@@ -7609,7 +7651,7 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
     """All that who knows nothing else needs in order to go on: 60 lines, secrets masked."""
     seen = find(store, args.name)
     record, spec, verdict, name = seen.record, seen.record.spec, seen.verdict, seen.record.name
-    members = tree_of(trusted(store, seen)) if seen.facts.here else []
+    members = tree_of(trusted(seen)) if seen.facts.here else []
     own = {one.port for one in listeners(member.identity.pid for member in members)}
     ended = None if verdict.is_live else record.exit
     data: dict[str, object] = {"name": name, "status": verdict.status, "why": verdict.why}

@@ -95,6 +95,27 @@ def test_a_supervisor_that_comes_late_starts_nothing_any_more(
         spm("stop", "api")
 
 
+def test_the_second_supervisor_that_a_start_tries_may_come_late_too(
+    spm: Spm, port: int
+) -> None:
+    # the record still named what the first one had started: nobody looked for the second one
+    crash = {"SPM_TEST_CRASH": f"supervisor.noted,{LATE}:2"}
+    words = ("start", "api", "sleep 100", "--port", str(port))
+    start = spm.popen(*words, env={**spm.env, **crash})
+
+    def second() -> list[psutil.Process]:
+        late = [one for one in spm.bearers() if is_late(one)]
+        seen.update(one.pid for one in late)
+        return [one for one in late if one.pid != min(seen)]
+
+    seen: set[int] = set()
+    late = eventually(second, what="the second supervisor")[0]
+    late.suspend()
+    start.communicate(timeout=30)
+    spm("stop", "api")
+    assert not is_running(late.pid)
+
+
 def test_start_takes_no_stranger_back_whom_a_forged_record_names(
     spm: Spm, stranger: program.Identity
 ) -> None:
@@ -106,6 +127,38 @@ def test_start_takes_no_stranger_back_whom_a_forged_record_names(
     assert spm.service("api")["pid"] != stranger.pid and spm.service("api")["supervised"]
     spm("stop", "api")
     assert is_running(stranger.pid)
+
+
+@pytest.mark.parametrize("knows", ["journal", "cookie"])
+def test_a_stop_makes_nobody_believe_a_forged_record(
+    spm: Spm, stranger: program.Identity, knows: str
+) -> None:
+    spm("start", "api", "sleep 100")
+    (service,) = kill_all_but(spm, "sleep")
+    if knows == "cookie":
+        (spm.home / "services" / "api" / "events.jsonl").unlink()
+    forge(spm, main=stranger._asdict(), phase="running")
+    listed = spm.service("api")
+    assert (listed["status"], listed["pid"]) == (
+        ("running", service.pid) if knows == "journal" else ("lost", None)
+    )
+    forge(spm, main=stranger._asdict(), phase="running")
+    for words in (["stop", "api"], ["cleanup", "--keep"], ["stop", "api"], ["cleanup"]):
+        told = spm(*words, code=None)
+        assert is_running(stranger.pid), f"{words} ended a stranger: {told}"
+        assert not is_running(service.pid), f"{words}: {told}"
+
+
+def test_list_shows_no_stranger_that_a_forged_record_names(
+    spm: Spm, stranger: program.Identity
+) -> None:
+    spm("start", "api", "sleep 100")
+    pid = spm.service("api")["pid"]
+    forge(spm, main=stranger._asdict())
+    assert spm.service("api")["pid"] == pid
+    spm("stop", "api", code=8)
+    spm("stop", "api")
+    assert not is_running(pid)
 
 
 def test_what_is_left_of_a_service_is_ended_though_its_number_is_another_ones_now(

@@ -114,7 +114,7 @@ KINDS: dict[str, list[str]] = {
     "web": ["--port", "{port}", "--", sys.executable, "-S", "-E", "-c", PORT_SERVER],
 }
 STOP = ["--timeout", "200ms"]
-CALLS: dict[str, tuple[int, list[str]]] = {  # how often, and the words; `up` goes here too
+CALLS: dict[str, tuple[int, list[str]]] = {  # how often, and the words
     "start": (30, []),
     "replace": (5, []),
     "stop": (14, STOP),
@@ -124,6 +124,8 @@ CALLS: dict[str, tuple[int, list[str]]] = {  # how often, and the words; `up` go
     "touch": (5, []),
     "wait-healthy": (7, ["400ms"]),
     "cleanup": (4, []),
+    "up": (7, []),
+    "down": (2, []),
     "list": (8, []),
     "status": (6, []),
 }
@@ -247,6 +249,7 @@ class Round:
         )
         self.kinds = dict(zip("abc", kinds))
         self.port = self.free_port() if "web" in kinds else 0
+        self.write_configuration()
         self.left = [count // CLIENTS] * CLIENTS
         total, many = sum(self.left), self.rng.randrange(2, 6)
         self.faults = [self.rng.randrange(total) for _ in range(many)]
@@ -262,6 +265,18 @@ class Round:
             with contextlib.suppress(OSError), socket.socket() as probe:
                 probe.bind(("127.0.0.1", port))
                 return port
+
+    def write_configuration(self) -> None:
+        """The same services for `up` and `down`, among whose specs one differs."""
+        services: dict[str, dict[str, object]] = {}
+        for name, kind in self.kinds.items():
+            words = [word.replace("{port}", str(self.port)) for word in KINDS[kind]]
+            options, command = words[: words.index("--")], words[words.index("--") + 1 :]
+            keys = (word[2:].replace("-", "_") for word in options[::2])
+            services[name] = {**dict(zip(keys, options[1::2])), "command": command}
+        services["b"]["env"] = {"A": "4"}
+        text = json.dumps({"version": 1, "services": services})
+        (self.cwd / "spm.json").write_text(text, "utf-8")
 
     # -- commands
 
@@ -304,11 +319,14 @@ class Round:
         verb = "stop" if verb == "kill" else verb
         if verb == "cleanup":
             more = [word for word in ("--keep", "--purge") if self.rng.random() < 0.3]
-        return [verb, *([] if verb in ("list", "cleanup") else [name]), *more, *json_]
+        if verb == "up" and self.rng.random() < 0.3:
+            more = [self.rng.choice(("--wait", "--rollback-on-failure"))]
+        is_for_all = verb in ("list", "cleanup") or (verb in ("up", "down") and json_)
+        return [verb, *([] if is_for_all else [name]), *more, *json_]
 
     def crash_point(self, verb: str) -> str:
         """Where this command, or the supervisor that it starts, is to die."""
-        starts = verb in ("start", "restart", "call")
+        starts = verb in ("start", "restart", "call", "up")
         if self.rng.random() > (0.25 if starts or verb in ("stop", "cleanup") else 0.05):
             return ""
         role = "supervisor" if starts and self.rng.random() < 0.6 else "command"
@@ -564,7 +582,12 @@ class Round:
         home = str(self.home)
         mount(home, home, "", MS_BIND)
         self.mounts.append(home)
-        mount(home, home, "", MS_BIND | MS_REMOUNT | MS_RDONLY)
+        try:
+            mount(home, home, "", MS_BIND | MS_REMOUNT | MS_RDONLY)
+        except OSError:  # somebody writes there this very moment
+            self.unmount()
+            self.after(0.01, self.read_only)
+            return
         self.say("FAULT read-only")
         self.done["read-only"] += 1
 
@@ -692,9 +715,8 @@ class Round:
             guards = [one for one in mine if not one.instance and one.service == name]
             if len(guards) > 1:
                 wrong.append(f"{name} has {len(guards)} supervisors: {guards}")
-            is_forged = self.marred and row["pid"] in self.canaries  # stop would refuse it
             is_up = row["status"] in ("running", "ready", "unhealthy")
-            if is_up and row["pid"] not in living and not is_forged:
+            if is_up and row["pid"] not in living:
                 wrong.append(f"{name} is {row['status']} with pid {row['pid']}, which isn't ours")
             if row["status"] in ("starting", "stopping"):
                 wrong.append(f"{name} is still {row['status']}")
