@@ -695,6 +695,8 @@ class Spec(NamedTuple):
     alerts: tuple[str, ...] = ()  # see parse_rule()
     protocol: str = "auto"  # of a stdio service
     keep_alive: bool = True  # a stdio service outlives the call that started it
+    root: tuple[str, ...] = ()  # absolute; a stdio service is told of them
+    connect_timeout_s: float = 30.0  # in which it has to say how it is spoken to
     rules: Mapping[str, Mapping[str, object]] = NO_RULES  # of variables: see RULE_KINDS
     extra: Mapping[str, object] = NOTHING
 
@@ -3285,7 +3287,7 @@ LIVE_FIELDS = (
     *("alerts", "sample_s", "health_interval_s", "health_timeout_s", "health_retries", "restart"),
     *("max_restarts", "restart_window_s", "success_codes", "no_restart_codes", "backoff_s"),
     *("backoff_max_s", "cooldown_s", "idle_timeout_s", "require_env", "rules", "start_seconds"),
-    *("success_log", "failure_log", "no_pause"),
+    *("success_log", "failure_log", "no_pause", "connect_timeout_s"),
 )
 
 
@@ -4279,7 +4281,11 @@ class Supervisor:
         is_owned = is_alive(self.record.owner)
         heirs = [] if is_owned else [*filter(is_alive, self.record.sharers)]
         if heirs:  # the run that started it is over, another one still uses it
+            name = self.record.owner_name
+            with contextlib.suppress(psutil.Error):  # another session's has another name
+                name = name if name == "run" else psutil.Process(heirs[0].pid).name()
             self.record = self.record._replace(owner=heirs[0], sharers=tuple(heirs[1:]))
+            self.record = self.record._replace(owner_name=name)
             self.hears_owner = self.hears_end(heirs[0])
             self.save()
         why = lease_over(self.record, is_owned or bool(heirs), steady_s())
@@ -4601,11 +4607,12 @@ def reply(document: dict[str, object], descriptor: int) -> None:
 # can't be written yet is kept, within bounds, and a caller who doesn't read is let go.
 
 MESSAGE_BYTES = 64 << 20  # of one message, and of what may wait for a reader before the next
-PENDING_REQUESTS, DISCOVER_S, CONNECTING_S = 1000, 2.0, 30.0
+PENDING_REQUESTS, KNOWN_TOOLS, DISCOVER_S = 1000, 500, 2.0
 CLOSED_S = 1.0  # between the end of a service's stdout and its own
 HANDSHAKE, MODERN = "2025-11-25", "2026-07-28"  # the latest revision of either era
 META = "io.modelcontextprotocol/"
 END = "notifications/spm/end"  # of `connect`: its stdin has ended, what is under way may finish
+GAVE_UP = "notifications/spm/gave_up"  # of `call`: the answer took too long
 NO_METHOD, RELAY_ERROR, UNSUPPORTED_VERSION = -32601, -32000, -32022
 CALLERS_FAULTS = (-32600, NO_METHOD, -32602, -32800)  # invalid request, parameters; cancelled
 ABILITY = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation"}
@@ -4627,6 +4634,12 @@ def messages_in(line: bytes | None) -> list[Message | None]:
         return [None]
     items = document if isinstance(document, list) else [document]
     return [item if isinstance(item, dict) else None for item in items]
+
+
+def is_harmless(era: str, method: object, tool: object, known: object) -> bool:
+    """Whether a request may be sent twice; `known`: the tools that say they have no effect."""
+    is_known = method == "tools/call" and isinstance(known, list) and tool in known
+    return era != "jsonrpc" and (is_known or method in HARMLESS or str(method).endswith("/list"))
 
 
 def failure(id_: object, code: int, message: str, **data: object) -> Message:
@@ -4758,7 +4771,6 @@ class Relay:
         self.asked: dict[str, Channel] = {}  # who has to answer a request of the service, by its id
         self.callers: list[Channel] = []
         self.joining: list[Client] = []
-        self.repeatable: set[object] = set()  # tools that say they are
         self.protocol = self.era = self.version = ""
         self.greeting: Message = {}  # what the service said of itself
         self.problem: SpmError | None = None
@@ -4775,9 +4787,9 @@ class Relay:
         """The process runs: find out how it wants to be spoken to."""
         self.server = Channel(self.supervisor.events, self.connection)
         self.server.listen(self.hear)
-        self.give_up_at = time.monotonic() + CONNECTING_S
-        self.era, self.problem, self.is_shaking = "", None, False
         spec = self.supervisor.record.spec
+        self.give_up_at = time.monotonic() + spec.connect_timeout_s
+        self.era, self.problem, self.is_shaking, self.listing = "", None, False, -1
         has_died = spec.protocol == "auto" and spec.extra.get("probe") == "died"
         self.protocol = "handshake" if has_died else spec.protocol
         if self.protocol == "jsonrpc":
@@ -4791,7 +4803,8 @@ class Relay:
         """Ask as the modern era does; who is silent may still be starting, or be of the other."""
         self.version, is_only = version, self.protocol == "modern"
         self.ask("server/discover", {"_meta": envelope(version)})
-        self.due_at = self.give_up_at if is_only else time.monotonic() + DISCOVER_S
+        patience_s = float("inf") if is_only else DISCOVER_S
+        self.due_at = min(self.give_up_at, time.monotonic() + patience_s)
 
     def shake_hands(self) -> None:
         """Begin as the era of the handshake does."""
@@ -4851,9 +4864,7 @@ class Relay:
             self.answers("it has requests in flight")
         elif self.era:
             self.pending = {n: one for n, one in self.pending.items() if one.caller}
-            is_modern = self.era == "modern"
-            meta: Message = {"_meta": envelope(self.version)} if is_modern else {}
-            self.ask("server/discover" if is_modern else "ping", meta)
+            self.ask("server/discover" if self.era == "modern" else "ping", {})
 
     def answers(self, seen: str) -> None:
         """It has given a sign of life."""
@@ -4869,7 +4880,8 @@ class Relay:
         elif time.monotonic() < self.give_up_at:
             self.shake_hands()
         else:
-            self.fail(f"didn't answer in {format_duration(CONNECTING_S)}", "protocol")
+            limit_s = self.supervisor.record.spec.connect_timeout_s
+            self.fail(f"didn't answer in {format_duration(limit_s)}", "protocol")
 
     def close_stdin(self) -> None:
         """The service is to end: what is under way may still be answered."""
@@ -4900,8 +4912,8 @@ class Relay:
             is_new = one.start >= self.server.sent
             happened = "it was never sent" if is_new else "it may or may not have happened"
             text = f"{self.name} {why} before it answered {one.method}: {happened}"
-            is_tool = one.method == "tools/call" and one.tool in self.repeatable
-            repeat = is_new or is_tool or one.method in HARMLESS or one.method.endswith("/list")
+            known = self.supervisor.record.spec.extra.get("repeatable")
+            repeat = is_new or is_harmless(self.era, one.method, one.tool, known)
             if one.caller:
                 self.faults += 1
                 answer = failure(one.id, RELAY_ERROR, text, **facts, repeat=repeat)
@@ -4943,7 +4955,6 @@ class Relay:
         caller.close()
         self.callers = [one for one in self.callers if one is not caller]
         for number in [n for n, one in self.pending.items() if one.caller is caller]:
-            self.faults += 1  # it gave up waiting
             self.cancel(number, why)
         for key in [key for key, asked in self.asked.items() if asked is caller]:
             del self.asked[key]
@@ -5005,7 +5016,9 @@ class Relay:
         """What a caller lets the service know."""
         method, params = message["method"], as_object(message.get("params"))
         mine = {n: one.id for n, one in self.pending.items() if one.caller is caller}
-        if method == END:
+        if method == GAVE_UP:
+            self.faults += len(mine)
+        elif method == END:
             caller.is_leaving = True
             if not mine and not caller.queue:
                 self.drop(caller)
@@ -5019,6 +5032,7 @@ class Relay:
     def on_request(self, caller: Channel, message: Message) -> None:
         """A request of a caller: answered here if it is about the connection, else sent on."""
         method, id_, params = message["method"], message["id"], as_object(message.get("params"))
+        in_flight = len(self.pending) - (self.listing in self.pending)
         self.supervisor.active()
         if method == "initialize" and self.era != "jsonrpc":
             caller.abilities = as_object(params.get("capabilities"))
@@ -5029,8 +5043,8 @@ class Relay:
             self.to_caller(caller, {"jsonrpc": "2.0", "id": id_, "result": {}})
         elif method == "server/discover" and self.era == "handshake":
             self.to_caller(caller, failure(id_, NO_METHOD, "Method not found"))
-        elif len(self.pending) >= PENDING_REQUESTS or self.server.queued > MESSAGE_BYTES:
-            text = f"{self.name} has {len(self.pending)} requests in flight: too many"
+        elif in_flight >= PENDING_REQUESTS or self.server.queued > MESSAGE_BYTES:
+            text = f"{self.name} has {in_flight} requests in flight: too many"
             self.calls, self.faults = self.calls + 1, self.faults + 1
             self.to_caller(caller, failure(id_, RELAY_ERROR, text, cause="flood", repeat=True))
         else:
@@ -5048,12 +5062,16 @@ class Relay:
         if meta and self.era != "jsonrpc":
             message = {**message, "params": {**params, "_meta": meta}}
         self.server.send({**message, "id": number})
+        if method == "tools/call" and self.era != "jsonrpc" and self.listing < 0:
+            self.listing = self.ask("tools/list", {})  # which have no effect, in case it dies
 
-    def ask(self, method: str, params: Message) -> None:
-        """A request of our own."""
+    def ask(self, method: str, params: Message) -> int:
+        """A request of our own, and its number."""
         number = next(self.numbers)
         self.pending[number] = Pending(method, self.server.sent)
+        params = {"_meta": envelope(self.version)} if self.era == "modern" else params
         self.server.send({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
+        return number
 
     def tell(self, method: str, **params: object) -> None:
         """A notification of our own."""
@@ -5070,19 +5088,31 @@ class Relay:
         one = self.pending.pop(number, None) if type(number) is int else None
         if one is None:
             return
+        if one.method == "tools/list" and self.era != "jsonrpc":
+            self.learn(result.get("tools"))
         if one.caller is None:
             self.on_greeting(one.method, message)
             return
         self.supervisor.active()
-        listed = result.get("tools") if one.method == "tools/list" else None
-        for tool in map(as_object, listed if isinstance(listed, list) else ()):
-            hints = as_object(tool.get("annotations"))
-            if True in (hints.get("readOnlyHint"), hints.get("idempotentHint")):
-                self.repeatable.add(str(tool.get("name")))
         self.errors += "error" in message or result.get("isError") is True
         code = as_object(message.get("error")).get("code")
         self.faults += "error" in message and code not in CALLERS_FAULTS
         self.to_caller(one.caller, {**message, "id": one.id})
+
+    def learn(self, tools: object) -> None:
+        """Remember which tools say they have no effect: callers ask when we have been killed."""
+        record, self.listing = self.supervisor.record, max(self.listing, 0)
+        old = record.spec.extra.get("repeatable")
+        known = set(map(str, old)) if isinstance(old, list) else set()
+        for tool in map(as_object, tools if isinstance(tools, list) else ()):
+            hints, name = as_object(tool.get("annotations")), str(tool.get("name"))
+            says = True in (hints.get("readOnlyHint"), hints.get("idempotentHint"))
+            is_kept = says and len(name) < 200 and len(known) < KNOWN_TOOLS
+            (known.add if is_kept else known.discard)(name)
+        if sorted(known) != old:
+            extra = {**record.spec.extra, "repeatable": sorted(known)}
+            self.supervisor.record = record._replace(spec=record.spec._replace(extra=extra))
+            self.supervisor.save()
 
     def on_question(self, message: Message) -> None:
         """A request of the service: answered here, or by a client whose request is in flight."""
@@ -5090,7 +5120,10 @@ class Relay:
         callers = [one.caller for one in reversed(list(self.pending.values())) if one.caller]
         able = [one for one in callers if ABILITY.get(method) in one.abilities]
         if method in ("ping", "roots/list") and self.era != "jsonrpc":
-            result: Message = {"roots": []} if method == "roots/list" else {}
+            from pathlib import Path
+
+            roots = [{"uri": Path(path).as_uri()} for path in self.supervisor.record.spec.root]
+            result: Message = {"roots": roots} if method == "roots/list" else {}
             self.server.send({"jsonrpc": "2.0", "id": id_, "result": result})
         elif able:
             self.asked[json.dumps(id_)] = able[0]
@@ -5125,7 +5158,7 @@ RELAYS["stdio"] = Relay
 # Files become a Config or one ConfigError with every problem; nothing here starts or stops.
 
 PLAIN_FIELDS = (  # of a spec: options of that name, as they are
-    *("insecure", "health_interval_s", "health_timeout_s", "health_retries", "match", "terminal"),
+    *("insecure", "health_timeout_s", "health_retries", "match", "terminal", "connect_timeout_s"),
     *("no_pause", "restart", "max_restarts", "restart_window_s", "success_codes", "failure_log"),
     *("no_restart_codes", "backoff_s", "backoff_max_s", "success_log", "shell", "protocol"),
 )
@@ -5195,7 +5228,7 @@ START_OPTIONS = (
     Option("--wait", "[D]", parse_duration, help="return when it is ready, or after D (30s)"),
     Option("--ready", "CHECK", kept(parse_check), [], f"when it is ready: {CHECKS}"),
     Option("--health", "CHECK", kept(parse_check), [], "what has to go on to hold while it runs"),
-    Option("--health-interval", "D", parse_duration, 10.0, "time between two looks (10s)"),
+    Option("--health-interval", "D", parse_duration, help="between two looks (10s; mcp 60s)"),
     Option("--health-timeout", "D", parse_duration, 5.0, "how long one look may take (5s)"),
     Option("--health-retries", "N", parse_count, 3, "failures in a row: unhealthy (3)"),
     *HTTP_OPTIONS,
@@ -5220,6 +5253,8 @@ START_OPTIONS = (
     Option("--alert", "RULE", kept(parse_rule), [], "as 'memory_mb>500 for 30s critical: stop'"),
     Option("--protocol", "P", parse_protocol, "auto", "auto, modern, handshake or jsonrpc"),
     Option("--no-keep-alive", help="end a stdio service when its last caller is gone"),
+    Option("--root", "DIR", default=[], help="stdio: a directory that it may ask for"),
+    Option("--connect-timeout", "D", parse_duration, 30.0, "stdio: for its first answer (30s)"),
 )
 
 
@@ -5243,6 +5278,8 @@ def misfits(args: argparse.Namespace) -> Iterator[UsageError]:
         ("--terminal", args.terminal, "--type simple", args.type in (None, "simple")),
         ("--protocol", args.protocol != "auto", "--type stdio", args.type == "stdio"),
         ("--no-keep-alive", args.no_keep_alive, "--type stdio", args.type == "stdio"),
+        ("--root", args.root, "--type stdio", args.type == "stdio"),
+        ("--connect-timeout", args.connect_timeout != 30, "--type stdio", args.type == "stdio"),
         ("mcp", "mcp" in args.ready + args.health, "--type stdio", args.type == "stdio"),
         ("--no-pause", args.no_pause, "--terminal", args.terminal),
         ("--restart", args.restart != "no", "a type but external", args.type != "external"),
@@ -5267,6 +5304,8 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     cooldown_s = COOLDOWN_S * (args.restart != "no")
     lives_s = JUDGED_S * bool(args.success_log or args.failure_log)
     is_mcp = args.type == "stdio" and args.protocol != "jsonrpc" and not (args.ready or args.health)
+    health = ("mcp",) if is_mcp else tuple(args.health)
+    usual_s = PING_S if "mcp" in health else Spec._field_defaults["health_interval_s"]
     spec = Spec(
         argv=argv,
         cwd=cwd,
@@ -5281,7 +5320,8 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         port_asked="auto" * (args.port == "auto"),
         ready=tuple(args.ready),
         expect=args.expect or Spec._field_defaults["expect"],
-        health=("mcp",) if is_mcp else tuple(args.health),
+        health=health,
+        health_interval_s=args.health_interval or usual_s,
         type=args.type or "simple",
         pid_file=os.path.join(cwd, args.pid_file) if args.pid_file else None,
         require_env=tuple(args.require_env),
@@ -5291,9 +5331,8 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         sample_s=args.sample_interval,
         alerts=tuple(args.alert),
         keep_alive=not args.no_keep_alive,
+        root=tuple(os.path.abspath(path) for path in args.root),
     )
-    if is_mcp and spec.health_interval_s == Spec._field_defaults["health_interval_s"]:
-        spec = spec._replace(health_interval_s=PING_S)
     return spec, {key: value for key, equals, value in pairs if equals}
 
 
@@ -5846,7 +5885,8 @@ class Reading:
             if option and found:
                 args[key] = found if isinstance(option.default, list) else found[0]
         args["cwd"] = os.path.join(self.base, str(args["cwd"] or ""))
-        args["env_file"] = [os.path.join(self.base, str(one)) for one in as_list(args["env_file"])]
+        for key in ("env_file", "root"):
+            args[key] = [os.path.join(self.base, str(one)) for one in as_list(args[key])]
         env, words = as_object(keys.get("env")), keys.get("command")
         args["env"] = [k if v is None else f"{k}={digits_of(v)}" for k, v in env.items()]
         is_line = isinstance(words, str) and (self.expands or not has_names(words))
@@ -6089,6 +6129,7 @@ def keys_of(wanted: Wanted) -> dict[str, object]:
         port=(spec.port_asked or spec.port) if spec.port_declared else None,
         env={name: value if value is None else digits_of(value) for name, value in env},
         env_file=[shown_path(path, base) for path in spec.env_files],
+        root=[shown_path(path, base) for path in spec.root],
         pid_file=spec.pid_file and shown_path(spec.pid_file, spec.cwd),
     )
     keys.update(on_conflict=wanted.conflict, environment=spec.rules)
@@ -6463,6 +6504,12 @@ def renewed(record: Record, lease: str, owner: Owner | None) -> Record:
     return granted(record, *owner, steady_s())
 
 
+def kept_owner(record: Record) -> Owner | None:
+    """Who goes on to own what is started again; a session's belongs to the one that does it."""
+    is_kept = record.spec.lease != "session" and is_alive(record.owner)
+    return (record.owner, record.owner_name) if is_kept else None
+
+
 def lease_data(record: Record, is_live: bool) -> dict[str, object]:
     """The JSON of how long a service may live."""
     left = left_s(record, steady_s()) if is_live else (None, None)
@@ -6613,6 +6660,9 @@ def begin(
             )
             if held and decision in ("fail", "refuse"):
                 raise port_error(held, decision, "; what runs was left alone", OTHER_WAYS)
+    users: tuple[Identity | None, ...] = ()
+    if former and owner[0] and former.record.wanted == "running" and spec == former.record.spec:
+        users = (former.record.owner, *former.record.sharers)
     notes = end_former(store, former) if former else []
     if former and former.record.spec.argv == spec.argv:  # what was learnt about this command
         spec = spec._replace(extra={**former.record.spec.extra, **spec.extra})
@@ -6620,6 +6670,8 @@ def begin(
     record = new_record(name, spec, instance)._replace(failures=failures, failed_at=failed_at)
     record = record._replace(environment=sources_of(spec, values), config=config)
     record = granted(record, *owner, steady_s())
+    sharers = (one for one in users if one and one != owner[0] and is_alive(one))
+    record = record._replace(sharers=tuple(sharers))
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
     with state_errors(store.home):
@@ -7287,8 +7339,7 @@ def restart(store: Store, args: argparse.Namespace) -> Result:
     with store.claim(name, CLAIM_S):
         seen = find(store, name)
         record, spec, given = seen.record, seen.record.spec, store.given_env(name)
-        is_kept = spec.lease != "session" and is_alive(record.owner)
-        owner = (record.owner, record.owner_name) if is_kept else None
+        owner = kept_owner(record)
         conflict = "force" if args.force else "auto"
         return begin(store, name, spec, given, seen, conflict, "restarted", owner)
 
@@ -8169,7 +8220,16 @@ ASK_S, LONGEST_ASK_S = 60.0, 600.0  # for an answer; each sign of progress renew
 LEAVING_S = 5.0  # what `connect` was asked for may still come after its stdin has ended
 PLAIN_METHODS = ("ping", "initialize")  # methods without a slash: other such words are tools
 CAUSES = {-32602: "invalid_params", -32800: "cancelled"}
+ADVICE = {"server_died": "read: logs {}", "connection": "see: status {}", "flood": "try later"}
+ADVICE["timeout"] = "wait longer with --timeout; progress renews it, up to --max-time"
+REPEATED, RETRY_S = ("server_died", "connection", "flood"), 0.1  # doubled each time
 NO_START = Option("--no-start", help="fail if it isn't running, instead of starting it")
+CALL_OPTIONS = (
+    Option("--timeout", "D", parse_duration, ASK_S, "for start and answer; progress renews it"),
+    Option("--max-time", "D", parse_duration, help="how long progress may renew it (10m)"),
+    Option("--retries", "N", parse_count, 1, "of what wasn't sent or has no effect (1)"),
+    NO_START,
+)
 
 
 def join(store: Store, args: argparse.Namespace, deadline: float) -> tuple[socket.socket, Message]:
@@ -8211,7 +8271,8 @@ def ensure_running(
             (wanted.conflict, wanted.config) if wanted and not seen else ("auto", None)
         )
         spec = seen.record.spec if seen else spec
-        begin(store, name, spec, given, seen, conflict, "started", None, config)
+        owner = kept_owner(seen.record) if seen and seen.record.wanted == "running" else None
+        begin(store, name, spec, given, seen, conflict, "started", owner, config)
         return True
 
 
@@ -8260,56 +8321,93 @@ def message_of(args: argparse.Namespace, era: object) -> Message:
     return message if args.notification else {**message, "id": 1}
 
 
-def ask(
-    connection: socket.socket, name: str, message: Message, deadline: float, timeout_s: float
-) -> Message:
-    """The answer to a message, {} if it wants none; TimedOut, or Failed if it can't come."""
-    frames, began, unsure = Frames(), time.monotonic(), "it may or may not have happened"
-    last = max(deadline, began + LONGEST_ASK_S)
-    text = f"{name} did not answer {message.get('method')}"
+class Patience:
+    """How long to wait for an answer: each sign of progress renews it, up to the most."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.timeout_s, self.began = args.timeout, time.monotonic()
+        self.last = self.began + (args.max_time or max(LONGEST_ASK_S, args.timeout))
+        self.renew()
+
+    def renew(self) -> None:
+        """It goes on."""
+        self.until: float = min(time.monotonic() + self.timeout_s, self.last)
+
+    def left_s(self) -> float:
+        """What is left of it; socket.timeout if that is nothing."""
+        if self.until <= time.monotonic():
+            raise socket.timeout
+        return max(self.until - time.monotonic(), 0.001)
+
+
+def ask(connection: socket.socket, message: Message, patience: Patience) -> Message:
+    """The answer to a message, {} if it wants none; OSError, BrokenPipeError if it wasn't sent."""
+    frames = Frames()
+    connection.settimeout(patience.left_s())
     try:
-        connection.settimeout(timeout_s)
         connection.sendall(json.dumps(message).encode() + b"\n")
-        while "id" in message:
-            connection.settimeout(max(min(deadline, last) - time.monotonic(), 0.001))
-            chunk = connection.recv(1 << 18)
-            if not chunk:
-                raise ConnectionError
-            for answer in (as_object(parse_json(line)) for line in frames.feed(chunk) if line):
-                if "method" not in answer:
-                    return answer
-                deadline = time.monotonic() + timeout_s  # its progress
-    except socket.timeout as error:
-        text += f" in {format_duration(time.monotonic() - began)}: cancelled, {unsure}"
-        facts = {"cause": "timeout", "retryable": False}
-        raise TimedOut(text, "wait longer with --timeout", **facts) from error
-    except OSError as error:
-        text += f": the connection broke, {unsure}"
-        raise Failed(text, f"see: status {name}", cause="connection") from error
+    except ConnectionError as error:  # without the end of its line nothing comes of it
+        raise BrokenPipeError from error
+    while "id" in message:
+        connection.settimeout(patience.left_s())
+        chunk = connection.recv(1 << 18)
+        if not chunk:
+            raise ConnectionError
+        for answer in (as_object(parse_json(line)) for line in frames.feed(chunk) if line):
+            if "method" not in answer:
+                return answer
+            if answer["method"] == "notifications/progress":
+                patience.renew()
     return {}
 
 
-def exchange(
-    store: Store, args: argparse.Namespace, make: Callable[[object], Message], timeout_s: float
+def unanswered(
+    store: Store, name: str, era: str, message: Message, waited_s: float, fault: OSError
 ) -> Message:
+    """What to say of a request without answer, and whether it may be sent again."""
+    method, tool = message.get("method"), as_object(message.get("params")).get("name")
+    is_late, is_new = isinstance(fault, socket.timeout), isinstance(fault, BrokenPipeError)
+    record = store.record(name)
+    known = record and record.spec.extra.get("repeatable")
+    why = f" in {format_duration(waited_s)}: cancelled" if is_late else ": the connection broke"
+    why += ", it was never sent" if is_new else ", it may or may not have happened"
+    facts = {"cause": "timeout" if is_late else "connection"}
+    repeat = is_new or is_harmless(era, method, tool, known)
+    return failure(
+        None, RELAY_ERROR, f"{name} did not answer {method}{why}", **facts, repeat=repeat
+    )
+
+
+def exchange(store: Store, args: argparse.Namespace, make: Callable[[object], Message]) -> Message:
     """One message and its answer; sent again after a failure only if that can do no harm."""
-    name, message, deadline = args.name, as_object(None), time.monotonic() + timeout_s
-    for is_last in (False, True):
-        connection, facts = join(store, args, deadline)
+    name, message, patience = args.name, as_object(None), Patience(args)
+    for attempt in itertools.count():
+        connection, facts = join(store, args, patience.until)
         with connection:
             message = message or make(facts.get("era"))  # it may come from stdin: made once
-            answer = ask(connection, name, message, deadline, timeout_s)
+            try:
+                answer = ask(connection, message, patience)
+            except OSError as fault:
+                with contextlib.suppress(OSError):
+                    connection.sendall(b'{"method": "%s"}\n' % GAVE_UP.encode())
+                waited_s = time.monotonic() - patience.began
+                era = str(facts.get("era"))
+                answer = unanswered(store, name, era, message, waited_s, fault)
         error = as_object(answer.get("error"))
         data = as_object(error.get("data"))
-        if is_last or data.get("cause") != "server_died" or not data.get("repeat"):
+        cause = str(data.get("cause") or "") if error.get("code") == RELAY_ERROR else ""
+        repeat = bool(cause) and data.get("repeat") is True
+        if attempt >= args.retries or cause not in REPEATED or not repeat:
             break
-    if "error" in answer and not getattr(args, "raw", False):
-        code, cause = error.get("code"), data.get("cause")
+        time.sleep(max(min(RETRY_S * 2.0**attempt, patience.until - time.monotonic()), 0.0))
+    if "error" in answer and (cause in ADVICE or not getattr(args, "raw", False)):
+        code = error.get("code")
         text = str(error.get("message")) if cause else f"{name}: {error.get('message')} ({code})"
         cause = cause or CAUSES.get(code if isinstance(code, int) else 0, "protocol")
-        advice = f"read: logs {name}" if cause == "server_died" else f"see: tools {name}"
-        facts = {"cause": cause, "code": code, "retryable": bool(data.get("repeat"))}
-        raise Failed(text, advice, **facts, data=data, log_tail=data.get("log_tail", []))
+        advice = ADVICE.get(cause, "see: tools {}").format(name)
+        facts = {"cause": cause, "code": code, "retryable": repeat}
+        kind = TimedOut if cause == "timeout" else Failed
+        raise kind(text, advice, **facts, data=data, log_tail=data.get("log_tail", []))
     return answer
 
 
@@ -8319,14 +8417,13 @@ def exchange(
     Option("name", "NAME"),
     Option("method", "METHOD|TOOL", help="a method has a slash (tools/list), or is ping"),
     Option("params*", "PARAMS", help="key=value…, a.b=value, JSON, @file, or - for stdin"),
-    Option("--timeout", "D", parse_duration, ASK_S, "for start and answer; progress renews it"),
     Option("--notification", help="send it and wait for no answer"),
     Option("--raw", help="METHOD is a whole message, as JSON, @file or -"),
-    NO_START,
+    *CALL_OPTIONS,
 )
 def call(store: Store, args: argparse.Namespace) -> Result:
     """One request to a stdio service, and its result; the content of a tool as it is."""
-    answer = exchange(store, args, lambda era: message_of(args, era), args.timeout)
+    answer = exchange(store, args, lambda era: message_of(args, era))
     if args.raw:
         return Result({"answer": answer}, stream=iter([json.dumps(answer) + "\n"]))
     if args.notification:
@@ -8345,7 +8442,10 @@ def call(store: Store, args: argparse.Namespace) -> Result:
 
 
 @command(
-    "tools", "the tools of a stdio service, and their arguments", Option("name", "NAME"), NO_START
+    "tools",
+    "the tools of a stdio service, and their arguments",
+    Option("name", "NAME"),
+    *CALL_OPTIONS,
 )
 def tools(store: Store, args: argparse.Namespace) -> Result:
     """The tools of a stdio service, in brackets what they may be given."""
@@ -8356,7 +8456,7 @@ def tools(store: Store, args: argparse.Namespace) -> Result:
         return {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": params}
 
     while True:
-        result = as_object(exchange(store, args, asked, ASK_S).get("result"))
+        result = as_object(exchange(store, args, asked).get("result"))
         listed, params = result.get("tools"), {"cursor": result.get("nextCursor")}
         found += map(as_object, listed if isinstance(listed, list) else ())
         if not listed or not params["cursor"]:
@@ -8376,13 +8476,14 @@ def tools(store: Store, args: argparse.Namespace) -> Result:
     "connect",
     "join stdin and stdout to a stdio service, as one more client: an MCP client's command",
     Option("name", "NAME"),
+    Option("--timeout", "D", parse_duration, ASK_S, "for its start (60s)"),
     NO_START,
 )
 def connect(store: Store, args: argparse.Namespace) -> Result:
     """Join the caller's stdin and stdout to a stdio service; their end isn't the service's."""
     if args.json:
         raise UsageError("connect prints what the service says", "leave --json out")
-    connection, _ = join(store, args, time.monotonic() + CONNECTING_S + HUNG_S)
+    connection, _ = join(store, args, time.monotonic() + args.timeout)
     connection.settimeout(None)
 
     def carry() -> None:
