@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     import argparse
     import ctypes
     import errno
+    import pathlib
     import pwd
     import secrets
     import select
@@ -118,7 +119,7 @@ else:
             return getattr(module, wanted)
 
     LATE = "ctypes errno psutil pwd secrets select selectors shlex shutil signal socket struct"
-    for _name in f"{LATE} subprocess tempfile termios threading tty".split():
+    for _name in f"{LATE} pathlib subprocess tempfile termios threading tty".split():
         globals()[_name] = Late(_name)
 
     class NamedTuple(tuple):
@@ -4280,12 +4281,12 @@ class Supervisor:
             self.record = self.record._replace(active_at=steady_s())
         is_owned = is_alive(self.record.owner)
         heirs = [] if is_owned else [*filter(is_alive, self.record.sharers)]
+        is_run = self.record.owner_name == "run"
         if heirs:  # the run that started it is over, another one still uses it
-            name = self.record.owner_name
-            with contextlib.suppress(psutil.Error):  # another session's has another name
-                name = name if name == "run" else psutil.Process(heirs[0].pid).name()
             self.record = self.record._replace(owner=heirs[0], sharers=tuple(heirs[1:]))
-            self.record = self.record._replace(owner_name=name)
+            with contextlib.suppress(psutil.Error):  # another session's has another name
+                name = psutil.Process(heirs[0].pid).name()
+                self.record = self.record._replace(owner_name="run" if is_run else name)
             self.hears_owner = self.hears_end(heirs[0])
             self.save()
         why = lease_over(self.record, is_owned or bool(heirs), steady_s())
@@ -4612,6 +4613,7 @@ CLOSED_S = 1.0  # between the end of a service's stdout and its own
 HANDSHAKE, MODERN = "2025-11-25", "2026-07-28"  # the latest revision of either era
 META = "io.modelcontextprotocol/"
 END = "notifications/spm/end"  # of `connect`: its stdin has ended, what is under way may finish
+NEVER_SENT, UNSURE = "it was never sent", "it may or may not have happened"
 GAVE_UP = "notifications/spm/gave_up"  # of `call`: the answer took too long
 NO_METHOD, RELAY_ERROR, UNSUPPORTED_VERSION = -32601, -32000, -32022
 CALLERS_FAULTS = (-32600, NO_METHOD, -32602, -32800)  # invalid request, parameters; cancelled
@@ -4636,7 +4638,7 @@ def messages_in(line: bytes | None) -> list[Message | None]:
     return [item if isinstance(item, dict) else None for item in items]
 
 
-def is_harmless(era: str, method: object, tool: object, known: object) -> bool:
+def is_harmless(era: object, method: object, tool: object, known: object) -> bool:
     """Whether a request may be sent twice; `known`: the tools that say they have no effect."""
     is_known = method == "tools/call" and isinstance(known, list) and tool in known
     return era != "jsonrpc" and (is_known or method in HARMLESS or str(method).endswith("/list"))
@@ -4801,10 +4803,9 @@ class Relay:
 
     def discover(self, version: str) -> None:
         """Ask as the modern era does; who is silent may still be starting, or be of the other."""
-        self.version, is_only = version, self.protocol == "modern"
+        self.version, wait_s = version, float("inf") if self.protocol == "modern" else DISCOVER_S
         self.ask("server/discover", {"_meta": envelope(version)})
-        patience_s = float("inf") if is_only else DISCOVER_S
-        self.due_at = min(self.give_up_at, time.monotonic() + patience_s)
+        self.due_at = min(self.give_up_at, time.monotonic() + wait_s)
 
     def shake_hands(self) -> None:
         """Begin as the era of the handshake does."""
@@ -4910,7 +4911,7 @@ class Relay:
         pending, self.pending = self.pending, {}
         for one in pending.values():
             is_new = one.start >= self.server.sent
-            happened = "it was never sent" if is_new else "it may or may not have happened"
+            happened = NEVER_SENT if is_new else UNSURE
             text = f"{self.name} {why} before it answered {one.method}: {happened}"
             known = self.supervisor.record.spec.extra.get("repeatable")
             repeat = is_new or is_harmless(self.era, one.method, one.tool, known)
@@ -5120,9 +5121,9 @@ class Relay:
         callers = [one.caller for one in reversed(list(self.pending.values())) if one.caller]
         able = [one for one in callers if ABILITY.get(method) in one.abilities]
         if method in ("ping", "roots/list") and self.era != "jsonrpc":
-            from pathlib import Path
-
-            roots = [{"uri": Path(path).as_uri()} for path in self.supervisor.record.spec.root]
+            roots = [
+                {"uri": pathlib.Path(path).as_uri()} for path in self.supervisor.record.spec.root
+            ]
             result: Message = {"roots": roots} if method == "roots/list" else {}
             self.server.send({"jsonrpc": "2.0", "id": id_, "result": result})
         elif able:
@@ -5305,7 +5306,6 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     lives_s = JUDGED_S * bool(args.success_log or args.failure_log)
     is_mcp = args.type == "stdio" and args.protocol != "jsonrpc" and not (args.ready or args.health)
     health = ("mcp",) if is_mcp else tuple(args.health)
-    usual_s = PING_S if "mcp" in health else Spec._field_defaults["health_interval_s"]
     spec = Spec(
         argv=argv,
         cwd=cwd,
@@ -5321,7 +5321,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         ready=tuple(args.ready),
         expect=args.expect or Spec._field_defaults["expect"],
         health=health,
-        health_interval_s=args.health_interval or usual_s,
+        health_interval_s=args.health_interval or (PING_S if "mcp" in health else 10.0),
         type=args.type or "simple",
         pid_file=os.path.join(cwd, args.pid_file) if args.pid_file else None,
         require_env=tuple(args.require_env),
@@ -6660,18 +6660,16 @@ def begin(
             )
             if held and decision in ("fail", "refuse"):
                 raise port_error(held, decision, "; what runs was left alone", OTHER_WAYS)
-    users: tuple[Identity | None, ...] = ()
-    if former and owner[0] and former.record.wanted == "running" and spec == former.record.spec:
-        users = (former.record.owner, *former.record.sharers)
     notes = end_former(store, former) if former else []
     if former and former.record.spec.argv == spec.argv:  # what was learnt about this command
         spec = spec._replace(extra={**former.record.spec.extra, **spec.extra})
     instance = BOOTED[0].instance if BOOTED else os.urandom(16).hex()
     record = new_record(name, spec, instance)._replace(failures=failures, failed_at=failed_at)
-    record = record._replace(environment=sources_of(spec, values), config=config)
+    old = former.record if former and former.record.spec == spec else record
+    users = (old.owner, *old.sharers) if owner[0] and old.wanted == "running" else ()
+    sharers = tuple(one for one in users if one and one != owner[0] and is_alive(one))
+    record = record._replace(environment=sources_of(spec, values), config=config, sharers=sharers)
     record = granted(record, *owner, steady_s())
-    sharers = (one for one in users if one and one != owner[0] and is_alive(one))
-    record = record._replace(sharers=tuple(sharers))
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
     with state_errors(store.home):
@@ -7339,9 +7337,8 @@ def restart(store: Store, args: argparse.Namespace) -> Result:
     with store.claim(name, CLAIM_S):
         seen = find(store, name)
         record, spec, given = seen.record, seen.record.spec, store.given_env(name)
-        owner = kept_owner(record)
         conflict = "force" if args.force else "auto"
-        return begin(store, name, spec, given, seen, conflict, "restarted", owner)
+        return begin(store, name, spec, given, seen, conflict, "restarted", kept_owner(record))
 
 
 @command(
@@ -8220,15 +8217,14 @@ ASK_S, LONGEST_ASK_S = 60.0, 600.0  # for an answer; each sign of progress renew
 LEAVING_S = 5.0  # what `connect` was asked for may still come after its stdin has ended
 PLAIN_METHODS = ("ping", "initialize")  # methods without a slash: other such words are tools
 CAUSES = {-32602: "invalid_params", -32800: "cancelled"}
-ADVICE = {"server_died": "read: logs {}", "connection": "see: status {}", "flood": "try later"}
+ADVICE = {"server_died": "read: logs {}", "connection": "see: status {}"}  # else: see: tools
 ADVICE["timeout"] = "wait longer with --timeout; progress renews it, up to --max-time"
 REPEATED, RETRY_S = ("server_died", "connection", "flood"), 0.1  # doubled each time
-NO_START = Option("--no-start", help="fail if it isn't running, instead of starting it")
-CALL_OPTIONS = (
+CALL_OPTIONS = (  # the first two are those of `connect` too
     Option("--timeout", "D", parse_duration, ASK_S, "for start and answer; progress renews it"),
+    Option("--no-start", help="fail if it isn't running, instead of starting it"),
     Option("--max-time", "D", parse_duration, help="how long progress may renew it (10m)"),
     Option("--retries", "N", parse_count, 1, "of what wasn't sent or has no effect (1)"),
-    NO_START,
 )
 
 
@@ -8266,10 +8262,9 @@ def ensure_running(
             facts = {"cause": "server_died", "log_tail": store.last_lines(name, 20)}
             text = f"{name} ended as soon as it was started: {why or status}"
             raise Failed(text, f"read: logs {name}", **facts)
-        given = wanted.given_env if wanted and not seen else store.given_env(name)
-        conflict, config = (
-            (wanted.conflict, wanted.config) if wanted and not seen else ("auto", None)
-        )
+        new = None if seen else wanted
+        given = new.given_env if new else store.given_env(name)
+        conflict, config = (new.conflict, new.config) if new else ("auto", None)
         spec = seen.record.spec if seen else spec
         owner = kept_owner(seen.record) if seen and seen.record.wanted == "running" else None
         begin(store, name, spec, given, seen, conflict, "started", owner, config)
@@ -8362,20 +8357,17 @@ def ask(connection: socket.socket, message: Message, patience: Patience) -> Mess
 
 
 def unanswered(
-    store: Store, name: str, era: str, message: Message, waited_s: float, fault: OSError
+    store: Store, name: str, era: object, message: Message, patience: Patience, fault: OSError
 ) -> Message:
     """What to say of a request without answer, and whether it may be sent again."""
     method, tool = message.get("method"), as_object(message.get("params")).get("name")
-    is_late, is_new = isinstance(fault, socket.timeout), isinstance(fault, BrokenPipeError)
-    record = store.record(name)
-    known = record and record.spec.extra.get("repeatable")
-    why = f" in {format_duration(waited_s)}: cancelled" if is_late else ": the connection broke"
-    why += ", it was never sent" if is_new else ", it may or may not have happened"
-    facts = {"cause": "timeout" if is_late else "connection"}
-    repeat = is_new or is_harmless(era, method, tool, known)
-    return failure(
-        None, RELAY_ERROR, f"{name} did not answer {method}{why}", **facts, repeat=repeat
-    )
+    record, waited = store.record(name), format_duration(time.monotonic() - patience.began)
+    late, broke = ("timeout", f" in {waited}: cancelled"), ("connection", ": the connection broke")
+    cause, why = late if isinstance(fault, socket.timeout) else broke
+    is_new, extra = isinstance(fault, BrokenPipeError), record.spec.extra if record else NOTHING
+    repeat = is_new or is_harmless(era, method, tool, extra.get("repeatable"))
+    text = f"{name} did not answer {method}{why}, {NEVER_SENT if is_new else UNSURE}"
+    return failure(None, RELAY_ERROR, text, cause=cause, repeat=repeat)
 
 
 def exchange(store: Store, args: argparse.Namespace, make: Callable[[object], Message]) -> Message:
@@ -8390,9 +8382,7 @@ def exchange(store: Store, args: argparse.Namespace, make: Callable[[object], Me
             except OSError as fault:
                 with contextlib.suppress(OSError):
                     connection.sendall(b'{"method": "%s"}\n' % GAVE_UP.encode())
-                waited_s = time.monotonic() - patience.began
-                era = str(facts.get("era"))
-                answer = unanswered(store, name, era, message, waited_s, fault)
+                answer = unanswered(store, name, facts.get("era"), message, patience, fault)
         error = as_object(answer.get("error"))
         data = as_object(error.get("data"))
         cause = str(data.get("cause") or "") if error.get("code") == RELAY_ERROR else ""
@@ -8400,14 +8390,14 @@ def exchange(store: Store, args: argparse.Namespace, make: Callable[[object], Me
         if attempt >= args.retries or cause not in REPEATED or not repeat:
             break
         time.sleep(max(min(RETRY_S * 2.0**attempt, patience.until - time.monotonic()), 0.0))
-    if "error" in answer and (cause in ADVICE or not getattr(args, "raw", False)):
+    if "error" in answer and (cause or not getattr(args, "raw", False)):
         code = error.get("code")
         text = str(error.get("message")) if cause else f"{name}: {error.get('message')} ({code})"
         cause = cause or CAUSES.get(code if isinstance(code, int) else 0, "protocol")
         advice = ADVICE.get(cause, "see: tools {}").format(name)
         facts = {"cause": cause, "code": code, "retryable": repeat}
-        kind = TimedOut if cause == "timeout" else Failed
-        raise kind(text, advice, **facts, data=data, log_tail=data.get("log_tail", []))
+        facts.update(data=data, log_tail=data.get("log_tail", []))
+        raise (TimedOut if cause == "timeout" else Failed)(text, advice, **facts)
     return answer
 
 
@@ -8476,8 +8466,7 @@ def tools(store: Store, args: argparse.Namespace) -> Result:
     "connect",
     "join stdin and stdout to a stdio service, as one more client: an MCP client's command",
     Option("name", "NAME"),
-    Option("--timeout", "D", parse_duration, ASK_S, "for its start (60s)"),
-    NO_START,
+    *CALL_OPTIONS[:2],
 )
 def connect(store: Store, args: argparse.Namespace) -> Result:
     """Join the caller's stdin and stdout to a stdio service; their end isn't the service's."""
