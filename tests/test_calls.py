@@ -34,7 +34,8 @@ def in_flight(spm: Spm, count: int) -> None:
 def learnt(spm: Spm) -> None:
     """Have it be known which tools have no effect: a first call is enough."""
     spm("call", "s", "echo", MESSAGE)
-    eventually(lambda: spm.record("s")["spec"].get("repeatable") == ["echo", "pid"])
+    tools = ["echo", "pid"]  # at once: not with the next of the rare writes
+    eventually(lambda: spm.record("s")["spec"].get("repeatable") == tools, within=2)
 
 
 # -- at most once
@@ -63,20 +64,16 @@ def test_with_the_supervisor_gone_in_mid_call_only_what_has_no_effect_is_repeate
 
 def test_retries_say_how_often_a_server_may_die_under_what_has_no_effect(spm: Spm) -> None:
     died = spm.base / "died"
-    begin(spm, "--die-once", died, "--times", 3)
-    error = spm.json("call", "s", "ping", "--retries", "0", code=1)["error"]
-    assert (error["cause"], error["retryable"], died.read_text()) == ("server_died", True, "x")
-    died.write_text("")
-    spm("call", "s", "ping", code=1)
-    assert died.read_text() == "xx"
+    begin(spm, "--die-once", died, "--times", 2)
+    error = spm.json("call", "s", "ping", code=1)["error"]
+    assert (error["cause"], error["retryable"], died.read_text()) == ("server_died", True, "xx")
     died.write_text("")
     began = time.monotonic()
-    assert spm("call", "s", "ping", "--retries", "3").stdout == "{}\n"
-    assert time.monotonic() - began > 0.7  # 0.1, 0.2 and 0.4 s between them
+    assert spm("call", "s", "ping", "--retries", "2").stdout == "{}\n"
+    assert time.monotonic() - began > 0.3  # 0.1 and 0.2 s between them
     died.write_text("")
-    spm("call", "s", "slow", "seconds=0", "--retries", "3", code=1)
+    spm("call", "s", "slow", "seconds=0", "--retries", "2", code=1)
     assert died.read_text() == "x"
-    spm("stop", "s")
 
 
 def test_of_plain_json_rpc_it_is_not_known_what_has_no_effect(spm: Spm) -> None:
@@ -165,15 +162,12 @@ def test_a_caller_that_merely_leaves_is_no_fault_of_the_service(spm: Spm) -> Non
 
 
 def test_how_long_a_server_may_take_to_connect_is_settable(spm: Spm) -> None:
-    for protocol in ("auto", "modern"):
-        limit = ("--connect-timeout", "300ms", "--protocol", protocol)
-        began = time.monotonic()
-        begin(spm, "--mute", options=limit)
-        error = spm.json("call", "s", "echo", code=1)["error"]
-        assert (error["cause"], time.monotonic() - began < 2) == ("protocol", True)
-        assert "didn't answer in 0.30 s" in error["message"]
-        spm("connect", "s", code=1)
-        spm("stop", "s")
+    began = time.monotonic()
+    begin(spm, "--mute", options=("--connect-timeout", "300ms"))
+    error = spm.json("call", "s", "echo", code=1)["error"]
+    assert (error["cause"], time.monotonic() - began < 2) == ("protocol", True)
+    assert "didn't answer in 0.30 s" in error["message"]
+    spm("stop", "s")
     spm("start", "t", "sleep 9", "--connect-timeout", "2s", code=2)
 
 
