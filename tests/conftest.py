@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import py_compile
+import select
 import shlex
 import shutil
 import signal
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 
 import psutil
 import pytest
+from forkserver import request
 from generic import generic_copy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +42,10 @@ PACE = 4 if GENERIC else 1
 # Everything, at every byte and every few milliseconds: minutes instead of seconds.
 THOROUGH = bool(os.environ.get("SPM_TEST_THOROUGH"))
 
+# Where the same program is imported already: starting interpreters was half of the suite's time.
+CAN_FORK = hasattr(os, "pidfd_open") and hasattr(socket, "send_fds")
+FORKSERVER: list[str] = []
+
 T = TypeVar("T")
 Completed = subprocess.CompletedProcess[str]
 
@@ -56,12 +62,60 @@ def eventually(check: Callable[[], T], within: float = 10.0, what: str = "") -> 
         time.sleep(0.005)
 
 
+def forkserver() -> str:
+    """The socket of this worker's fork server, which ends when the worker does."""
+    if not FORKSERVER:
+        directory = tempfile.mkdtemp(prefix="spm-forks-")
+        path = os.path.join(directory, "s")
+        script = str(Path(__file__).with_name("forkserver.py"))
+        server = subprocess.Popen([sys.executable, script, str(SCRIPT), path])
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        atexit.register(server.kill)
+        eventually(lambda: os.path.exists(path) or server.poll() is not None)
+        FORKSERVER.append(path)
+    return FORKSERVER[0]
+
+
+def run_forked(words: list[str], cwd: str, env: dict[str, str], timeout_s: float) -> Completed:
+    """A command, run to its end by a fork; subprocess.TimeoutExpired after it was killed."""
+    null, pipes = os.open(os.devnull, os.O_RDONLY), [os.pipe(), os.pipe()]
+    texts: dict[int, bytes] = {read: b"" for read, _ in pipes}
+    given = [null, *(write for _, write in pipes)]
+    with request(forkserver(), words, cwd, env, given) as connection:
+        for file in given:
+            os.close(file)
+        pid, deadline, is_over = int(connection.recv(99)), time.monotonic() + timeout_s, False
+        open_ = [*texts]
+        while open_:
+            ready = select.select(open_, [], [], max(0.0, deadline - time.monotonic()))[0]
+            if not ready and is_over:
+                break
+            if not ready:
+                is_over, deadline = True, time.monotonic() + 1.0
+                os.kill(pid, signal.SIGKILL)
+            for file in ready:
+                piece = os.read(file, 1 << 16)
+                texts[file] += piece
+                if not piece:
+                    open_.remove(file)
+        code = int(connection.recv(99))
+    for file in texts:
+        os.close(file)
+    out, err = (
+        text.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n") for text in texts.values()
+    )
+    if is_over:
+        raise subprocess.TimeoutExpired(words, timeout_s, out, err)
+    return Completed(words, code, out, err)
+
+
 class Spm:
     """The command line in a directory and a home of its own."""
 
     def __init__(self, base: Path) -> None:
         self.base = base
         self.program = COMPILED
+        self.forks = CAN_FORK  # not where it matters whose child a command is
         self.cwd = base / "work"
         self.home = base / "home"
         self.cwd.mkdir()
@@ -80,10 +134,17 @@ class Spm:
 
     def __call__(self, *words: object, code: int | None = 0, **options: Any) -> Completed:
         """The command, run to its end (60 s at most); it must have ended with `code`."""
-        pipe, null = subprocess.PIPE, subprocess.DEVNULL
-        options = {"cwd": self.cwd, "env": self.env, "stdout": pipe, "stderr": pipe, **options}
-        options = {"stdin": null, "timeout": 60, **options}
-        done = subprocess.run(self.argv(*words), text=True, encoding="utf-8", **options)
+        env = options.get("env", self.env)
+        is_plain = self.program == COMPILED and {*options} <= {"env", "cwd", "timeout"}
+        own = [key for key in env if key.startswith("PYTHON") and env[key] != os.environ.get(key)]
+        if self.forks and is_plain and not own:
+            where, timeout_s = str(options.get("cwd", self.cwd)), options.get("timeout", 60)
+            done = run_forked([*map(str, words)], where, env, timeout_s)
+        else:
+            pipe, null = subprocess.PIPE, subprocess.DEVNULL
+            options = {"cwd": self.cwd, "env": self.env, "stdout": pipe, "stderr": pipe, **options}
+            options = {"stdin": null, "timeout": 60, **options}
+            done = subprocess.run(self.argv(*words), text=True, encoding="utf-8", **options)
         text = f"{words}\n{done.stdout}\n{done.stderr}"
         assert code is None or done.returncode == code, f"exit {done.returncode}: {text}\n{self}"
         assert "Traceback" not in f"{done.stdout}{done.stderr}", text

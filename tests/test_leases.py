@@ -365,6 +365,7 @@ def test_a_notice_is_readiness_where_nothing_else_is_declared(spm: Spm) -> None:
 
 
 def test_the_owner_of_a_session_is_found_above_shells_and_runners(spm: Spm) -> None:
+    spm.forks = False
     start = spm.argv("start", "api", "sleep 100", "--lease", "session", "--json")
     line = f"timeout 30 sh -c {shlex.quote(shlex.join(start) + '; true')}; true"
     done = subprocess.run(
@@ -403,6 +404,7 @@ def test_cleanup_of_a_session_ends_what_it_owns_and_nothing_else(
     spm: Spm, helper: Callable[[], Helper]
 ) -> None:
     owner = helper()
+    spm.forks = False
     spm("start", "mine", "sleep 100", "--lease", "session")
     spm("start", "mine2", "sleep 100", "--lease", "session")
     spm("start", "forever", "sleep 100")
