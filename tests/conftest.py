@@ -45,6 +45,7 @@ THOROUGH = bool(os.environ.get("SPM_TEST_THOROUGH"))
 # Where the same program is imported already: starting interpreters was half of the suite's time.
 CAN_FORK = hasattr(os, "pidfd_open") and hasattr(socket, "send_fds")
 FORKSERVER: list[str] = []
+COMPILED_ONCE: list[Path] = []
 
 T = TypeVar("T")
 Completed = subprocess.CompletedProcess[str]
@@ -79,13 +80,13 @@ def forkserver() -> str:
 def run_forked(words: list[str], cwd: str, env: dict[str, str], timeout_s: float) -> Completed:
     """A command, run to its end by a fork; subprocess.TimeoutExpired after it was killed."""
     null, pipes = os.open(os.devnull, os.O_RDONLY), [os.pipe(), os.pipe()]
-    texts: dict[int, bytes] = {read: b"" for read, _ in pipes}
+    pieces: dict[int, list[bytes]] = {read: [] for read, _ in pipes}
     given = [null, *(write for _, write in pipes)]
     with request(forkserver(), words, cwd, env, given) as connection:
         for file in given:
             os.close(file)
         pid, deadline, is_over = int(connection.recv(99)), time.monotonic() + timeout_s, False
-        open_ = [*texts]
+        open_ = [*pieces]
         while open_:
             ready = select.select(open_, [], [], max(0.0, deadline - time.monotonic()))[0]
             if not ready and is_over:
@@ -94,19 +95,28 @@ def run_forked(words: list[str], cwd: str, env: dict[str, str], timeout_s: float
                 is_over, deadline = True, time.monotonic() + 1.0
                 os.kill(pid, signal.SIGKILL)
             for file in ready:
-                piece = os.read(file, 1 << 16)
-                texts[file] += piece
-                if not piece:
+                pieces[file].append(os.read(file, 1 << 20))
+                if not pieces[file][-1]:
                     open_.remove(file)
         code = int(connection.recv(99))
-    for file in texts:
+    for file in pieces:
         os.close(file)
-    out, err = (
-        text.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n") for text in texts.values()
-    )
+    texts = [b"".join(read).decode("utf-8") for read in pieces.values()]
+    out, err = (text.replace("\r\n", "\n").replace("\r", "\n") for text in texts)
     if is_over:
         raise subprocess.TimeoutExpired(words, timeout_s, out, err)
     return Completed(words, code, out, err)
+
+
+def compiled() -> Path:
+    """A home in which a service was started once: what supervisors start from is compiled there."""
+    if not COMPILED_ONCE:
+        home = Path(tempfile.mkdtemp(prefix="spm-compiled-"))
+        atexit.register(shutil.rmtree, home, ignore_errors=True)
+        argv = [sys.executable, str(COMPILED), "start", "--home", str(home), "once", "true"]
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+        COMPILED_ONCE.extend(home.glob("cache/*/*.pyc"))
+    return COMPILED_ONCE[0]
 
 
 class Spm:
@@ -122,6 +132,18 @@ class Spm:
         dropped = ("SPM_", "NO_COLOR", "PYTHONUNBUFFERED", "PORT")
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
         self.env.update(HOME=str(base), SPM_HOME=str(self.home))
+        self.use_compiled()
+
+    def forget_home(self) -> None:
+        """For who starts with no state directory at all."""
+        shutil.rmtree(self.home)
+
+    def use_compiled(self) -> None:
+        """Have what the first start in a home would compile: a second for the whole suite."""
+        target = self.home / compiled().relative_to(compiled().parents[2])
+        for directory in reversed(target.parents[:3]):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        shutil.copyfile(compiled(), target)  # no link: tests damage it
 
     def argv(self, *words: object) -> list[str]:
         return [sys.executable, str(self.program), *map(str, words)]

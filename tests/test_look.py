@@ -17,6 +17,7 @@ from conftest import GENERIC, SCRIPT, Spm, eventually, nasty
 
 
 def test_an_empty_home_says_what_to_do(spm: Spm) -> None:
+    spm.forget_home()
     assert 'start one: start NAME "COMMAND"' in spm("list").stdout
     assert spm.json("list")["services"] == []
     assert not spm.home.exists(), "looking leaves nothing behind"

@@ -116,6 +116,7 @@ def test_the_timeout_is_124_with_what_was_tried_and_leaves_it_running(spm: Spm, 
 
 
 def test_a_port_that_nobody_here_claims_is_simply_waited_for(spm: Spm, port: int) -> None:
+    spm.forget_home()
     assert "didn't answer" in spm("wait-healthy", port, "0.2", code=124).stderr
     with socket.create_server(("127.0.0.1", port)):
         assert "no service here claims this port" in spm("wait-healthy", port, 5).stdout
