@@ -2325,9 +2325,17 @@ class Store:
     def save(self, records: dict[str, Record | None]) -> None:
         """Write these records, forget those that are None. StateError if that can't be done."""
         with self._lock():
-            known: dict[str, Record | None] = {**self.records(has_lock=True)}
-            known.update({name.lower(): record for name, record in records.items()})
-            self._write({key: record for key, record in known.items() if record})
+            self._save(records)
+
+    def _save(self, records: Mapping[str, Record | None]) -> None:
+        try:  # what is there stays as it is: whoever needs a record checks it
+            known = self._documents()
+        except (OSError, ValueError):  # missing or damaged
+            known = {key: one.to_json() for key, one in self.records(has_lock=True).items()}
+        for name, record in records.items():
+            known.pop(name.lower(), None)
+            known.update({name.lower(): record.to_json()} if record else {})
+        self._write(known)
 
     def reserve(self, record: Record, keeps: Callable[[Record], bool]) -> Record | None:
         """Write a record about to start, unless another service keeps its port: which one."""
@@ -2337,7 +2345,7 @@ class Store:
             for other, one in known.items():
                 if other != key and (one.spec.port, one.place) == facts and keeps(one):
                     return one
-            self._write({**known, key: record})
+            self._save({key: record})
         self.reserved = record
         return None
 
@@ -2351,7 +2359,7 @@ class Store:
                 return now
             self.write_event("corrected", was.name, found, why)
             reached("corrected")
-            self._write({**known, was.name.lower(): found})
+            self._save({was.name: found})
         return found
 
     def _lock(self) -> contextlib.AbstractContextManager[None]:
@@ -2389,13 +2397,13 @@ class Store:
             self.notes.append("state.json was missing: rebuilt from services/ and what runs")
         try:
             if records or why:
-                self._write(records)
+                self._write({key: record.to_json() for key, record in records.items()})
         except StateError as error:
             self.notes.append(f"the rebuilt state can't be written: {error.message}")
         return records
 
-    def _read(self) -> dict[str, Record]:
-        """What state.json says; OSError, or ValueError if it is damaged."""
+    def _documents(self) -> dict[str, object]:
+        """The records in state.json, unchecked; OSError, or ValueError if it is damaged."""
         with open(self.state_path, "rb", opener=private) as file:
             if file.seek(0, os.SEEK_END) > STATE_BYTES:
                 raise RecordError(f"it has {format_bytes(file.tell())}")
@@ -2404,8 +2412,12 @@ class Store:
         services = document.get("services") if isinstance(document, dict) else None
         if not isinstance(services, dict):
             raise RecordError("services: an object was expected")
+        return services
+
+    def _read(self) -> dict[str, Record]:
+        """The same, checked."""
         former, self.parsed = self.parsed, {}
-        for key, data in services.items():  # 0.1 ms each; most are as they were at the last look
+        for key, data in self._documents().items():  # 0.1 ms each; most are as they were at the last look
             is_known = key in former and former[key][0] == data
             record = former[key][1] if is_known else Record.from_json(data, f"services.{key}")
             if not re.fullmatch(NAME, record.name) or record.name.lower() != key:
@@ -2413,9 +2425,9 @@ class Store:
             self.parsed[key] = data, record
         return {key: record for key, (_, record) in self.parsed.items()}
 
-    def _write(self, records: dict[str, Record]) -> None:
+    def _write(self, records: Mapping[str, object]) -> None:
         """One line for each service: the file stays legible and json's C encoder is used."""
-        lines = [f"{json.dumps(k)}: {json.dumps(r.to_json())}" for k, r in sorted(records.items())]
+        lines = [f"{json.dumps(key)}: {json.dumps(one)}" for key, one in sorted(records.items())]
         text = '{"schema": 1, "services": {\n' + ",\n".join(lines) + "\n}}\n"
         with state_errors(self.state_path):
             write_file(self.state_path, text.encode())
