@@ -260,12 +260,6 @@ def lease_s(lease: str) -> float | None:
     return None if re.fullmatch(LEASE, lease) else parse_duration(lease)
 
 
-def parse_lease(text: str) -> str:
-    """The lease itself: forever, session, a pid or a duration; or UsageError."""
-    lease_s(text)
-    return text
-
-
 def parse_size(text: str) -> int:
     """Bytes of `500kB`, `10MB`, `1GiB` or a plain number; UsageError unless at least 1 kB."""
     match = re.fullmatch(SIZE, text.strip())
@@ -293,6 +287,11 @@ def checked(fits: Callable[[str], object], fault: str, advice: str) -> Callable[
     return parse
 
 
+parse_lease = checked(
+    lambda text: re.fullmatch(LEASES, text) and (lease_s(text) or True),
+    "is no lease",
+    "write forever, session, a duration with its unit such as 2h, or a PID",
+)
 check_name = checked(
     lambda text: re.fullmatch(NAME, text) and not re.fullmatch(NO_NAME, text),
     "is not a service name",
@@ -6382,8 +6381,7 @@ def unknown_service(store: Store, args: argparse.Namespace, name: str, in_run: b
     names += read_config(path).services if os.path.lexists(path) else ()
     how = f'start {name} "COMMAND"'
     if in_run:
-        is_main = hasattr(args, "with")
-        how = f'run {name} "COMMAND" -- …' if is_main else f'--with {name}="COMMAND"'
+        how = f'run {name} "COMMAND" -- …' if hasattr(args, "with") else f'--with {name}="COMMAND"'
     return UsageError(f"no service {name!r} is known", f"{nearest(name, names)}A new one: {how}")
 
 
@@ -7614,7 +7612,7 @@ def find_live(store: Store, name: str) -> Seen:
     seen = find(store, name)
     if not seen.verdict.is_live:
         name, status = seen.record.name, seen.verdict.status
-        raise NotFound(f"{name} is not running: {status}", f"start it: restart {name}")
+        raise NotFound(f"{name} is not running: {status}", f"start it: start {name}")
     return seen
 
 
@@ -7622,7 +7620,7 @@ def find_live(store: Store, name: str) -> Seen:
     "notify",
     "a service tells of itself: ready, alive (a heartbeat) or stopped; inside it NAME is known",
     Option("name?", "NAME"),
-    Option("state", "ready|alive|stopped", help="what it says"),
+    Option("state", "ready|alive|stopped", one_of(*NOTICES), help="what it says"),
     Option("--message", "TEXT", default="", help="goes into the event"),
 )
 def notify(store: Store, args: argparse.Namespace) -> Result:
@@ -7916,6 +7914,8 @@ class Target:
         """Its line when it is healthy."""
         pid, one = self.facts()["pid"], self.answer
         by = f" (pid {pid})" if self.record else "; no service here claims this port"
+        if not self.record and one.address in LOOPBACK:  # else it is another machine's
+            by += f": {look_at(port_holder(one.port or 0, one.address))} answers"
         after = f"after {format_duration(self.after_s or 0.0)}{by}"
         if [check.kind for check in self.checks.checks] == ["tcp"] and one.port:
             return f"[OK] {self.label} answers on {joined_host(one.address, one.port)} {after}"

@@ -119,7 +119,8 @@ def test_a_port_that_nobody_here_claims_is_simply_waited_for(spm: Spm, port: int
     told = spm("wait-healthy", port, "0.2", code=124).stderr
     assert f"port {port} didn't answer in 0.20 s (127.0.0.1: connection refused, ::1:" in told
     with socket.create_server(("127.0.0.1", port)):
-        assert "no service here claims this port" in spm("wait-healthy", port, 5).stdout
+        who = f"no service here claims this port: pid {os.getpid()} ("
+        assert who in spm("wait-healthy", port, 5).stdout
     with socket.create_server(("::1", port), family=socket.AF_INET6):
         assert f"[::1]:{port}" in spm("wait-healthy", port, 5).stdout
     assert not spm.home.exists()
