@@ -10150,7 +10150,7 @@ def no_command(leading: Sequence[str], name: str, rest: Sequence[str]) -> Except
     """What to say when no command of ours was called."""
     if "--version" in leading:
         return HelpWanted(f"{PROGRAM} {__version__}")
-    if not name and ("--json" not in leading or set(leading) & {"-h", "--help"}):
+    if not name and (not leading or set(leading) & {"-h", "--help"}):
         listing = "\n".join(f"  {key:17}{one.help}" for key, one in COMMANDS.items())
         usage = f"usage: {PROGRAM} [--home DIR] [--json] COMMAND …\n       {PROGRAM} COMMAND --help"
         doc = (__doc__ or "").partition("\n")[0]
@@ -10169,7 +10169,7 @@ def no_command(leading: Sequence[str], name: str, rest: Sequence[str]) -> Except
         return UsageError(f"no command {option!r}", how)
     near = nearest(MEANT.get(name, name), known)
     more = "All commands: --help" if near else f"the commands are: {', '.join(known)}"
-    return UsageError(f"no command {name!r}", near + more)
+    return UsageError(f"no command {name!r}" if name else "the command is missing", near + more)
 
 
 def service_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:

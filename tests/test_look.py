@@ -245,6 +245,8 @@ def test_usage_errors_are_one_line_and_advice(spm: Spm) -> None:
         told = spm(*typed.split(), code=2).stderr
         assert f"did you mean {meant}? All commands: --help\n" in told
     assert "the commands are: start, port, stop" in spm("xyzzy", code=2).stderr
+    assert "the command is missing" in spm("--home", "list", code=2).stderr, "list is the directory"
+    assert "usage: " in spm().stdout and "usage: " in spm("--home", "x", "--help").stdout
     for words in (["list", "extra"], ["stop"], ["stop", "x", "--timeout", "0"], ["logs"], ["-x"]):
         done = spm(*words, code=2)
         assert done.stderr.startswith("[ERROR] ") and done.stderr.count("\n") <= 2, done.stderr
