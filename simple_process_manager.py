@@ -2419,7 +2419,7 @@ class Store:
         for (
             key,
             data,
-        ) in self._documents().items():  # 0.1 ms each; most are as they were at the last look
+        ) in self._documents().items():  # most are as at the last look
             is_known = key in former and former[key][0] == data
             record = former[key][1] if is_known else Record.from_json(data, f"services.{key}")
             if not re.fullmatch(NAME, record.name) or record.name.lower() != key:
