@@ -261,12 +261,6 @@ def lease_s(lease: str) -> float | None:
     return None if re.fullmatch(LEASE, lease) else parse_duration(lease)
 
 
-def parse_lease(text: str) -> str:
-    """The lease itself: forever, session, a pid or a duration; or UsageError."""
-    lease_s(text)
-    return text
-
-
 def parse_size(text: str) -> int:
     """Bytes of `500kB`, `10MB`, `1GiB` or a plain number; UsageError unless at least 1 kB."""
     match = re.fullmatch(SIZE, text.strip())
@@ -294,6 +288,11 @@ def checked(fits: Callable[[str], object], fault: str, advice: str) -> Callable[
     return parse
 
 
+parse_lease = checked(
+    lambda text: re.fullmatch(LEASES, text) and (lease_s(text) or True),
+    "is no lease",
+    "write forever, session, a duration with its unit such as 2h, or a PID",
+)
 check_name = checked(
     lambda text: re.fullmatch(NAME, text) and not re.fullmatch(NO_NAME, text),
     "is not a service name",
@@ -2328,9 +2327,17 @@ class Store:
     def save(self, records: dict[str, Record | None]) -> None:
         """Write these records, forget those that are None. StateError if that can't be done."""
         with self._lock():
-            known: dict[str, Record | None] = {**self.records(has_lock=True)}
-            known.update({name.lower(): record for name, record in records.items()})
-            self._write({key: record for key, record in known.items() if record})
+            self._save(records)
+
+    def _save(self, records: Mapping[str, Record | None]) -> None:
+        try:  # what is there stays as it is: whoever needs a record checks it
+            known = self._documents()
+        except (OSError, ValueError):  # missing or damaged
+            known = {key: one.to_json() for key, one in self.records(has_lock=True).items()}
+        for name, record in records.items():
+            known.pop(name.lower(), None)
+            known.update({name.lower(): record.to_json()} if record else {})
+        self._write(known)
 
     def reserve(self, record: Record, keeps: Callable[[Record], bool]) -> Record | None:
         """Write a record about to start, unless another service keeps its port: which one."""
@@ -2340,7 +2347,7 @@ class Store:
             for other, one in known.items():
                 if other != key and (one.spec.port, one.place) == facts and keeps(one):
                     return one
-            self._write({**known, key: record})
+            self._save({key: record})
         self.reserved = record
         return None
 
@@ -2354,7 +2361,7 @@ class Store:
                 return now
             self.write_event("corrected", was.name, found, why)
             reached("corrected")
-            self._write({**known, was.name.lower(): found})
+            self._save({was.name: found})
         return found
 
     def _lock(self) -> contextlib.AbstractContextManager[None]:
@@ -2364,7 +2371,7 @@ class Store:
     def records(self, has_lock: bool = False) -> dict[str, Record]:
         """Every record by key, as a copy; rebuilt first if state.json is missing or damaged."""
         try:
-            return self._read()
+            return self.read()
         except FileNotFoundError:
             why = ""
             if not os.path.isdir(self.home):
@@ -2392,13 +2399,13 @@ class Store:
             self.notes.append("state.json was missing: rebuilt from services/ and what runs")
         try:
             if records or why:
-                self._write(records)
+                self._write({key: record.to_json() for key, record in records.items()})
         except StateError as error:
             self.notes.append(f"the rebuilt state can't be written: {error.message}")
         return records
 
-    def _read(self) -> dict[str, Record]:
-        """What state.json says; OSError, or ValueError if it is damaged."""
+    def _documents(self) -> dict[str, object]:
+        """The records in state.json, unchecked; OSError, or ValueError if it is damaged."""
         with open(self.state_path, "rb", opener=private) as file:
             if file.seek(0, os.SEEK_END) > STATE_BYTES:
                 raise RecordError(f"it has {format_bytes(file.tell())}")
@@ -2407,8 +2414,15 @@ class Store:
         services = document.get("services") if isinstance(document, dict) else None
         if not isinstance(services, dict):
             raise RecordError("services: an object was expected")
+        return services
+
+    def read(self) -> dict[str, Record]:
+        """The same, checked."""
         former, self.parsed = self.parsed, {}
-        for key, data in services.items():  # 0.1 ms each; most are as they were at the last look
+        for (
+            key,
+            data,
+        ) in self._documents().items():  # most are as at the last look
             is_known = key in former and former[key][0] == data
             record = former[key][1] if is_known else Record.from_json(data, f"services.{key}")
             if not re.fullmatch(NAME, record.name) or record.name.lower() != key:
@@ -2416,9 +2430,9 @@ class Store:
             self.parsed[key] = data, record
         return {key: record for key, (_, record) in self.parsed.items()}
 
-    def _write(self, records: dict[str, Record]) -> None:
+    def _write(self, records: Mapping[str, object]) -> None:
         """One line for each service: the file stays legible and json's C encoder is used."""
-        lines = [f"{json.dumps(k)}: {json.dumps(r.to_json())}" for k, r in sorted(records.items())]
+        lines = [f"{json.dumps(key)}: {json.dumps(one)}" for key, one in sorted(records.items())]
         text = '{"schema": 1, "services": {\n' + ",\n".join(lines) + "\n}}\n"
         with state_errors(self.state_path):
             write_file(self.state_path, text.encode())
@@ -2989,7 +3003,7 @@ class Checks:
         if port:
             hosts = (check.host,) if check.host in LOOPBACK else LOOPBACK
             answering, seen = probe_tcp(port, hosts)
-            seen = f"port {port}: {seen}"
+            seen = f"port {port}: {seen}" if self.record else seen  # else that is its name
         if self.record is None or (check.host and port != self.spec.port):
             return Sight(answering is not None, seen, port, answering or "")
         if port and not answering and now < self.tree_at and not self.sights[check].is_ok:
@@ -3200,6 +3214,7 @@ RECOGNISERS = (
     ("out_of_memory", "", r"of memory$|MemoryError\b|bad_alloc|Cannot allocate memory|ENOMEM"),
     ("killed_by_signal", "signal", ""),
     ("disk_full", "code", r"ENOSPC|No space left on device|not enough space on the disk"),
+    ("address_in_use", "code", r"address already in use.*:\d+"),  # the line that names the port
     ("address_in_use", "code", r"EADDRINUSE|(?i:(?:address already|connection) in use)|\b10048\b"),
     ("missing_module", "code", r"ModuleNotFoundError|ImportError|No module named|can't open file"),
     ("missing_module", "code", r"Cannot find (?:module|package)|Could not (?:import|find or load)"),
@@ -5506,8 +5521,9 @@ def nearest(word: str, known: Iterable[str], least: float = 0.6) -> str:
     """`did you mean start? `, or nothing if no known word is near."""
     import difflib
 
-    near = difflib.get_close_matches(word, list(known), 3, least)
-    near.sort(key=lambda one: sorted(one) != sorted(word))  # strat is start rather than stats
+    words = list(known)
+    near = [one for one in words if sorted(one) == sorted(word)]  # pu is up, strat isn't stats
+    near += difflib.get_close_matches(word, words, 1, least)
     return f"did you mean {near[0]}? " if near else ""
 
 
@@ -6348,7 +6364,11 @@ def find(store: Store, name: str) -> Seen:
     if record:
         return observe(store, record, place())
     names = [known.name for known in records.values()]
-    advice = f"{nearest(name, names)}services here: {', '.join(names) or 'none'}"
+    told = ", ".join(names) or f'none; start one: start {name} "COMMAND"'
+    advice = f"{nearest(name, names)}services here: {told}"
+    with contextlib.suppress(SpmError):  # what is wrong with a file `config validate` tells
+        if configured(store, name):
+            advice = f"the configuration has it: start {name}, or all of them: up"
     raise NotFound(f"no service {name!r} in {store.home}", advice)
 
 
@@ -6417,12 +6437,8 @@ def unknown_service(store: Store, args: argparse.Namespace, name: str, in_run: b
     names += read_config(path).services if os.path.lexists(path) else ()
     how = f'start {name} "COMMAND"'
     if in_run:
-        is_main = hasattr(args, "with")
-        how = f'run {name} "COMMAND" -- …' if is_main else f'--with {name}="COMMAND"'
-    near = nearest(name, names)
-    return UsageError(
-        f"no service {name!r} is known", f"{near}{'A' if near else 'a'} new one: {how}"
-    )
+        how = f'run {name} "COMMAND" -- …' if hasattr(args, "with") else f'--with {name}="COMMAND"'
+    return UsageError(f"no service {name!r} is known", f"{nearest(name, names)}A new one: {how}")
 
 
 def bring(
@@ -6543,7 +6559,7 @@ def differences_of(store: Store, old: Record, spec: Spec, given: dict[str, str])
 def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
     """What a start adds to the caller's environment; ConfigError names every problem at once."""
     values: dict[str, str] = {}
-    problems = [f"--env {key}: not set here" for key in spec.env_taken if key not in os.environ]
+    problems = [f"{key} is not set" for key in spec.env_taken if key not in os.environ]
     for path in spec.env_files:
         try:
             with open(path, encoding="utf-8-sig") as file:
@@ -6555,18 +6571,19 @@ def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
     if spec.port_declared and spec.port:
         values["PORT"] = str(spec.port)
     values.update(given)
-    problems += unmet(spec, {**os.environ, **values})
+    problems = list(dict.fromkeys([*problems, *unmet(spec, {**os.environ, **values})]))
     if problems:
         advice = "mend that and start again; nothing was started"
         raise ConfigError("; ".join(problems), advice, problems=problems)
     return values
 
 
-def sources_of(spec: Spec, values: Iterable[str]) -> dict[str, str]:
+def sources_of(spec: Spec, values: Iterable[str], config: str) -> dict[str, str]:
     """Where each variable came from that a start was given; never its value."""
-    sources = {**dict.fromkeys(spec.env_taken, "caller"), **dict.fromkeys(values, "--env-file")}
-    sources.update({"PORT": "--port"} if spec.port_declared else {})
-    return {**sources, **dict.fromkeys(spec.env_given, "--env")}
+    file, sources = "configuration" * bool(config), dict.fromkeys(spec.env_taken, "caller")
+    sources.update(dict.fromkeys(values, file or "--env-file"))
+    sources.update({"PORT": file or "--port"} if spec.port_declared else {})
+    return {**sources, **dict.fromkeys(spec.env_given, file or "--env")}
 
 
 def added_environment(store: Store, record: Record) -> dict[str, str]:
@@ -6668,8 +6685,8 @@ def begin(
     old = former.record if former and former.record.spec == spec else record
     users = (old.owner, *old.sharers) if owner[0] and old.wanted == "running" else ()
     sharers = tuple(one for one in users if one and one != owner[0] and is_alive(one))
-    record = record._replace(environment=sources_of(spec, values), config=config, sharers=sharers)
-    record = granted(record, *owner, steady_s())
+    record = record._replace(environment=sources_of(spec, values, config), config=config)
+    record = granted(record._replace(sharers=sharers), *owner, steady_s())
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
     with state_errors(store.home):
@@ -6701,7 +6718,7 @@ def failures_before(
         told = f"{was.name} failed {count} in a row ({why}); cooldown: {left} left"
         if not force:
             facts = {"retry_at": round(time.time() + left_s, 3), "seconds_left": round(left_s, 3)}
-            advice = f"read logs {was.name} and mend the cause; then wait, or add --force"
+            advice = f"why it fails says: explain {was.name}; mend that, then wait, or add --force"
             raise Cooldown(told, advice, name=was.name, reason=why, count=was.failures, **facts)
         store.write_event("forced", was.name, was, told)
     return was.failures, at
@@ -7658,7 +7675,7 @@ def find_live(store: Store, name: str) -> Seen:
     seen = find(store, name)
     if not seen.verdict.is_live:
         name, status = seen.record.name, seen.verdict.status
-        raise NotFound(f"{name} is not running: {status}", f"start it: restart {name}")
+        raise NotFound(f"{name} is not running: {status}", f"start it: start {name}")
     return seen
 
 
@@ -7666,7 +7683,7 @@ def find_live(store: Store, name: str) -> Seen:
     "notify",
     "a service tells of itself: ready, alive (a heartbeat) or stopped; inside it NAME is known",
     Option("name?", "NAME"),
-    Option("state", "ready|alive|stopped", help="what it says"),
+    Option("state", "ready|alive|stopped", one_of(*NOTICES), help="what it says"),
     Option("--message", "TEXT", default="", help="goes into the event"),
 )
 def notify(store: Store, args: argparse.Namespace) -> Result:
@@ -7934,12 +7951,14 @@ class Target:
         if ended:
             after = f" {format_duration(ended.at - seen.record.started_at)} after its start"
         text = f"{name} is not running: {seen.verdict.status}{after} ({seen.verdict.why or ended})"
-        read = "read its last lines above" if tail else BY_HAND
         facts = {**failure_facts(self.store, seen.record), "exit": ended and ended._asdict()}
-        advice = f"{read}; mend the cause, then: restart {name}"
+        cause = facts["cause"]
+        is_known = isinstance(cause, dict) and cause["kind"] != "unknown"
+        read = "" if is_known else f"{'read its last lines above' if tail else BY_HAND}; "
+        again = "run this again" if self.is_passing else f"restart {name}"
+        advice = f"{read}mend the cause, then: {again}"
         if ended and ended.code == 0 and seen.verdict.status == "exited":
-            advice = "it ended by itself with 0: a command that returns needs no start"
-            advice += "; a daemon: --type forking"
+            advice = "a command that returns by itself needs no start; a daemon: --type forking"
         raise Failed(text, advice, name=name, log_tail=tail, **facts)
 
     @property
@@ -7958,6 +7977,8 @@ class Target:
         """Its line when it is healthy."""
         pid, one = self.facts()["pid"], self.answer
         by = f" (pid {pid})" if self.record else "; no service here claims this port"
+        if not self.record and one.address in LOOPBACK:  # else it is another machine's
+            by += f": {look_at(port_holder(one.port or 0, one.address))} answers"
         after = f"after {format_duration(self.after_s or 0.0)}{by}"
         if [check.kind for check in self.checks.checks] == ["tcp"] and one.port:
             return f"[OK] {self.label} answers on {joined_host(one.address, one.port)} {after}"
@@ -7972,10 +7993,13 @@ class Target:
             advice = "no service here claims this port (see `list`): start one with --port"
             return TimedOut(message, advice, **facts)
         name, pid = record.name, record.main and record.main.pid
-        alive = (
-            f"{name} (pid {pid}) {'was alive' if self.is_passing else 'is alive and left running'}"
-        )
         facts["log_tail"] = self.store.last_lines(name, 20)
+        if self.has_died():  # and begins anew again and again
+            why = ": ".join(filter(None, find(self.store, name).verdict))
+            text = f"{name} did not become healthy in {waited} ({why})"
+            return TimedOut(text, f"why it ends says: explain {name}", **facts)
+        left = "was alive" if self.is_passing else "is alive and left running"
+        alive = f"{name} (pid {pid}) {left}"
         if any(sight.is_foreign for sight in sights.values()):
             advice = f"end that process, or give {name} another port"
             message = f"port {facts['port']} isn't {name}'s after {waited}: {self.seen}; {alive}"
@@ -9909,9 +9933,26 @@ def export(store: Store, args: argparse.Namespace) -> Result:
 STEERING = """\
 # Background services: use simple_process_manager.py
 
-Never run a command that doesn't return (a server, a watcher, a worker) directly, with `&` or \
-`nohup`.
+Never run what doesn't return (a server, a watcher, a worker) directly, with `&` or `nohup`.
 Never end processes by name (`pkill`, `killall`, `taskkill /IM`). Do this instead:
+
+| to | behind `{spm}` |
+| --- | --- |
+| run tests with a service | `run api "COMMAND" -- TESTS`: starts, waits, tests, always stops |
+| keep it while you work | `start api "COMMAND"`, `wait-healthy api`; at the end `stop api` |
+| have what an `spm.json` says | `config validate`, `up --wait`; at the end `down` |
+| see what runs | `list`, `status api`, `logs api` |
+| know why it failed | `explain api` first: cause, advice, last lines |
+| know who holds a port | `port 8000`; `--port auto` takes a free one: `PORT`, `{port}` |
+| call an MCP server | `start clock --type stdio "COMMAND"`, then `tools`, `call` |
+| be done with this project | `cleanup` stops all of it (`--session`: only what is yours) |
+
+```sh
+{spm} run api "uvicorn main:app --host 0.0.0.0 --port 8000" -- pytest tests/integration/
+```
+
+- Its exit code is that of the tests. More services: `--with db="redis-server --port 6379"`.
+- Step by step, and `stop api` also when something in between failed:
 
 ```sh
 {spm} start api "uvicorn main:app --host 0.0.0.0 --port 8000" && {spm} wait-healthy 8000 30 && \
@@ -9920,40 +9961,23 @@ pytest tests/integration/ && {spm} stop api
 
 - It needs Python 3.9 and psutil: use `.venv/bin/python`, or `uv run simple_process_manager.py …`.
 - Quote the command. It runs here and in the foreground: no `&`, no `--daemonize`, no `nohup`.
-- Put options behind it: `--cwd DIR`, `--env K=V`, `--env-file FILE`, `--shell`, `--ready \
-http:/health`.
+- Put options behind it: `--cwd DIR`, `--env K=V`, `--env-file FILE`, `--shell`, `--ready http:/x`.
 - `start` returns at once, `wait-healthy PORT|NAME [SECONDS]` when it answers, or has died.
-- Always `stop` what you started, also when the tests failed. Or let one command do it all:
-
-```sh
-{spm} run api "uvicorn main:app --host 0.0.0.0 --port 8000" -- pytest tests/integration/
-```
-
-- Its exit code is that of the tests. More services: `--with db="redis-server --port 6379"`.
 - What must not outlive your session: `start … --lease session`; its use: `--idle-timeout 1h`.
-- A port is held? `port 8000` says by whom. `--port auto` takes a free one: `PORT`, `{port}`.
 - A daemon that goes into the background: `--type forking`. One with a window: `--terminal auto`.
-
-When something failed, read `explain NAME` first: cause, advice, last lines.
 
 ```sh
 {spm} list
-{spm} status api
 {spm} logs api -n 50
 {spm} explain api
 {spm} restart api
-{spm} stop api
-{spm} cleanup
 ```
 
-- `cleanup` stops all of this project: run it when you are done (`--session`: only what is yours).
 - `events NAME`: what happened; `stats NAME`: what it uses; `alerts`: who complained.
 - `touch NAME`: you still need it. Inside a service: `notify ready`, `notify alive`.
-- Is there an `spm.json`? `config validate`, then `up --wait` and `down` instead of start and stop.
-- `export systemd`: the services for another engine. `init`: this text, renewed.
+- `export systemd`: for another engine. `init`: this text, renewed.
 
-MCP servers and other stdio servers: start once, call often. `connect clock` joins stdin and \
-stdout.
+MCP servers and other stdio servers: start once, call often. `connect clock` joins stdin, stdout.
 
 ```sh
 {spm} start clock --type stdio "python -m mcp_server_time"
@@ -9961,11 +9985,9 @@ stdout.
 {spm} call clock get_current_time timezone=UTC
 ```
 
-Lines begin with `[OK]`, `[INFO]`, `[WARN]` or `[ERROR]`; behind `→` stands what to do next; \
-`--json` is
-one JSON document. Exit codes: 0 go on; 1 it died or failed; 2, 4 correct the arguments, the \
-command;
-3 not known or not running; 5 the port is another's; 6 a variable or env file is missing;
+Lines begin with `[OK]`, `[INFO]`, `[WARN]` or `[ERROR]`; behind `→` stands what to do next;
+`--json` is one JSON document. Exit codes: 0 go on; 1 it died or failed; 2, 4 correct the arguments,
+the command; 3 not known or not running; 5 the port is another's; 6 a variable or file is missing;
 7 it failed just now (`--force`); 8 not this project's process, or another spec (`--replace`);
 9 the state directory; 124 not in time; 130 interrupted. The message says what to do.
 """
@@ -10174,6 +10196,7 @@ OPTIONAL_VALUES = {"start": WAITED, "up": WAITED, "list": WATCHED, "status": WAT
 OPTIONAL_VALUES["config rollback"] = WAITED
 PLAIN_BARS = dict(zip(map(ord, BARS), "_.-:=+*#"))
 FAMILIES = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # config schema
+MEANT = {"ps": "list", "ls": "list", "kill": "stop", "rm": "cleanup", "wait": "wait-healthy"}
 LEADING = ("--home", "--json", "--version", "--help", "-h")  # what may stand before the command
 # C0 and C1, and what turns the direction of writing: Unicode's bidirectional controls
 CONTROLS = r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
@@ -10232,7 +10255,7 @@ def no_command(leading: Sequence[str], name: str, rest: Sequence[str]) -> Except
     """What to say when no command of ours was called."""
     if "--version" in leading:
         return HelpWanted(f"{PROGRAM} {__version__}")
-    if not name and ("--json" not in leading or set(leading) & {"-h", "--help"}):
+    if not name and (not leading or set(leading) & {"-h", "--help"}):
         listing = "\n".join(f"  {key:17}{one.help}" for key, one in COMMANDS.items())
         usage = f"usage: {PROGRAM} [--home DIR] [--json] COMMAND …\n       {PROGRAM} COMMAND --help"
         doc = (__doc__ or "").partition("\n")[0]
@@ -10249,15 +10272,17 @@ def no_command(leading: Sequence[str], name: str, rest: Sequence[str]) -> Except
         meant = next((word for word in rest if word in COMMANDS), "COMMAND")
         how = f"options stand behind the command: {meant} {option} …"
         return UsageError(f"no command {option!r}", how)
-    return UsageError(
-        f"no command {name!r}", f"{nearest(name, known)}The commands are: {', '.join(known)}"
-    )
+    near = nearest(MEANT.get(name, name), known)
+    more = "All commands: --help" if near else f"the commands are: {', '.join(known)}"
+    return UsageError(f"no command {name!r}" if name else "the command is missing", near + more)
 
 
 def service_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
     """The services of this home, for the completion."""
-    home = find_home(getattr(parsed_args, "home", None))
-    return [record.name for record in Store(home).records().values()]
+    with contextlib.suppress(OSError, ValueError):  # whoever only presses TAB mends nothing
+        store = Store(find_home(getattr(parsed_args, "home", None)))
+        return [record.name for record in store.read().values()]
+    return []
 
 
 def complete() -> None:

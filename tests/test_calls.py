@@ -225,6 +225,7 @@ def test_a_restart_in_one_of_two_runs_leaves_the_service_to_the_other(spm: Spm, 
 
 
 def test_a_restart_in_another_session_does_not_take_the_service_away(spm: Spm) -> None:
+    spm.forks = False  # whose child a command is matters here
     spm("start", "api", "sleep 100", "--lease", "session")
     agent = "import subprocess, sys; subprocess.run(sys.argv[1:], check=True); input()"
     session = subprocess.Popen(
