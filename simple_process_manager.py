@@ -9155,12 +9155,6 @@ VALUES_IN = {
     "kubernetes": "a secret: kubectl create secret generic {dns}-env --from-env-file=FILE",
     "nomad": "a variable: nomad var put nomad/jobs/{project}/{dns} NAME=value",
 }
-FILES = {  # of one document: its name, what is above and below the services
-    "procfile": ("Procfile", "", ""),
-    "compose": ("compose.yaml", 'name: "{}"\nservices:\n', ""),
-    "kubernetes": ("kubernetes.yaml", "", ""),
-    "nomad": ("{}.nomad.hcl", 'job "{}" {{\n  type = "service"\n', "}\n"),
-}
 NO_NEEDS: Mapping[str, str] = {}
 # A ${NAME} of a configuration while words are quoted: between two characters for private use, which
 # each quoting leaves alone, and which a shell's puts between single quotes.
@@ -9224,22 +9218,23 @@ COMPOSE = """\
 """
 # kubernetes.io/docs/reference/kubernetes-api; with service links, api's Service would set API_PORT
 # in every container.
-DEPLOYMENT = """\
+KUBERNETES = """\
 ---
-apiVersion: apps/v1
-kind: Deployment
+apiVersion: <api>
+kind: <kind>
 metadata: {name: "<dns>", labels: {app: "<dns>"}}
-spec:
-  replicas: 1
-  selector: {matchLabels: {app: "<dns>"}}
-  template:
-    metadata: {labels: {app: "<dns>"}}
-"""
-POD = """\
----
-apiVersion: v1
-kind: Pod
-metadata: {name: "<dns>", labels: {app: "<dns>"}}
+<pod><is_alone?>
+spec:<is_kept?>
+  replicas: 1<is_kept?>
+  selector: {matchLabels: {app: "<dns>"}}<is_kept?>
+  template:<is_kept?>
+    metadata: {labels: {app: "<dns>"}}<is_kept?>
+    <pod><is_kept?>
+---<port?>
+apiVersion: v1<port?>
+kind: Service<port?>
+metadata: {name: "<dns>", labels: {app: "<dns>"}}<port?>
+spec: {selector: {app: "<dns>"}, ports: [{port: <port>}]}
 """
 POD_SPEC = """\
 spec:
@@ -9260,13 +9255,6 @@ spec:
   enableServiceLinks: false
   restartPolicy: <restart>
   terminationGracePeriodSeconds: <stop>
-"""
-SERVICE = """\
----<port?>
-apiVersion: v1<port?>
-kind: Service<port?>
-metadata: {name: "<dns>", labels: {app: "<dns>"}}<port?>
-spec: {selector: {app: "<dns>"}, ports: [{port: <port>}]}
 """
 # developer.hashicorp.com/nomad/docs/job-specification; raw_exec has a work_dir since 1.10 only.
 NOMAD = """\
@@ -9309,7 +9297,7 @@ NOMAD = """\
 NOMAD_CHECK = """\
 check {
   type = "<type>"
-  port = "<other_port>"
+  port = "<port>"
   path = <path><is_http?>
   protocol = "<kind>"<is_http?>
   tls_skip_verify = true<is_insecure?>
@@ -9317,6 +9305,13 @@ check {
   timeout = "<health_timeout_s>s"
   check_restart { limit = <retries> }<is_alive?>
 }"""
+FILES = {  # their names, what is above the services, each service, what is below
+    "systemd": ("{1}.service", "", SYSTEMD, ""),
+    "procfile": ("Procfile", "", "<dns>: <line>\n", ""),
+    "compose": ("compose.yaml", 'name: "{0}"\nservices:\n', COMPOSE, ""),
+    "kubernetes": ("kubernetes.yaml", "", KUBERNETES, ""),
+    "nomad": ("{0}.nomad.hcl", 'job "{0}" {{\n  type = "service"\n', NOMAD, "}\n"),
+}
 
 
 def filled(template: str, values: Mapping[str, object]) -> str:
@@ -9389,12 +9384,6 @@ def probes_inside(target: str, unit: Unit) -> list[tuple[Check, ...]]:
     return many if target == "kubernetes" else []
 
 
-def tools_of(unit: Unit, checks: Sequence[Check]) -> set[str]:
-    """The programs that probe_words uses."""
-    curl = {"curl"} if any(one.kind in ("http", "https") for one in checks) else set()
-    return {os.path.basename(probe_words(unit, checks)[0]), *curl}
-
-
 def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
     """The unit of a service; what the target has no word for is added to the notes."""
     unwatched = " health" * (target == "kubernetes" and spec.restart == "no")
@@ -9424,13 +9413,14 @@ def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
             notes.append(f"{name}: has to listen on 0.0.0.0: 127.0.0.1 is the container's own")
     program = os.path.join(spec.cwd, first) if os.path.dirname(first) else shutil.which(first) or ""
     env = tuple(dict.fromkeys((*spec.env_given, *spec.env_taken)))
-    ready, alive = (
-        tuple(asked[text] for text in texts if text in asked)
-        for texts in (spec.readiness, spec.health)
-    )
+    ready = tuple(asked[text] for text in spec.readiness if text in asked)
+    alive = tuple(asked[text] for text in spec.health if text in asked)
     unit = Unit(name, dns_name(name), spec, NO_NEEDS, False, program, env, ready, alive)
-    tools = sorted({tool for one in probes_inside(target, unit) for tool in tools_of(unit, one)})
-    notes += [f"{name}: its image needs {', '.join(tools)} for the healthcheck"] if tools else []
+    inside = probes_inside(target, unit)
+    tools = {os.path.basename(probe_words(unit, checks)[0]) for checks in inside}
+    tools |= {"curl" for checks in inside for one in checks if one.kind in ("http", "https")}
+    told = f"{name}: its image needs {', '.join(sorted(tools))} for the healthcheck"
+    notes += [told] if tools else []
     return unit
 
 
@@ -9470,28 +9460,26 @@ def systemd_path(path: str) -> str:
     return path.replace("%", "%%")
 
 
-def systemd_values(unit: Unit) -> dict[str, object]:
+def systemd_values(unit: Unit, _: Mapping[str, Unit]) -> dict[str, object]:
     """What SYSTEMD needs."""
     spec, (shell, flag, probe) = unit.spec, probe_words(unit, unit.ready)
     files = (*spec.env_files, *[os.path.join(spec.cwd, f"{unit.name}.env")][: len(unit.env)])
-    kind = "oneshot" if unit.is_awaited else "forking" if spec.type == "forking" else "exec"
+    words = (unit.program, *spec.words[1:]) if unit.program else ("/usr/bin/env", *spec.words)
     return {
-        "type": kind,
+        "type": "oneshot" if unit.is_awaited else "forking" if spec.type == "forking" else "exec",
         "pid_file": systemd_path(spec.pid_file or ""),
         "cwd": systemd_path(spec.cwd),
         "files": list(map(systemd_path, files)),
-        "command": systemd_line(unit.program, *spec.words[1:])
-        if unit.program
-        else systemd_line("/usr/bin/env", *spec.words),
+        "command": systemd_line(*words),
         "wait": systemd_line(shell, flag, f"until {probe}; do sleep 0.5; done"),
         "good": re.sub(r"^0\b|,", " ", spec.success_codes).strip(),
         "final": spec.no_restart_codes.replace(",", " "),
     }
 
 
-def procfile_line(unit: Unit) -> str:
-    """NAME: COMMAND, for a shell: devcenter.heroku.com/articles/procfile. What would end the line
-    is written in octal, for printf's %b.
+def procfile_values(unit: Unit, _: Mapping[str, Unit]) -> dict[str, object]:
+    """A command for a shell: devcenter.heroku.com/articles/procfile. What would end the line is
+    written in octal, for printf's %b.
     """
     port = f"PORT={unit.spec.port} " * unit.spec.port_declared
     line = f"cd {shlex.quote(unit.spec.cwd)} && {port}exec {shlex.join(unit.spec.words)}"
@@ -9499,7 +9487,7 @@ def procfile_line(unit: Unit) -> str:
     if line.splitlines() != [line]:
         octal = "".join(f"\\0{byte:03o}" for byte in line.encode("utf-8", "surrogateescape"))
         line = f"eval \"$(printf %b '{octal}')\""
-    return f"{unit.dns}: {line}\n"
+    return {"line": line}
 
 
 def compose_values(unit: Unit, units: Mapping[str, Unit]) -> dict[str, object]:
@@ -9543,6 +9531,7 @@ def kubernetes_probe(unit: Unit, checks: Sequence[Check]) -> str:
 def kubernetes_values(unit: Unit, units: Mapping[str, Unit]) -> dict[str, object]:
     """What POD_SPEC needs."""
     spec, needs = unit.spec, [units[one] for one in unit.needs]
+    is_kept = spec.restart == "always"
     until = "until nc -z {} {}; do sleep 1; done"
     return {
         "needs": [one.dns for one in needs],
@@ -9550,45 +9539,52 @@ def kubernetes_values(unit: Unit, units: Mapping[str, Unit]) -> dict[str, object
         "words": flow(spec.words),
         "cwd": quoted(spec.cwd),
         "environment": spec.port_declared or unit.env,
+        "api": "apps/v1" if is_kept else "v1",
+        "kind": "Deployment" if is_kept else "Pod",
+        "is_kept": is_kept,
+        "is_alone": not is_kept,
         "ready": kubernetes_probe(unit, unit.ready),
         "alive": kubernetes_probe(unit, unit.alive) if spec.restart != "no" else "",
         "restart": {"no": "Never", "on-failure": "OnFailure"}.get(spec.restart, "Always"),
     }
 
 
-def nomad_values(unit: Unit, common: Mapping[str, object]) -> dict[str, object]:
+def nomad_values(unit: Unit, _: Mapping[str, Unit]) -> dict[str, object]:
     """What NOMAD needs; ${ and %{ begin a template in HCL, doubled they don't."""
 
     def hcl(text: str) -> str:
         return re.sub(r"([$%])(?={)", r"\1\1", quoted(text))
 
-    checks = [
-        filled(
-            NOMAD_CHECK,
-            {
-                **common,
-                "type": "tcp" if one.kind == "tcp" else "http",
-                "other_port": one.port,
-                "kind": one.kind,
-                "is_http": one.kind != "tcp",
-                "path": hcl(one.text),
-                "is_insecure": unit.spec.insecure and one.kind == "https",
-                "is_alive": one in unit.alive and unit.spec.restart != "no",
-            },
-        )
-        for one in dict.fromkeys(unit.ready + unit.alive)
-    ]
-    words = (unit.spec.cwd, unit.program or unit.spec.words[0], *unit.spec.words[1:])
+    spec = unit.spec
+
+    def block(one: Check) -> str:
+        values = {**spec._asdict(), **one._asdict(), "path": hcl(one.text)}
+        values.update(is_http=one.kind != "tcp", type="tcp" if one.kind == "tcp" else "http")
+        values.update(is_insecure=spec.insecure and one.kind == "https")
+        values.update(is_alive=one in unit.alive and spec.restart != "no")
+        return filled(NOMAD_CHECK, {**values, "retries": max(spec.health_retries, 1)})
+
+    words = (spec.cwd, unit.program or spec.words[0], *spec.words[1:])
     return {
-        "checks": checks,
+        "checks": list(map(block, dict.fromkeys(unit.ready + unit.alive))),
         "command": ", ".join(map(hcl, words)),
         "env_lines": "".join(f'{key}={{{{index . \\"{key}\\"}}}}\\n' for key in unit.env),
     }
 
 
+VALUES_OF = {
+    "systemd": systemd_values,
+    "procfile": procfile_values,
+    "compose": compose_values,
+    "kubernetes": kubernetes_values,
+    "nomad": nomad_values,
+}
+
+
 def documents(target: str, units: Sequence[Unit], project: str) -> dict[str, str]:
     """The text of each file for a target."""
-    known, texts = {unit.name: unit for unit in units}, {}
+    known, texts = {unit.name: unit for unit in units}, dict[str, str]()
+    path, head, template, foot = FILES[target]
     for unit in units:
         spec = unit.spec
         common: dict[str, object] = {
@@ -9604,24 +9600,11 @@ def documents(target: str, units: Sequence[Unit], project: str) -> dict[str, str
             "attempts": str(spec.max_restarts * (spec.restart != "no")),
             "retries": max(spec.health_retries, 1),
         }
-        if target == "systemd":
-            texts[f"{unit.name}.service"] = filled(SYSTEMD, {**common, **systemd_values(unit)})
-        elif target == "procfile":
-            texts[unit.name] = procfile_line(unit)
-        elif target == "nomad":
-            texts[unit.name] = filled(NOMAD, {**common, **nomad_values(unit, common)})
-        elif target == "compose":
-            texts[unit.name] = filled(COMPOSE, {**common, **compose_values(unit, known)})
-        else:
-            pod = filled(POD_SPEC, {**common, **kubernetes_values(unit, known)})
-            inner = "".join(f"    {line}" for line in pod.splitlines(keepends=True))
-            is_kept = spec.restart == "always"
-            texts[unit.name] = filled(DEPLOYMENT if is_kept else POD, common)
-            texts[unit.name] += (inner if is_kept else pod) + filled(SERVICE, common)
-    if target == "systemd" or not texts:
-        return texts
-    file, head, foot = FILES[target]
-    return {file.format(project): head.format(project) + "".join(texts.values()) + foot}
+        values = {**common, **VALUES_OF[target](unit, known)}
+        values["pod"] = filled(POD_SPEC, values) if target == "kubernetes" else ""
+        file = path.format(project, unit.name)
+        texts[file] = texts.get(file, head.format(project)) + filled(template, values)
+    return {file: text + foot for file, text in texts.items()}
 
 
 def exported(
@@ -9655,7 +9638,7 @@ def exported(
         raise UsageError("two names differ in signs only", "export these services one by one")
     notes = [re.sub(IS_HELD, r"${\1}", note) for note in notes]
     notes = ["".join(c if c.isprintable() else "?" for c in note) for note in notes]
-    files = documents(target, units, project) if units else {}
+    files = documents(target, units, project)
     for file, text in files.items():
         mine = (f"{file[:-8]}:", f"{file[:-8]} ") if target == "systemd" else ""
         own = [one for one in notes if one.startswith(mine) or " is left out: " in one]
