@@ -6207,6 +6207,17 @@ def command(
     return declare
 
 
+class Asked(NamedTuple):
+    """What a start is asked for."""
+
+    name: str
+    spec: Spec
+    given: dict[str, str]  # values, of --env
+    conflict: str = "auto"  # --on-conflict, or force
+    config: str = ""  # the path of the configuration it comes from
+    owner: Owner | None = None
+
+
 class Seen(NamedTuple):
     """A record and what is true of it right now."""
 
@@ -6352,22 +6363,25 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
         how = 'write: start NAME "COMMAND"; or start NAME, as last time; or start --all-previous'
         raise UsageError("the name of the service is missing", how)
     name = check_name(args.name)
-    known = store.record(name)
-    wanted = None if known or not is_bare(args) else configured(store, name)
-    config = known.config if known and is_bare(args) else wanted.config if wanted else ""
-    if known and is_bare(args):
-        spec, given = known.spec, store.given_env(name)
-    elif wanted:
-        name, spec, given = wanted.name, wanted.spec, wanted.given_env
-        args.on_conflict = wanted.conflict if args.on_conflict == "auto" else args.on_conflict
-    else:
-        if not (known or args.command or args.tail):
+    asked = known_start(store, name) if is_bare(args) else None
+    if asked is None:
+        if not (args.command or args.tail or store.record(name)):
             raise unknown_service(store, args, name, bool(owner))
-        spec, given = spec_of(name, args)
-    asked = {"lease": args.lease, "idle_timeout_s": args.idle_timeout}
-    spec = spec._replace(**{key: value for key, value in asked.items() if value is not None})
-    conflict = "force" if args.force else args.on_conflict
-    return bring(store, name, spec, given, conflict, config, args.replace, owner)
+        asked = Asked(name, *spec_of(name, args))
+    lives = {"lease": args.lease, "idle_timeout_s": args.idle_timeout}
+    spec = asked.spec._replace(**{key: value for key, value in lives.items() if value is not None})
+    conflict = asked.conflict if args.on_conflict == "auto" else args.on_conflict
+    conflict = "force" if args.force else conflict
+    return bring(store, asked._replace(spec=spec, conflict=conflict, owner=owner), args.replace)
+
+
+def known_start(store: Store, name: str) -> Asked | None:
+    """A start as the last time, or as the configuration wants it; None if neither knows it."""
+    record, path = store.record(name), find_config(None, store.home)
+    if record:
+        return Asked(name, record.spec, store.given_env(name), config=record.config)
+    one = read_config(path).named(name) if os.path.lexists(path) else None
+    return one and Asked(one.name, one.spec, one.given_env, one.conflict, one.config)
 
 
 def unknown_service(store: Store, args: argparse.Namespace, name: str, in_run: bool) -> UsageError:
@@ -6384,41 +6398,28 @@ def unknown_service(store: Store, args: argparse.Namespace, name: str, in_run: b
     )
 
 
-def bring(
-    store: Store,
-    name: str,
-    spec: Spec,
-    given: dict[str, str],
-    conflict: str,
-    config: str,
-    may_replace: bool,
-    owner: Owner | None = None,
-) -> Result:
+def bring(store: Store, asked: Asked, may_replace: bool = True) -> Result:
     """Have a service run with this spec: keep it, take it back, replace it or start it."""
+    name, spec = asked.name, asked.spec
     store.prepare()
     with store.claim(name, CLAIM_S):
         record = store.record(name)
         seen = observe(store, record, place()) if record else None
         is_running = seen is not None and seen.verdict.status in UP_PHASES
         if record:
-            spec = kept_port(spec, record.spec, is_running, conflict)
+            spec = kept_port(spec, record.spec, is_running, asked.conflict)
+            asked = asked._replace(spec=spec)
         if seen and is_running:
             alike = spec if may_replace else with_lease_of(seen.record.spec, spec)
-            differences = differences_of(store, seen.record, alike, given)
+            differences = differences_of(store, seen.record, alike, asked.given)
             if differences and not may_replace:
                 text = f"{name} runs already with another spec: {'; '.join(differences)}"
                 advice = f"add --replace to end it and start this one, or stop {name} first"
                 raise Refused(text, advice, differences=differences)
-            kept = None if differences else keep_running(store, seen, spec, owner)
+            kept = None if differences else keep_running(store, seen, asked)
             if kept:
                 return kept
-        return begin(store, name, spec, given, seen, conflict, "started", owner, config)
-
-
-def configured(store: Store, name: str) -> Wanted | None:
-    """The service as the configuration wants it, None if it doesn't name it or there is none."""
-    path = find_config(None, store.home)
-    return read_config(path).named(name) if os.path.lexists(path) else None
+        return begin(store, asked, seen, "started")
 
 
 def start_previous(store: Store, args: argparse.Namespace) -> Result:
@@ -6536,12 +6537,12 @@ def added_values(spec: Spec, given: dict[str, str]) -> dict[str, str]:
     return given
 
 
-def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> Result | None:
+def keep_running(store: Store, seen: Seen, asked: Asked) -> Result | None:
     """The same service runs already: its lease renewed, supervised again; None if it just ends.
 
     None, too, if what is recorded isn't its own.
     """
-    record = renewed(seen.record, spec.lease, owner)
+    spec, record = asked.spec, renewed(seen.record, asked.spec.lease, asked.owner)
     other = spec_differences(record.spec, with_lease_of(spec, record.spec))
     if spec.lease == record.spec.lease == "session" and record.owner != session_owner()[0]:
         other = ["--lease: another session's"]
@@ -6555,8 +6556,8 @@ def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> R
         return None
     retire_supervisor(record)
     if record.spec.type == "stdio":  # its pipes went with its supervisor
-        given = store.given_env(record.name)
-        return begin(store, record.name, spec, given, seen, "auto", "started anew", owner)
+        asked = asked._replace(name=record.name, conflict="auto", config=record.config)
+        return begin(store, asked, seen, "started anew")
     record = record._replace(last_active=time.time())
     record = launch(store, record, added_environment(store, record), adopt=True)
     how = "already running, its supervisor was gone: taken back (its exit code will not be known)"
@@ -6580,39 +6581,16 @@ def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -
     return Result(data, [*notes, line, *lease_lines(record)])
 
 
-def begin(
-    store: Store,
-    name: str,
-    spec: Spec,
-    given: dict[str, str],
-    former: Seen | None,
-    conflict: str,
-    how: str,
-    owner: Owner | None,
-    config: str | None = None,
-) -> Result:
-    """Check what can be checked, end the former instance, start a new one.
-
-    `config` is the configuration it comes from, "" none, None the one of the former instance.
-    """
-    if config is None:
-        config = former.record.config if former else ""
+def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
+    """Check what can be checked, end the former instance, start a new one."""
+    name, spec, given, conflict, config, owner = asked
     owner = owner or owner_of(spec.lease)
-    failures, failed_at = failures_before(store, former, spec, given, conflict == "force")
+    failures, failed_at = failures_before(store, former, asked)
     if not os.path.isdir(spec.cwd):
         raise StartFailed(f"{name}: no such directory: {spec.cwd}", "check --cwd")
     values = environment_of(spec, given)
     if former and former.verdict.is_live:
-        check_program(name, spec, values)
-        is_new = spec.port_declared and spec.port != former.record.spec.port
-        if spec.port and is_new and conflict != "force":
-            held = held_port(store, spec.port, name)
-            flag = "next" if spec.port_asked else conflict
-            decision = (
-                port_decision(held.kind, flag, is_production(os.environ, values)) if held else ""
-            )
-            if held and decision in ("fail", "refuse"):
-                raise port_error(held, decision, "; what runs was left alone", OTHER_WAYS)
+        check_successor(store, asked, former.record.spec.port, values)
     notes = end_former(store, former) if former else []
     if former and former.record.spec.argv == spec.argv:  # what was learnt about this command
         spec = spec._replace(extra={**former.record.spec.extra, **spec.extra})
@@ -6634,22 +6612,21 @@ def begin(
         raise
 
 
-def failures_before(
-    store: Store, former: Seen | None, spec: Spec, given: dict[str, str], force: bool
-) -> tuple[int, float | None]:
+def failures_before(store: Store, former: Seen | None, asked: Asked) -> tuple[int, float | None]:
     """How often in a row and when the same failed before; Cooldown if it is too soon after that."""
     if former is None:
         return 0, None
     was, (status, why) = former.record, former.verdict
     is_known = status in ("failed", "backoff") and was.place == place()
     at = was.failed_at if is_known else None
-    if at is None or differences_of(store, was, with_lease_of(was.spec, spec), given):
+    spec = with_lease_of(was.spec, asked.spec)
+    if at is None or differences_of(store, was, spec, asked.given):
         return 0, None
     left_s = cooldown_until(was.failures, at, spec.cooldown_s) - steady_s()
     if status == "failed" and left_s > 0:
         count, left = counted(was.failures, "time"), format_duration(left_s)
         told = f"{was.name} failed {count} in a row ({why}); cooldown: {left} left"
-        if not force:
+        if asked.conflict != "force":
             facts = {"retry_at": round(time.time() + left_s, 3), "seconds_left": round(left_s, 3)}
             advice = f"read logs {was.name} and mend the cause; then wait, or add --force"
             raise Cooldown(told, advice, name=was.name, reason=why, count=was.failures, **facts)
@@ -6698,14 +6675,20 @@ def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict
     return {"cause": cause._asdict()}
 
 
-def check_program(name: str, spec: Spec, values: dict[str, str]) -> None:
-    """StartFailed before anything is ended, if what is to replace it can't be executed."""
-    program = spec.argv[0]
+def check_successor(store: Store, asked: Asked, port: int | None, values: dict[str, str]) -> None:
+    """Fail before anything is ended, if what is to replace it can't be executed or has no port."""
+    name, spec, program = asked.name, asked.spec, asked.spec.argv[0]
     path = values.get("PATH", os.environ.get("PATH", os.defpath))
     where = os.path.join(spec.cwd, program) if os.path.dirname(program) else program
     if not shutil.which(where, path=path):
         advice = start_advice(spec, values, errno.ENOENT)
         raise StartFailed(f"{name}: {program} can't be executed; what runs was left alone", advice)
+    is_new = spec.port_declared and spec.port != port and asked.conflict != "force"
+    held = held_port(store, spec.port, name) if spec.port and is_new else None
+    flag = "next" if spec.port_asked else asked.conflict
+    decision = port_decision(held.kind, flag, is_production(os.environ, values)) if held else ""
+    if held and decision in ("fail", "refuse"):
+        raise port_error(held, decision, "; what runs was left alone", OTHER_WAYS)
 
 
 def end_former(store: Store, seen: Seen) -> list[str]:
@@ -6805,8 +6788,8 @@ def with_port(
     is_named = spec.port and spec.port_asked != "auto"
     held = held_port(store, spec.port, record.name) if is_named and spec.port else None
     if held:
-        is_safe = is_production(os.environ, values)
-        decision = port_decision(held.kind, "next" if may_move else flag, is_safe)
+        way = "next" if may_move else flag
+        decision = port_decision(held.kind, way, is_production(os.environ, values))
         is_stale = (held.kind, decision) == (THIS, "take back")
         if flag == "force" or not (spec.port_declared or is_stale):
             hint = "" if spec.port_declared else " (declare it with --port to have that settled)"
@@ -7290,7 +7273,8 @@ def restart(store: Store, args: argparse.Namespace) -> Result:
         is_kept = spec.lease != "session" and is_alive(record.owner)
         owner = (record.owner, record.owner_name) if is_kept else None
         conflict = "force" if args.force else "auto"
-        return begin(store, name, spec, given, seen, conflict, "restarted", owner)
+        asked = Asked(name, spec, given, conflict, record.config, owner)
+        return begin(store, asked, seen, "restarted")
 
 
 @command(
@@ -8188,14 +8172,14 @@ def ensure_running(
     store: Store, name: str, deadline: float, may_start: bool, has_started: bool
 ) -> bool:
     """Start a stdio service that isn't running: one start, however many callers want it."""
-    wanted = None if store.record(name) else configured(store, name)
-    name, spec = (wanted.name, wanted.spec) if wanted else (name, find(store, name).record.spec)
-    if spec.type != "stdio":
+    asked = known_start(store, name) or Asked(name, find(store, name).record.spec, {})
+    name = asked.name
+    if asked.spec.type != "stdio":
         advice = "only services started with --type stdio can be called"
         raise UsageError(f"{name} doesn't speak JSON-RPC over its pipes", advice)
     store.prepare()
     with store.claim(name, max(deadline - time.monotonic(), 0.0)):
-        seen = find(store, name) if store.record(name) or not wanted else None
+        seen, asked = store.record(name) and find(store, name), known_start(store, name) or asked
         status, why = (seen.verdict.status, seen.verdict.why) if seen else ("never started", "")
         if seen and seen.facts.supervised and status in UP_PHASES:
             time.sleep(0.01)
@@ -8206,12 +8190,7 @@ def ensure_running(
             facts = {"cause": "server_died", "log_tail": store.last_lines(name, 20)}
             text = f"{name} ended as soon as it was started: {why or status}"
             raise Failed(text, f"read: logs {name}", **facts)
-        given = wanted.given_env if wanted and not seen else store.given_env(name)
-        conflict, config = (
-            (wanted.conflict, wanted.config) if wanted and not seen else ("auto", None)
-        )
-        spec = seen.record.spec if seen else spec
-        begin(store, name, spec, given, seen, conflict, "started", None, config)
+        begin(store, asked, seen, "started")
         return True
 
 
@@ -8890,7 +8869,7 @@ class Application:
             self.say(f"[OK] {name} goes on, with other settings: {', '.join(step.keys)}")
         if step.acts and wanted:
             what = (wanted.spec, wanted.given_env, wanted.conflict, wanted.config)
-            self.say(*bring(self.store, name, *what, may_replace=True).lines)
+            self.say(*bring(self.store, Asked(name, *what)).lines)
 
     def look(self, name: str, target: Target | None, until: float) -> None:
         """Whether what is waited for has come."""
@@ -8933,7 +8912,7 @@ def roll_back(
                 store.ask_record(step.name, "settings", spec=spec, config=config)
             elif was and was.is_live and step.action != "keep":
                 what = (was.record.spec, was.given, "auto", was.record.config)
-                say(*bring(store, step.name, *what, may_replace=True).lines)
+                say(*bring(store, Asked(step.name, *what)).lines)
             elif now and step.acts:
                 say(*stop_all(store, [step.name], STOP_TIMEOUT_S, force=False).lines)
                 forget(store, [] if was else [now], purge=False)
