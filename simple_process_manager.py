@@ -102,6 +102,7 @@ if TYPE_CHECKING:
     Ask = Callable[["Checks", "Check", float], "Sight"]  # who looks where a check itself can't
     Schema = Mapping[str, object]  # of JSON
     Owner = tuple["Identity | None", str]  # a process and its name; None: nobody
+    Described = tuple[str, "Spec", Mapping[str, str]]  # its name, its spec, what it depends on
     Made = TypeVar("Made", bound=NamedTuple)
     Given = TypeVar("Given")
 else:
@@ -9134,7 +9135,6 @@ VALUES_IN = {
     "kubernetes": "a secret: kubectl create secret generic {dns}-env --from-env-file=FILE",
     "nomad": "a variable: nomad var put nomad/jobs/{project}/{dns} NAME=value",
 }
-NO_NEEDS: Mapping[str, str] = {}
 # A ${NAME} of a configuration while words are quoted: between two characters for private use, which
 # each quoting leaves alone, and which a shell's puts between single quotes.
 HELD = "\ue000{}\ue001"
@@ -9284,13 +9284,6 @@ check {
   timeout = "<health_timeout_s>s"
   check_restart { limit = <retries> }<is_alive?>
 }"""
-FILES = {  # their names, what is above the services, each service, what is below
-    "systemd": ("{1}.service", "", SYSTEMD, ""),
-    "procfile": ("Procfile", "", "<dns>: <line>\n", ""),
-    "compose": ("compose.yaml", 'name: "{0}"\nservices:\n', COMPOSE, ""),
-    "kubernetes": ("kubernetes.yaml", "", KUBERNETES, ""),
-    "nomad": ("{0}.nomad.hcl", 'job "{0}" {{\n  type = "service"\n', NOMAD, "}\n"),
-}
 
 
 def filled(template: str, values: Mapping[str, object]) -> str:
@@ -9394,7 +9387,7 @@ def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
     env = tuple(dict.fromkeys((*spec.env_given, *spec.env_taken)))
     ready = tuple(asked[text] for text in spec.readiness if text in asked)
     alive = tuple(asked[text] for text in spec.health if text in asked)
-    unit = Unit(name, dns_name(name), spec, NO_NEEDS, False, program, env, ready, alive)
+    unit = Unit(name, dns_name(name), spec, {}, False, program, env, ready, alive)
     inside = probes_inside(target, unit)
     tools = {os.path.basename(probe_words(unit, checks)[0]) for checks in inside}
     tools |= {"curl" for checks in inside for one in checks if one.kind in ("http", "https")}
@@ -9494,9 +9487,8 @@ def kubernetes_probe(unit: Unit, checks: Sequence[Check]) -> str:
     if not checks:
         return ""
     spec, (kind, path, host, port) = unit.spec, checks[0]
-    where = f"port: {port or spec.port}" + f", host: {quoted(host)}" * (
-        host not in ("", "localhost", *LOOPBACK)
-    )
+    far = f", host: {quoted(host)}" * (host not in ("", "localhost", *LOOPBACK))
+    where = f"port: {port or spec.port}{far}"
     known = f"httpGet: {{{where}, path: {quoted(path)}, scheme: {kind.upper()}}}"
     if kind == "exec" or len(checks) > 1:
         known = f"exec: {{command: {flow(probe_words(unit, checks))}}}"
@@ -9551,19 +9543,19 @@ def nomad_values(unit: Unit, _: Mapping[str, Unit]) -> dict[str, object]:
     }
 
 
-VALUES_OF = {
-    "systemd": systemd_values,
-    "procfile": procfile_values,
-    "compose": compose_values,
-    "kubernetes": kubernetes_values,
-    "nomad": nomad_values,
+FILES = {  # their names, what is above the services, each service, what is below
+    "systemd": ("{1}.service", "", SYSTEMD, systemd_values, ""),
+    "procfile": ("Procfile", "", "<dns>: <line>\n", procfile_values, ""),
+    "compose": ("compose.yaml", 'name: "{0}"\nservices:\n', COMPOSE, compose_values, ""),
+    "kubernetes": ("kubernetes.yaml", "", KUBERNETES, kubernetes_values, ""),
+    "nomad": ("{0}.nomad.hcl", 'job "{0}" {{\n  type = "service"\n', NOMAD, nomad_values, "}\n"),
 }
 
 
 def documents(target: str, units: Sequence[Unit], project: str) -> dict[str, str]:
     """The text of each file for a target."""
     known, texts = {unit.name: unit for unit in units}, dict[str, str]()
-    path, head, template, foot = FILES[target]
+    path, head, template, values_of, foot = FILES[target]
     for unit in units:
         spec = unit.spec
         common: dict[str, object] = {
@@ -9579,7 +9571,7 @@ def documents(target: str, units: Sequence[Unit], project: str) -> dict[str, str
             "attempts": str(spec.max_restarts * (spec.restart != "no")),
             "retries": max(spec.health_retries, 1),
         }
-        values = {**common, **VALUES_OF[target](unit, known)}
+        values = {**common, **values_of(unit, known)}
         values["pod"] = filled(POD_SPEC, values) if target == "kubernetes" else ""
         file = path.format(project, unit.name)
         texts[file] = texts.get(file, head.format(project)) + filled(template, values)
@@ -9587,13 +9579,10 @@ def documents(target: str, units: Sequence[Unit], project: str) -> dict[str, str
 
 
 def exported(
-    target: str,
-    wanted: Iterable[tuple[str, Spec, Mapping[str, str]]],
-    project: str,
-    known: Iterable[str] = (),
+    target: str, services: Sequence[Described], project: str, known: Iterable[str] = ()
 ) -> tuple[dict[str, str], list[str]]:
-    """The files that tell a target of each (name, spec, depends_on), and notes: what they lack."""
-    services, notes, units = list(wanted), list(known), list[Unit]()
+    """The files that tell a target of the services, and notes: what they lack."""
+    notes, units = list(known), list[Unit]()
     types = ("simple", "forking") if target == "systemd" else ("simple",)
     ports = {name: spec.port for name, spec, _ in services if spec.type in types}
     awaited = [one for _, _, needs in services for one, how in needs.items() if how == "exited"]
@@ -9659,10 +9648,10 @@ def renew(path: str, root: str, make: Callable[[str], str]) -> bool:
     return True
 
 
-def write_all(root: str, makes: Iterable[tuple[str, Callable[[str], str]]], advice: str) -> Result:
+def write_all(root: str, makes: Mapping[str, Callable[[str], str]], advice: str) -> Result:
     """What became of each file; what is in the way keeps none of the others from being written."""
     done, problems = {}, []
-    for path, make in makes:
+    for path, make in makes.items():
         try:
             done[path] = "written" if renew(os.path.join(root, path), root, make) else "unchanged"
         except Refused as error:
@@ -9718,26 +9707,22 @@ def with_references(config: Config) -> tuple[Config, dict[str, list[str]], dict[
     return config_of(document, config.path), names, notes
 
 
-def described(
-    store: Store,
-) -> tuple[dict[str, tuple[str, Spec, Mapping[str, str]]], dict[str, list[str]]]:
-    """(name, spec, depends_on) of each service: the configuration's, then those started by hand;
-    and what is to be said of them. Of a variable that a command names it has the name.
+def described(store: Store) -> dict[str, tuple[Described, list[str]]]:
+    """Each service with what is to be said of it: the configuration's, then those started by hand.
+    Of a variable that a command names it has the name.
     """
-    path = find_config(None, store.home)
-    here: dict[str, tuple[str, Spec, Mapping[str, str]]] = {}
-    notes: dict[str, list[str]] = {}
+    path, here = find_config(None, store.home), dict[str, tuple[Described, list[str]]]()
     if os.path.lexists(path):
         config, names, notes = with_references(read_config(path))
         for one in config.services.values():
             taken = tuple(dict.fromkeys((*one.spec.env_taken, *names[one.name])))
-            here[one.name.lower()] = one.name, one.spec._replace(env_taken=taken), one.depends_on
+            spec = one.spec._replace(env_taken=taken)
+            here[one.name.lower()] = (one.name, spec, one.depends_on), notes[one.name]
     for key, record in sorted(store.records().items()):
-        if key not in here:
-            here[key] = record.name, record.spec, NO_NEEDS
-            about = f"{record.name}: look for secrets: its command is as `up` made it of its ${{…}}"
-            notes.update({record.name: [about]} if record.config else {})
-    return here, notes
+        about = f"{record.name}: look for secrets: its command is as `up` made it of its ${{…}}"
+        one_by_hand = record.name, record.spec, dict[str, str]()
+        here.setdefault(key, (one_by_hand, [about] * bool(record.config)))
+    return here
 
 
 @command(
@@ -9752,7 +9737,7 @@ def export(store: Store, args: argparse.Namespace) -> Result:
     """Describe services to another engine."""
     from functools import partial
 
-    known, told = described(store)
+    known = described(store)
     for name in args.names:
         if name.lower() not in known:
             find(store, name)  # which says what there is
@@ -9760,8 +9745,8 @@ def export(store: Store, args: argparse.Namespace) -> Result:
     if not wanted:
         raise NotFound(f"no services in {store.home}", "start one; a stopped one counts, too")
     project = dns_name(os.path.basename(root_of(store)))
-    known_notes = [note for name, *_ in wanted for note in told.get(name, ())]
-    files, notes = exported(args.target, wanted, project, known_notes)
+    services, told = zip(*wanted)
+    files, notes = exported(args.target, services, project, itertools.chain(*told))
     data: dict[str, object] = {"target": args.target, "files": files}
     lines = [f"[WARN] {note}" for note in notes]
     if not args.output:
@@ -9773,7 +9758,7 @@ def export(store: Store, args: argparse.Namespace) -> Result:
             raise Refused(f"{os.path.join(args.output, file)} is there and differs")
         return files[file]
 
-    makes = [(file, partial(new_text, file)) for file in files]
+    makes = {file: partial(new_text, file) for file in files}
     result = write_all(os.path.abspath(args.output), makes, "overwrite it with --force")
     return result._replace(data={**data, **result.data}, lines=[*lines, *result.lines])
 
@@ -9862,9 +9847,7 @@ def with_section(text: str, above: str, old: str) -> str:
     section = f"{BEGINS}\n{text}{ENDS}".replace("\n", end)
     before, begin, rest = old.partition(BEGIN)
     _, ended, after = rest.partition(ENDS)
-    if (old.count(BEGIN), old.count(ENDS)) != (len(begin) > 0, len(ended) > 0) or (
-        begin and not ended
-    ):
+    if (old.count(BEGIN), old.count(ENDS)) != (len(ended) > 0, len(ended) > 0):
         raise ValueError("the marks of init aren't one pair")
     if begin:
         return before + section + after
@@ -9902,22 +9885,13 @@ def hooks_of(agent: str, call: str) -> dict[str, object]:
     there = {"type": "command", "command": f'cd "$CLAUDE_PROJECT_DIR" && {run}', "timeout": 60}
     action = {"trigger": "SessionEnd", "action": {"type": "command", "command": run}, "timeout": 60}
     button = {"when": {"type": "userTriggered"}, "then": {"type": "runCommand", "command": run}}
-    hooks: dict[str, dict[str, object]] = {
-        "claude": {".claude/settings.json": {"hooks": {"SessionEnd": [{"hooks": [there]}]}}},
-        "cursor": {
-            ".cursor/hooks.json": {"version": 1, "hooks": {"sessionEnd": [{"command": run}]}}
-        },
-        "kiro": {
-            ".kiro/hooks/end-services.json": {"version": "v1", "hooks": [{**about, **action}]},
-            ".kiro/hooks/end-services.kiro.hook": {
-                "enabled": True,
-                **about,
-                "version": "1",
-                **button,
-            },
-        },
+    hooks: dict[str, object] = {
+        ".claude/settings.json": {"hooks": {"SessionEnd": [{"hooks": [there]}]}},
+        ".cursor/hooks.json": {"version": 1, "hooks": {"sessionEnd": [{"command": run}]}},
+        ".kiro/hooks/end-services.json": {"version": "v1", "hooks": [{**about, **action}]},
+        ".kiro/hooks/end-services.kiro.hook": {"enabled": True, **about, "version": "1", **button},
     }
-    return hooks.get(agent, {})
+    return {path: hook for path, hook in hooks.items() if path.startswith(f".{agent}/")}
 
 
 def guesses(root: str) -> Iterator[tuple[str, dict[str, object], str]]:
@@ -9931,18 +9905,16 @@ def guesses(root: str) -> Iterator[tuple[str, dict[str, object], str]]:
 
     # No pattern here may look at the same blanks twice: the files are anybody's.
     for name, text in re.findall(r"(?m)^([\w-]+):[ \t]*(\S.*)$", read("Procfile")):
-        text = text.rstrip()
-        more: dict[str, object] = {"port": "auto"} if "PORT" in text else {}
-        yield (
-            name,
-            {"command": text, **({"shell": True} if shell_sign(text) else {}), **more},
-            "Procfile",
-        )
+        keys: dict[str, object] = {"command": text.rstrip()}
+        keys.update({"shell": True} if shell_sign(text.rstrip()) else {})
+        keys.update({"port": "auto"} if "PORT" in text else {})
+        yield name, keys, "Procfile"
     with contextlib.suppress(ValueError):
         scripts = as_object(as_object(parse_json(read("package.json") or "{}")).get("scripts"))
         for name in [one for one in ("dev", "start") if isinstance(scripts.get(one), str)][:1]:
             port = recognise_port(str(scripts[name]).split())
-            keys = {"command": f"npm run {name}", **({"port": port} if port else {})}
+            keys = {"command": f"npm run {name}"}
+            keys.update({"port": port} if port else {})
             yield "web", keys, f"package.json, scripts.{name}"
     asked = (read("pyproject.toml") + read("requirements.txt")).lower()
     if "django" in asked and read("manage.py"):
@@ -9956,10 +9928,8 @@ def guesses(root: str) -> Iterator[tuple[str, dict[str, object], str]]:
     for file in ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"):
         published = r"(?ms)^  ([\w.-]+):[ \t\r]*$(?:(?!^  \S).)*?^[ \t]+- \W?(?:[\d.]+:)?(\d+):\d+"
         for name, port in re.findall(published, read(file)):
-            keys = {
-                "command": f"docker compose up {name}",
-                "ready": [f"exec:nc -z 127.0.0.1 {port}"],
-            }
+            ready = f"exec:nc -z 127.0.0.1 {port}"
+            keys = {"command": f"docker compose up {name}", "ready": [ready]}
             yield name, keys, f"{file}, its ports"
 
 
@@ -9967,11 +9937,8 @@ def guessed_config(root: str) -> str:
     """A first configuration, each guess marked."""
     known: dict[str, list[str]] = {}
     for name, keys, source in guesses(root):
-        others = (
-            name,
-            source.partition("scripts.")[2] or name,
-            *(f"{name}-{n}" for n in range(2, 99)),
-        )
+        others = [name, source.partition("scripts.")[2] or name]
+        others += [f"{name}-{n}" for n in range(2, 99)]
         free = next((one for one in others if one.lower() not in known), "")
         if re.fullmatch(NAME, free):
             line = f"    {json.dumps(free)}: {json.dumps(keys, ensure_ascii=False)}"
@@ -9994,34 +9961,30 @@ def init(store: Store, args: argparse.Namespace) -> Result:
     from functools import partial
 
     root = root_of(store)
-    used = [
-        one for one in AGENTS if os.path.lexists(os.path.join(root, AGENTS[one][0].split("/")[0]))
-    ]
+    used = [one for one in AGENTS if os.path.lexists(f"{root}/{AGENTS[one][0].split('/')[0]}")]
     found = [] if args.config and not args.hooks else used or ["agents-md"]
     agents = list(AGENTS) if args.agent == "all" else [args.agent] if args.agent else found
     inner = SELF[len(root) + 1 :] if SELF.startswith(os.path.join(root, "")) else SELF
     is_installed = os.path.basename(sys.argv[0]) == "spm"
     call = "spm" if is_installed else f"python {join_command([inner])}"
     text = STEERING.replace("{spm}", call)
-    makes: list[tuple[str, Callable[[str], str]]] = [
-        (path, partial(with_section, text, above))
-        for path, above in map(AGENTS.__getitem__, agents)
-    ]
+    makes = dict[str, Callable[[str], str]]()
+    for path, above in map(AGENTS.__getitem__, agents):
+        makes[path] = partial(with_section, text, above)
     for agent in agents if args.hooks else ():
-        makes += [(path, partial(with_hook, hook)) for path, hook in hooks_of(agent, call).items()]
+        for path, hook in hooks_of(agent, call).items():
+            makes[path] = partial(with_hook, hook)
     guessed = guessed_config(root) if args.config else ""
     if args.config:
-        makes.append(("spm.json", lambda old: old or guessed))
+        makes["spm.json"] = lambda old: old or guessed
     result = write_all(root, makes, "write there by hand, or mend it")
     kept = "[INFO] spm.json is there already, left as it is"
     lines = [kept if one == "[OK] spm.json unchanged" else one for one in result.lines]
     if "[OK] spm.json written" in lines and "// a guess, from " not in guessed:
         lines.append("[WARN] nothing was recognised: spm.json has only an example")
-    result = result._replace(lines=lines)
     if args.hooks and "agents-md" in agents:
-        hint = "[INFO] AGENTS.md has no hooks: start what must end with --lease session"
-        result = result._replace(lines=[*result.lines, hint])
-    return result
+        lines.append("[INFO] AGENTS.md has no hooks: start what must end with --lease session")
+    return result._replace(lines=lines)
 
 
 # == Command line ==================================================================================
