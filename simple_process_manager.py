@@ -102,6 +102,7 @@ if TYPE_CHECKING:
     Ask = Callable[["Checks", "Check", float], "Sight"]  # who looks where a check itself can't
     Schema = Mapping[str, object]  # of JSON
     Owner = tuple["Identity | None", str]  # a process and its name; None: nobody
+    Run = Callable[["Store", argparse.Namespace], "Result"]  # a command
     Described = tuple[str, "Spec", Mapping[str, str]]  # its name, its spec, what it depends on
     Made = TypeVar("Made", bound=NamedTuple)
     Given = TypeVar("Given")
@@ -6188,21 +6189,24 @@ BOOTED: list[Boot] = []  # what boot_early() started, until a start takes it
 class Command(NamedTuple):
     """What the command line needs to know of a command."""
 
-    run: Callable[[Store, argparse.Namespace], Result]
-    help: str
+    run: Run
     options: tuple[Option, ...]
+
+    @property
+    def help(self) -> str:
+        """The first line of its docstring."""
+        line = (self.run.__doc__ or "").partition("\n")[0].rstrip(".")
+        return line[:1].lower() + line[1:]
 
 
 COMMANDS: dict[str, Command] = {}
 
 
-def command(
-    name: str, text: str, *options: Option
-) -> Callable[[Callable[[Store, argparse.Namespace], Result]], Callable[..., Result]]:
-    """Declare a function as a command."""
+def command(name: str, *options: Option) -> Callable[[Run], Run]:
+    """Declare a function as a command; the first line of its docstring is its help."""
 
-    def declare(run: Callable[[Store, argparse.Namespace], Result]) -> Callable[..., Result]:
-        COMMANDS[name] = Command(run, text, options)
+    def declare(run: Run) -> Run:
+        COMMANDS[name] = Command(run, options)
         return run
 
     return declare
@@ -6337,13 +6341,9 @@ def port_origin(spec: Spec) -> str | None:
 # -- start
 
 
-@command(
-    "start",
-    'start a service: NAME "COMMAND", or NAME [options] -- ARG…, or NAME alone: as last time',
-    *START_OPTIONS,
-)
+@command("start", *START_OPTIONS)
 def start(store: Store, args: argparse.Namespace) -> Result:
-    """Start a service, unless it runs already; with --wait until it is ready."""
+    """Start a service: NAME "COMMAND", or NAME [options] -- ARG…, or NAME alone: as last time."""
     if args.all_previous:
         return start_previous(store, args)
     result = start_service(store, args)
@@ -6845,13 +6845,12 @@ def reserve_port(store: Store, record: Record) -> Record:
 
 @command(
     "port",
-    "who listens on a port, and what would be done about it; --free does it",
     Option("port", "N", parse_port),
     Option("--free", help="end who listens there, if it is a leftover of this project"),
     Option("--on-conflict", "HOW", parse_conflict, "auto", "kill: --free ends any of yours"),
 )
 def show_port(store: Store, args: argparse.Namespace) -> Result:
-    """Who listens on a port; free it, if that may be done."""
+    """Who listens on a port, and what would be done about it; --free does it."""
     held = held_port(store, args.port, "")
     lines, free = [f"[OK] port {args.port} is free"], {"port": args.port, "free": True}
     if held is None:
@@ -7081,7 +7080,6 @@ def retire_supervisor(record: Record) -> None:
 
 @command(
     "stop",
-    "end services and everything that belongs to them",
     Option("names+", "NAME"),
     Option("--force", help="SIGKILL at once"),
     Option("--timeout", "D", parse_duration, STOP_TIMEOUT_S, "how long SIGTERM may take (10s)"),
@@ -7259,14 +7257,9 @@ def stop_report(seen: Seen, record: Record, ended: Ended | None) -> tuple[dict[s
     return data, f"[OK] {name} stopped in {format_duration(ended.seconds)} ({how}, {count}){remark}"
 
 
-@command(
-    "restart",
-    "stop a service and start it from its recorded spec, with the caller's environment",
-    Option("name", "NAME"),
-    Option("--force", help="in spite of a cooldown"),
-)
+@command("restart", Option("name", "NAME"), Option("--force", help="in spite of a cooldown"))
 def restart(store: Store, args: argparse.Namespace) -> Result:
-    """Stop a service and start it from its recorded spec."""
+    """Stop a service and start it from its recorded spec, with the caller's environment."""
     name = find(store, args.name).record.name
     with store.claim(name, CLAIM_S):
         seen = find(store, name)
@@ -7280,13 +7273,12 @@ def restart(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "cleanup",
-    "stop everything of this home, verify, and forget what is stopped",
     Option("--keep", help="don't forget the stopped services"),
     Option("--purge", help="remove their logs too"),
     Option("--session", help="only what was started with --lease session from this session"),
 )
 def cleanup(store: Store, args: argparse.Namespace) -> Result:
-    """Stop everything of this home, look for what is left, forget what is stopped."""
+    """Stop everything of this home, verify, and forget what is stopped."""
     if args.session:
         return end_session(store, args)
     where = shown_path(store.home)
@@ -7369,9 +7361,9 @@ def stays(store: Store, name: str) -> bool:
 WATCH = Option("--watch", "[D]", parse_duration, help="again and again, each D (2s), until q")
 
 
-@command("list", "every service, in one table", WATCH)
+@command("list", WATCH)
 def list_services(store: Store, args: argparse.Namespace) -> Result:
-    """Every service known here, in one table."""
+    """Every service, in one table."""
     here = place()
     seen = [observe(store, record, here) for _, record in sorted(store.records().items())]
     if not seen:
@@ -7444,14 +7436,9 @@ def shown(key: str, value: object) -> str:
     return SHOWN.get(key, str)(value)
 
 
-@command(
-    "status",
-    "everything about one service (exit 3: it isn't running)",
-    Option("name", "NAME"),
-    WATCH,
-)
+@command("status", Option("name", "NAME"), WATCH)
 def status(store: Store, args: argparse.Namespace) -> Result:
-    """Everything about one service; exit code 3 if it isn't running, as LSB's status has it."""
+    """Everything about one service (exit 3: it isn't running)."""
     seen = find(store, args.name)
     record, spec, verdict = seen.record, seen.record.spec, seen.verdict
     stats = all_stats() if seen.facts.here else {}
@@ -7500,12 +7487,11 @@ def relay_facts(store: Store, seen: Seen) -> object:
 
 @command(
     "stats",
-    "what a service and all that it started use, and used",
     Option("name", "NAME"),
     Option("--since", "D", parse_duration, 3600.0, "in the last D (1h); a day is kept"),
 )
 def stats(store: Store, args: argparse.Namespace) -> Result:
-    """Now, least, median, 95th percentile, greatest and course of each metric."""
+    """What a service and all that it started use, and used."""
     seen = find(store, args.name)
     name = seen.record.name
     found = figures(store.path(name, "metrics.jsonl"), time.time() - args.since)
@@ -7520,9 +7506,9 @@ def stats(store: Store, args: argparse.Namespace) -> Result:
     return Result({**facts, "metrics": metrics}, table=table)
 
 
-@command("alerts", "which alerts are active, and which were", Option("name?", "NAME"))
+@command("alerts", Option("name?", "NAME"))
 def show_alerts(store: Store, args: argparse.Namespace) -> Result:
-    """What the journals tell of alerts, and which are active."""
+    """Which alerts are active, and which were."""
     names = [args.name] if args.name else sorted(store.records())
     table: list[tuple[str, ...]] = [("service", "event", "at", "why")]
     active, past, lines = [], [], []
@@ -7539,7 +7525,6 @@ def show_alerts(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "logs",
-    "what a service wrote",
     Option("name", "NAME"),
     Option("-n --lines", "N", parse_count, 100, "how many lines at most (100)"),
     Option("-f --follow", help="go on until the service ends"),
@@ -7547,7 +7532,7 @@ def show_alerts(store: Store, args: argparse.Namespace) -> Result:
     Option("--raw", help="control characters and colours as they are, not written out"),
 )
 def logs(store: Store, args: argparse.Namespace) -> Result:
-    """What a service wrote; with -f also what it goes on to write."""
+    """What a service wrote."""
     import codecs
 
     record = find(store, args.name).record
@@ -7582,7 +7567,7 @@ def follow(store: Store, name: str | None, news: Callable[[], str]) -> Iterator[
             time.sleep(0.1)
 
 
-@command("touch", "a heartbeat: renew last_active", Option("name", "NAME"))
+@command("touch", Option("name", "NAME"))
 def touch(store: Store, args: argparse.Namespace) -> Result:
     """A heartbeat: renew last_active."""
     seen = find_live(store, args.name)
@@ -7601,13 +7586,12 @@ def find_live(store: Store, name: str) -> Seen:
 
 @command(
     "notify",
-    "a service tells of itself: ready, alive (a heartbeat) or stopped; inside it NAME is known",
     Option("name?", "NAME"),
     Option("state", "ready|alive|stopped", help="what it says"),
     Option("--message", "TEXT", default="", help="goes into the event"),
 )
 def notify(store: Store, args: argparse.Namespace) -> Result:
-    """Hand on what a service says of itself; one that was replaced meanwhile isn't heard."""
+    """A service tells of itself: ready, alive (a heartbeat) or stopped; inside it NAME is known."""
     inside = os.environ.get("SPM_SERVICE", "")
     if not (args.name or inside):
         raise UsageError("whose notice is it?", f"outside a service: notify NAME {args.state}")
@@ -7629,11 +7613,9 @@ NEXT = ("logs {0} -n 100", "events {0}", "restart {0}")
 NEXT_LIVE = ("logs {0} -n 100", "events {0}", "wait-healthy {0}", "stop {0}")
 
 
-@command(
-    "explain", "one page: status, cause, advice, failed exits, last lines", Option("name", "NAME")
-)
+@command("explain", Option("name", "NAME"))
 def explain(store: Store, args: argparse.Namespace) -> Result:
-    """All that who knows nothing else needs in order to go on: 60 lines, secrets masked."""
+    """One page: status, cause, advice, failed exits, last lines."""
     seen = find(store, args.name)
     record, spec, verdict, name = seen.record, seen.record.spec, seen.verdict, seen.record.name
     members = tree_of(trusted(seen)) if seen.facts.here else []
@@ -7658,13 +7640,12 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "events",
-    "what happened to a service, or to all of them, and why: one line each",
     Option("name?", "NAME"),
     Option("-n --lines", "N", parse_count, 100, "how many lines at most (100)"),
     Option("-f --follow", help="go on until the service ends (without NAME: until Ctrl-C)"),
 )
 def events(store: Store, args: argparse.Namespace) -> Result:
-    """What happened and why; with -f also what goes on to happen."""
+    """What happened to a service, or to all of them, and why: one line each."""
     name = find(store, args.name).record.name if args.name else None
     told, looked_at = store.events(name), 0.0
     last, known = told[max(0, len(told) - args.lines) :], set(told)
@@ -7687,14 +7668,13 @@ def events(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "wait-healthy",
-    "wait until services, ports or URLs answer",
     Option("targets+", "NAME|PORT|URL [TIMEOUT]", help="one or more; TIMEOUT is a duration (30s)"),
     Option("--http", "PATH", help="a GET of this path instead of the recorded readiness"),
     Option("--log", "REGEX", help="a line of the log instead of the recorded readiness"),
     *HTTP_OPTIONS,
 )
 def wait_healthy(store: Store, args: argparse.Namespace) -> Result:
-    """Wait until everything named answers, and it is the service's own process that does."""
+    """Wait until services, ports or URLs answer."""
     words, timeout_s = list(args.targets), WAIT_S
     if len(words) > 1 and re.fullmatch(DURATION, words[-1]):
         timeout_s = parse_duration(words.pop())
@@ -8096,14 +8076,13 @@ def on_ending_signals(act: Callable[[int, object], None] | signal.Handlers) -> N
 
 @command(
     "run",
-    'run a test command with services: NAME "COMMAND" … -- TEST… (--json: TEST speaks on stderr)',
     Option("name", "NAME"),
     *(one for one in START_OPTIONS if one.words not in NOT_IN_RUN),
     Option("--timeout", "D", parse_duration, 30.0, "time for each to become ready (30s)"),
     Option("--with", 'NAME="COMMAND"', default=[], help="another service, started before; or NAME"),
 )
 def run_tests(store: Store, args: argparse.Namespace) -> Result:
-    """Start services, wait until they are ready, run the test command, stop them.
+    """Run a test command with services: NAME "COMMAND" … -- TEST… (--json: TEST speaks on stderr).
 
     stdout is the test command's (with --json its output goes to stderr), so we speak on stderr.
     """
@@ -8295,7 +8274,6 @@ def exchange(
 
 @command(
     "call",
-    "one request to a stdio service: NAME TOOL key=value…, or NAME METHOD [PARAMS]",
     Option("name", "NAME"),
     Option("method", "METHOD|TOOL", help="a method has a slash (tools/list), or is ping"),
     Option("params*", "PARAMS", help="key=value…, a.b=value, JSON, @file, or - for stdin"),
@@ -8305,7 +8283,7 @@ def exchange(
     NO_START,
 )
 def call(store: Store, args: argparse.Namespace) -> Result:
-    """One request to a stdio service, and its result; the content of a tool as it is."""
+    """One request to a stdio service: NAME TOOL key=value…, or NAME METHOD [PARAMS]."""
     answer = exchange(store, args, lambda era: message_of(args, era), args.timeout)
     if args.raw:
         return Result({"answer": answer}, stream=iter([json.dumps(answer) + "\n"]))
@@ -8324,11 +8302,9 @@ def call(store: Store, args: argparse.Namespace) -> Result:
     return Result({"result": answer.get("result")}, stream=stream, error=error)
 
 
-@command(
-    "tools", "the tools of a stdio service, and their arguments", Option("name", "NAME"), NO_START
-)
+@command("tools", Option("name", "NAME"), NO_START)
 def tools(store: Store, args: argparse.Namespace) -> Result:
-    """The tools of a stdio service, in brackets what they may be given."""
+    """The tools of a stdio service, and their arguments."""
     found: list[Message] = []
     params: Message = {}
 
@@ -8352,14 +8328,9 @@ def tools(store: Store, args: argparse.Namespace) -> Result:
     return Result({"name": args.name, "tools": found}, [], table)
 
 
-@command(
-    "connect",
-    "join stdin and stdout to a stdio service, as one more client: an MCP client's command",
-    Option("name", "NAME"),
-    NO_START,
-)
+@command("connect", Option("name", "NAME"), NO_START)
 def connect(store: Store, args: argparse.Namespace) -> Result:
-    """Join the caller's stdin and stdout to a stdio service; their end isn't the service's."""
+    """Join stdin and stdout to a stdio service, as one more client: an MCP client's command."""
     if args.json:
         raise UsageError("connect prints what the service says", "leave --json out")
     connection, _ = join(store, args, time.monotonic() + CONNECTING_S + HUNG_S)
@@ -8397,21 +8368,16 @@ def config_at(store: Store, args: argparse.Namespace, expands: bool = True) -> C
     return read_config(path, args.mcp_config, args.procfile, expands)
 
 
-@command("config schema", "the JSON Schema of spm.json, for editors")
+@command("config schema")
 def show_schema(store: Store, args: argparse.Namespace) -> Result:
-    """The JSON Schema of spm.json."""
+    """The JSON Schema of spm.json, for editors."""
     text = json.dumps(document_schema(), indent=2)
     return Result({"schema": json.loads(text)}, stream=iter([text + "\n"]))
 
 
-@command(
-    "config validate",
-    "whether a configuration is valid; every problem at once",
-    Option("file?", "FILE", help="instead of --config"),
-    *CONFIG_OPTIONS,
-)
+@command("config validate", Option("file?", "FILE", help="instead of --config"), *CONFIG_OPTIONS)
 def validate(store: Store, args: argparse.Namespace) -> Result:
-    """Whether a configuration is valid."""
+    """Whether a configuration is valid; every problem at once."""
     args.config = args.file or args.config
     config = config_at(store, args)
     names: list[object] = list(config.services)
@@ -8420,14 +8386,9 @@ def validate(store: Store, args: argparse.Namespace) -> Result:
     return Result({**data}, [*(f"[INFO] {note}" for note in config.notes), line])
 
 
-@command(
-    "config rules",
-    "what the variables of services must be like, and whether it is met here; no values",
-    Option("name?", "NAME"),
-    *CONFIG_OPTIONS,
-)
+@command("config rules", Option("name?", "NAME"), *CONFIG_OPTIONS)
 def show_rules(store: Store, args: argparse.Namespace) -> Result:
-    """The rules that hold now: of the recorded spec, of the configuration where there is none."""
+    """What the variables of services must be like, and whether it is met here; no values."""
     is_there = args.config or args.mcp_config or args.procfile
     is_there = is_there or os.path.lexists(find_config(None, store.home))
     wanted = config_at(store, args).services.values() if is_there else ()
@@ -8579,9 +8540,9 @@ def tally(words: Iterable[object]) -> str:
     return ", ".join(f"{word}: {listed.count(word)}" for word in dict.fromkeys(listed))
 
 
-@command("config history", "the configurations that `up` applied, newest first; * those that hold")
+@command("config history")
 def history(store: Store, args: argparse.Namespace) -> Result:
-    """The versions."""
+    """The configurations that `up` applied, newest first; * those that hold."""
     rows, table = list[object](), [("version", "when", "result", "plan", "configuration")]
     holding: dict[str, int] = {}
     for one in versions(store):
@@ -8609,12 +8570,11 @@ def version_asked(store: Store, args: argparse.Namespace, number: int | None) ->
 
 @command(
     "config show",
-    "a configuration as it was applied, the values under env masked",
     Option("version?", "V", parse_count, help="its number in the history (the last one)"),
     CONFIG_OPTIONS[0],
 )
 def show_version(store: Store, args: argparse.Namespace) -> Result:
-    """What was applied."""
+    """A configuration as it was applied, the values under env masked."""
     version = version_asked(store, args, args.version)
     document = with_env(version.document)
     head = f"// version {version.number} of {moment(version.at)}: {version.result}"
@@ -8624,13 +8584,12 @@ def show_version(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "config diff",
-    "what differs in meaning: from A (the last one applied) to B (the file)",
     Option("a?", "A", parse_count, help="the number of a version"),
     Option("b?", "B", parse_count, help="the number of another"),
     *CONFIG_OPTIONS,
 )
 def diff(store: Store, args: argparse.Namespace) -> Result:
-    """What differs between two versions, or between one and the file."""
+    """What differs in meaning: from A (the last one applied) to B (the file)."""
     old = version_asked(store, args, args.a)
     new = read_version(store, args.b) if args.b is not None else None
     ends = [config_of(one.document, one.config, expands=False) for one in (old, new) if one]
@@ -8640,14 +8599,9 @@ def diff(store: Store, args: argparse.Namespace) -> Result:
     return Result({**data, **changes}, change_lines(changes))
 
 
-@command(
-    "config impact",
-    "what `up` would do to the services that run, if this were the configuration",
-    Option("file", "FILE"),
-    CONFIG_OPTIONS[0],
-)
+@command("config impact", Option("file", "FILE"), CONFIG_OPTIONS[0])
 def impact(store: Store, args: argparse.Namespace) -> Result:
-    """Which services would restart, and which go on."""
+    """What `up` would do to the services that run, if this were the configuration."""
     config = read_instead(find_config(args.config, store.home), os.path.abspath(args.file))
     steps = plan_of(config, known_services(store))
     data: dict[str, object] = {
@@ -8662,13 +8616,12 @@ def impact(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "config rollback",
-    "bring the services, and the configuration's file, back to a version; a new version itself",
     Option("version", "V", parse_count, help="its number in the history"),
     Option("--dry-run", help="print what would be done"),
     Option("--wait", "[D]", parse_duration, help="until all are ready, D at most for each (30s)"),
 )
 def rollback(store: Store, args: argparse.Namespace) -> Result:
-    """Go back to a version."""
+    """Bring the services, and the configuration's file, back to a version; a new version itself."""
     version = read_version(store, args.version)
     args.names, args.rollback_on_failure, text = [], False, version.text
     config = config_of(version.document, version.config)
@@ -8685,13 +8638,12 @@ def rollback(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "config export",
-    "one document with all that holds, defaults spelled out",
     Option("file", "FILE", help="-: stdout, where values under env are ${NAME}"),
     Option("--force", help="overwrite a file that is no configuration"),
     *CONFIG_OPTIONS,
 )
 def export_config(store: Store, args: argparse.Namespace) -> Result:
-    """Write the effective configuration."""
+    """One document with all that holds, defaults spelled out."""
     config = config_at(store, args, expands=False)
     full = spelled_out(config)
     bare = with_env(full, "${{{}}}")
@@ -8721,13 +8673,12 @@ def export_config(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "config import",
-    "take a file as the configuration: validated, compared, confirmed; `up` applies it",
     Option("file", "FILE"),
     Option("--yes", help="write it without a question"),
     CONFIG_OPTIONS[0],
 )
 def import_config(store: Store, args: argparse.Namespace) -> Result:
-    """Replace the configuration's file; the former one is kept."""
+    """Take a file as the configuration: validated, compared, confirmed; `up` applies it."""
     path = find_config(args.config, store.home)
     new = read_instead(path, os.path.abspath(args.file))
     old: Schema = {"services": {}}
@@ -8925,7 +8876,6 @@ def roll_back(
 
 @command(
     "up",
-    "bring the services of the configuration to what it says; nothing else is touched",
     Option("names*", "NAME", help="only these, and what they depend on"),
     Option("--dry-run", help="print what would be done"),
     Option("--wait", "[D]", parse_duration, help="until all are ready, D at most for each (30s)"),
@@ -8934,7 +8884,7 @@ def roll_back(
     *CONFIG_OPTIONS,
 )
 def up(store: Store, args: argparse.Namespace) -> Result:
-    """Bring the services of the configuration to what it says."""
+    """Bring the services of the configuration to what it says; nothing else is touched."""
     config = config_at(store, args)
     if not args.watch or args.dry_run:
         return bring_up(store, config, args)
@@ -9071,14 +9021,9 @@ def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[
                 return
 
 
-@command(
-    "down",
-    "stop the services of the configuration, those first on which no other depends",
-    Option("names*", "NAME"),
-    *CONFIG_OPTIONS,
-)
+@command("down", Option("names*", "NAME"), *CONFIG_OPTIONS)
 def down(store: Store, args: argparse.Namespace) -> Result:
-    """Stop the services of the configuration, or those that are named."""
+    """Stop the services of the configuration, those first on which no other depends."""
     if not os.path.lexists(store.home):
         return Result({"config": None, "services": []}, ["[OK] nothing of it was running"])
     store.prepare()
@@ -9711,7 +9656,8 @@ def described(store: Store) -> dict[str, tuple[Described, list[str]]]:
     """Each service with what is to be said of it: the configuration's, then those started by hand.
     Of a variable that a command names it has the name.
     """
-    path, here = find_config(None, store.home), dict[str, tuple[Described, list[str]]]()
+    here: dict[str, tuple[Described, list[str]]] = {}
+    path = find_config(None, store.home)
     if os.path.lexists(path):
         config, names, notes = with_references(read_config(path))
         for one in config.services.values():
@@ -9727,14 +9673,13 @@ def described(store: Store) -> dict[str, tuple[Described, list[str]]]:
 
 @command(
     "export",
-    f"the services for another engine: {', '.join(TARGETS)}",
     Option("target", "TARGET", one_of(*TARGETS), help=", ".join(TARGETS)),
     Option("names*", "NAME", help="these services alone"),
     Option("-o --output", "DIR", help="write files there instead of printing them"),
     Option("--force", help="overwrite files that differ"),
 )
 def export(store: Store, args: argparse.Namespace) -> Result:
-    """Describe services to another engine."""
+    """The services for another engine: systemd, procfile, compose, kubernetes, nomad."""
     from functools import partial
 
     known = described(store)
@@ -9951,13 +9896,12 @@ def guessed_config(root: str) -> str:
 
 @command(
     "init",
-    "write what teaches a coding agent to use this: --agent, --hooks; and a first --config",
     Option("--agent", "WHO", one_of(*AGENTS, "all"), help=f"{', '.join(AGENTS)} or all"),
     Option("--hooks", help="what ends the services with the agent's session, where it can"),
     Option("--config", help="a starting spm.json, guessed from what is here"),
 )
 def init(store: Store, args: argparse.Namespace) -> Result:
-    """Write the steering document for the agents named, or for those that are in use here."""
+    """Write what teaches a coding agent to use this: --agent, --hooks; and a first --config."""
     from functools import partial
 
     root = root_of(store)
@@ -9968,7 +9912,7 @@ def init(store: Store, args: argparse.Namespace) -> Result:
     is_installed = os.path.basename(sys.argv[0]) == "spm"
     call = "spm" if is_installed else f"python {join_command([inner])}"
     text = STEERING.replace("{spm}", call)
-    makes = dict[str, Callable[[str], str]]()
+    makes: dict[str, Callable[[str], str]] = {}
     for path, above in map(AGENTS.__getitem__, agents):
         makes[path] = partial(with_section, text, above)
     for agent in agents if args.hooks else ():
