@@ -103,6 +103,7 @@ if TYPE_CHECKING:
     Schema = Mapping[str, object]  # of JSON
     Owner = tuple["Identity | None", str]  # a process and its name; None: nobody
     Run = Callable[["Store", argparse.Namespace], "Result"]  # a command
+    Stopped = tuple["Record", "Ended | None"]  # afterwards; what had to be ended, None: nothing
     Described = tuple[str, "Spec", Mapping[str, str]]  # its name, its spec, what it depends on
     Made = TypeVar("Made", bound=NamedTuple)
     Given = TypeVar("Given")
@@ -6305,8 +6306,7 @@ def _look(store: Store, record: Record, here: Place) -> Seen:
     if facts.here and record.phase in LIVE_PHASES:
         claimed = record.main is None and store.is_claimed(record.name)
         supervised, look = store.is_supervised(record.name), None
-        if record.main:
-            look = stat_of(record.main.pid)
+        look = record.main and stat_of(record.main.pid)
         main = condition_from(look, record.main)
         if look and main != "stranger" and not is_proven(store, record, look, supervised):
             main = "stranger"
@@ -6351,7 +6351,7 @@ def start(store: Store, args: argparse.Namespace) -> Result:
     if record is None:
         return result
     try:
-        waited = Wait([Target(store, record)], args.wait, args.progress).run()
+        waited = wait_for([Target(store, record)], args.wait, args.progress)
     except SpmError as error:
         return result._replace(error=error)
     data = {**result.data, **waited.data, "status": (store.record(args.name) or record).phase}
@@ -6391,12 +6391,10 @@ def unknown_service(store: Store, args: argparse.Namespace, name: str, in_run: b
     names += read_config(path).services if os.path.lexists(path) else ()
     how = f'start {name} "COMMAND"'
     if in_run:
-        is_main = hasattr(args, "with")
-        how = f'run {name} "COMMAND" -- …' if is_main else f'--with {name}="COMMAND"'
+        how = f'run {name} "COMMAND" -- …' if hasattr(args, "with") else f'--with {name}="COMMAND"'
     near = nearest(name, names)
-    return UsageError(
-        f"no service {name!r} is known", f"{near}{'A' if near else 'a'} new one: {how}"
-    )
+    advice = f"{near}{'A' if near else 'a'} new one: {how}"
+    return UsageError(f"no service {name!r} is known", advice)
 
 
 def bring(store: Store, asked: Asked, may_replace: bool = True) -> Result:
@@ -6524,13 +6522,6 @@ def sources_of(spec: Spec, values: Iterable[str]) -> dict[str, str]:
     return {**sources, **dict.fromkeys(spec.env_given, "--env")}
 
 
-def added_environment(store: Store, record: Record) -> dict[str, str]:
-    """What its start added to the caller's environment, as far as that can still be had."""
-    with contextlib.suppress(StateError):
-        return added_values(record.spec, store.given_env(record.name))
-    return {}
-
-
 def added_values(spec: Spec, given: dict[str, str]) -> dict[str, str]:
     """What a start would add to the caller's environment, as far as that can be had."""
     with contextlib.suppress(ConfigError):
@@ -6539,10 +6530,7 @@ def added_values(spec: Spec, given: dict[str, str]) -> dict[str, str]:
 
 
 def keep_running(store: Store, seen: Seen, asked: Asked) -> Result | None:
-    """The same service runs already: its lease renewed, supervised again; None if it just ends.
-
-    None, too, if what is recorded isn't its own.
-    """
+    """The same service runs already: its lease renewed; None if it just ends, or isn't its own."""
     spec, record = asked.spec, renewed(seen.record, asked.spec.lease, asked.owner)
     other = spec_differences(record.spec, with_lease_of(spec, record.spec))
     if spec.lease == record.spec.lease == "session" and record.owner != session_owner()[0]:
@@ -6560,7 +6548,7 @@ def keep_running(store: Store, seen: Seen, asked: Asked) -> Result | None:
         asked = asked._replace(name=record.name, conflict="auto", config=record.config)
         return begin(store, asked, seen, "started anew")
     record = record._replace(last_active=time.time())
-    record = launch(store, record, added_environment(store, record), adopt=True)
+    record = launch(store, record, added_values(record.spec, asked.given), adopt=True)
     how = "already running, its supervisor was gone: taken back (its exit code will not be known)"
     return started(store, record, how, notes)
 
@@ -6836,8 +6824,7 @@ def reserve_port(store: Store, record: Record) -> Record:
     for port in port_choices(spec, seed):
         asked = spec.port_asked or str(spec.port) * (port != spec.port)
         chosen = record._replace(spec=spec._replace(port=port, port_asked=asked))
-        is_open = is_free(port)
-        if is_open and not store.reserve(chosen, lambda one: one.wanted == "running"):
+        if is_free(port) and not store.reserve(chosen, lambda one: one.wanted == "running"):
             return chosen
     first = spec.port or AUTO_PORTS[0]
     raise PortConflict(f"{record.name}: no port is free from {first} on", "give another --port")
@@ -6925,7 +6912,8 @@ def launch(
         if not adopt:  # it may have died between launching the service and telling us
             drive(end_tree(record, tree_of(record), 0.0, force=True))
         if has_retry:
-            forget_compiled(store)
+            with contextlib.suppress(OSError):  # another start was faster, or it is read-only
+                os.unlink(compiled_path(store))  # it may be damaged
             store.reserved = None  # what the first one noted isn't so any more
             return launch(store, record, env, adopt, has_retry=False)
         why = line.decode("utf-8", "replace").strip().rpartition("\n")[2]
@@ -6934,10 +6922,8 @@ def launch(
 
 
 def launch_in_window(store: Store, record: Record, env: dict[str, str]) -> Record:
-    """The record after a supervisor inside a new window took it over.
-
-    It is the terminal's child, so order (with values: never in a file) and answer go over a socket.
-    """
+    """The record after a supervisor inside a new window took it over."""
+    # It is the terminal's child: order (with values: never in a file) and answer go over a socket.
     name, asked = record.name, record.spec.terminal or ""
     line, label = terminal_line(asked), f"{name}-{record.instance[:4]}".replace(".", "_")
     if line is None:
@@ -6996,11 +6982,7 @@ def meet(
 
 
 def supervisor_command(store: Store, name: str, compiled: bool = True) -> list[str]:
-    """The words that start a supervisor: from bytecode in the state directory, compiled once.
-
-    -S and -E: neither site-packages nor PYTHON* variables of the caller take part; what psutil
-    needs of sys.path goes along with the order.
-    """
+    """The words that start a supervisor: from bytecode in the state directory, compiled once."""
     target = compiled_path(store)
     if compiled and not os.path.exists(target):
         import py_compile
@@ -7015,6 +6997,8 @@ def supervisor_command(store: Store, name: str, compiled: bool = True) -> list[s
                 if path != own and is_old:
                     shutil.rmtree(path, ignore_errors=True)
     program = target if compiled and os.path.exists(target) else SELF
+    # Neither site-packages nor PYTHON* variables of the caller take part; what psutil needs of
+    # sys.path goes along with the order.
     return [sys.executable, "-S", "-E", program, "supervise", name]
 
 
@@ -7023,12 +7007,6 @@ def compiled_path(store: Store) -> str:
     facts = os.stat(SELF)
     tag = f"{sys.implementation.cache_tag}-{facts.st_mtime_ns:x}-{facts.st_size:x}"
     return os.path.join(store.home, "cache", tag, "simple_process_manager.pyc")
-
-
-def forget_compiled(store: Store) -> None:
-    """Remove a compiled form that may be damaged."""
-    with contextlib.suppress(OSError):  # another start was faster, or it is read-only
-        os.unlink(compiled_path(store))
 
 
 def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
@@ -7140,13 +7118,8 @@ def stop_all(store: Store, names: Sequence[str], timeout_s: float, force: bool) 
     return Result({"services": [data for data, _ in reports], **failures}, lines, error=first)
 
 
-def begin_stop(
-    store: Store, seen: Seen, timeout_s: float, force: bool
-) -> Callable[[], tuple[Record, Ended | None]]:
-    """Ask the supervisor to end its service, put one that doesn't answer aside; then what waits.
-
-    It returns the record afterwards and what had to be ended, None if nothing.
-    """
+def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Callable[[], Stopped]:
+    """Ask the supervisor to end its service, put one that doesn't answer aside; then what waits."""
     name = seen.record.name
     recorded = store.record(name) or seen.record
     if recorded.main is None:  # the start that would have noted it was broken off
@@ -7167,7 +7140,7 @@ def begin_stop(
 
 def finish_stop(
     store: Store, seen: Seen, connection: socket.socket, timeout_s: float, force: bool
-) -> tuple[Record, Ended | None]:
+) -> Stopped:
     """What came of a stop, as the supervisor tells."""
     name = seen.record.name
     try:
@@ -7202,9 +7175,7 @@ def trusted(seen: Seen) -> Record:
     return seen.record if is_its_own else seen.record._replace(main=None)
 
 
-def stop_unsupervised(
-    store: Store, seen: Seen, timeout_s: float, force: bool
-) -> tuple[Record, Ended | None]:
+def stop_unsupervised(store: Store, seen: Seen, timeout_s: float, force: bool) -> Stopped:
     """End a service whose supervisor is gone, by its cookie, group and descendants."""
     if seen.record.main is None:  # that of a start that was broken off may yet come
         retire_supervisor(seen.record)
@@ -7266,9 +7237,8 @@ def restart(store: Store, args: argparse.Namespace) -> Result:
         record, spec, given = seen.record, seen.record.spec, store.given_env(name)
         is_kept = spec.lease != "session" and is_alive(record.owner)
         owner = (record.owner, record.owner_name) if is_kept else None
-        conflict = "force" if args.force else "auto"
-        asked = Asked(name, spec, given, conflict, record.config, owner)
-        return begin(store, asked, seen, "restarted")
+        flag = "force" if args.force else "auto"
+        return begin(store, Asked(name, spec, given, flag, record.config, owner), seen, "restarted")
 
 
 @command(
@@ -7415,10 +7385,10 @@ def moment(at: float) -> str:
 
 SHOWN: dict[str, Callable[..., str]] = {
     **dict.fromkeys(("uptime_s", "lease_left_s", "idle_timeout_s", "idle_left_s"), format_duration),
-    "cpu_percent": "{:.1f}%".format,
-    "memory_bytes": format_bytes,
     "lived_s": format_duration,
     **dict.fromkeys(("at", "since", "started_at", "last_active"), moment),
+    "cpu_percent": "{:.1f}%".format,
+    "memory_bytes": format_bytes,
 }
 
 
@@ -7682,7 +7652,7 @@ def wait_healthy(store: Store, args: argparse.Namespace) -> Result:
         advice = "write for example: wait-healthy api redis 30s"
         raise UsageError(f"{words[-1]!r} is neither a service here nor a duration", advice)
     targets = [target_of(store, word, args) for word in dict.fromkeys(words)]
-    return Wait(targets, timeout_s, args.progress).run()
+    return wait_for(targets, timeout_s, args.progress)
 
 
 def target_of(store: Store, word: str, args: argparse.Namespace) -> Target:
@@ -7746,17 +7716,17 @@ class Target:
         self.heard, self.connection = b"", None
         with contextlib.suppress(OSError):  # no supervisor: then nothing idles, nobody tells
             self.connection = record and self.store.send(record.name, {"op": "watch"})
-        has_exec = record and any(check.kind == "exec" for check in checks)
-        added = added_environment(self.store, record) if record and has_exec else {}
-        self.env = {**os.environ, **added}
+        self.env = dict(os.environ)
+        if record and any(check.kind == "exec" for check in checks):
+            with contextlib.suppress(StateError):  # what it was given can't be read
+                given = self.store.given_env(record.name)
+                self.env.update(added_values(record.spec, given))
         self.due_at = dict.fromkeys(checks, 0.0)
         self.after_s: float | None = None  # when everything held
 
     def ask(self, checks: Checks, check: Check, deadline: float) -> Sight:
         """What only the supervisor knows, or what its log says."""
-        if check.kind == "log":
-            return checks.read(check, deadline)
-        return self.told()
+        return checks.read(check, deadline) if check.kind == "log" else self.told()
 
     def told(self) -> Sight:
         """What the supervisor says of it."""
@@ -7889,9 +7859,8 @@ class Target:
             advice = "no service here claims this port (see `list`): start one with --port"
             return TimedOut(message, advice, **facts)
         name, pid = record.name, record.main and record.main.pid
-        alive = (
-            f"{name} (pid {pid}) {'was alive' if self.is_passing else 'is alive and left running'}"
-        )
+        alive = "was alive" if self.is_passing else "is alive and left running"
+        alive = f"{name} (pid {pid}) {alive}"
         facts["log_tail"] = self.store.last_lines(name, 20)
         if any(sight.is_foreign for sight in sights.values()):
             advice = f"end that process, or give {name} another port"
@@ -7908,52 +7877,34 @@ class Target:
         return TimedOut(message, advice, **facts)
 
 
-class Wait:
-    """A wait for all targets side by side: until they are healthy, one dies, or time is over."""
-
-    def __init__(
-        self, targets: Sequence[Target], timeout_s: float, progress: Callable[[str], None]
-    ) -> None:
-        self.targets, self.timeout_s, self.progress = targets, timeout_s, progress
-        self.began = self.shown_at = time.monotonic()
-
-    def run(self) -> Result:
-        """The Result when all are healthy; Failed, PortConflict or TimedOut otherwise."""
-        try:
-            waiting = list(self.targets)
-            while waiting:
-                waiting = self.look()
-        finally:
-            self.progress("")
-        for target in self.targets:
-            target.tell()
-        rows = [target.facts() for target in self.targets]
-        waited_s = round(time.monotonic() - self.began, 3)
-        data = rows[0] if len(rows) == 1 else {"waited_s": waited_s}
-        return Result({**data, "targets": rows}, [target.line() for target in self.targets])
-
-    def look(self) -> list[Target]:
-        """Who isn't healthy after another look, and a pause if there are any."""
-        deadline = self.began + self.timeout_s
-        for target in self.targets:
-            target.look(self.began, deadline)
-        waiting, now = [one for one in self.targets if one.checks.waiting()], time.monotonic()
-        if waiting and now >= deadline:
-            self.give_up()
-        if waiting and now >= self.shown_at:
-            time_s = f"{now - self.began:.0f} s of {format_duration(self.timeout_s)}"
-            self.progress(f"waiting for {waiting[0].label}: {waiting[0].seen:.44} ({time_s})")
-            self.shown_at = now + 0.1
-        due = [one.due_at[check] for one in waiting for check in one.checks.waiting()]
-        time.sleep(max(0.0, min(*due, deadline) - time.monotonic()) if due else 0.0)
-        return waiting
-
-    def give_up(self) -> NoReturn:
-        """TimedOut, or PortConflict, with what was seen of each that isn't healthy."""
-        waiting = [one for one in self.targets if one.checks.waiting()]
-        errors = [target.too_late(self.timeout_s) for target in waiting or self.targets]
-        errors[0].message = "; ".join(error.message for error in errors)
-        raise errors[0]
+def wait_for(
+    targets: Sequence[Target], timeout_s: float, progress: Callable[[str], None]
+) -> Result:
+    """The Result when all are healthy; as soon as one dies or time is over, the error."""
+    began = shown_at = time.monotonic()
+    waiting, deadline = list(targets), began + timeout_s
+    try:
+        while waiting:
+            for target in targets:
+                target.look(began, deadline)
+            waiting, now = [one for one in targets if one.checks.waiting()], time.monotonic()
+            if waiting and now >= deadline:
+                errors = [target.too_late(timeout_s) for target in waiting]
+                errors[0].message = "; ".join(error.message for error in errors)
+                raise errors[0]
+            if waiting and now >= shown_at:
+                time_s = f"{now - began:.0f} s of {format_duration(timeout_s)}"
+                progress(f"waiting for {waiting[0].label}: {waiting[0].seen:.44} ({time_s})")
+                shown_at = now + 0.1
+            due = [one.due_at[check] for one in waiting for check in one.checks.waiting()]
+            time.sleep(max(0.0, min(*due, deadline) - time.monotonic()) if due else 0.0)
+    finally:
+        progress("")
+    for target in targets:
+        target.tell()
+    rows, waited_s = [one.facts() for one in targets], round(time.monotonic() - began, 3)
+    data = rows[0] if len(rows) == 1 else {"waited_s": waited_s}
+    return Result({**data, "targets": rows}, [target.line() for target in targets])
 
 
 # -- run
@@ -7984,7 +7935,7 @@ class Chain:
             self.store.ask_record(record.name, "touch", sharer=self.me._asdict())
         target = Target(self.store, record)
         target.is_passing = record.owner == self.me
-        ready = Wait([target], self.timeout_s, self.progress).run()
+        ready = wait_for([target], self.timeout_s, self.progress)
         self.say(*ready.lines)
         port = record.spec.port or ready.data["port"]
         data.update(port=port, waited_s=ready.data["waited_s"], died=None)
@@ -8027,8 +7978,7 @@ class Chain:
             except (Failed, NotFound) as error:
                 self.targets.remove(target)
                 self.services[str(target.name).lower()]["died"] = error.message
-                tail = error.facts.get("log_tail")
-                lines = [f"  | {line}" for line in tail] if isinstance(tail, list) else []
+                lines = [f"  | {line}" for line in as_list(error.facts.get("log_tail", []))]
                 self.say(f"[WARN] {error.message}; the tests go on", *lines)
 
     def stop(self) -> str:
@@ -8051,8 +8001,8 @@ class Chain:
             data["status"] = record and record.phase
             data["exit"] = record and record.exit and record.exit._asdict()
         stopped = [name for name, data in self.services.items() if data["stopped"]]
-        left = [name for name, data in self.services.items() if data["status"] in LIVE_PHASES]
-        left = [name for name in left if name not in shared]
+        others = [one for one in self.services.items() if one[0] not in shared]
+        left = [name for name, data in others if data["status"] in LIVE_PHASES]
         told = [("stopped", stopped), ("left running, as it was before", left)]
         told += [("left to another run", shared)]
         return "".join(f"; {word}: {', '.join(names)}" for word, names in told if names)
@@ -8083,8 +8033,7 @@ def on_ending_signals(act: Callable[[int, object], None] | signal.Handlers) -> N
 )
 def run_tests(store: Store, args: argparse.Namespace) -> Result:
     """Run a test command with services: NAME "COMMAND" … -- TEST… (--json: TEST speaks on stderr).
-
-    stdout is the test command's (with --json its output goes to stderr), so we speak on stderr.
+    stdout is the test command's, so we speak on stderr.
     """
     tests, advice = args.tail, f'write: run {args.name} "COMMAND" -- pytest tests/'
     if not tests:
@@ -8097,8 +8046,8 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
     on_ending_signals(interrupted)
     try:
         for name, equals, text in (item.partition("=") for item in getattr(args, "with")):
-            words = [text] if equals else []
-            chain.add(type(args)(**{**defaults, "name": name, "command": words}))
+            one = {**defaults, "name": name, "command": [text] if equals else []}
+            chain.add(type(args)(**one))
         chain.add(type(args)(**{**defaults, **vars(args), "tail": None}))
         code = chain.test([program, *tests[1:]], 2 if args.json else None)
     except SpmError as error:
@@ -9084,13 +9033,7 @@ VALUES_IN = {
 # each quoting leaves alone, and which a shell's puts between single quotes.
 HELD = "\ue000{}\ue001"
 IS_HELD = HELD.format(rf"({VARIABLE})")
-HOLDS = {  # what a target has for it
-    "systemd": r"${\1}",
-    "procfile": r"""'"$\1"'""",
-    "compose": r"${\1}",
-    "kubernetes": r"$(\1)",
-    "nomad": r"$${\1}",
-}
+HOLDS = {"procfile": r"""'"$\1"'""", "kubernetes": r"$(\1)", "nomad": r"$${\1}"}  # others: ${NAME}
 UNPRINTABLE = '["\\\\\0-\x1f\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]'
 # In a template <key> is a value, a line with a list is repeated, one without a value is left out;
 # <key?> is only asked for. systemd.unit(5), systemd.service(5), systemd.exec(5); a service is
@@ -9307,8 +9250,7 @@ def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
     for field in f"{LOST_EVERYWHERE} {LOST[target]}{unwatched}".split():
         if getattr(spec, field) != Spec._field_defaults[field]:
             option = field.removesuffix("_s").replace("_", "-").replace("alerts", "alert")
-            with_no = " with --restart no" * (field in unwatched)
-            lost = f"has nothing like --{option}{with_no}"
+            lost = f"has nothing like --{option}" + " with --restart no" * (field in unwatched)
             lost = "doesn't check environment rules" if field == "rules" else lost
             notes.append(f"{name}: {target} {lost}")
     if (target, spec.restart) in RESTART_NOTES:
@@ -9503,20 +9445,13 @@ def documents(target: str, units: Sequence[Unit], project: str) -> dict[str, str
     path, head, template, values_of, foot = FILES[target]
     for unit in units:
         spec = unit.spec
-        common: dict[str, object] = {
-            **spec._asdict(),
-            **unit._asdict(),
-            "project": project,
-            "stop": STOP_TIMEOUT_S,
-            "needs": list(unit.needs),
-            "own_port": spec.port_declared and spec.port,
-            "restarts": spec.restart != "no",
-            "once": spec.restart == "no",
-            "burst": spec.max_restarts + 1,
-            "attempts": str(spec.max_restarts * (spec.restart != "no")),
-            "retries": max(spec.health_retries, 1),
-        }
-        values = {**common, **values_of(unit, known)}
+        own_port, needs = spec.port_declared and spec.port, list(unit.needs)
+        values: dict[str, object] = {**spec._asdict(), **unit._asdict(), "project": project}
+        values.update(needs=needs, own_port=own_port, stop=STOP_TIMEOUT_S)
+        values.update(once=spec.restart == "no", restarts=spec.restart != "no")
+        values.update(attempts=str(spec.max_restarts * (spec.restart != "no")))
+        values.update(burst=spec.max_restarts + 1, retries=max(spec.health_retries, 1))
+        values.update(values_of(unit, known))
         values["pod"] = filled(POD_SPEC, values) if target == "kubernetes" else ""
         file = path.format(project, unit.name)
         texts[file] = texts.get(file, head.format(project)) + filled(template, values)
@@ -9556,7 +9491,7 @@ def exported(
         mine = (f"{file[:-8]}:", f"{file[:-8]} ") if target == "systemd" else ""
         own = [one for one in notes if one.startswith(mine) or " is left out: " in one]
         head = "".join(f"# {one}\n" for one in own)
-        files[file] = head + re.sub(IS_HELD, HOLDS[target], text)
+        files[file] = head + re.sub(IS_HELD, HOLDS.get(target, r"${\1}"), text)
     return files, notes
 
 
@@ -9648,8 +9583,7 @@ def with_references(config: Config) -> tuple[Config, dict[str, list[str]], dict[
             inside = sorted({each[0] for each in left if each[0] not in ("", "workspaceFolder")})
             told += [f"{name}: {key} holds the value of ${{{each}}}, in clear" for each in inside]
         services[name], names[name], notes[name] = new, list(found), told
-    document = {**config.document, "services": services}
-    return config_of(document, config.path), names, notes
+    return config_of({**config.document, "services": services}, config.path), names, notes
 
 
 def described(store: Store) -> dict[str, tuple[Described, list[str]]]:
@@ -9909,8 +9843,7 @@ def init(store: Store, args: argparse.Namespace) -> Result:
     found = [] if args.config and not args.hooks else used or ["agents-md"]
     agents = list(AGENTS) if args.agent == "all" else [args.agent] if args.agent else found
     inner = SELF[len(root) + 1 :] if SELF.startswith(os.path.join(root, "")) else SELF
-    is_installed = os.path.basename(sys.argv[0]) == "spm"
-    call = "spm" if is_installed else f"python {join_command([inner])}"
+    call = "spm" if os.path.basename(sys.argv[0]) == "spm" else f"python {join_command([inner])}"
     text = STEERING.replace("{spm}", call)
     makes: dict[str, Callable[[str], str]] = {}
     for path, above in map(AGENTS.__getitem__, agents):
@@ -9985,11 +9918,10 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
         # but of NAME=value only the name: a message may be logged
         form = rf"^((?:--env=)?{VARIABLE}=).*"
         line = join_command([re.sub(form, r"\1…", word, flags=re.S) for word in words])
-        raise UsageError(
-            "options behind an unquoted command: are they the command's or start's?",
-            f"quote the command: start {args.name} {join_command([line])}, "
-            f"or put it behind --: start {args.name} -- {line}",
-        )
+        advice = f"quote the command: start {args.name} {join_command([line])}, "
+        advice += f"or put it behind --: start {args.name} -- {line}"
+        told = "options behind an unquoted command: are they the command's or start's?"
+        raise UsageError(told, advice)
     if cut < len(argv) and name not in ("start", "run"):
         raise UsageError(f"{name} takes no command behind --", f"see: {PROGRAM} {name} --help")
     return COMMANDS[name], args
@@ -10011,15 +9943,14 @@ def no_command(leading: Sequence[str], name: str, rest: Sequence[str]) -> Except
     """What to say when no command of ours was called."""
     if "--version" in leading:
         return HelpWanted(f"{PROGRAM} {__version__}")
+    family = name.partition(" ")[0]
+    known = [one for one in COMMANDS if family not in FAMILIES or one.startswith(f"{family} ")]
+    listing = "\n".join(f"  {key:17}{COMMANDS[key].help}" for key in known)
     if not name and ("--json" not in leading or set(leading) & {"-h", "--help"}):
-        listing = "\n".join(f"  {key:17}{one.help}" for key, one in COMMANDS.items())
         usage = f"usage: {PROGRAM} [--home DIR] [--json] COMMAND …\n       {PROGRAM} COMMAND --help"
         doc = (__doc__ or "").partition("\n")[0]
         return HelpWanted(f"{usage}\n\n{doc}\n\n{listing}\n\n{EXIT_CODES}")
-    family = name.partition(" ")[0]
-    known = [one for one in COMMANDS if family not in FAMILIES or one.startswith(f"{family} ")]
     if family in FAMILIES and not {"-h", "--help"}.isdisjoint((*leading, *name.split())):
-        listing = "\n".join(f"  {key:17}{COMMANDS[key].help}" for key in known)
         return HelpWanted(f"usage: {PROGRAM} {family} WORD …\n\n{listing}")
     if family in FAMILIES and name.partition(" ")[2][:1] in ("", "-"):
         return UsageError(f"{family} what?", ", ".join(known))
@@ -10028,9 +9959,8 @@ def no_command(leading: Sequence[str], name: str, rest: Sequence[str]) -> Except
         meant = next((word for word in rest if word in COMMANDS), "COMMAND")
         how = f"options stand behind the command: {meant} {option} …"
         return UsageError(f"no command {option!r}", how)
-    return UsageError(
-        f"no command {name!r}", f"{nearest(name, known)}The commands are: {', '.join(known)}"
-    )
+    advice = f"{nearest(name, known)}The commands are: {', '.join(known)}"
+    return UsageError(f"no command {name!r}", advice)
 
 
 def service_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
@@ -10113,13 +10043,11 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> None:
         lines = chunk.replace("\r\n", "\n").split("\n")
         write(sys.stdout, chunk if result.is_raw else "\n".join(map(neutral, lines)))
     if error:
-        problems = error.facts.get("problems")
-        tail = error.facts.get("log_tail") or [
-            str(Problem(**one))
-            for one in (problems if isinstance(problems, list) else ())[1:]
-            if isinstance(one, dict)  # of a configuration; those of variables are in the message
-        ]
-        shown = [f"  | {neutral(line)}\n" for line in tail] if isinstance(tail, list) else []
+        problems = as_list(error.facts.get("problems", []))[1:]
+        # of a configuration; those of variables are in the message
+        told = [str(Problem(**one)) for one in problems if isinstance(one, dict)]
+        tail = as_list(error.facts.get("log_tail") or told)
+        shown = [f"  | {neutral(str(line))}\n" for line in tail]
         cause = error.facts.get("cause")
         cause = cause if isinstance(cause, dict) else {"kind": "unknown"}
         if cause["kind"] != "unknown" and cause["advice"] != error.advice:  # else it is said
