@@ -7066,27 +7066,22 @@ def retire_supervisor(record: Record) -> None:
 def stop(store: Store, args: argparse.Namespace) -> Result:
     """End services and everything that belongs to them."""
     names = [check_name(name) for name in args.names]
-    if args.dry_run:
-        return dry_run(store, [find(store, name) for name in dict.fromkeys(names)])
-    return stop_all(store, names, args.timeout, args.force)
-
-
-def member_data(member: Member) -> dict[str, object]:
-    """The JSON of a process of a tree."""
-    pid = member.identity.pid
-    return {"pid": pid, "why": member.why, "command": mask_secrets(command_line(pid))}
-
-
-def dry_run(store: Store, services: Sequence[Seen]) -> Result:
-    """What a stop would signal."""
-    lines, data = [], []
-    for seen in services:
+    if not args.dry_run:
+        return stop_all(store, names, args.timeout, args.force)
+    lines, data = list[str](), list[object]()
+    for seen in [find(store, name) for name in dict.fromkeys(names)]:
         members = [member_data(member) for member in tree_of(trusted(seen))]
         data.append({"name": seen.record.name, "processes": members})
         count = counted(len(members), "process")
         lines.append(f"[INFO] stop {seen.record.name} would signal {count}")
         lines += [f"  pid {one['pid']}: {one['why']}: {one['command']}" for one in members]
     return Result({"dry_run": True, "services": data}, lines)
+
+
+def member_data(member: Member) -> dict[str, object]:
+    """The JSON of a process of a tree."""
+    pid = member.identity.pid
+    return {"pid": pid, "why": member.why, "command": mask_secrets(command_line(pid))}
 
 
 def stop_all(store: Store, names: Sequence[str], timeout_s: float, force: bool) -> Result:
@@ -7125,39 +7120,36 @@ def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Calla
     if recorded.main is None:  # the start that would have noted it was broken off
         recorded = store.ask_record(name) or recorded
     main = recorded.main  # what state.json says: if its supervisor knows better, it was forged
+    request = {"op": "stop", "main": main and main._asdict(), "spare": lineage()}
+
+    def finish() -> Stopped:
+        try:
+            with connection:
+                answer = receive(connection, timeout_s + GIVE_UP_AFTER_KILL_S + HUNG_S)
+            ended = read_ended(answer.get("ended"), "answer.ended")
+            after = Record.from_json(answer.get("record"))
+            if is_alive(seen.record.main) and not ended.left:
+                raise ConnectionError("somebody else answers in its supervisor's place")
+        except (OSError, RecordError):  # it died or hangs: the rest is ours to do
+            retire_supervisor(seen.record)
+            return stop_unsupervised(store, find(store, name), timeout_s, force)
+        check_ended(name, ended)
+        if answer.get("unsaved"):
+            path = shown_path(store.state_path)
+            text = f"{path} can't be written now; {name}'s supervisor will go on trying"
+            store.notes.append(text)
+        return after, ended
+
     if store.is_supervised(name):
-        request = {"op": "stop", "main": main and main._asdict(), "spare": lineage()}
         with contextlib.suppress(OSError):
             connection = store.send(name, {**request, "timeout_s": timeout_s, "force": force})
             receive(connection, HUNG_S)  # it has taken the request on
             reached("stop_asked")
-            return lambda: finish_stop(store, seen, connection, timeout_s, force)
+            return finish
     if store.is_supervised(name):
         retire_supervisor(seen.record)
         seen = find(store, name)
     return lambda: stop_unsupervised(store, seen, timeout_s, force)
-
-
-def finish_stop(
-    store: Store, seen: Seen, connection: socket.socket, timeout_s: float, force: bool
-) -> Stopped:
-    """What came of a stop, as the supervisor tells."""
-    name = seen.record.name
-    try:
-        with connection:
-            answer = receive(connection, timeout_s + GIVE_UP_AFTER_KILL_S + HUNG_S)
-        ended = read_ended(answer.get("ended"), "answer.ended")
-        after = Record.from_json(answer.get("record"))
-        if is_alive(seen.record.main) and not ended.left:
-            raise ConnectionError("somebody else answers in its supervisor's place")
-    except (OSError, RecordError):  # it died or hangs: the rest is ours to do
-        retire_supervisor(seen.record)
-        return stop_unsupervised(store, find(store, name), timeout_s, force)
-    check_ended(name, ended)
-    if answer.get("unsaved"):
-        text = f"{shown_path(store.state_path)} can't be written now; {name}'s supervisor will go"
-        store.notes.append(f"{text} on trying")
-    return after, ended
 
 
 def check_ended(name: str, ended: Ended) -> None:
@@ -9881,9 +9873,7 @@ GLOBAL_OPTIONS = (
     Option("--home", "DIR", help="state directory (default: SPM_HOME, or the nearest .spm)"),
     Option("--json", help="print one JSON document"),
 )
-WATCHED, WAITED = ("--watch", 2.0), ("--wait", WAIT_S)
-OPTIONAL_VALUES = {"start": WAITED, "up": WAITED, "list": WATCHED, "status": WATCHED}
-OPTIONAL_VALUES["config rollback"] = WAITED
+OPTIONAL_VALUES = {"--watch": 2.0, "--wait": WAIT_S}  # seconds, where none are given
 PLAIN_BARS = dict(zip(map(ord, BARS), "_.-:=+*#"))
 FAMILIES = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # config schema
 LEADING = ("--home", "--json", "--version", "--help", "-h")  # what may stand before the command
@@ -9906,9 +9896,9 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     leading, name = head[:at], "".join(head[at : at + 1])
     if name in FAMILIES:
         at, name = at + 1, " ".join(head[at : at + 2])
-    rest = with_value(name, head[at + 1 :])
     if name not in COMMANDS:
-        raise no_command(leading, name, rest)
+        raise no_command(leading, name, head[at + 1 :])
+    rest = with_value(COMMANDS[name].options, head[at + 1 :])
     args = parser_of(name).parse_intermixed_args([*leading, *rest])
     args.tail = tail
     words = getattr(args, "command", [])
@@ -9927,16 +9917,16 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     return COMMANDS[name], args
 
 
-def with_value(name: str, words: Sequence[str]) -> list[str]:
+def with_value(options: Iterable[Option], words: Sequence[str]) -> list[str]:
     """`--wait 5s` as --wait=5s, --wait alone as --wait=30s: argparse takes any next word for D."""
+    values = {one.words: OPTIONAL_VALUES[one.words] for one in options if one.metavar == "[D]"}
     joined: list[str] = []
-    option, value = OPTIONAL_VALUES.get(name, ("--", 0.0))
     for word in words:
-        if joined[-1:] == [option] and re.fullmatch(DURATION, word):
-            joined[-1] = f"{option}={word}"
+        if joined and joined[-1] in values and re.fullmatch(DURATION, word):
+            joined[-1] += f"={word}"
         else:
             joined.append(word)
-    return [f"{option}={value:g}" if word == option else word for word in joined]
+    return [f"{word}={values[word]:g}" if word in values else word for word in joined]
 
 
 def no_command(leading: Sequence[str], name: str, rest: Sequence[str]) -> Exception:
