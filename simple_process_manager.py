@@ -76,9 +76,11 @@ import time
 TYPE_CHECKING = False  # type checkers take this name for true; importing typing takes 2 ms
 if TYPE_CHECKING:
     import argparse
+    import codecs
     import ctypes
     import errno
     import pwd
+    import py_compile
     import secrets
     import select
     import selectors
@@ -92,6 +94,7 @@ if TYPE_CHECKING:
     import termios
     import threading
     import tty
+    import zlib
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from typing import NamedTuple, NoReturn, Protocol, TextIO, TypeVar
 
@@ -120,8 +123,9 @@ else:
             module = globals()[self.name] = __import__(self.name)
             return getattr(module, wanted)
 
-    LATE = "ctypes errno psutil pwd secrets select selectors shlex shutil signal socket struct"
-    for _name in f"{LATE} subprocess tempfile termios threading tty".split():
+    LATE = "argparse codecs ctypes errno psutil pwd py_compile secrets select selectors shlex"
+    LATE += " shutil signal socket struct subprocess tempfile termios threading tty zlib"
+    for _name in LATE.split():
         globals()[_name] = Late(_name)
 
     class NamedTuple(tuple):
@@ -6817,8 +6821,6 @@ def reserve_declared(store: Store, record: Record) -> None:
 
 def reserve_port(store: Store, record: Record) -> Record:
     """The record with the first port that is free and that no other service here has."""
-    import zlib
-
     spec = record.spec
     seed = zlib.crc32(os.fsencode(f"{store.home}\0{record.name.lower()}"))
     for port in port_choices(spec, seed):
@@ -6985,8 +6987,6 @@ def supervisor_command(store: Store, name: str, compiled: bool = True) -> list[s
     """The words that start a supervisor: from bytecode in the state directory, compiled once."""
     target = compiled_path(store)
     if compiled and not os.path.exists(target):
-        import py_compile
-
         own, all_of_them = os.path.dirname(target), os.path.join(store.home, "cache")
         with contextlib.suppress(OSError):  # no room: the source does as well, only slower
             make_private(own)
@@ -7253,8 +7253,7 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
         records.update(strays)
     result = stop_all(store, list(records), STOP_TIMEOUT_S, force=False)
     left = records_from_cookies(store.home, [])
-    listed = result.data.get("errors")
-    failures = listed if isinstance(listed, list) else []
+    failures = map(as_object, as_list(result.data.get("errors", [])))
     # What another cleanup has just forgotten, or what isn't ours and doesn't run here, is done.
     failed = [one for one in failures if one["kind"] != "not_found" and "nothing_runs" not in one]
     names = {str(one["name"]).lower() for one in failed}
@@ -7280,8 +7279,8 @@ def end_session(store: Store, args: argparse.Namespace) -> Result:
     gone = [] if args.keep or result.error else forget(store, mine, purge=False)
     whose = f"session of pid {owner and owner.pid} ({who})"
     line = f"[OK] {counted(len(mine), 'service')} of the {whose}; {len(gone)} forgotten"
-    lines = [*result.lines, line]
-    return result._replace(data={**result.data, "forgotten": gone}, lines=lines)
+    data = {**result.data, "forgotten": gone}
+    return result._replace(data=data, lines=[*result.lines, line])
 
 
 def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
@@ -7353,8 +7352,7 @@ def service_data(seen: Seen) -> dict[str, object]:
     """The JSON of one service; of its process it takes one more read of /proc/PID/stat."""
     record, spec, (status, why) = seen.record, seen.record.spec, seen.verdict
     look = stat_of(record.main.pid) if record.main and seen.verdict.is_live else None
-    if look and (look.identity != record.main or look.is_dead):
-        look = None
+    look = None if look and (look.identity != record.main or look.is_dead) else look
     uptime_s = max(time.time() - record.started_at, 0.001)
     data: dict[str, object] = {"name": record.name, "status": status, "type": spec.type, "why": why}
     data.update(supervised=seen.facts.supervised, pid=look and look.identity.pid)
@@ -7495,8 +7493,6 @@ def show_alerts(store: Store, args: argparse.Namespace) -> Result:
 )
 def logs(store: Store, args: argparse.Namespace) -> Result:
     """What a service wrote."""
-    import codecs
-
     record = find(store, args.name).record
     name, path = record.name, store.path(record.name, "output.log")
     if record.spec.terminal:
@@ -7668,12 +7664,11 @@ def target_of(store: Store, word: str, args: argparse.Namespace) -> Target:
 
 def claimant(store: Store, port: int) -> Seen | None:
     """The service here that declared this port, or seems to use it; a live one before others."""
-    here, known = place(), store.records().values()
-    records = [one for one in known if one.spec.port == port and one.phase != "external"]
-    claims = [observe(store, record, here) for record in records if record.wanted == "running"]
-    claims = [seen for seen in claims if seen.facts.here]
-    claims.sort(key=lambda seen: (seen.verdict.is_live, seen.record.started_at))
-    return claims[-1] if claims else None
+    known = [one for one in store.records().values() if one.spec.port == port]
+    asked = [one for one in known if one.phase != "external" and one.wanted == "running"]
+    claims = [observe(store, record, place()) for record in asked]
+    here = [seen for seen in claims if seen.facts.here]
+    return max(here, key=lambda one: (one.verdict.is_live, one.record.started_at), default=None)
 
 
 WAIT_S = 30.0
@@ -7686,11 +7681,7 @@ class Target:
     """What is waited for: a service with its checks, or a port or URL that nobody here claims."""
 
     def __init__(
-        self,
-        store: Store,
-        record: Record | None,
-        given: Sequence[Check] = (),
-        args: argparse.Namespace | None = None,
+        self, store: Store, record: Record | None, given: Sequence[Check] = (), args: object = None
     ) -> None:
         self.store, self.given = store, given
         self.is_passing = False  # `run` ends it at once when it doesn't become ready
@@ -9606,8 +9597,6 @@ def described(store: Store) -> dict[str, tuple[Described, list[str]]]:
 )
 def export(store: Store, args: argparse.Namespace) -> Result:
     """The services for another engine: systemd, procfile, compose, kubernetes, nomad."""
-    from functools import partial
-
     known = described(store)
     for name in args.names:
         if name.lower() not in known:
@@ -9629,7 +9618,7 @@ def export(store: Store, args: argparse.Namespace) -> Result:
             raise Refused(f"{os.path.join(args.output, file)} is there and differs")
         return files[file]
 
-    makes = {file: partial(new_text, file) for file in files}
+    makes = {file: functools.partial(new_text, file) for file in files}
     result = write_all(os.path.abspath(args.output), makes, "overwrite it with --force")
     return result._replace(data={**data, **result.data}, lines=[*lines, *result.lines])
 
@@ -9828,8 +9817,6 @@ def guessed_config(root: str) -> str:
 )
 def init(store: Store, args: argparse.Namespace) -> Result:
     """Write what teaches a coding agent to use this: --agent, --hooks; and a first --config."""
-    from functools import partial
-
     root = root_of(store)
     used = [one for one in AGENTS if os.path.lexists(f"{root}/{AGENTS[one][0].split('/')[0]}")]
     found = [] if args.config and not args.hooks else used or ["agents-md"]
@@ -9839,10 +9826,10 @@ def init(store: Store, args: argparse.Namespace) -> Result:
     text = STEERING.replace("{spm}", call)
     makes: dict[str, Callable[[str], str]] = {}
     for path, above in map(AGENTS.__getitem__, agents):
-        makes[path] = partial(with_section, text, above)
+        makes[path] = functools.partial(with_section, text, above)
     for agent in agents if args.hooks else ():
         for path, hook in hooks_of(agent, call).items():
-            makes[path] = partial(with_hook, hook)
+            makes[path] = functools.partial(with_hook, hook)
     guessed = guessed_config(root) if args.config else ""
     if args.config:
         makes["spm.json"] = lambda old: old or guessed
@@ -9961,9 +9948,6 @@ def service_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
 
 def complete() -> None:
     """Answer a shell that completes a line (pypi.org/project/argcomplete), and end."""
-    import argparse
-    from importlib import import_module
-
     parser = argparse.ArgumentParser(PROGRAM)
     add_options(parser, GLOBAL_OPTIONS)
     # A subparser's default would overwrite the --home that stands before the command.
@@ -9974,7 +9958,7 @@ def complete() -> None:
         if family not in groups:
             groups[family] = groups[""].add_parser(family).add_subparsers()
         add_options(groups[family].add_parser(word), (*one.options, *everywhere))
-    import_module("argcomplete").autocomplete(parser)
+    __import__("argcomplete").autocomplete(parser)
 
 
 def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
@@ -9992,8 +9976,6 @@ def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> N
 
 def parser_of(name: str) -> argparse.ArgumentParser:
     """The parser of one command; its errors and its help are raised, not printed."""
-    import argparse
-    from functools import partial
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -10007,12 +9989,11 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         def print_help(self, file: object = None) -> None:
             raise HelpWanted(self.format_help().rstrip())
 
-    command = COMMANDS[name]
     # A width of our own: argparse would import shutil and the compression libraries to find one.
-    width = partial(argparse.HelpFormatter, width=98)
+    width = functools.partial(argparse.HelpFormatter, width=98)
     parser = Parser(f"{PROGRAM} {name}", formatter_class=width, allow_abbrev=False)
-    parser.description = command.help
-    add_options(parser, (*command.options, *GLOBAL_OPTIONS))
+    parser.description = COMMANDS[name].help
+    add_options(parser, (*COMMANDS[name].options, *GLOBAL_OPTIONS))
     return parser
 
 
