@@ -6290,9 +6290,8 @@ def is_proven(store: Store, record: Record, look: Stat, supervised: bool) -> boo
     into the journal, or says.
     """
     guard, main = record.supervisor, record.main
-    if supervised and guard is not None and look.parent == guard.pid:
-        return True
-    if cookie_of(look.identity.pid).instance == record.instance:
+    is_child = supervised and guard is not None and look.parent == guard.pid
+    if is_child or cookie_of(look.identity.pid).instance == record.instance:
         return True
     if store.journal_main(record) == main:
         return True
@@ -9781,10 +9780,9 @@ def guesses(root: str) -> Iterator[tuple[str, dict[str, object], str]]:
         yield "django", {"command": "python manage.py runserver 8000", "port": 8000}, "manage.py"
     for file in ("main.py", "app.py", "app/main.py", "src/main.py"):
         assigned = r"(?m)^(\w+)[ \t]*(?::[^\n=]*)?=[ \t]*(?:\w+\.)?FastAPI\("
-        made = re.search(assigned, read(file))
-        if made:
-            module = file[:-3].replace("/", ".")
-            yield "api", {"command": f"uvicorn {module}:{made[1]} --port 8000"}, file
+        module = file[:-3].replace("/", ".")
+        for name in re.findall(assigned, read(file))[:1]:
+            yield "api", {"command": f"uvicorn {module}:{name} --port 8000"}, file
     for file in ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"):
         published = r"(?ms)^  ([\w.-]+):[ \t\r]*$(?:(?!^  \S).)*?^[ \t]+- \W?(?:[\d.]+:)?(\d+):\d+"
         for name, port in re.findall(published, read(file)):
