@@ -6381,9 +6381,10 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
 
 def known_start(store: Store, name: str) -> Asked | None:
     """A start as the last time, or as the configuration wants it; None if neither knows it."""
-    record, path = store.record(name), find_config(None, store.home)
+    record = store.record(name)
     if record:
         return Asked(name, record.spec, store.given_env(name), config=record.config)
+    path = find_config(None, store.home)
     one = read_config(path).named(name) if os.path.lexists(path) else None
     return one and Asked(one.name, one.spec, one.given_env, one.conflict, one.config)
 
@@ -7422,7 +7423,7 @@ def status(store: Store, args: argparse.Namespace) -> Result:
         return Result(data, page_of(data, 16))
     why = f"{verdict.status} ({verdict.why})" if verdict.why else verdict.status
     advice = f"its output: logs {record.name}; start it again: restart {record.name}"
-    error = NotFound(f"{record.name} is not running: {why}", advice)
+    error = NotFound(f"{record.name} is not running: {why}", advice)  # 3, as LSB's status has it
     return Result(data, page_of(data, 16), error=error)
 
 
