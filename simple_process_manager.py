@@ -7120,36 +7120,39 @@ def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Calla
     if recorded.main is None:  # the start that would have noted it was broken off
         recorded = store.ask_record(name) or recorded
     main = recorded.main  # what state.json says: if its supervisor knows better, it was forged
-    request = {"op": "stop", "main": main and main._asdict(), "spare": lineage()}
-
-    def finish() -> Stopped:
-        try:
-            with connection:
-                answer = receive(connection, timeout_s + GIVE_UP_AFTER_KILL_S + HUNG_S)
-            ended = read_ended(answer.get("ended"), "answer.ended")
-            after = Record.from_json(answer.get("record"))
-            if is_alive(seen.record.main) and not ended.left:
-                raise ConnectionError("somebody else answers in its supervisor's place")
-        except (OSError, RecordError):  # it died or hangs: the rest is ours to do
-            retire_supervisor(seen.record)
-            return stop_unsupervised(store, find(store, name), timeout_s, force)
-        check_ended(name, ended)
-        if answer.get("unsaved"):
-            path = shown_path(store.state_path)
-            text = f"{path} can't be written now; {name}'s supervisor will go on trying"
-            store.notes.append(text)
-        return after, ended
-
     if store.is_supervised(name):
+        request = {"op": "stop", "main": main and main._asdict(), "spare": lineage()}
         with contextlib.suppress(OSError):
             connection = store.send(name, {**request, "timeout_s": timeout_s, "force": force})
             receive(connection, HUNG_S)  # it has taken the request on
             reached("stop_asked")
-            return finish
+            return lambda: finish_stop(store, seen, connection, timeout_s, force)
     if store.is_supervised(name):
         retire_supervisor(seen.record)
         seen = find(store, name)
     return lambda: stop_unsupervised(store, seen, timeout_s, force)
+
+
+def finish_stop(
+    store: Store, seen: Seen, connection: socket.socket, timeout_s: float, force: bool
+) -> Stopped:
+    """What came of a stop, as the supervisor tells."""
+    name = seen.record.name
+    try:
+        with connection:
+            answer = receive(connection, timeout_s + GIVE_UP_AFTER_KILL_S + HUNG_S)
+        ended = read_ended(answer.get("ended"), "answer.ended")
+        after = Record.from_json(answer.get("record"))
+        if is_alive(seen.record.main) and not ended.left:
+            raise ConnectionError("somebody else answers in its supervisor's place")
+    except (OSError, RecordError):  # it died or hangs: the rest is ours to do
+        retire_supervisor(seen.record)
+        return stop_unsupervised(store, find(store, name), timeout_s, force)
+    check_ended(name, ended)
+    if answer.get("unsaved"):
+        text = f"{shown_path(store.state_path)} can't be written now; {name}'s supervisor will go"
+        store.notes.append(f"{text} on trying")
+    return after, ended
 
 
 def check_ended(name: str, ended: Ended) -> None:
