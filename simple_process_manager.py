@@ -76,10 +76,12 @@ import time
 TYPE_CHECKING = False  # type checkers take this name for true; importing typing takes 2 ms
 if TYPE_CHECKING:
     import argparse
+    import codecs
     import ctypes
     import errno
     import pathlib
     import pwd
+    import py_compile
     import secrets
     import select
     import selectors
@@ -93,6 +95,7 @@ if TYPE_CHECKING:
     import termios
     import threading
     import tty
+    import zlib
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from typing import NamedTuple, NoReturn, Protocol, TextIO, TypeVar
 
@@ -103,6 +106,9 @@ if TYPE_CHECKING:
     Ask = Callable[["Checks", "Check", float], "Sight"]  # who looks where a check itself can't
     Schema = Mapping[str, object]  # of JSON
     Owner = tuple["Identity | None", str]  # a process and its name; None: nobody
+    Run = Callable[["Store", argparse.Namespace], "Result"]  # a command
+    Stopped = tuple["Record", "Ended | None"]  # afterwards; what had to be ended, None: nothing
+    Described = tuple[str, "Spec", Mapping[str, str]]  # its name, its spec, what it depends on
     Made = TypeVar("Made", bound=NamedTuple)
     Given = TypeVar("Given")
 else:
@@ -118,8 +124,9 @@ else:
             module = globals()[self.name] = __import__(self.name)
             return getattr(module, wanted)
 
-    LATE = "ctypes errno psutil pwd secrets select selectors shlex shutil signal socket struct"
-    for _name in f"{LATE} pathlib subprocess tempfile termios threading tty".split():
+    LATE = "argparse codecs ctypes errno pathlib psutil pwd py_compile secrets select selectors"
+    LATE += " shlex shutil signal socket struct subprocess tempfile termios threading tty zlib"
+    for _name in LATE.split():
         globals()[_name] = Late(_name)
 
     class NamedTuple(tuple):
@@ -6244,24 +6251,38 @@ BOOTED: list[Boot] = []  # what boot_early() started, until a start takes it
 class Command(NamedTuple):
     """What the command line needs to know of a command."""
 
-    run: Callable[[Store, argparse.Namespace], Result]
-    help: str
+    run: Run
     options: tuple[Option, ...]
+
+    @property
+    def help(self) -> str:
+        """The first line of its docstring."""
+        line = (self.run.__doc__ or "").partition("\n")[0].rstrip(".")
+        return line[:1].lower() + line[1:]
 
 
 COMMANDS: dict[str, Command] = {}
 
 
-def command(
-    name: str, text: str, *options: Option
-) -> Callable[[Callable[[Store, argparse.Namespace], Result]], Callable[..., Result]]:
-    """Declare a function as a command."""
+def command(name: str, *options: Option) -> Callable[[Run], Run]:
+    """Declare a function as a command; the first line of its docstring is its help."""
 
-    def declare(run: Callable[[Store, argparse.Namespace], Result]) -> Callable[..., Result]:
-        COMMANDS[name] = Command(run, text, options)
+    def declare(run: Run) -> Run:
+        COMMANDS[name] = Command(run, options)
         return run
 
     return declare
+
+
+class Asked(NamedTuple):
+    """What a start is asked for."""
+
+    name: str
+    spec: Spec
+    given: dict[str, str]  # values, of --env
+    conflict: str = "auto"  # --on-conflict, or force
+    config: str = ""  # the path of the configuration it comes from
+    owner: Owner | None = None
 
 
 class Seen(NamedTuple):
@@ -6326,9 +6347,8 @@ def is_proven(store: Store, record: Record, look: Stat, supervised: bool) -> boo
     into the journal, or says.
     """
     guard, main = record.supervisor, record.main
-    if supervised and guard is not None and look.parent == guard.pid:
-        return True
-    if cookie_of(look.identity.pid).instance == record.instance:
+    is_child = supervised and guard is not None and look.parent == guard.pid
+    if is_child or cookie_of(look.identity.pid).instance == record.instance:
         return True
     if store.journal_main(record) == main:
         return True
@@ -6346,8 +6366,7 @@ def _look(store: Store, record: Record, here: Place) -> Seen:
     if facts.here and record.phase in LIVE_PHASES:
         claimed = record.main is None and store.is_claimed(record.name)
         supervised, look = store.is_supervised(record.name), None
-        if record.main:
-            look = stat_of(record.main.pid)
+        look = record.main and stat_of(record.main.pid)
         main = condition_from(look, record.main)
         if look and main != "stranger" and not is_proven(store, record, look, supervised):
             main = "stranger"
@@ -6367,7 +6386,7 @@ def find(store: Store, name: str) -> Seen:
     told = ", ".join(names) or f'none; start one: start {name} "COMMAND"'
     advice = f"{nearest(name, names)}services here: {told}"
     with contextlib.suppress(SpmError):  # what is wrong with a file `config validate` tells
-        if configured(store, name):
+        if known_start(store, name):
             advice = f"the configuration has it: start {name}, or all of them: up"
     raise NotFound(f"no service {name!r} in {store.home}", advice)
 
@@ -6386,13 +6405,9 @@ def port_origin(spec: Spec) -> str | None:
 # -- start
 
 
-@command(
-    "start",
-    'start a service: NAME "COMMAND", or NAME [options] -- ARG…, or NAME alone: as last time',
-    *START_OPTIONS,
-)
+@command("start", *START_OPTIONS)
 def start(store: Store, args: argparse.Namespace) -> Result:
-    """Start a service, unless it runs already; with --wait until it is ready."""
+    """Start a service: NAME "COMMAND", or NAME [options] -- ARG…, or NAME alone: as last time."""
     if args.all_previous:
         return start_previous(store, args)
     result = start_service(store, args)
@@ -6400,7 +6415,7 @@ def start(store: Store, args: argparse.Namespace) -> Result:
     if record is None:
         return result
     try:
-        waited = Wait([Target(store, record)], args.wait, args.progress).run()
+        waited = wait_for([Target(store, record)], args.wait, args.progress)
     except SpmError as error:
         return result._replace(error=error)
     data = {**result.data, **waited.data, "status": (store.record(args.name) or record).phase}
@@ -6413,22 +6428,26 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
         how = 'write: start NAME "COMMAND"; or start NAME, as last time; or start --all-previous'
         raise UsageError("the name of the service is missing", how)
     name = check_name(args.name)
-    known = store.record(name)
-    wanted = None if known or not is_bare(args) else configured(store, name)
-    config = known.config if known and is_bare(args) else wanted.config if wanted else ""
-    if known and is_bare(args):
-        spec, given = known.spec, store.given_env(name)
-    elif wanted:
-        name, spec, given = wanted.name, wanted.spec, wanted.given_env
-        args.on_conflict = wanted.conflict if args.on_conflict == "auto" else args.on_conflict
-    else:
-        if not (known or args.command or args.tail):
+    asked = known_start(store, name) if is_bare(args) else None
+    if asked is None:
+        if not (args.command or args.tail or store.record(name)):
             raise unknown_service(store, args, name, bool(owner))
-        spec, given = spec_of(name, args)
-    asked = {"lease": args.lease, "idle_timeout_s": args.idle_timeout}
-    spec = spec._replace(**{key: value for key, value in asked.items() if value is not None})
-    conflict = "force" if args.force else args.on_conflict
-    return bring(store, name, spec, given, conflict, config, args.replace, owner)
+        asked = Asked(name, *spec_of(name, args))
+    lives = {"lease": args.lease, "idle_timeout_s": args.idle_timeout}
+    spec = asked.spec._replace(**{key: value for key, value in lives.items() if value is not None})
+    conflict = asked.conflict if args.on_conflict == "auto" else args.on_conflict
+    conflict = "force" if args.force else conflict
+    return bring(store, asked._replace(spec=spec, conflict=conflict, owner=owner), args.replace)
+
+
+def known_start(store: Store, name: str) -> Asked | None:
+    """A start as the last time, or as the configuration wants it; None if neither knows it."""
+    record = store.record(name)
+    if record:
+        return Asked(name, record.spec, store.given_env(name), config=record.config)
+    path = find_config(None, store.home)
+    one = read_config(path).named(name) if os.path.lexists(path) else None
+    return one and Asked(one.name, one.spec, one.given_env, one.conflict, one.config)
 
 
 def unknown_service(store: Store, args: argparse.Namespace, name: str, in_run: bool) -> UsageError:
@@ -6441,41 +6460,28 @@ def unknown_service(store: Store, args: argparse.Namespace, name: str, in_run: b
     return UsageError(f"no service {name!r} is known", f"{nearest(name, names)}A new one: {how}")
 
 
-def bring(
-    store: Store,
-    name: str,
-    spec: Spec,
-    given: dict[str, str],
-    conflict: str,
-    config: str,
-    may_replace: bool,
-    owner: Owner | None = None,
-) -> Result:
+def bring(store: Store, asked: Asked, may_replace: bool = True) -> Result:
     """Have a service run with this spec: keep it, take it back, replace it or start it."""
+    name, spec = asked.name, asked.spec
     store.prepare()
     with store.claim(name, CLAIM_S):
         record = store.record(name)
         seen = observe(store, record, place()) if record else None
         is_running = seen is not None and seen.verdict.status in UP_PHASES
         if record:
-            spec = kept_port(spec, record.spec, is_running, conflict)
+            spec = kept_port(spec, record.spec, is_running, asked.conflict)
+            asked = asked._replace(spec=spec)
         if seen and is_running:
             alike = spec if may_replace else with_lease_of(seen.record.spec, spec)
-            differences = differences_of(store, seen.record, alike, given)
+            differences = differences_of(store, seen.record, alike, asked.given)
             if differences and not may_replace:
                 text = f"{name} runs already with another spec: {'; '.join(differences)}"
                 advice = f"add --replace to end it and start this one, or stop {name} first"
                 raise Refused(text, advice, differences=differences)
-            kept = None if differences else keep_running(store, seen, spec, owner)
+            kept = None if differences else keep_running(store, seen, asked)
             if kept:
                 return kept
-        return begin(store, name, spec, given, seen, conflict, "started", owner, config)
-
-
-def configured(store: Store, name: str) -> Wanted | None:
-    """The service as the configuration wants it, None if it doesn't name it or there is none."""
-    path = find_config(None, store.home)
-    return read_config(path).named(name) if os.path.lexists(path) else None
+        return begin(store, asked, seen, "started")
 
 
 def start_previous(store: Store, args: argparse.Namespace) -> Result:
@@ -6586,13 +6592,6 @@ def sources_of(spec: Spec, values: Iterable[str], config: str) -> dict[str, str]
     return {**sources, **dict.fromkeys(spec.env_given, file or "--env")}
 
 
-def added_environment(store: Store, record: Record) -> dict[str, str]:
-    """What its start added to the caller's environment, as far as that can still be had."""
-    with contextlib.suppress(StateError):
-        return added_values(record.spec, store.given_env(record.name))
-    return {}
-
-
 def added_values(spec: Spec, given: dict[str, str]) -> dict[str, str]:
     """What a start would add to the caller's environment, as far as that can be had."""
     with contextlib.suppress(ConfigError):
@@ -6600,12 +6599,9 @@ def added_values(spec: Spec, given: dict[str, str]) -> dict[str, str]:
     return given
 
 
-def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> Result | None:
-    """The same service runs already: its lease renewed, supervised again; None if it just ends.
-
-    None, too, if what is recorded isn't its own.
-    """
-    record = renewed(seen.record, spec.lease, owner)
+def keep_running(store: Store, seen: Seen, asked: Asked) -> Result | None:
+    """The same service runs already: its lease renewed; None if it just ends, or isn't its own."""
+    spec, record = asked.spec, renewed(seen.record, asked.spec.lease, asked.owner)
     other = spec_differences(record.spec, with_lease_of(spec, record.spec))
     if spec.lease == record.spec.lease == "session" and record.owner != session_owner()[0]:
         other = ["--lease: another session's"]
@@ -6619,10 +6615,10 @@ def keep_running(store: Store, seen: Seen, spec: Spec, owner: Owner | None) -> R
         return None
     retire_supervisor(record)
     if record.spec.type == "stdio":  # its pipes went with its supervisor
-        given = store.given_env(record.name)
-        return begin(store, record.name, spec, given, seen, "auto", "started anew", owner)
+        asked = asked._replace(name=record.name, conflict="auto", config=record.config)
+        return begin(store, asked, seen, "started anew")
     record = record._replace(last_active=time.time())
-    record = launch(store, record, added_environment(store, record), adopt=True)
+    record = launch(store, record, added_values(record.spec, asked.given), adopt=True)
     how = "already running, its supervisor was gone: taken back (its exit code will not be known)"
     return started(store, record, how, notes)
 
@@ -6644,39 +6640,16 @@ def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -
     return Result(data, [*notes, line, *lease_lines(record)])
 
 
-def begin(
-    store: Store,
-    name: str,
-    spec: Spec,
-    given: dict[str, str],
-    former: Seen | None,
-    conflict: str,
-    how: str,
-    owner: Owner | None,
-    config: str | None = None,
-) -> Result:
-    """Check what can be checked, end the former instance, start a new one.
-
-    `config` is the configuration it comes from, "" none, None the one of the former instance.
-    """
-    if config is None:
-        config = former.record.config if former else ""
+def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
+    """Check what can be checked, end the former instance, start a new one."""
+    name, spec, given, conflict, config, owner = asked
     owner = owner or owner_of(spec.lease)
-    failures, failed_at = failures_before(store, former, spec, given, conflict == "force")
+    failures, failed_at = failures_before(store, former, asked)
     if not os.path.isdir(spec.cwd):
         raise StartFailed(f"{name}: no such directory: {spec.cwd}", "check --cwd")
     values = environment_of(spec, given)
     if former and former.verdict.is_live:
-        check_program(name, spec, values)
-        is_new = spec.port_declared and spec.port != former.record.spec.port
-        if spec.port and is_new and conflict != "force":
-            held = held_port(store, spec.port, name)
-            flag = "next" if spec.port_asked else conflict
-            decision = (
-                port_decision(held.kind, flag, is_production(os.environ, values)) if held else ""
-            )
-            if held and decision in ("fail", "refuse"):
-                raise port_error(held, decision, "; what runs was left alone", OTHER_WAYS)
+        check_successor(store, asked, former.record.spec.port, values)
     notes = end_former(store, former) if former else []
     if former and former.record.spec.argv == spec.argv:  # what was learnt about this command
         spec = spec._replace(extra={**former.record.spec.extra, **spec.extra})
@@ -6701,22 +6674,21 @@ def begin(
         raise
 
 
-def failures_before(
-    store: Store, former: Seen | None, spec: Spec, given: dict[str, str], force: bool
-) -> tuple[int, float | None]:
+def failures_before(store: Store, former: Seen | None, asked: Asked) -> tuple[int, float | None]:
     """How often in a row and when the same failed before; Cooldown if it is too soon after that."""
     if former is None:
         return 0, None
     was, (status, why) = former.record, former.verdict
     is_known = status in ("failed", "backoff") and was.place == place()
     at = was.failed_at if is_known else None
-    if at is None or differences_of(store, was, with_lease_of(was.spec, spec), given):
+    spec = with_lease_of(was.spec, asked.spec)
+    if at is None or differences_of(store, was, spec, asked.given):
         return 0, None
     left_s = cooldown_until(was.failures, at, spec.cooldown_s) - steady_s()
     if status == "failed" and left_s > 0:
         count, left = counted(was.failures, "time"), format_duration(left_s)
         told = f"{was.name} failed {count} in a row ({why}); cooldown: {left} left"
-        if not force:
+        if asked.conflict != "force":
             facts = {"retry_at": round(time.time() + left_s, 3), "seconds_left": round(left_s, 3)}
             advice = f"why it fails says: explain {was.name}; mend that, then wait, or add --force"
             raise Cooldown(told, advice, name=was.name, reason=why, count=was.failures, **facts)
@@ -6765,14 +6737,20 @@ def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict
     return {"cause": cause._asdict()}
 
 
-def check_program(name: str, spec: Spec, values: dict[str, str]) -> None:
-    """StartFailed before anything is ended, if what is to replace it can't be executed."""
-    program = spec.argv[0]
+def check_successor(store: Store, asked: Asked, port: int | None, values: dict[str, str]) -> None:
+    """Fail before anything is ended, if what is to replace it can't be executed or has no port."""
+    name, spec, program = asked.name, asked.spec, asked.spec.argv[0]
     path = values.get("PATH", os.environ.get("PATH", os.defpath))
     where = os.path.join(spec.cwd, program) if os.path.dirname(program) else program
     if not shutil.which(where, path=path):
         advice = start_advice(spec, values, errno.ENOENT)
         raise StartFailed(f"{name}: {program} can't be executed; what runs was left alone", advice)
+    is_new = spec.port_declared and spec.port != port and asked.conflict != "force"
+    held = held_port(store, spec.port, name) if spec.port and is_new else None
+    flag = "next" if spec.port_asked else asked.conflict
+    decision = port_decision(held.kind, flag, is_production(os.environ, values)) if held else ""
+    if held and decision in ("fail", "refuse"):
+        raise port_error(held, decision, "; what runs was left alone", OTHER_WAYS)
 
 
 def end_former(store: Store, seen: Seen) -> list[str]:
@@ -6872,8 +6850,8 @@ def with_port(
     is_named = spec.port and spec.port_asked != "auto"
     held = held_port(store, spec.port, record.name) if is_named and spec.port else None
     if held:
-        is_safe = is_production(os.environ, values)
-        decision = port_decision(held.kind, "next" if may_move else flag, is_safe)
+        way = "next" if may_move else flag
+        decision = port_decision(held.kind, way, is_production(os.environ, values))
         is_stale = (held.kind, decision) == (THIS, "take back")
         if flag == "force" or not (spec.port_declared or is_stale):
             hint = "" if spec.port_declared else " (declare it with --port to have that settled)"
@@ -6912,15 +6890,12 @@ def reserve_declared(store: Store, record: Record) -> None:
 
 def reserve_port(store: Store, record: Record) -> Record:
     """The record with the first port that is free and that no other service here has."""
-    import zlib
-
     spec = record.spec
     seed = zlib.crc32(os.fsencode(f"{store.home}\0{record.name.lower()}"))
     for port in port_choices(spec, seed):
         asked = spec.port_asked or str(spec.port) * (port != spec.port)
         chosen = record._replace(spec=spec._replace(port=port, port_asked=asked))
-        is_open = is_free(port)
-        if is_open and not store.reserve(chosen, lambda one: one.wanted == "running"):
+        if is_free(port) and not store.reserve(chosen, lambda one: one.wanted == "running"):
             return chosen
     first = spec.port or AUTO_PORTS[0]
     raise PortConflict(f"{record.name}: no port is free from {first} on", "give another --port")
@@ -6928,13 +6903,12 @@ def reserve_port(store: Store, record: Record) -> Record:
 
 @command(
     "port",
-    "who listens on a port, and what would be done about it; --free does it",
     Option("port", "N", parse_port),
     Option("--free", help="end who listens there, if it is a leftover of this project"),
     Option("--on-conflict", "HOW", parse_conflict, "auto", "kill: --free ends any of yours"),
 )
 def show_port(store: Store, args: argparse.Namespace) -> Result:
-    """Who listens on a port; free it, if that may be done."""
+    """Who listens on a port, and what would be done about it; --free does it."""
     held = held_port(store, args.port, "")
     lines, free = [f"[OK] port {args.port} is free"], {"port": args.port, "free": True}
     if held is None:
@@ -7009,7 +6983,8 @@ def launch(
         if not adopt:  # it may have died between launching the service and telling us
             drive(end_tree(record, tree_of(record), 0.0, force=True))
         if has_retry:
-            forget_compiled(store)
+            with contextlib.suppress(OSError):  # another start was faster, or it is read-only
+                os.unlink(compiled_path(store))  # it may be damaged
             store.reserved = None  # what the first one noted isn't so any more
             return launch(store, record, env, adopt, has_retry=False)
         why = line.decode("utf-8", "replace").strip().rpartition("\n")[2]
@@ -7018,10 +6993,8 @@ def launch(
 
 
 def launch_in_window(store: Store, record: Record, env: dict[str, str]) -> Record:
-    """The record after a supervisor inside a new window took it over.
-
-    It is the terminal's child, so order (with values: never in a file) and answer go over a socket.
-    """
+    """The record after a supervisor inside a new window took it over."""
+    # It is the terminal's child: order (with values: never in a file) and answer go over a socket.
     name, asked = record.name, record.spec.terminal or ""
     line, label = terminal_line(asked), f"{name}-{record.instance[:4]}".replace(".", "_")
     if line is None:
@@ -7080,15 +7053,9 @@ def meet(
 
 
 def supervisor_command(store: Store, name: str, compiled: bool = True) -> list[str]:
-    """The words that start a supervisor: from bytecode in the state directory, compiled once.
-
-    -S and -E: neither site-packages nor PYTHON* variables of the caller take part; what psutil
-    needs of sys.path goes along with the order.
-    """
+    """The words that start a supervisor: from bytecode in the state directory, compiled once."""
     target = compiled_path(store)
     if compiled and not os.path.exists(target):
-        import py_compile
-
         own, all_of_them = os.path.dirname(target), os.path.join(store.home, "cache")
         with contextlib.suppress(OSError):  # no room: the source does as well, only slower
             make_private(own)
@@ -7099,6 +7066,8 @@ def supervisor_command(store: Store, name: str, compiled: bool = True) -> list[s
                 if path != own and is_old:
                     shutil.rmtree(path, ignore_errors=True)
     program = target if compiled and os.path.exists(target) else SELF
+    # Neither site-packages nor PYTHON* variables of the caller take part; what psutil needs of
+    # sys.path goes along with the order.
     return [sys.executable, "-S", "-E", program, "supervise", name]
 
 
@@ -7107,12 +7076,6 @@ def compiled_path(store: Store) -> str:
     facts = os.stat(SELF)
     tag = f"{sys.implementation.cache_tag}-{facts.st_mtime_ns:x}-{facts.st_size:x}"
     return os.path.join(store.home, "cache", tag, "simple_process_manager.pyc")
-
-
-def forget_compiled(store: Store) -> None:
-    """Remove a compiled form that may be damaged."""
-    with contextlib.suppress(OSError):  # another start was faster, or it is read-only
-        os.unlink(compiled_path(store))
 
 
 def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
@@ -7164,7 +7127,6 @@ def retire_supervisor(record: Record) -> None:
 
 @command(
     "stop",
-    "end services and everything that belongs to them",
     Option("names+", "NAME"),
     Option("--force", help="SIGKILL at once"),
     Option("--timeout", "D", parse_duration, STOP_TIMEOUT_S, "how long SIGTERM may take (10s)"),
@@ -7173,27 +7135,22 @@ def retire_supervisor(record: Record) -> None:
 def stop(store: Store, args: argparse.Namespace) -> Result:
     """End services and everything that belongs to them."""
     names = [check_name(name) for name in args.names]
-    if args.dry_run:
-        return dry_run(store, [find(store, name) for name in dict.fromkeys(names)])
-    return stop_all(store, names, args.timeout, args.force)
-
-
-def member_data(member: Member) -> dict[str, object]:
-    """The JSON of a process of a tree."""
-    pid = member.identity.pid
-    return {"pid": pid, "why": member.why, "command": mask_secrets(command_line(pid))}
-
-
-def dry_run(store: Store, services: Sequence[Seen]) -> Result:
-    """What a stop would signal."""
-    lines, data = [], []
-    for seen in services:
+    if not args.dry_run:
+        return stop_all(store, names, args.timeout, args.force)
+    lines, data = list[str](), list[object]()
+    for seen in [find(store, name) for name in dict.fromkeys(names)]:
         members = [member_data(member) for member in tree_of(trusted(seen))]
         data.append({"name": seen.record.name, "processes": members})
         count = counted(len(members), "process")
         lines.append(f"[INFO] stop {seen.record.name} would signal {count}")
         lines += [f"  pid {one['pid']}: {one['why']}: {one['command']}" for one in members]
     return Result({"dry_run": True, "services": data}, lines)
+
+
+def member_data(member: Member) -> dict[str, object]:
+    """The JSON of a process of a tree."""
+    pid = member.identity.pid
+    return {"pid": pid, "why": member.why, "command": mask_secrets(command_line(pid))}
 
 
 def stop_all(store: Store, names: Sequence[str], timeout_s: float, force: bool) -> Result:
@@ -7225,13 +7182,8 @@ def stop_all(store: Store, names: Sequence[str], timeout_s: float, force: bool) 
     return Result({"services": [data for data, _ in reports], **failures}, lines, error=first)
 
 
-def begin_stop(
-    store: Store, seen: Seen, timeout_s: float, force: bool
-) -> Callable[[], tuple[Record, Ended | None]]:
-    """Ask the supervisor to end its service, put one that doesn't answer aside; then what waits.
-
-    It returns the record afterwards and what had to be ended, None if nothing.
-    """
+def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Callable[[], Stopped]:
+    """Ask the supervisor to end its service, put one that doesn't answer aside; then what waits."""
     name = seen.record.name
     recorded = store.record(name) or seen.record
     if recorded.main is None:  # the start that would have noted it was broken off
@@ -7252,7 +7204,7 @@ def begin_stop(
 
 def finish_stop(
     store: Store, seen: Seen, connection: socket.socket, timeout_s: float, force: bool
-) -> tuple[Record, Ended | None]:
+) -> Stopped:
     """What came of a stop, as the supervisor tells."""
     name = seen.record.name
     try:
@@ -7287,9 +7239,7 @@ def trusted(seen: Seen) -> Record:
     return seen.record if is_its_own else seen.record._replace(main=None)
 
 
-def stop_unsupervised(
-    store: Store, seen: Seen, timeout_s: float, force: bool
-) -> tuple[Record, Ended | None]:
+def stop_unsupervised(store: Store, seen: Seen, timeout_s: float, force: bool) -> Stopped:
     """End a service whose supervisor is gone, by its cookie, group and descendants."""
     if seen.record.main is None:  # that of a start that was broken off may yet come
         retire_supervisor(seen.record)
@@ -7342,31 +7292,25 @@ def stop_report(seen: Seen, record: Record, ended: Ended | None) -> tuple[dict[s
     return data, f"[OK] {name} stopped in {format_duration(ended.seconds)} ({how}, {count}){remark}"
 
 
-@command(
-    "restart",
-    "stop a service and start it from its recorded spec, with the caller's environment",
-    Option("name", "NAME"),
-    Option("--force", help="in spite of a cooldown"),
-)
+@command("restart", Option("name", "NAME"), Option("--force", help="in spite of a cooldown"))
 def restart(store: Store, args: argparse.Namespace) -> Result:
-    """Stop a service and start it from its recorded spec."""
+    """Stop a service and start it from its recorded spec, with the caller's environment."""
     name = find(store, args.name).record.name
     with store.claim(name, CLAIM_S):
         seen = find(store, name)
         record, spec, given = seen.record, seen.record.spec, store.given_env(name)
-        conflict = "force" if args.force else "auto"
-        return begin(store, name, spec, given, seen, conflict, "restarted", kept_owner(record))
+        asked = Asked(name, spec, given, "force" if args.force else "auto", record.config)
+        return begin(store, asked._replace(owner=kept_owner(record)), seen, "restarted")
 
 
 @command(
     "cleanup",
-    "stop everything of this home, verify, and forget what is stopped",
     Option("--keep", help="don't forget the stopped services"),
     Option("--purge", help="remove their logs too"),
     Option("--session", help="only what was started with --lease session from this session"),
 )
 def cleanup(store: Store, args: argparse.Namespace) -> Result:
-    """Stop everything of this home, look for what is left, forget what is stopped."""
+    """Stop everything of this home, verify, and forget what is stopped."""
     if args.session:
         return end_session(store, args)
     where = shown_path(store.home)
@@ -7379,8 +7323,7 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
         records.update(strays)
     result = stop_all(store, list(records), STOP_TIMEOUT_S, force=False)
     left = records_from_cookies(store.home, [])
-    listed = result.data.get("errors")
-    failures = listed if isinstance(listed, list) else []
+    failures = map(as_object, as_list(result.data.get("errors", [])))
     # What another cleanup has just forgotten, or what isn't ours and doesn't run here, is done.
     failed = [one for one in failures if one["kind"] != "not_found" and "nothing_runs" not in one]
     names = {str(one["name"]).lower() for one in failed}
@@ -7406,8 +7349,8 @@ def end_session(store: Store, args: argparse.Namespace) -> Result:
     gone = [] if args.keep or result.error else forget(store, mine, purge=False)
     whose = f"session of pid {owner and owner.pid} ({who})"
     line = f"[OK] {counted(len(mine), 'service')} of the {whose}; {len(gone)} forgotten"
-    lines = [*result.lines, line]
-    return result._replace(data={**result.data, "forgotten": gone}, lines=lines)
+    data = {**result.data, "forgotten": gone}
+    return result._replace(data=data, lines=[*result.lines, line])
 
 
 def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
@@ -7449,9 +7392,9 @@ def stays(store: Store, name: str) -> bool:
 WATCH = Option("--watch", "[D]", parse_duration, help="again and again, each D (2s), until q")
 
 
-@command("list", "every service, in one table", WATCH)
+@command("list", WATCH)
 def list_services(store: Store, args: argparse.Namespace) -> Result:
-    """Every service known here, in one table."""
+    """Every service, in one table."""
     here = place()
     seen = [observe(store, record, here) for _, record in sorted(store.records().items())]
     if not seen:
@@ -7479,8 +7422,7 @@ def service_data(seen: Seen) -> dict[str, object]:
     """The JSON of one service; of its process it takes one more read of /proc/PID/stat."""
     record, spec, (status, why) = seen.record, seen.record.spec, seen.verdict
     look = stat_of(record.main.pid) if record.main and seen.verdict.is_live else None
-    if look and (look.identity != record.main or look.is_dead):
-        look = None
+    look = None if look and (look.identity != record.main or look.is_dead) else look
     uptime_s = max(time.time() - record.started_at, 0.001)
     data: dict[str, object] = {"name": record.name, "status": status, "type": spec.type, "why": why}
     data.update(supervised=seen.facts.supervised, pid=look and look.identity.pid)
@@ -7503,10 +7445,10 @@ def moment(at: float) -> str:
 
 SHOWN: dict[str, Callable[..., str]] = {
     **dict.fromkeys(("uptime_s", "lease_left_s", "idle_timeout_s", "idle_left_s"), format_duration),
-    "cpu_percent": "{:.1f}%".format,
-    "memory_bytes": format_bytes,
     "lived_s": format_duration,
     **dict.fromkeys(("at", "since", "started_at", "last_active"), moment),
+    "cpu_percent": "{:.1f}%".format,
+    "memory_bytes": format_bytes,
 }
 
 
@@ -7524,14 +7466,9 @@ def shown(key: str, value: object) -> str:
     return SHOWN.get(key, str)(value)
 
 
-@command(
-    "status",
-    "everything about one service (exit 3: it isn't running)",
-    Option("name", "NAME"),
-    WATCH,
-)
+@command("status", Option("name", "NAME"), WATCH)
 def status(store: Store, args: argparse.Namespace) -> Result:
-    """Everything about one service; exit code 3 if it isn't running, as LSB's status has it."""
+    """Everything about one service (exit 3: it isn't running)."""
     seen = find(store, args.name)
     record, spec, verdict = seen.record, seen.record.spec, seen.verdict
     stats = all_stats() if seen.facts.here else {}
@@ -7556,7 +7493,7 @@ def status(store: Store, args: argparse.Namespace) -> Result:
         return Result(data, page_of(data, 16))
     why = f"{verdict.status} ({verdict.why})" if verdict.why else verdict.status
     advice = f"its output: logs {record.name}; start it again: restart {record.name}"
-    error = NotFound(f"{record.name} is not running: {why}", advice)
+    error = NotFound(f"{record.name} is not running: {why}", advice)  # 3, as LSB's status has it
     return Result(data, page_of(data, 16), error=error)
 
 
@@ -7580,12 +7517,11 @@ def relay_facts(store: Store, seen: Seen) -> object:
 
 @command(
     "stats",
-    "what a service and all that it started use, and used",
     Option("name", "NAME"),
     Option("--since", "D", parse_duration, 3600.0, "in the last D (1h); a day is kept"),
 )
 def stats(store: Store, args: argparse.Namespace) -> Result:
-    """Now, least, median, 95th percentile, greatest and course of each metric."""
+    """What a service and all that it started use, and used."""
     seen = find(store, args.name)
     name = seen.record.name
     found = figures(store.path(name, "metrics.jsonl"), time.time() - args.since)
@@ -7600,9 +7536,9 @@ def stats(store: Store, args: argparse.Namespace) -> Result:
     return Result({**facts, "metrics": metrics}, table=table)
 
 
-@command("alerts", "which alerts are active, and which were", Option("name?", "NAME"))
+@command("alerts", Option("name?", "NAME"))
 def show_alerts(store: Store, args: argparse.Namespace) -> Result:
-    """What the journals tell of alerts, and which are active."""
+    """Which alerts are active, and which were."""
     names = [args.name] if args.name else sorted(store.records())
     table: list[tuple[str, ...]] = [("service", "event", "at", "why")]
     active, past, lines = [], [], []
@@ -7619,7 +7555,6 @@ def show_alerts(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "logs",
-    "what a service wrote",
     Option("name", "NAME"),
     Option("-n --lines", "N", parse_count, 100, "how many lines at most (100)"),
     Option("-f --follow", help="go on until the service ends"),
@@ -7627,9 +7562,7 @@ def show_alerts(store: Store, args: argparse.Namespace) -> Result:
     Option("--raw", help="control characters and colours as they are, not written out"),
 )
 def logs(store: Store, args: argparse.Namespace) -> Result:
-    """What a service wrote; with -f also what it goes on to write."""
-    import codecs
-
+    """What a service wrote."""
     record = find(store, args.name).record
     name, path = record.name, store.path(record.name, "output.log")
     if record.spec.terminal:
@@ -7662,7 +7595,7 @@ def follow(store: Store, name: str | None, news: Callable[[], str]) -> Iterator[
             time.sleep(0.1)
 
 
-@command("touch", "a heartbeat: renew last_active", Option("name", "NAME"))
+@command("touch", Option("name", "NAME"))
 def touch(store: Store, args: argparse.Namespace) -> Result:
     """A heartbeat: renew last_active."""
     seen = find_live(store, args.name)
@@ -7681,13 +7614,12 @@ def find_live(store: Store, name: str) -> Seen:
 
 @command(
     "notify",
-    "a service tells of itself: ready, alive (a heartbeat) or stopped; inside it NAME is known",
     Option("name?", "NAME"),
     Option("state", "ready|alive|stopped", one_of(*NOTICES), help="what it says"),
     Option("--message", "TEXT", default="", help="goes into the event"),
 )
 def notify(store: Store, args: argparse.Namespace) -> Result:
-    """Hand on what a service says of itself; one that was replaced meanwhile isn't heard."""
+    """A service tells of itself: ready, alive (a heartbeat) or stopped; inside it NAME is known."""
     inside = os.environ.get("SPM_SERVICE", "")
     if not (args.name or inside):
         raise UsageError("whose notice is it?", f"outside a service: notify NAME {args.state}")
@@ -7709,11 +7641,9 @@ NEXT = ("logs {0} -n 100", "events {0}", "restart {0}")
 NEXT_LIVE = ("logs {0} -n 100", "events {0}", "wait-healthy {0}", "stop {0}")
 
 
-@command(
-    "explain", "one page: status, cause, advice, failed exits, last lines", Option("name", "NAME")
-)
+@command("explain", Option("name", "NAME"))
 def explain(store: Store, args: argparse.Namespace) -> Result:
-    """All that who knows nothing else needs in order to go on: 60 lines, secrets masked."""
+    """One page: status, cause, advice, failed exits, last lines."""
     seen = find(store, args.name)
     record, spec, verdict, name = seen.record, seen.record.spec, seen.verdict, seen.record.name
     members = tree_of(trusted(seen)) if seen.facts.here else []
@@ -7738,13 +7668,12 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "events",
-    "what happened to a service, or to all of them, and why: one line each",
     Option("name?", "NAME"),
     Option("-n --lines", "N", parse_count, 100, "how many lines at most (100)"),
     Option("-f --follow", help="go on until the service ends (without NAME: until Ctrl-C)"),
 )
 def events(store: Store, args: argparse.Namespace) -> Result:
-    """What happened and why; with -f also what goes on to happen."""
+    """What happened to a service, or to all of them, and why: one line each."""
     name = find(store, args.name).record.name if args.name else None
     told, looked_at = store.events(name), 0.0
     last, known = told[max(0, len(told) - args.lines) :], set(told)
@@ -7767,14 +7696,13 @@ def events(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "wait-healthy",
-    "wait until services, ports or URLs answer",
     Option("targets+", "NAME|PORT|URL [TIMEOUT]", help="one or more; TIMEOUT is a duration (30s)"),
     Option("--http", "PATH", help="a GET of this path instead of the recorded readiness"),
     Option("--log", "REGEX", help="a line of the log instead of the recorded readiness"),
     *HTTP_OPTIONS,
 )
 def wait_healthy(store: Store, args: argparse.Namespace) -> Result:
-    """Wait until everything named answers, and it is the service's own process that does."""
+    """Wait until services, ports or URLs answer."""
     words, timeout_s = list(args.targets), WAIT_S
     if len(words) > 1 and re.fullmatch(DURATION, words[-1]):
         timeout_s = parse_duration(words.pop())
@@ -7782,7 +7710,7 @@ def wait_healthy(store: Store, args: argparse.Namespace) -> Result:
         advice = "write for example: wait-healthy api redis 30s"
         raise UsageError(f"{words[-1]!r} is neither a service here nor a duration", advice)
     targets = [target_of(store, word, args) for word in dict.fromkeys(words)]
-    return Wait(targets, timeout_s, args.progress).run()
+    return wait_for(targets, timeout_s, args.progress)
 
 
 def target_of(store: Store, word: str, args: argparse.Namespace) -> Target:
@@ -7806,12 +7734,11 @@ def target_of(store: Store, word: str, args: argparse.Namespace) -> Target:
 
 def claimant(store: Store, port: int) -> Seen | None:
     """The service here that declared this port, or seems to use it; a live one before others."""
-    here, known = place(), store.records().values()
-    records = [one for one in known if one.spec.port == port and one.phase != "external"]
-    claims = [observe(store, record, here) for record in records if record.wanted == "running"]
-    claims = [seen for seen in claims if seen.facts.here]
-    claims.sort(key=lambda seen: (seen.verdict.is_live, seen.record.started_at))
-    return claims[-1] if claims else None
+    known = [one for one in store.records().values() if one.spec.port == port]
+    asked = [one for one in known if one.phase != "external" and one.wanted == "running"]
+    claims = [observe(store, record, place()) for record in asked]
+    here = [seen for seen in claims if seen.facts.here]
+    return max(here, key=lambda one: (one.verdict.is_live, one.record.started_at), default=None)
 
 
 WAIT_S = 30.0
@@ -7824,11 +7751,7 @@ class Target:
     """What is waited for: a service with its checks, or a port or URL that nobody here claims."""
 
     def __init__(
-        self,
-        store: Store,
-        record: Record | None,
-        given: Sequence[Check] = (),
-        args: argparse.Namespace | None = None,
+        self, store: Store, record: Record | None, given: Sequence[Check] = (), args: object = None
     ) -> None:
         self.store, self.given = store, given
         self.is_passing = False  # `run` ends it at once when it doesn't become ready
@@ -7846,17 +7769,17 @@ class Target:
         self.heard, self.connection = b"", None
         with contextlib.suppress(OSError):  # no supervisor: then nothing idles, nobody tells
             self.connection = record and self.store.send(record.name, {"op": "watch"})
-        has_exec = record and any(check.kind == "exec" for check in checks)
-        added = added_environment(self.store, record) if record and has_exec else {}
-        self.env = {**os.environ, **added}
+        self.env = dict(os.environ)
+        if record and any(check.kind == "exec" for check in checks):
+            with contextlib.suppress(StateError):  # what it was given can't be read
+                given = self.store.given_env(record.name)
+                self.env.update(added_values(record.spec, given))
         self.due_at = dict.fromkeys(checks, 0.0)
         self.after_s: float | None = None  # when everything held
 
     def ask(self, checks: Checks, check: Check, deadline: float) -> Sight:
         """What only the supervisor knows, or what its log says."""
-        if check.kind == "log":
-            return checks.read(check, deadline)
-        return self.told()
+        return checks.read(check, deadline) if check.kind == "log" else self.told()
 
     def told(self) -> Sight:
         """What the supervisor says of it."""
@@ -8015,52 +7938,34 @@ class Target:
         return TimedOut(message, advice, **facts)
 
 
-class Wait:
-    """A wait for all targets side by side: until they are healthy, one dies, or time is over."""
-
-    def __init__(
-        self, targets: Sequence[Target], timeout_s: float, progress: Callable[[str], None]
-    ) -> None:
-        self.targets, self.timeout_s, self.progress = targets, timeout_s, progress
-        self.began = self.shown_at = time.monotonic()
-
-    def run(self) -> Result:
-        """The Result when all are healthy; Failed, PortConflict or TimedOut otherwise."""
-        try:
-            waiting = list(self.targets)
-            while waiting:
-                waiting = self.look()
-        finally:
-            self.progress("")
-        for target in self.targets:
-            target.tell()
-        rows = [target.facts() for target in self.targets]
-        waited_s = round(time.monotonic() - self.began, 3)
-        data = rows[0] if len(rows) == 1 else {"waited_s": waited_s}
-        return Result({**data, "targets": rows}, [target.line() for target in self.targets])
-
-    def look(self) -> list[Target]:
-        """Who isn't healthy after another look, and a pause if there are any."""
-        deadline = self.began + self.timeout_s
-        for target in self.targets:
-            target.look(self.began, deadline)
-        waiting, now = [one for one in self.targets if one.checks.waiting()], time.monotonic()
-        if waiting and now >= deadline:
-            self.give_up()
-        if waiting and now >= self.shown_at:
-            time_s = f"{now - self.began:.0f} s of {format_duration(self.timeout_s)}"
-            self.progress(f"waiting for {waiting[0].label}: {waiting[0].seen:.44} ({time_s})")
-            self.shown_at = now + 0.1
-        due = [one.due_at[check] for one in waiting for check in one.checks.waiting()]
-        time.sleep(max(0.0, min(*due, deadline) - time.monotonic()) if due else 0.0)
-        return waiting
-
-    def give_up(self) -> NoReturn:
-        """TimedOut, or PortConflict, with what was seen of each that isn't healthy."""
-        waiting = [one for one in self.targets if one.checks.waiting()]
-        errors = [target.too_late(self.timeout_s) for target in waiting or self.targets]
-        errors[0].message = "; ".join(error.message for error in errors)
-        raise errors[0]
+def wait_for(
+    targets: Sequence[Target], timeout_s: float, progress: Callable[[str], None]
+) -> Result:
+    """The Result when all are healthy; as soon as one dies or time is over, the error."""
+    began = shown_at = time.monotonic()
+    waiting, deadline = list(targets), began + timeout_s
+    try:
+        while waiting:
+            for target in targets:
+                target.look(began, deadline)
+            waiting, now = [one for one in targets if one.checks.waiting()], time.monotonic()
+            if waiting and now >= deadline:
+                errors = [target.too_late(timeout_s) for target in waiting]
+                errors[0].message = "; ".join(error.message for error in errors)
+                raise errors[0]
+            if waiting and now >= shown_at:
+                time_s = f"{now - began:.0f} s of {format_duration(timeout_s)}"
+                progress(f"waiting for {waiting[0].label}: {waiting[0].seen:.44} ({time_s})")
+                shown_at = now + 0.1
+            due = [one.due_at[check] for one in waiting for check in one.checks.waiting()]
+            time.sleep(max(0.0, min(*due, deadline) - time.monotonic()) if due else 0.0)
+    finally:
+        progress("")
+    for target in targets:
+        target.tell()
+    rows, waited_s = [one.facts() for one in targets], round(time.monotonic() - began, 3)
+    data = rows[0] if len(rows) == 1 else {"waited_s": waited_s}
+    return Result({**data, "targets": rows}, [target.line() for target in targets])
 
 
 # -- run
@@ -8091,7 +7996,7 @@ class Chain:
             self.store.ask_record(record.name, "touch", sharer=self.me._asdict())
         target = Target(self.store, record)
         target.is_passing = record.owner == self.me
-        ready = Wait([target], self.timeout_s, self.progress).run()
+        ready = wait_for([target], self.timeout_s, self.progress)
         self.say(*ready.lines)
         port = record.spec.port or ready.data["port"]
         data.update(port=port, waited_s=ready.data["waited_s"], died=None)
@@ -8134,8 +8039,7 @@ class Chain:
             except (Failed, NotFound) as error:
                 self.targets.remove(target)
                 self.services[str(target.name).lower()]["died"] = error.message
-                tail = error.facts.get("log_tail")
-                lines = [f"  | {line}" for line in tail] if isinstance(tail, list) else []
+                lines = [f"  | {line}" for line in as_list(error.facts.get("log_tail", []))]
                 self.say(f"[WARN] {error.message}; the tests go on", *lines)
 
     def stop(self) -> str:
@@ -8158,8 +8062,8 @@ class Chain:
             data["status"] = record and record.phase
             data["exit"] = record and record.exit and record.exit._asdict()
         stopped = [name for name, data in self.services.items() if data["stopped"]]
-        left = [name for name, data in self.services.items() if data["status"] in LIVE_PHASES]
-        left = [name for name in left if name not in shared]
+        others = [one for one in self.services.items() if one[0] not in shared]
+        left = [name for name, data in others if data["status"] in LIVE_PHASES]
         told = [("stopped", stopped), ("left running, as it was before", left)]
         told += [("left to another run", shared)]
         return "".join(f"; {word}: {', '.join(names)}" for word, names in told if names)
@@ -8183,16 +8087,14 @@ def on_ending_signals(act: Callable[[int, object], None] | signal.Handlers) -> N
 
 @command(
     "run",
-    'run a test command with services: NAME "COMMAND" … -- TEST… (--json: TEST speaks on stderr)',
     Option("name", "NAME"),
     *(one for one in START_OPTIONS if one.words not in NOT_IN_RUN),
     Option("--timeout", "D", parse_duration, 30.0, "time for each to become ready (30s)"),
     Option("--with", 'NAME="COMMAND"', default=[], help="another service, started before; or NAME"),
 )
 def run_tests(store: Store, args: argparse.Namespace) -> Result:
-    """Start services, wait until they are ready, run the test command, stop them.
-
-    stdout is the test command's (with --json its output goes to stderr), so we speak on stderr.
+    """Run a test command with services: NAME "COMMAND" … -- TEST… (--json: TEST speaks on stderr).
+    stdout is the test command's, so we speak on stderr.
     """
     tests, advice = args.tail, f'write: run {args.name} "COMMAND" -- pytest tests/'
     if not tests:
@@ -8205,8 +8107,8 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
     on_ending_signals(interrupted)
     try:
         for name, equals, text in (item.partition("=") for item in getattr(args, "with")):
-            words = [text] if equals else []
-            chain.add(type(args)(**{**defaults, "name": name, "command": words}))
+            one = {**defaults, "name": name, "command": [text] if equals else []}
+            chain.add(type(args)(**one))
         chain.add(type(args)(**{**defaults, **vars(args), "tail": None}))
         code = chain.test([program, *tests[1:]], 2 if args.json else None)
     except SpmError as error:
@@ -8268,14 +8170,14 @@ def ensure_running(
     store: Store, name: str, deadline: float, may_start: bool, has_started: bool
 ) -> bool:
     """Start a stdio service that isn't running: one start, however many callers want it."""
-    wanted = None if store.record(name) else configured(store, name)
-    name, spec = (wanted.name, wanted.spec) if wanted else (name, find(store, name).record.spec)
-    if spec.type != "stdio":
+    asked = known_start(store, name) or Asked(name, find(store, name).record.spec, {})
+    name = asked.name
+    if asked.spec.type != "stdio":
         advice = "only services started with --type stdio can be called"
         raise UsageError(f"{name} doesn't speak JSON-RPC over its pipes", advice)
     store.prepare()
     with store.claim(name, max(deadline - time.monotonic(), 0.0)):
-        seen = find(store, name) if store.record(name) or not wanted else None
+        seen, asked = store.record(name) and find(store, name), known_start(store, name) or asked
         status, why = (seen.verdict.status, seen.verdict.why) if seen else ("never started", "")
         if seen and seen.facts.supervised and status in UP_PHASES:
             time.sleep(0.01)
@@ -8286,12 +8188,8 @@ def ensure_running(
             facts = {"cause": "server_died", "log_tail": store.last_lines(name, 20)}
             text = f"{name} ended as soon as it was started: {why or status}"
             raise Failed(text, f"read: logs {name}", **facts)
-        new = None if seen else wanted
-        given = new.given_env if new else store.given_env(name)
-        conflict, config = (new.conflict, new.config) if new else ("auto", None)
-        spec = seen.record.spec if seen else spec
         owner = kept_owner(seen.record) if seen and seen.record.wanted == "running" else None
-        begin(store, name, spec, given, seen, conflict, "started", owner, config)
+        begin(store, asked._replace(owner=owner), seen, "started")
         return True
 
 
@@ -8427,7 +8325,6 @@ def exchange(store: Store, args: argparse.Namespace, make: Callable[[object], Me
 
 @command(
     "call",
-    "one request to a stdio service: NAME TOOL key=value…, or NAME METHOD [PARAMS]",
     Option("name", "NAME"),
     Option("method", "METHOD|TOOL", help="a method has a slash (tools/list), or is ping"),
     Option("params*", "PARAMS", help="key=value…, a.b=value, JSON, @file, or - for stdin"),
@@ -8436,7 +8333,7 @@ def exchange(store: Store, args: argparse.Namespace, make: Callable[[object], Me
     *CALL_OPTIONS,
 )
 def call(store: Store, args: argparse.Namespace) -> Result:
-    """One request to a stdio service, and its result; the content of a tool as it is."""
+    """One request to a stdio service: NAME TOOL key=value…, or NAME METHOD [PARAMS]."""
     answer = exchange(store, args, lambda era: message_of(args, era))
     if args.raw:
         return Result({"answer": answer}, stream=iter([json.dumps(answer) + "\n"]))
@@ -8455,14 +8352,9 @@ def call(store: Store, args: argparse.Namespace) -> Result:
     return Result({"result": answer.get("result")}, stream=stream, error=error)
 
 
-@command(
-    "tools",
-    "the tools of a stdio service, and their arguments",
-    Option("name", "NAME"),
-    *CALL_OPTIONS,
-)
+@command("tools", Option("name", "NAME"), *CALL_OPTIONS)
 def tools(store: Store, args: argparse.Namespace) -> Result:
-    """The tools of a stdio service, in brackets what they may be given."""
+    """The tools of a stdio service, and their arguments."""
     found: list[Message] = []
     params: Message = {}
 
@@ -8486,14 +8378,9 @@ def tools(store: Store, args: argparse.Namespace) -> Result:
     return Result({"name": args.name, "tools": found}, [], table)
 
 
-@command(
-    "connect",
-    "join stdin and stdout to a stdio service, as one more client: an MCP client's command",
-    Option("name", "NAME"),
-    *CALL_OPTIONS[:2],
-)
+@command("connect", Option("name", "NAME"), *CALL_OPTIONS[:2])
 def connect(store: Store, args: argparse.Namespace) -> Result:
-    """Join the caller's stdin and stdout to a stdio service; their end isn't the service's."""
+    """Join stdin and stdout to a stdio service, as one more client: an MCP client's command."""
     if args.json:
         raise UsageError("connect prints what the service says", "leave --json out")
     connection, _ = join(store, args, time.monotonic() + args.timeout)
@@ -8531,21 +8418,16 @@ def config_at(store: Store, args: argparse.Namespace, expands: bool = True) -> C
     return read_config(path, args.mcp_config, args.procfile, expands)
 
 
-@command("config schema", "the JSON Schema of spm.json, for editors")
+@command("config schema")
 def show_schema(store: Store, args: argparse.Namespace) -> Result:
-    """The JSON Schema of spm.json."""
+    """The JSON Schema of spm.json, for editors."""
     text = json.dumps(document_schema(), indent=2)
     return Result({"schema": json.loads(text)}, stream=iter([text + "\n"]))
 
 
-@command(
-    "config validate",
-    "whether a configuration is valid; every problem at once",
-    Option("file?", "FILE", help="instead of --config"),
-    *CONFIG_OPTIONS,
-)
+@command("config validate", Option("file?", "FILE", help="instead of --config"), *CONFIG_OPTIONS)
 def validate(store: Store, args: argparse.Namespace) -> Result:
-    """Whether a configuration is valid."""
+    """Whether a configuration is valid; every problem at once."""
     args.config = args.file or args.config
     config = config_at(store, args)
     names: list[object] = list(config.services)
@@ -8554,14 +8436,9 @@ def validate(store: Store, args: argparse.Namespace) -> Result:
     return Result({**data}, [*(f"[INFO] {note}" for note in config.notes), line])
 
 
-@command(
-    "config rules",
-    "what the variables of services must be like, and whether it is met here; no values",
-    Option("name?", "NAME"),
-    *CONFIG_OPTIONS,
-)
+@command("config rules", Option("name?", "NAME"), *CONFIG_OPTIONS)
 def show_rules(store: Store, args: argparse.Namespace) -> Result:
-    """The rules that hold now: of the recorded spec, of the configuration where there is none."""
+    """What the variables of services must be like, and whether it is met here; no values."""
     is_there = args.config or args.mcp_config or args.procfile
     is_there = is_there or os.path.lexists(find_config(None, store.home))
     wanted = config_at(store, args).services.values() if is_there else ()
@@ -8713,9 +8590,9 @@ def tally(words: Iterable[object]) -> str:
     return ", ".join(f"{word}: {listed.count(word)}" for word in dict.fromkeys(listed))
 
 
-@command("config history", "the configurations that `up` applied, newest first; * those that hold")
+@command("config history")
 def history(store: Store, args: argparse.Namespace) -> Result:
-    """The versions."""
+    """The configurations that `up` applied, newest first; * those that hold."""
     rows, table = list[object](), [("version", "when", "result", "plan", "configuration")]
     holding: dict[str, int] = {}
     for one in versions(store):
@@ -8743,12 +8620,11 @@ def version_asked(store: Store, args: argparse.Namespace, number: int | None) ->
 
 @command(
     "config show",
-    "a configuration as it was applied, the values under env masked",
     Option("version?", "V", parse_count, help="its number in the history (the last one)"),
     CONFIG_OPTIONS[0],
 )
 def show_version(store: Store, args: argparse.Namespace) -> Result:
-    """What was applied."""
+    """A configuration as it was applied, the values under env masked."""
     version = version_asked(store, args, args.version)
     document = with_env(version.document)
     head = f"// version {version.number} of {moment(version.at)}: {version.result}"
@@ -8758,13 +8634,12 @@ def show_version(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "config diff",
-    "what differs in meaning: from A (the last one applied) to B (the file)",
     Option("a?", "A", parse_count, help="the number of a version"),
     Option("b?", "B", parse_count, help="the number of another"),
     *CONFIG_OPTIONS,
 )
 def diff(store: Store, args: argparse.Namespace) -> Result:
-    """What differs between two versions, or between one and the file."""
+    """What differs in meaning: from A (the last one applied) to B (the file)."""
     old = version_asked(store, args, args.a)
     new = read_version(store, args.b) if args.b is not None else None
     ends = [config_of(one.document, one.config, expands=False) for one in (old, new) if one]
@@ -8774,14 +8649,9 @@ def diff(store: Store, args: argparse.Namespace) -> Result:
     return Result({**data, **changes}, change_lines(changes))
 
 
-@command(
-    "config impact",
-    "what `up` would do to the services that run, if this were the configuration",
-    Option("file", "FILE"),
-    CONFIG_OPTIONS[0],
-)
+@command("config impact", Option("file", "FILE"), CONFIG_OPTIONS[0])
 def impact(store: Store, args: argparse.Namespace) -> Result:
-    """Which services would restart, and which go on."""
+    """What `up` would do to the services that run, if this were the configuration."""
     config = read_instead(find_config(args.config, store.home), os.path.abspath(args.file))
     steps = plan_of(config, known_services(store))
     data: dict[str, object] = {
@@ -8796,13 +8666,12 @@ def impact(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "config rollback",
-    "bring the services, and the configuration's file, back to a version; a new version itself",
     Option("version", "V", parse_count, help="its number in the history"),
     Option("--dry-run", help="print what would be done"),
     Option("--wait", "[D]", parse_duration, help="until all are ready, D at most for each (30s)"),
 )
 def rollback(store: Store, args: argparse.Namespace) -> Result:
-    """Go back to a version."""
+    """Bring the services, and the configuration's file, back to a version; a new version itself."""
     version = read_version(store, args.version)
     args.names, args.rollback_on_failure, text = [], False, version.text
     config = config_of(version.document, version.config)
@@ -8819,13 +8688,12 @@ def rollback(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "config export",
-    "one document with all that holds, defaults spelled out",
     Option("file", "FILE", help="-: stdout, where values under env are ${NAME}"),
     Option("--force", help="overwrite a file that is no configuration"),
     *CONFIG_OPTIONS,
 )
 def export_config(store: Store, args: argparse.Namespace) -> Result:
-    """Write the effective configuration."""
+    """One document with all that holds, defaults spelled out."""
     config = config_at(store, args, expands=False)
     full = spelled_out(config)
     bare = with_env(full, "${{{}}}")
@@ -8855,13 +8723,12 @@ def export_config(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "config import",
-    "take a file as the configuration: validated, compared, confirmed; `up` applies it",
     Option("file", "FILE"),
     Option("--yes", help="write it without a question"),
     CONFIG_OPTIONS[0],
 )
 def import_config(store: Store, args: argparse.Namespace) -> Result:
-    """Replace the configuration's file; the former one is kept."""
+    """Take a file as the configuration: validated, compared, confirmed; `up` applies it."""
     path = find_config(args.config, store.home)
     new = read_instead(path, os.path.abspath(args.file))
     old: Schema = {"services": {}}
@@ -9004,7 +8871,7 @@ class Application:
             self.say(f"[OK] {name} goes on, with other settings: {', '.join(step.keys)}")
         if step.acts and wanted:
             what = (wanted.spec, wanted.given_env, wanted.conflict, wanted.config)
-            self.say(*bring(self.store, name, *what, may_replace=True).lines)
+            self.say(*bring(self.store, Asked(name, *what)).lines)
 
     def look(self, name: str, target: Target | None, until: float) -> None:
         """Whether what is waited for has come."""
@@ -9047,7 +8914,7 @@ def roll_back(
                 store.ask_record(step.name, "settings", spec=spec, config=config)
             elif was and was.is_live and step.action != "keep":
                 what = (was.record.spec, was.given, "auto", was.record.config)
-                say(*bring(store, step.name, *what, may_replace=True).lines)
+                say(*bring(store, Asked(step.name, *what)).lines)
             elif now and step.acts:
                 say(*stop_all(store, [step.name], STOP_TIMEOUT_S, force=False).lines)
                 forget(store, [] if was else [now], purge=False)
@@ -9059,7 +8926,6 @@ def roll_back(
 
 @command(
     "up",
-    "bring the services of the configuration to what it says; nothing else is touched",
     Option("names*", "NAME", help="only these, and what they depend on"),
     Option("--dry-run", help="print what would be done"),
     Option("--wait", "[D]", parse_duration, help="until all are ready, D at most for each (30s)"),
@@ -9068,7 +8934,7 @@ def roll_back(
     *CONFIG_OPTIONS,
 )
 def up(store: Store, args: argparse.Namespace) -> Result:
-    """Bring the services of the configuration to what it says."""
+    """Bring the services of the configuration to what it says; nothing else is touched."""
     config = config_at(store, args)
     if not args.watch or args.dry_run:
         return bring_up(store, config, args)
@@ -9205,14 +9071,9 @@ def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[
                 return
 
 
-@command(
-    "down",
-    "stop the services of the configuration, those first on which no other depends",
-    Option("names*", "NAME"),
-    *CONFIG_OPTIONS,
-)
+@command("down", Option("names*", "NAME"), *CONFIG_OPTIONS)
 def down(store: Store, args: argparse.Namespace) -> Result:
-    """Stop the services of the configuration, or those that are named."""
+    """Stop the services of the configuration, those first on which no other depends."""
     if not os.path.lexists(store.home):
         return Result({"config": None, "services": []}, ["[OK] nothing of it was running"])
     store.prepare()
@@ -9269,24 +9130,11 @@ VALUES_IN = {
     "kubernetes": "a secret: kubectl create secret generic {dns}-env --from-env-file=FILE",
     "nomad": "a variable: nomad var put nomad/jobs/{project}/{dns} NAME=value",
 }
-FILES = {  # of one document: its name, what is above and below the services
-    "procfile": ("Procfile", "", ""),
-    "compose": ("compose.yaml", 'name: "{}"\nservices:\n', ""),
-    "kubernetes": ("kubernetes.yaml", "", ""),
-    "nomad": ("{}.nomad.hcl", 'job "{}" {{\n  type = "service"\n', "}\n"),
-}
-NO_NEEDS: Mapping[str, str] = {}
 # A ${NAME} of a configuration while words are quoted: between two characters for private use, which
 # each quoting leaves alone, and which a shell's puts between single quotes.
 HELD = "\ue000{}\ue001"
 IS_HELD = HELD.format(rf"({VARIABLE})")
-HOLDS = {  # what a target has for it
-    "systemd": r"${\1}",
-    "procfile": r"""'"$\1"'""",
-    "compose": r"${\1}",
-    "kubernetes": r"$(\1)",
-    "nomad": r"$${\1}",
-}
+HOLDS = {"procfile": r"""'"$\1"'""", "kubernetes": r"$(\1)", "nomad": r"$${\1}"}  # others: ${NAME}
 UNPRINTABLE = '["\\\\\0-\x1f\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]'
 # In a template <key> is a value, a line with a list is repeated, one without a value is left out;
 # <key?> is only asked for. systemd.unit(5), systemd.service(5), systemd.exec(5); a service is
@@ -9338,22 +9186,23 @@ COMPOSE = """\
 """
 # kubernetes.io/docs/reference/kubernetes-api; with service links, api's Service would set API_PORT
 # in every container.
-DEPLOYMENT = """\
+KUBERNETES = """\
 ---
-apiVersion: apps/v1
-kind: Deployment
+apiVersion: <api>
+kind: <kind>
 metadata: {name: "<dns>", labels: {app: "<dns>"}}
-spec:
-  replicas: 1
-  selector: {matchLabels: {app: "<dns>"}}
-  template:
-    metadata: {labels: {app: "<dns>"}}
-"""
-POD = """\
----
-apiVersion: v1
-kind: Pod
-metadata: {name: "<dns>", labels: {app: "<dns>"}}
+<pod><is_alone?>
+spec:<is_kept?>
+  replicas: 1<is_kept?>
+  selector: {matchLabels: {app: "<dns>"}}<is_kept?>
+  template:<is_kept?>
+    metadata: {labels: {app: "<dns>"}}<is_kept?>
+    <pod><is_kept?>
+---<port?>
+apiVersion: v1<port?>
+kind: Service<port?>
+metadata: {name: "<dns>", labels: {app: "<dns>"}}<port?>
+spec: {selector: {app: "<dns>"}, ports: [{port: <port>}]}
 """
 POD_SPEC = """\
 spec:
@@ -9374,13 +9223,6 @@ spec:
   enableServiceLinks: false
   restartPolicy: <restart>
   terminationGracePeriodSeconds: <stop>
-"""
-SERVICE = """\
----<port?>
-apiVersion: v1<port?>
-kind: Service<port?>
-metadata: {name: "<dns>", labels: {app: "<dns>"}}<port?>
-spec: {selector: {app: "<dns>"}, ports: [{port: <port>}]}
 """
 # developer.hashicorp.com/nomad/docs/job-specification; raw_exec has a work_dir since 1.10 only.
 NOMAD = """\
@@ -9423,7 +9265,7 @@ NOMAD = """\
 NOMAD_CHECK = """\
 check {
   type = "<type>"
-  port = "<other_port>"
+  port = "<port>"
   path = <path><is_http?>
   protocol = "<kind>"<is_http?>
   tls_skip_verify = true<is_insecure?>
@@ -9503,20 +9345,13 @@ def probes_inside(target: str, unit: Unit) -> list[tuple[Check, ...]]:
     return many if target == "kubernetes" else []
 
 
-def tools_of(unit: Unit, checks: Sequence[Check]) -> set[str]:
-    """The programs that probe_words uses."""
-    curl = {"curl"} if any(one.kind in ("http", "https") for one in checks) else set()
-    return {os.path.basename(probe_words(unit, checks)[0]), *curl}
-
-
 def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
     """The unit of a service; what the target has no word for is added to the notes."""
     unwatched = " health" * (target == "kubernetes" and spec.restart == "no")
     for field in f"{LOST_EVERYWHERE} {LOST[target]}{unwatched}".split():
         if getattr(spec, field) != Spec._field_defaults[field]:
             option = field.removesuffix("_s").replace("_", "-").replace("alerts", "alert")
-            with_no = " with --restart no" * (field in unwatched)
-            lost = f"has nothing like --{option}{with_no}"
+            lost = f"has nothing like --{option}" + " with --restart no" * (field in unwatched)
             lost = "doesn't check environment rules" if field == "rules" else lost
             notes.append(f"{name}: {target} {lost}")
     if (target, spec.restart) in RESTART_NOTES:
@@ -9538,13 +9373,14 @@ def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
             notes.append(f"{name}: has to listen on 0.0.0.0: 127.0.0.1 is the container's own")
     program = os.path.join(spec.cwd, first) if os.path.dirname(first) else shutil.which(first) or ""
     env = tuple(dict.fromkeys((*spec.env_given, *spec.env_taken)))
-    ready, alive = (
-        tuple(asked[text] for text in texts if text in asked)
-        for texts in (spec.readiness, spec.health)
-    )
-    unit = Unit(name, dns_name(name), spec, NO_NEEDS, False, program, env, ready, alive)
-    tools = sorted({tool for one in probes_inside(target, unit) for tool in tools_of(unit, one)})
-    notes += [f"{name}: its image needs {', '.join(tools)} for the healthcheck"] if tools else []
+    ready = tuple(asked[text] for text in spec.readiness if text in asked)
+    alive = tuple(asked[text] for text in spec.health if text in asked)
+    unit = Unit(name, dns_name(name), spec, {}, False, program, env, ready, alive)
+    inside = probes_inside(target, unit)
+    tools = {os.path.basename(probe_words(unit, checks)[0]) for checks in inside}
+    tools |= {"curl" for checks in inside for one in checks if one.kind in ("http", "https")}
+    told = f"{name}: its image needs {', '.join(sorted(tools))} for the healthcheck"
+    notes += [told] if tools else []
     return unit
 
 
@@ -9584,28 +9420,26 @@ def systemd_path(path: str) -> str:
     return path.replace("%", "%%")
 
 
-def systemd_values(unit: Unit) -> dict[str, object]:
+def systemd_values(unit: Unit, _: Mapping[str, Unit]) -> dict[str, object]:
     """What SYSTEMD needs."""
     spec, (shell, flag, probe) = unit.spec, probe_words(unit, unit.ready)
     files = (*spec.env_files, *[os.path.join(spec.cwd, f"{unit.name}.env")][: len(unit.env)])
-    kind = "oneshot" if unit.is_awaited else "forking" if spec.type == "forking" else "exec"
+    words = (unit.program, *spec.words[1:]) if unit.program else ("/usr/bin/env", *spec.words)
     return {
-        "type": kind,
+        "type": "oneshot" if unit.is_awaited else "forking" if spec.type == "forking" else "exec",
         "pid_file": systemd_path(spec.pid_file or ""),
         "cwd": systemd_path(spec.cwd),
         "files": list(map(systemd_path, files)),
-        "command": systemd_line(unit.program, *spec.words[1:])
-        if unit.program
-        else systemd_line("/usr/bin/env", *spec.words),
+        "command": systemd_line(*words),
         "wait": systemd_line(shell, flag, f"until {probe}; do sleep 0.5; done"),
         "good": re.sub(r"^0\b|,", " ", spec.success_codes).strip(),
         "final": spec.no_restart_codes.replace(",", " "),
     }
 
 
-def procfile_line(unit: Unit) -> str:
-    """NAME: COMMAND, for a shell: devcenter.heroku.com/articles/procfile. What would end the line
-    is written in octal, for printf's %b.
+def procfile_values(unit: Unit, _: Mapping[str, Unit]) -> dict[str, object]:
+    """A command for a shell: devcenter.heroku.com/articles/procfile. What would end the line is
+    written in octal, for printf's %b.
     """
     port = f"PORT={unit.spec.port} " * unit.spec.port_declared
     line = f"cd {shlex.quote(unit.spec.cwd)} && {port}exec {shlex.join(unit.spec.words)}"
@@ -9613,7 +9447,7 @@ def procfile_line(unit: Unit) -> str:
     if line.splitlines() != [line]:
         octal = "".join(f"\\0{byte:03o}" for byte in line.encode("utf-8", "surrogateescape"))
         line = f"eval \"$(printf %b '{octal}')\""
-    return f"{unit.dns}: {line}\n"
+    return {"line": line}
 
 
 def compose_values(unit: Unit, units: Mapping[str, Unit]) -> dict[str, object]:
@@ -9641,9 +9475,8 @@ def kubernetes_probe(unit: Unit, checks: Sequence[Check]) -> str:
     if not checks:
         return ""
     spec, (kind, path, host, port) = unit.spec, checks[0]
-    where = f"port: {port or spec.port}" + f", host: {quoted(host)}" * (
-        host not in ("", "localhost", *LOOPBACK)
-    )
+    far = f", host: {quoted(host)}" * (host not in ("", "localhost", *LOOPBACK))
+    where = f"port: {port or spec.port}{far}"
     known = f"httpGet: {{{where}, path: {quoted(path)}, scheme: {kind.upper()}}}"
     if kind == "exec" or len(checks) > 1:
         known = f"exec: {{command: {flow(probe_words(unit, checks))}}}"
@@ -9657,6 +9490,7 @@ def kubernetes_probe(unit: Unit, checks: Sequence[Check]) -> str:
 def kubernetes_values(unit: Unit, units: Mapping[str, Unit]) -> dict[str, object]:
     """What POD_SPEC needs."""
     spec, needs = unit.spec, [units[one] for one in unit.needs]
+    is_kept = spec.restart == "always"
     until = "until nc -z {} {}; do sleep 1; done"
     return {
         "needs": [one.dns for one in needs],
@@ -9664,88 +9498,72 @@ def kubernetes_values(unit: Unit, units: Mapping[str, Unit]) -> dict[str, object
         "words": flow(spec.words),
         "cwd": quoted(spec.cwd),
         "environment": spec.port_declared or unit.env,
+        "api": "apps/v1" if is_kept else "v1",
+        "kind": "Deployment" if is_kept else "Pod",
+        "is_kept": is_kept,
+        "is_alone": not is_kept,
         "ready": kubernetes_probe(unit, unit.ready),
         "alive": kubernetes_probe(unit, unit.alive) if spec.restart != "no" else "",
         "restart": {"no": "Never", "on-failure": "OnFailure"}.get(spec.restart, "Always"),
     }
 
 
-def nomad_values(unit: Unit, common: Mapping[str, object]) -> dict[str, object]:
+def nomad_values(unit: Unit, _: Mapping[str, Unit]) -> dict[str, object]:
     """What NOMAD needs; ${ and %{ begin a template in HCL, doubled they don't."""
 
     def hcl(text: str) -> str:
         return re.sub(r"([$%])(?={)", r"\1\1", quoted(text))
 
-    checks = [
-        filled(
-            NOMAD_CHECK,
-            {
-                **common,
-                "type": "tcp" if one.kind == "tcp" else "http",
-                "other_port": one.port,
-                "kind": one.kind,
-                "is_http": one.kind != "tcp",
-                "path": hcl(one.text),
-                "is_insecure": unit.spec.insecure and one.kind == "https",
-                "is_alive": one in unit.alive and unit.spec.restart != "no",
-            },
-        )
-        for one in dict.fromkeys(unit.ready + unit.alive)
-    ]
-    words = (unit.spec.cwd, unit.program or unit.spec.words[0], *unit.spec.words[1:])
+    spec = unit.spec
+
+    def block(one: Check) -> str:
+        values = {**spec._asdict(), **one._asdict(), "path": hcl(one.text)}
+        values.update(is_http=one.kind != "tcp", type="tcp" if one.kind == "tcp" else "http")
+        values.update(is_insecure=spec.insecure and one.kind == "https")
+        values.update(is_alive=one in unit.alive and spec.restart != "no")
+        return filled(NOMAD_CHECK, {**values, "retries": max(spec.health_retries, 1)})
+
+    words = (spec.cwd, unit.program or spec.words[0], *spec.words[1:])
     return {
-        "checks": checks,
+        "checks": list(map(block, dict.fromkeys(unit.ready + unit.alive))),
         "command": ", ".join(map(hcl, words)),
         "env_lines": "".join(f'{key}={{{{index . \\"{key}\\"}}}}\\n' for key in unit.env),
     }
 
 
+FILES = {  # their names, what is above the services, each service, what is below
+    "systemd": ("{1}.service", "", SYSTEMD, systemd_values, ""),
+    "procfile": ("Procfile", "", "<dns>: <line>\n", procfile_values, ""),
+    "compose": ("compose.yaml", 'name: "{0}"\nservices:\n', COMPOSE, compose_values, ""),
+    "kubernetes": ("kubernetes.yaml", "", KUBERNETES, kubernetes_values, ""),
+    "nomad": ("{0}.nomad.hcl", 'job "{0}" {{\n  type = "service"\n', NOMAD, nomad_values, "}\n"),
+}
+
+
 def documents(target: str, units: Sequence[Unit], project: str) -> dict[str, str]:
     """The text of each file for a target."""
-    known, texts = {unit.name: unit for unit in units}, {}
+    known, texts = {unit.name: unit for unit in units}, dict[str, str]()
+    path, head, template, values_of, foot = FILES[target]
     for unit in units:
         spec = unit.spec
-        common: dict[str, object] = {
-            **spec._asdict(),
-            **unit._asdict(),
-            "project": project,
-            "stop": STOP_TIMEOUT_S,
-            "needs": list(unit.needs),
-            "own_port": spec.port_declared and spec.port,
-            "restarts": spec.restart != "no",
-            "once": spec.restart == "no",
-            "burst": spec.max_restarts + 1,
-            "attempts": str(spec.max_restarts * (spec.restart != "no")),
-            "retries": max(spec.health_retries, 1),
-        }
-        if target == "systemd":
-            texts[f"{unit.name}.service"] = filled(SYSTEMD, {**common, **systemd_values(unit)})
-        elif target == "procfile":
-            texts[unit.name] = procfile_line(unit)
-        elif target == "nomad":
-            texts[unit.name] = filled(NOMAD, {**common, **nomad_values(unit, common)})
-        elif target == "compose":
-            texts[unit.name] = filled(COMPOSE, {**common, **compose_values(unit, known)})
-        else:
-            pod = filled(POD_SPEC, {**common, **kubernetes_values(unit, known)})
-            inner = "".join(f"    {line}" for line in pod.splitlines(keepends=True))
-            is_kept = spec.restart == "always"
-            texts[unit.name] = filled(DEPLOYMENT if is_kept else POD, common)
-            texts[unit.name] += (inner if is_kept else pod) + filled(SERVICE, common)
-    if target == "systemd" or not texts:
-        return texts
-    file, head, foot = FILES[target]
-    return {file.format(project): head.format(project) + "".join(texts.values()) + foot}
+        own_port, needs = spec.port_declared and spec.port, list(unit.needs)
+        values: dict[str, object] = {**spec._asdict(), **unit._asdict(), "project": project}
+        values.update(needs=needs, own_port=own_port, stop=STOP_TIMEOUT_S)
+        values.update(once=spec.restart == "no", restarts=spec.restart != "no")
+        values.update(attempts=str(spec.max_restarts * (spec.restart != "no")))
+        values.update(burst=spec.max_restarts + 1, retries=max(spec.health_retries, 1))
+        values.update(values_of(unit, known))
+        values["pod"] = filled(POD_SPEC, values) if target == "kubernetes" else ""
+        file = path.format(project, unit.name)
+        texts[file] = texts.get(file, head.format(project)) + filled(template, values)
+    return {file: text + foot for file, text in texts.items()}
 
 
 def exported(
-    target: str,
-    wanted: Iterable[tuple[str, Spec, Mapping[str, str]]],
-    project: str,
-    known: Iterable[str] = (),
+    target: str, services: Sequence[Described], project: str, known: Iterable[str] = ()
 ) -> tuple[dict[str, str], list[str]]:
-    """The files that tell a target of each (name, spec, depends_on), and notes: what they lack."""
-    services, notes, units = list(wanted), list(known), list[Unit]()
+    """The files that tell a target of the services, and notes: what they lack."""
+    notes, units = list(known), list[Unit]()
     types = ("simple", "forking") if target == "systemd" else ("simple",)
     ports = {name: spec.port for name, spec, _ in services if spec.type in types}
     awaited = [one for _, _, needs in services for one, how in needs.items() if how == "exited"]
@@ -9769,12 +9587,12 @@ def exported(
         raise UsageError("two names differ in signs only", "export these services one by one")
     notes = [re.sub(IS_HELD, r"${\1}", note) for note in notes]
     notes = ["".join(c if c.isprintable() else "?" for c in note) for note in notes]
-    files = documents(target, units, project) if units else {}
+    files = documents(target, units, project)
     for file, text in files.items():
         mine = (f"{file[:-8]}:", f"{file[:-8]} ") if target == "systemd" else ""
         own = [one for one in notes if one.startswith(mine) or " is left out: " in one]
         head = "".join(f"# {one}\n" for one in own)
-        files[file] = head + re.sub(IS_HELD, HOLDS[target], text)
+        files[file] = head + re.sub(IS_HELD, HOLDS.get(target, r"${\1}"), text)
     return files, notes
 
 
@@ -9811,10 +9629,10 @@ def renew(path: str, root: str, make: Callable[[str], str]) -> bool:
     return True
 
 
-def write_all(root: str, makes: Iterable[tuple[str, Callable[[str], str]]], advice: str) -> Result:
+def write_all(root: str, makes: Mapping[str, Callable[[str], str]], advice: str) -> Result:
     """What became of each file; what is in the way keeps none of the others from being written."""
     done, problems = {}, []
-    for path, make in makes:
+    for path, make in makes.items():
         try:
             done[path] = "written" if renew(os.path.join(root, path), root, make) else "unchanged"
         except Refused as error:
@@ -9866,45 +9684,38 @@ def with_references(config: Config) -> tuple[Config, dict[str, list[str]], dict[
             inside = sorted({each[0] for each in left if each[0] not in ("", "workspaceFolder")})
             told += [f"{name}: {key} holds the value of ${{{each}}}, in clear" for each in inside]
         services[name], names[name], notes[name] = new, list(found), told
-    document = {**config.document, "services": services}
-    return config_of(document, config.path), names, notes
+    return config_of({**config.document, "services": services}, config.path), names, notes
 
 
-def described(
-    store: Store,
-) -> tuple[dict[str, tuple[str, Spec, Mapping[str, str]]], dict[str, list[str]]]:
-    """(name, spec, depends_on) of each service: the configuration's, then those started by hand;
-    and what is to be said of them. Of a variable that a command names it has the name.
+def described(store: Store) -> dict[str, tuple[Described, list[str]]]:
+    """Each service with what is to be said of it: the configuration's, then those started by hand.
+    Of a variable that a command names it has the name.
     """
+    here: dict[str, tuple[Described, list[str]]] = {}
     path = find_config(None, store.home)
-    here: dict[str, tuple[str, Spec, Mapping[str, str]]] = {}
-    notes: dict[str, list[str]] = {}
     if os.path.lexists(path):
         config, names, notes = with_references(read_config(path))
         for one in config.services.values():
             taken = tuple(dict.fromkeys((*one.spec.env_taken, *names[one.name])))
-            here[one.name.lower()] = one.name, one.spec._replace(env_taken=taken), one.depends_on
+            spec = one.spec._replace(env_taken=taken)
+            here[one.name.lower()] = (one.name, spec, one.depends_on), notes[one.name]
     for key, record in sorted(store.records().items()):
-        if key not in here:
-            here[key] = record.name, record.spec, NO_NEEDS
-            about = f"{record.name}: look for secrets: its command is as `up` made it of its ${{…}}"
-            notes.update({record.name: [about]} if record.config else {})
-    return here, notes
+        about = f"{record.name}: look for secrets: its command is as `up` made it of its ${{…}}"
+        one_by_hand = record.name, record.spec, dict[str, str]()
+        here.setdefault(key, (one_by_hand, [about] * bool(record.config)))
+    return here
 
 
 @command(
     "export",
-    f"the services for another engine: {', '.join(TARGETS)}",
     Option("target", "TARGET", one_of(*TARGETS), help=", ".join(TARGETS)),
     Option("names*", "NAME", help="these services alone"),
     Option("-o --output", "DIR", help="write files there instead of printing them"),
     Option("--force", help="overwrite files that differ"),
 )
 def export(store: Store, args: argparse.Namespace) -> Result:
-    """Describe services to another engine."""
-    from functools import partial
-
-    known, told = described(store)
+    """The services for another engine: systemd, procfile, compose, kubernetes, nomad."""
+    known = described(store)
     for name in args.names:
         if name.lower() not in known:
             find(store, name)  # which says what there is
@@ -9912,8 +9723,8 @@ def export(store: Store, args: argparse.Namespace) -> Result:
     if not wanted:
         raise NotFound(f"no services in {store.home}", "start one; a stopped one counts, too")
     project = dns_name(os.path.basename(root_of(store)))
-    known_notes = [note for name, *_ in wanted for note in told.get(name, ())]
-    files, notes = exported(args.target, wanted, project, known_notes)
+    services, told = zip(*wanted)
+    files, notes = exported(args.target, services, project, itertools.chain(*told))
     data: dict[str, object] = {"target": args.target, "files": files}
     lines = [f"[WARN] {note}" for note in notes]
     if not args.output:
@@ -9925,7 +9736,7 @@ def export(store: Store, args: argparse.Namespace) -> Result:
             raise Refused(f"{os.path.join(args.output, file)} is there and differs")
         return files[file]
 
-    makes = [(file, partial(new_text, file)) for file in files]
+    makes = {file: functools.partial(new_text, file) for file in files}
     result = write_all(os.path.abspath(args.output), makes, "overwrite it with --force")
     return result._replace(data={**data, **result.data}, lines=[*lines, *result.lines])
 
@@ -10012,9 +9823,7 @@ def with_section(text: str, above: str, old: str) -> str:
     section = f"{BEGINS}\n{text}{ENDS}".replace("\n", end)
     before, begin, rest = old.partition(BEGIN)
     _, ended, after = rest.partition(ENDS)
-    if (old.count(BEGIN), old.count(ENDS)) != (len(begin) > 0, len(ended) > 0) or (
-        begin and not ended
-    ):
+    if (old.count(BEGIN), old.count(ENDS)) != (len(ended) > 0, len(ended) > 0):
         raise ValueError("the marks of init aren't one pair")
     if begin:
         return before + section + after
@@ -10052,22 +9861,13 @@ def hooks_of(agent: str, call: str) -> dict[str, object]:
     there = {"type": "command", "command": f'cd "$CLAUDE_PROJECT_DIR" && {run}', "timeout": 60}
     action = {"trigger": "SessionEnd", "action": {"type": "command", "command": run}, "timeout": 60}
     button = {"when": {"type": "userTriggered"}, "then": {"type": "runCommand", "command": run}}
-    hooks: dict[str, dict[str, object]] = {
-        "claude": {".claude/settings.json": {"hooks": {"SessionEnd": [{"hooks": [there]}]}}},
-        "cursor": {
-            ".cursor/hooks.json": {"version": 1, "hooks": {"sessionEnd": [{"command": run}]}}
-        },
-        "kiro": {
-            ".kiro/hooks/end-services.json": {"version": "v1", "hooks": [{**about, **action}]},
-            ".kiro/hooks/end-services.kiro.hook": {
-                "enabled": True,
-                **about,
-                "version": "1",
-                **button,
-            },
-        },
+    hooks: dict[str, object] = {
+        ".claude/settings.json": {"hooks": {"SessionEnd": [{"hooks": [there]}]}},
+        ".cursor/hooks.json": {"version": 1, "hooks": {"sessionEnd": [{"command": run}]}},
+        ".kiro/hooks/end-services.json": {"version": "v1", "hooks": [{**about, **action}]},
+        ".kiro/hooks/end-services.kiro.hook": {"enabled": True, **about, "version": "1", **button},
     }
-    return hooks.get(agent, {})
+    return {path: hook for path, hook in hooks.items() if path.startswith(f".{agent}/")}
 
 
 def guesses(root: str) -> Iterator[tuple[str, dict[str, object], str]]:
@@ -10081,35 +9881,30 @@ def guesses(root: str) -> Iterator[tuple[str, dict[str, object], str]]:
 
     # No pattern here may look at the same blanks twice: the files are anybody's.
     for name, text in re.findall(r"(?m)^([\w-]+):[ \t]*(\S.*)$", read("Procfile")):
-        text = text.rstrip()
-        more: dict[str, object] = {"port": "auto"} if "PORT" in text else {}
-        yield (
-            name,
-            {"command": text, **({"shell": True} if shell_sign(text) else {}), **more},
-            "Procfile",
-        )
+        keys: dict[str, object] = {"command": text.rstrip()}
+        keys.update({"shell": True} if shell_sign(text.rstrip()) else {})
+        keys.update({"port": "auto"} if "PORT" in text else {})
+        yield name, keys, "Procfile"
     with contextlib.suppress(ValueError):
         scripts = as_object(as_object(parse_json(read("package.json") or "{}")).get("scripts"))
         for name in [one for one in ("dev", "start") if isinstance(scripts.get(one), str)][:1]:
             port = recognise_port(str(scripts[name]).split())
-            keys = {"command": f"npm run {name}", **({"port": port} if port else {})}
+            keys = {"command": f"npm run {name}"}
+            keys.update({"port": port} if port else {})
             yield "web", keys, f"package.json, scripts.{name}"
     asked = (read("pyproject.toml") + read("requirements.txt")).lower()
     if "django" in asked and read("manage.py"):
         yield "django", {"command": "python manage.py runserver 8000", "port": 8000}, "manage.py"
     for file in ("main.py", "app.py", "app/main.py", "src/main.py"):
         assigned = r"(?m)^(\w+)[ \t]*(?::[^\n=]*)?=[ \t]*(?:\w+\.)?FastAPI\("
-        made = re.search(assigned, read(file))
-        if made:
-            module = file[:-3].replace("/", ".")
-            yield "api", {"command": f"uvicorn {module}:{made[1]} --port 8000"}, file
+        module = file[:-3].replace("/", ".")
+        for name in re.findall(assigned, read(file))[:1]:
+            yield "api", {"command": f"uvicorn {module}:{name} --port 8000"}, file
     for file in ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"):
         published = r"(?ms)^  ([\w.-]+):[ \t\r]*$(?:(?!^  \S).)*?^[ \t]+- \W?(?:[\d.]+:)?(\d+):\d+"
         for name, port in re.findall(published, read(file)):
-            keys = {
-                "command": f"docker compose up {name}",
-                "ready": [f"exec:nc -z 127.0.0.1 {port}"],
-            }
+            ready = f"exec:nc -z 127.0.0.1 {port}"
+            keys = {"command": f"docker compose up {name}", "ready": [ready]}
             yield name, keys, f"{file}, its ports"
 
 
@@ -10117,11 +9912,8 @@ def guessed_config(root: str) -> str:
     """A first configuration, each guess marked."""
     known: dict[str, list[str]] = {}
     for name, keys, source in guesses(root):
-        others = (
-            name,
-            source.partition("scripts.")[2] or name,
-            *(f"{name}-{n}" for n in range(2, 99)),
-        )
+        others = [name, source.partition("scripts.")[2] or name]
+        others += [f"{name}-{n}" for n in range(2, 99)]
         free = next((one for one in others if one.lower() not in known), "")
         if re.fullmatch(NAME, free):
             line = f"    {json.dumps(free)}: {json.dumps(keys, ensure_ascii=False)}"
@@ -10134,44 +9926,36 @@ def guessed_config(root: str) -> str:
 
 @command(
     "init",
-    "write what teaches a coding agent to use this: --agent, --hooks; and a first --config",
     Option("--agent", "WHO", one_of(*AGENTS, "all"), help=f"{', '.join(AGENTS)} or all"),
     Option("--hooks", help="what ends the services with the agent's session, where it can"),
     Option("--config", help="a starting spm.json, guessed from what is here"),
 )
 def init(store: Store, args: argparse.Namespace) -> Result:
-    """Write the steering document for the agents named, or for those that are in use here."""
-    from functools import partial
-
+    """Write what teaches a coding agent to use this: --agent, --hooks; and a first --config."""
     root = root_of(store)
-    used = [
-        one for one in AGENTS if os.path.lexists(os.path.join(root, AGENTS[one][0].split("/")[0]))
-    ]
+    used = [one for one in AGENTS if os.path.lexists(f"{root}/{AGENTS[one][0].split('/')[0]}")]
     found = [] if args.config and not args.hooks else used or ["agents-md"]
     agents = list(AGENTS) if args.agent == "all" else [args.agent] if args.agent else found
     inner = SELF[len(root) + 1 :] if SELF.startswith(os.path.join(root, "")) else SELF
-    is_installed = os.path.basename(sys.argv[0]) == "spm"
-    call = "spm" if is_installed else f"python {join_command([inner])}"
+    call = "spm" if os.path.basename(sys.argv[0]) == "spm" else f"python {join_command([inner])}"
     text = STEERING.replace("{spm}", call)
-    makes: list[tuple[str, Callable[[str], str]]] = [
-        (path, partial(with_section, text, above))
-        for path, above in map(AGENTS.__getitem__, agents)
-    ]
+    makes: dict[str, Callable[[str], str]] = {}
+    for path, above in map(AGENTS.__getitem__, agents):
+        makes[path] = functools.partial(with_section, text, above)
     for agent in agents if args.hooks else ():
-        makes += [(path, partial(with_hook, hook)) for path, hook in hooks_of(agent, call).items()]
+        for path, hook in hooks_of(agent, call).items():
+            makes[path] = functools.partial(with_hook, hook)
     guessed = guessed_config(root) if args.config else ""
     if args.config:
-        makes.append(("spm.json", lambda old: old or guessed))
+        makes["spm.json"] = lambda old: old or guessed
     result = write_all(root, makes, "write there by hand, or mend it")
     kept = "[INFO] spm.json is there already, left as it is"
     lines = [kept if one == "[OK] spm.json unchanged" else one for one in result.lines]
     if "[OK] spm.json written" in lines and "// a guess, from " not in guessed:
         lines.append("[WARN] nothing was recognised: spm.json has only an example")
-    result = result._replace(lines=lines)
     if args.hooks and "agents-md" in agents:
-        hint = "[INFO] AGENTS.md has no hooks: start what must end with --lease session"
-        result = result._replace(lines=[*result.lines, hint])
-    return result
+        lines.append("[INFO] AGENTS.md has no hooks: start what must end with --lease session")
+    return result._replace(lines=lines)
 
 
 # == Command line ==================================================================================
@@ -10191,9 +9975,7 @@ GLOBAL_OPTIONS = (
     Option("--home", "DIR", help="state directory (default: SPM_HOME, or the nearest .spm)"),
     Option("--json", help="print one JSON document"),
 )
-WATCHED, WAITED = ("--watch", 2.0), ("--wait", WAIT_S)
-OPTIONAL_VALUES = {"start": WAITED, "up": WAITED, "list": WATCHED, "status": WATCHED}
-OPTIONAL_VALUES["config rollback"] = WAITED
+OPTIONAL_VALUES = {"--watch": 2.0, "--wait": WAIT_S}  # seconds, where none are given
 PLAIN_BARS = dict(zip(map(ord, BARS), "_.-:=+*#"))
 FAMILIES = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # config schema
 MEANT = {"ps": "list", "ls": "list", "kill": "stop", "rm": "cleanup", "wait": "wait-healthy"}
@@ -10217,9 +9999,9 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     leading, name = head[:at], "".join(head[at : at + 1])
     if name in FAMILIES:
         at, name = at + 1, " ".join(head[at : at + 2])
-    rest = with_value(name, head[at + 1 :])
     if name not in COMMANDS:
-        raise no_command(leading, name, rest)
+        raise no_command(leading, name, head[at + 1 :])
+    rest = with_value(COMMANDS[name].options, head[at + 1 :])
     args = parser_of(name).parse_intermixed_args([*leading, *rest])
     args.tail = tail
     words = getattr(args, "command", [])
@@ -10229,41 +10011,39 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
         # but of NAME=value only the name: a message may be logged
         form = rf"^((?:--env=)?{VARIABLE}=).*"
         line = join_command([re.sub(form, r"\1…", word, flags=re.S) for word in words])
-        raise UsageError(
-            "options behind an unquoted command: are they the command's or start's?",
-            f"quote the command: start {args.name} {join_command([line])}, "
-            f"or put it behind --: start {args.name} -- {line}",
-        )
+        advice = f"quote the command: start {args.name} {join_command([line])}, "
+        advice += f"or put it behind --: start {args.name} -- {line}"
+        told = "options behind an unquoted command: are they the command's or start's?"
+        raise UsageError(told, advice)
     if cut < len(argv) and name not in ("start", "run"):
         raise UsageError(f"{name} takes no command behind --", f"see: {PROGRAM} {name} --help")
     return COMMANDS[name], args
 
 
-def with_value(name: str, words: Sequence[str]) -> list[str]:
+def with_value(options: Iterable[Option], words: Sequence[str]) -> list[str]:
     """`--wait 5s` as --wait=5s, --wait alone as --wait=30s: argparse takes any next word for D."""
+    values = {one.words: OPTIONAL_VALUES[one.words] for one in options if one.metavar == "[D]"}
     joined: list[str] = []
-    option, value = OPTIONAL_VALUES.get(name, ("--", 0.0))
     for word in words:
-        if joined[-1:] == [option] and re.fullmatch(DURATION, word):
-            joined[-1] = f"{option}={word}"
+        if joined and joined[-1] in values and re.fullmatch(DURATION, word):
+            joined[-1] += f"={word}"
         else:
             joined.append(word)
-    return [f"{option}={value:g}" if word == option else word for word in joined]
+    return [f"{word}={values[word]:g}" if word in values else word for word in joined]
 
 
 def no_command(leading: Sequence[str], name: str, rest: Sequence[str]) -> Exception:
     """What to say when no command of ours was called."""
     if "--version" in leading:
         return HelpWanted(f"{PROGRAM} {__version__}")
+    family = name.partition(" ")[0]
+    known = [one for one in COMMANDS if family not in FAMILIES or one.startswith(f"{family} ")]
+    listing = "\n".join(f"  {key:17}{COMMANDS[key].help}" for key in known)
     if not name and (not leading or set(leading) & {"-h", "--help"}):
-        listing = "\n".join(f"  {key:17}{one.help}" for key, one in COMMANDS.items())
         usage = f"usage: {PROGRAM} [--home DIR] [--json] COMMAND …\n       {PROGRAM} COMMAND --help"
         doc = (__doc__ or "").partition("\n")[0]
         return HelpWanted(f"{usage}\n\n{doc}\n\n{listing}\n\n{EXIT_CODES}")
-    family = name.partition(" ")[0]
-    known = [one for one in COMMANDS if family not in FAMILIES or one.startswith(f"{family} ")]
     if family in FAMILIES and not {"-h", "--help"}.isdisjoint((*leading, *name.split())):
-        listing = "\n".join(f"  {key:17}{COMMANDS[key].help}" for key in known)
         return HelpWanted(f"usage: {PROGRAM} {family} WORD …\n\n{listing}")
     if family in FAMILIES and name.partition(" ")[2][:1] in ("", "-"):
         return UsageError(f"{family} what?", ", ".join(known))
@@ -10287,9 +10067,6 @@ def service_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
 
 def complete() -> None:
     """Answer a shell that completes a line (pypi.org/project/argcomplete), and end."""
-    import argparse
-    from importlib import import_module
-
     parser = argparse.ArgumentParser(PROGRAM)
     add_options(parser, GLOBAL_OPTIONS)
     # A subparser's default would overwrite the --home that stands before the command.
@@ -10300,7 +10077,7 @@ def complete() -> None:
         if family not in groups:
             groups[family] = groups[""].add_parser(family).add_subparsers()
         add_options(groups[family].add_parser(word), (*one.options, *everywhere))
-    import_module("argcomplete").autocomplete(parser)
+    __import__("argcomplete").autocomplete(parser)
 
 
 def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
@@ -10318,8 +10095,6 @@ def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> N
 
 def parser_of(name: str) -> argparse.ArgumentParser:
     """The parser of one command; its errors and its help are raised, not printed."""
-    import argparse
-    from functools import partial
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -10333,12 +10108,11 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         def print_help(self, file: object = None) -> None:
             raise HelpWanted(self.format_help().rstrip())
 
-    command = COMMANDS[name]
     # A width of our own: argparse would import shutil and the compression libraries to find one.
-    width = partial(argparse.HelpFormatter, width=98)
+    width = functools.partial(argparse.HelpFormatter, width=98)
     parser = Parser(f"{PROGRAM} {name}", formatter_class=width, allow_abbrev=False)
-    parser.description = command.help
-    add_options(parser, (*command.options, *GLOBAL_OPTIONS))
+    parser.description = COMMANDS[name].help
+    add_options(parser, (*COMMANDS[name].options, *GLOBAL_OPTIONS))
     return parser
 
 
@@ -10359,13 +10133,11 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> None:
         lines = chunk.replace("\r\n", "\n").split("\n")
         write(sys.stdout, chunk if result.is_raw else "\n".join(map(neutral, lines)))
     if error:
-        problems = error.facts.get("problems")
-        tail = error.facts.get("log_tail") or [
-            str(Problem(**one))
-            for one in (problems if isinstance(problems, list) else ())[1:]
-            if isinstance(one, dict)  # of a configuration; those of variables are in the message
-        ]
-        shown = [f"  | {neutral(line)}\n" for line in tail] if isinstance(tail, list) else []
+        problems = as_list(error.facts.get("problems", []))[1:]
+        # of a configuration; those of variables are in the message
+        told = [str(Problem(**one)) for one in problems if isinstance(one, dict)]
+        tail = as_list(error.facts.get("log_tail") or told)
+        shown = [f"  | {neutral(str(line))}\n" for line in tail]
         cause = error.facts.get("cause")
         cause = cause if isinstance(cause, dict) else {"kind": "unknown"}
         if cause["kind"] != "unknown" and cause["advice"] != error.advice:  # else it is said
