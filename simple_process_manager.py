@@ -48,7 +48,7 @@ The state directory (--home, else SPM_HOME, else the nearest .spm/, else .spm/ i
     services/NAME/lock      held by the command that starts or stops NAME
     services/NAME/supervisor.lock   held by the supervisor for as long as it lives
     services/NAME/control.sock      JSON lines: status, touch, notify, ready, join, stop
-    services/NAME/env.json          values given by --env K=V, mode 0600
+    services/NAME/env.json          values given by --env K=V, digests of env files, mode 0600
     services/NAME/output.log[.1]    stdout and stderr of the service
     services/NAME/events.jsonl      what happened and why: the journal state.json is rebuilt from
     services/NAME/exits.jsonl       failed exits, their causes and last lines, secrets masked
@@ -66,6 +66,7 @@ import sys
 if __name__ == "__main__" and sys.path[:1] == [os.path.dirname(os.path.abspath(__file__))]:
     del sys.path[0]  # the user's repository: its queue.py must not shadow the standard library's
 
+import _thread
 import contextlib
 import functools
 import itertools
@@ -1643,6 +1644,8 @@ else:
         """Up to `size` bytes from an offset of an open file."""
         return os.pread(descriptor, size, offset)
 
+    _IN_DIRECTORY = _thread.allocate_lock()
+
     @contextlib.contextmanager
     def _address(directory: str) -> Iterator[str]:
         # unix(7): sun_path holds 108 bytes (104 on macOS), so a long path is named from within.
@@ -1650,13 +1653,14 @@ else:
         if len(os.fsencode(path)) < 100:
             yield path
             return
-        here = os.open(".", os.O_RDONLY)
-        try:
-            os.chdir(directory)
-            yield CONTROL_SOCKET
-        finally:
-            os.fchdir(here)
-            os.close(here)
+        with _IN_DIRECTORY:  # which all threads are in
+            here = os.open(".", os.O_RDONLY)
+            try:
+                os.chdir(directory)
+                yield CONTROL_SOCKET
+            finally:
+                os.fchdir(here)
+                os.close(here)
 
     def listen_local(directory: str) -> tuple[socket.socket, str]:
         """A listening Unix socket in the directory; it needs no token, its mode protects it."""
@@ -2518,12 +2522,13 @@ class Store:
                     return known.main
         return None
 
-    def given_env(self, name: str) -> dict[str, str]:
-        """The values given by --env K=V at the last start."""
+    def given_env(self, name: str, of_files: bool = False) -> dict[str, str]:
+        """The values given by --env K=V at the last start, or the digests of its env files."""
         path = self.path(name, "env.json")
         try:
             with open(path, "rb", opener=private) as file:
-                return texts_by_name(parse_json(file.read(STATE_BYTES)), path)
+                kept = texts_by_name(parse_json(file.read(STATE_BYTES)), path)
+                return {key: kept[key] for key in kept if os.path.isabs(key) is of_files}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
@@ -3128,10 +3133,10 @@ def phase_after(phase: str, is_ok: bool, failures: int, retries: int) -> str:
     return "ready" if is_ok else "unhealthy" if failures >= retries else phase
 
 
-def unmet(spec: Spec, env: Mapping[str, str]) -> list[str]:
-    """What is wrong with the variables it needs; their values are never shown."""
+def unmet(spec: Spec, env: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What is wrong with the variables it needs, by key; their values are never shown."""
     return [
-        f"{name} {why}"
+        ("require_env" if "full_pattern" in rule else f"environment.{name}", f"{name} {why}")
         for name, rule in rules_of(spec)
         for why in [fault_of(env.get(name), rule)]
         if why
@@ -5519,6 +5524,13 @@ class Problem(NamedTuple):
         return ": ".join(filter(None, (shown_path(self.file), self.path, self.message)))
 
 
+def config_error(problems: Sequence[Problem], what: str) -> ConfigError:
+    """The error with every problem; `what` came of that."""
+    more = counted(len(problems) - 1, "more problem")
+    text = str(problems[0]) + f" (and {more})" * bool(problems[1:])
+    return ConfigError(text, f"mend that: {what}", problems=[one._asdict() for one in problems])
+
+
 class Wanted(NamedTuple):
     """A service as a configuration wants it."""
 
@@ -5546,6 +5558,14 @@ class Source(NamedTuple):
     keys: dict[str, object]
     file: str
     path: str
+    defaults: Schema
+    config: str  # where those are
+
+    def place(self, key: str) -> tuple[str, str]:
+        """The file and the path of a key: it may be that of the defaults."""
+        top = key.partition(".")[0]
+        is_own = self.keys.get(top) is not self.defaults.get(top, self)
+        return (self.file, f"{self.path}.{key}") if is_own else (self.config, f"defaults.{key}")
 
 
 class Config(NamedTuple):
@@ -5572,6 +5592,7 @@ def has_names(value: object) -> bool:
     return "${" in json.dumps(value)
 
 
+OPTION_WORD = r"--([a-z]+(?:-[a-z]+)*)"
 COMMENTS = r'(?s)"(?:[^"\\\n]|\\.)*"?|//[^\r\n]*|/\*.*?\*/'
 
 
@@ -5691,7 +5712,7 @@ class Reading:
             told = f"{error.message}: {error.advice}"
             told = "what its ${…} stand for can't be taken here" if hides else told
             # in the words of a configuration: --pid-file is pid_file here
-            words = re.sub(r"--([a-z]+(?:-[a-z]+)*)", lambda m: m[1].replace("-", "_"), told)
+            words = re.sub(OPTION_WORD, lambda m: m[1].replace("-", "_"), told)
             self.fault(file, path, words)
         except RecordError as error:
             self.fault(file, path, str(error).partition(": ")[2])
@@ -5787,7 +5808,7 @@ class Reading:
             full = {**idle, **full, "keep_alive": alive.get("enabled", True)}
         if self.alerts and text_of(full.get("sample_interval")) != "0":
             full["alert"] = [*as_list(full.get("alert", [])), *self.alerts]
-        self.sources.append(Source(name, full, file, path))
+        self.sources.append(Source(name, full, file, path, self.defaults, self.path))
         known = self.names.setdefault(name.lower(), self.sources[-1])
         if known is not self.sources[-1]:
             self.fault(file, path, f"{known.name} has that name already, see {known.path}")
@@ -5811,37 +5832,29 @@ class Reading:
             in_order({k: map(str, v if isinstance(v, kinds) else [v]) for k, v in given.items()})
         except ValueError as error:  # graphlib.CycleError
             names = error.args[1][::-1]
-            where = self.place(self.names[names[0].lower()], "depends_on")
+            where = self.names[names[0].lower()].place("depends_on")
             self.fault(*where, f"each waits for the next: {' → '.join(names)}")
         if self.problems:
-            count = len(self.problems) - 1
-            text = str(self.problems[0]) + f" (and {counted(count, 'more problem')})" * bool(count)
-            problems = [one._asdict() for one in self.problems]
-            raise ConfigError(text, "mend that: nothing was changed", problems=problems)
+            raise config_error(self.problems, "nothing was changed")
         kept = {one.name: one.keys for one in self.sources}
         document: dict[str, object] = {"version": 1, "services": kept}
         return Config(
             self.path, services, tuple(self.notes), document, tuple(self.files), self.text
         )
 
-    def place(self, source: Source, key: str) -> tuple[str, str]:
-        """The file and the path of a key of a service: it may be that of the defaults."""
-        is_own = source.keys.get(key) is not self.defaults.get(key, self)
-        return (source.file, f"{source.path}.{key}") if is_own else (self.path, f"defaults.{key}")
-
     def wanted(self, source: Source) -> Wanted | None:
         """The service of a source; None if there is something wrong with it."""
         import argparse
 
-        before, place = len(self.problems), self.place
-        keys = {k: self.expanded(source, v, place(source, k)) for k, v in source.keys.items()}
+        before, place = len(self.problems), source.place
+        keys = {k: self.expanded(source, v, place(k)) for k, v in source.keys.items()}
         if not self.expands:
             keys = {k: v for k, v in keys.items() if k in ("command", "env") or not has_names(v)}
         args = {**defaults_of(START_OPTIONS), "name": source.name}
         for key, value in keys.items():
             option, found = KEYS.get(key), list[object]()
             for one in as_list(value) if option and key not in SHAPES else ():
-                with self.faults_at(*place(source, key), hides=value != source.keys[key]):
+                with self.faults_at(*place(key), hides=value != source.keys[key]):
                     found.append(option.kind(text_of(one)) if option and option.metavar else one)
             if option and found:
                 args[key] = found if isinstance(option.default, list) else found[0]
@@ -5853,7 +5866,7 @@ class Reading:
         args.update({"command": [words]} if is_line else {"tail": words and as_list(words)})
         args["no_keep_alive"] = keys.get("keep_alive") is False
         rules: dict[str, Mapping[str, object]] = {}
-        file, path = place(source, "environment")
+        file, path = place("environment")
         for name, rule in as_object(keys.get("environment")).items():
             with self.faults_at(file, f"{path}.{name}"):
                 rules.update(env_rules({name: rule}, path))
@@ -5863,7 +5876,7 @@ class Reading:
                 raise misfit
         if "command" not in keys:  # it was said
             return None
-        with self.faults_at(*place(source, "command"), hides=words != source.keys["command"]):
+        with self.faults_at(*place("command"), hides=words != source.keys["command"]):
             if len(self.problems) > before:
                 command_words(source.name, asked)
                 return None
@@ -5902,7 +5915,7 @@ class Reading:
         if files not in self.variables:
             self.variables[files] = {**os.environ, "workspaceFolder": self.base}
             for file in files:  # its own name may only be made of what the caller has
-                path = str(self.expanded(source, file, self.place(source, "env_file")))
+                path = str(self.expanded(source, file, source.place("env_file")))
                 values = self.load(os.path.join(self.base, path), lambda t: parse_env_text(t, ""))
                 self.variables[files].update(values if isinstance(values, dict) else {})
         return self.variables[files]
@@ -5911,7 +5924,7 @@ class Reading:
         """What has to be started before a service, and what it must be then ("": the usual)."""
         given = asked if isinstance(asked, dict) else dict.fromkeys(map(str, as_list(asked)), "")
         for name in given:
-            place, other = self.place(source, "depends_on"), self.names.get(name.lower())
+            place, other = source.place("depends_on"), self.names.get(name.lower())
             if other is None or other.name != name:
                 near = nearest(name, [one.name for one in self.sources])
                 self.fault(*place, f"there is no service {name!r}; {near}".rstrip("; "))
@@ -5931,6 +5944,7 @@ class Known(NamedTuple):
     is_live: bool
     is_supervised: bool
     given: dict[str, str]  # values
+    stale: tuple[str, ...] = ()  # its env files that say something else now
 
 
 class Step(NamedTuple):
@@ -5948,7 +5962,8 @@ class Step(NamedTuple):
         return self.action in ("start", "restart")
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (self.action, self.name, self.why)))
+        said = "adjust" if self.action == "settings" else self.action
+        return " ".join(filter(None, (said, self.name, self.why)))
 
     @property
     def data(self) -> dict[str, object]:
@@ -5996,9 +6011,12 @@ def step_of(wanted: Wanted, known: Known | None, is_named: bool, is_once: bool) 
         return step("start") if wanted.spec.keep_alive else step("keep", "each call starts it")
     old, is_ours = known.record, known.record.config == wanted.config
     fields = changed_fields(old.spec, kept_port(wanted.spec, old.spec, is_live, wanted.conflict))
-    is_small = set(fields) <= set(LIVE_FIELDS) and known.given == wanted.given_env
+    base, files = os.path.dirname(wanted.config), wanted.spec.env_files
+    stale = [shown_path(path, base) for path in known.stale if path in files]
+    is_small = set(fields) <= set(LIVE_FIELDS) and known.given == wanted.given_env and not stale
     keys = dict.fromkeys(FIELD_KEYS.get(field, field.removesuffix("_s")) for field in fields)
     keys.update({} if known.given == wanted.given_env else {"env": None})
+    keys.update({"env_file": None} if stale else {})
     if not is_live:
         is_done = is_once and is_ours and not keys and known.status == "exited" and not is_named
         return step("keep", "it has done its work") if is_done else step("start")
@@ -6007,8 +6025,8 @@ def step_of(wanted: Wanted, known: Known | None, is_named: bool, is_once: bool) 
         return step("keep", f"it was started {whose}: name it to have it taken over", keys)
     if not known.is_supervised and known.status != "external":
         return step("start", "its supervisor is gone", keys)
-    why = f"{', '.join(keys)} changed" if keys else ""
-    return step(("settings" if is_small else "restart") if keys else "keep", why, keys)
+    why = f"{', '.join(keys)} changed".replace("env_file", " ".join(["env_file", *stale]))
+    return step("settings" if is_small else "restart", why, keys) if keys else step("keep")
 
 
 # -- what was applied
@@ -6488,30 +6506,50 @@ def differences_of(store: Store, old: Record, spec: Spec, given: dict[str, str])
     differences = spec_differences(old.spec, spec)
     with contextlib.suppress(StateError):  # damaged: what it was started with isn't known
         known = store.given_env(old.name) if old.spec.env_given == spec.env_given else given
-        others = [key for key in given if known.get(key) != given[key]]
-        return [*differences, *(f"--env {key}: another value" for key in others)]
+        others = [f"--env {key}: another value" for key in given if known.get(key) != given[key]]
+        stale = [path for path in stale_files(store, old.name) if path in spec.env_files]
+        return [*differences, *others, *(f"--env-file {path}: it has changed" for path in stale)]
     return [*differences, "--env: the recorded values can't be read"]
+
+
+def digest_of(path: str, salt: str) -> str:
+    """A salted digest of an env file, so that nothing of it is kept; "" if there is none."""
+    import hashlib
+
+    with contextlib.suppress(OSError):
+        if os.path.isfile(path):  # a FIFO could be read but once
+            with open(path, "rb") as file:
+                return f"{salt} {hashlib.blake2b(file.read(), key=salt.encode()).hexdigest()}"
+    return ""
+
+
+def stale_files(store: Store, name: str) -> list[str]:
+    """The env files of a service that say something else than at its start."""
+    was = store.given_env(name, of_files=True)
+    return [path for path in was if digest_of(path, was[path].partition(" ")[0]) != was[path]]
 
 
 def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
     """What a start adds to the caller's environment; ConfigError names every problem at once."""
     values: dict[str, str] = {}
-    problems = [f"--env {key}: not set here" for key in spec.env_taken if key not in os.environ]
+    taken = [key for key in spec.env_taken if key not in os.environ]
+    problems = [(f"env.{key}", f"--env {key}: not set here") for key in taken]  # by key
     for path in spec.env_files:
         try:
             with open(path, encoding="utf-8-sig") as file:
                 values.update(parse_env_text(file.read(), path))
         except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}")
+            why = getattr(error, "strerror", None) or "not UTF-8 text"
+            problems.append(("env_file", f"{path}: {why}"))
         except ConfigError as error:
-            problems.append(error.message)
+            problems.append(("env_file", error.message))
     if spec.port_declared and spec.port:
         values["PORT"] = str(spec.port)
     values.update(given)
     problems += unmet(spec, {**os.environ, **values})
     if problems:
-        advice = "mend that and start again; nothing was started"
-        raise ConfigError("; ".join(problems), advice, problems=problems)
+        advice, (keys, told) = "mend that and start again; nothing was started", zip(*problems)
+        raise ConfigError("; ".join(told), advice, problems=list(told), keys=list(keys))
     return values
 
 
@@ -6601,6 +6639,8 @@ def begin(
     failures, failed_at = failures_before(store, former, spec, given, conflict == "force")
     if not os.path.isdir(spec.cwd):
         raise StartFailed(f"{name}: no such directory: {spec.cwd}", "check --cwd")
+    salt = os.urandom(16).hex()
+    digests = {path: digest_of(path, salt) for path in spec.env_files}  # before they are read
     values = environment_of(spec, given)
     if former and former.verdict.is_live:
         check_program(name, spec, values)
@@ -6623,7 +6663,8 @@ def begin(
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
     with state_errors(store.home):
-        write_file(store.path(name, "env.json"), json.dumps(given).encode())
+        kept = {**given, **{path: digest for path, digest in digests.items() if digest}}
+        write_file(store.path(name, "env.json"), json.dumps(kept).encode())
     try:
         launched = launch_in_window if spec.terminal else launch
         return started(store, settled(store, launched(store, record, values)), how, notes)
@@ -8434,6 +8475,10 @@ def validate(store: Store, args: argparse.Namespace) -> Result:
     """Whether a configuration is valid."""
     args.config = args.file or args.config
     config = config_at(store, args)
+    services = [one for one in config.services.values() if not one.disabled]
+    error = unready(services, "`up` would start nothing")
+    if error:
+        raise error
     names: list[object] = list(config.services)
     line = f"[OK] {shown_path(config.path)} is valid: {counted(len(names), 'service')}"
     data = {"path": config.path, "services": names, "notes": list(config.notes)}
@@ -8595,7 +8640,7 @@ def only_one(store: Store, wait_s: float) -> Iterator[None]:
 
 def tally(words: Iterable[object]) -> str:
     """`start: 2, keep: 1`."""
-    listed = [str(word) for word in words]
+    listed = ["adjust" if word == "settings" else str(word) for word in words]
     return ", ".join(f"{word}: {listed.count(word)}" for word in dict.fromkeys(listed))
 
 
@@ -8610,6 +8655,7 @@ def history(store: Store, args: argparse.Namespace) -> Result:
         is_last = holding.get(one.config) == one.number
         rows.append({**one.data, "applied": is_last})
         done = tally(step.get("action") for step in one.plan)
+        done += f", only {' '.join(one.names)}" * bool(one.names)
         done += f" (back to {one.of})" * bool(one.of)
         row = (f"{one.number}{'*' * is_last}", moment(one.at), one.result, done)
         table.append((*row, f"{shown_path(one.config)} {one.hash[:8]}"))
@@ -8691,7 +8737,11 @@ def rollback(store: Store, args: argparse.Namespace) -> Result:
     """Go back to a version."""
     version = read_version(store, args.version)
     args.names, args.rollback_on_failure, text = [], False, version.text
-    config = config_of(version.document, version.config)
+    try:
+        config = config_of(version.document, version.config)
+    except ConfigError as error:
+        error.message = f"version {version.number} can't be applied here: {error.message}"
+        raise
     with contextlib.suppress(ValueError, RecursionError, ConfigError):
         text = text and json.dumps(config.document, indent=2) + "\n"  # if what it includes changed
         now = config_of(json.loads(blanked(version.text or "")), config.path, expands=False)
@@ -8768,6 +8818,9 @@ def import_config(store: Store, args: argparse.Namespace) -> Result:
 
 # -- up, down
 
+MOST_STARTS = 16  # at a time: each interpreter that boots takes a processor for 50 ms
+ORDER_S = 1.0
+
 
 class Outcome(NamedTuple):
     """What came of a step."""
@@ -8787,80 +8840,141 @@ def known_services(store: Store) -> dict[str, Known]:
     """Every recorded service as a plan needs to know it, by name in lower case."""
     here, found = place(), dict[str, Known]()
     for key, record in store.records().items():
-        seen, given = observe(store, record, here), dict[str, str]()
+        seen, given, stale = observe(store, record, here), dict[str, str](), list[str]()
         with contextlib.suppress(StateError):  # damaged: then it differs, and is started anew
-            given = store.given_env(key)
+            given, stale = store.given_env(key), stale_files(store, key)
         status, is_supervised = seen.verdict.status, seen.facts.supervised
-        found[key] = Known(seen.record, status, seen.verdict.is_live, is_supervised, given)
+        facts = (seen.verdict.is_live, is_supervised, given, tuple(stale))
+        found[key] = Known(seen.record, status, *facts)
     return found
 
 
+def in_keys(text: object, wanted: Wanted) -> str:
+    """Advice in the words of a configuration: not --env but env, and where that is."""
+
+    def key(found: re.Match[str]) -> str:
+        word = found[1].replace("-", "_")
+        return word if word in KEYS else found[0]
+
+    words, source = re.sub(OPTION_WORD, key, str(text)), wanted.source
+    words += f" ({source.path} in {shown_path(source.file)})" * (words != text)
+    return words.replace("--force", f"`start {wanted.name} --force`")
+
+
 class Application:
-    """A plan that is carried out: one step after the other, all waits side by side."""
+    """A plan that is carried out: steps and waits side by side where none needs another."""
 
     def __init__(self, store: Store, steps: Sequence[Step], args: argparse.Namespace) -> None:
         self.store, self.steps, self.say, self.progress = store, steps, args.say, args.progress
         self.wait_s: float | None = args.wait  # None: until they are started
-        self.limit_s, self.began = self.wait_s or WAIT_S, time.monotonic()
+        self.limit_s, self.began, self.shown_at = self.wait_s or WAIT_S, time.monotonic(), 0.0
         self.named = {one.lower() for one in args.names}  # also those that were started by hand
         self.outcomes: dict[str, Outcome] = {}
         self.reached: dict[str, set[str]] = {}  # stages
+        self.acting: dict[str, float] = {}  # until when what is told of later ones is held back
+        self.came: list[tuple[Step, Sequence[str], SpmError | None]] = []  # from the threads
+        self.lines: dict[str, list[str]] = {step.name: [] for step in steps}  # to be told
         self.waits: dict[str, tuple[Target | None, float]] = {}  # None: for its end; until when
         self.needs = {s.name: s.wanted.depends_on if s.wanted and s.acts else {} for s in steps}
         self.stages = {pair for needs in self.needs.values() for pair in needs.items()}
 
     def run(self, tell: Callable[[Outcome], object] = bool) -> list[Outcome]:
         """What came of each step, in the order of the plan; `tell` hears of each as it comes."""
-        self.tell = tell
+        self.tell, pending = tell, list(self.steps)
         ends = [step.name for step in self.steps if step.action == "stop"]
         stopped = stop_all(self.store, ends, STOP_TIMEOUT_S, force=False)
         self.say(*stopped.lines)
-        pending = list(self.steps)
-        while pending or self.waits:
-            due = [step for step in pending if self.is_due(step)]
+        if any(step.acts for step in pending):
+            supervisor_command(self.store, "")  # compiled here once, not by each
+        while pending or self.acting or self.waits:
+            due = [one for one in pending if self.is_due(one)][: MOST_STARTS - len(self.acting)]
             for step in due:
                 pending.remove(step)
                 self.take(step)
+            while self.came:
+                self.finish(*self.came.pop(0))
             for name, (target, until) in list(self.waits.items()):
                 self.look(name, target, until)
+            self.show(pending)
             if not due:
                 time.sleep(probe_pause_s(time.monotonic() - self.began))
-        self.progress("")
         return [self.outcomes[step.name] for step in self.steps]
 
-    def lacks(self, step: Step) -> list[str]:
-        """What it depends on and won't come."""
-        outcomes = [self.outcomes.get(name) for name in self.needs[step.name]]
-        return [one.step.name for one in outcomes if one and one.result != "done"]
+    def show(self, pending: Sequence[Step]) -> None:
+        """Tell what came, in the plan's order as far as that delays little; show what goes on."""
+        now = time.monotonic()
+        for name, lines in self.lines.items():
+            self.say(*lines)
+            lines.clear()
+            if now < self.acting.get(name, 0.0):
+                break
+        doing = [f"{name}: is being started" for name in self.acting]
+        for name, (target, until) in self.waits.items():
+            seen = target.seen if target else "has not ended yet"
+            doing.append(f"{name}: {seen} ({until - now:.0f} s left)")
+        doing += [f"{one.name}: waits for {', '.join(self.lacks(one))}" for one in pending]
+        if now >= self.shown_at or not doing:
+            self.shown_at = now + 0.1
+            self.progress(*doing)
+
+    def lacks(self, step: Step, is_final: bool = False) -> list[str]:
+        """What it depends on and isn't there; `is_final`: and won't come."""
+        needs, failed = self.needs[step.name].items(), set[str]()
+        failed.update(name for name, one in self.outcomes.items() if one.result != "done")
+        if is_final:
+            return [name for name, _ in needs if name in failed]
+        return [name for name, stage in needs if stage not in self.reached.get(name, ())]
 
     def is_due(self, step: Step) -> bool:
         """Whether what it depends on is there, or won't come."""
-        needs = self.needs[step.name].items()
-        return bool(self.lacks(step)) or all(st in self.reached.get(name, ()) for name, st in needs)
+        return bool(self.lacks(step, is_final=True)) or not self.lacks(step)
 
-    def note(self, outcome: Outcome) -> None:
-        """Remember what came of a step; a failure is told at once."""
-        self.outcomes[outcome.step.name] = outcome
-        if outcome.error:
-            name, error = outcome.step.name, outcome.error
+    def note(self, step: Step, result: str, error: SpmError | None = None) -> None:
+        """Remember what came of a step; why it failed is told in the end."""
+        name, wanted = step.name, step.wanted
+        self.outcomes[name] = Outcome(step, result, error)
+        if error:
             error.facts.setdefault("name", name)
             if name not in error.message:
                 error.message = f"{name}: {error.message}"
-            self.say(f"[ERROR] {outcome.error.message}")
-        self.tell(outcome)
+            cause = error.facts.get("cause")
+            if wanted and isinstance(cause, dict):
+                cause["advice"] = in_keys(cause["advice"], wanted)
+            error.advice = in_keys(error.advice, wanted) if wanted else error.advice
+            if result == "failed" and (self.acting or self.waits):
+                self.lines[name].append(f"[WARN] {name} failed; the others go on")
+        self.tell(self.outcomes[name])
 
     def take(self, step: Step) -> None:
-        """Do one step; note what is to be waited for then."""
-        name, lacking = step.name, self.lacks(step)
-        try:
-            if lacking:
-                told = f"{name} was not {step.action}ed: it depends on {', '.join(lacking)}"
-                raise Failed(told, "mend those first")
-            self.act(step)
-        except SpmError as error:
-            self.note(Outcome(step, "skipped" if lacking else "failed", error))
+        """Do one step, in a thread and with a Store of its own."""
+
+        def work() -> None:
+            store, lines, error = Store(self.store.home), list[str](), None
+            try:
+                lines += self.act(step, store)
+            except SpmError as problem:
+                error = problem
+            except Exception as problem:  # else nobody would hear of it
+                error = Failed(f"{type(problem).__name__}: {problem}")
+            self.store.notes += store.notes
+            self.came.append((step, lines, error))
+
+        lacking = self.lacks(step, is_final=True)
+        if lacking:
+            told = f"{step.name} was not {step.action}ed: it depends on {', '.join(lacking)}"
+            self.note(step, "skipped", Failed(told, "mend those first"))
             return
-        self.note(Outcome(step, "done"))
+        self.acting[step.name] = time.monotonic() + ORDER_S
+        threading.Thread(target=work, name=f"{step.action} {step.name}", daemon=True).start()
+
+    def finish(self, step: Step, lines: Sequence[str], error: SpmError | None) -> None:
+        """Note what came of a step, and what is to be waited for then."""
+        name = step.name
+        self.lines[name] += lines
+        del self.acting[name]
+        self.note(step, "failed" if error else "done", error)
+        if error:
+            return
         until, is_awaited = time.monotonic() + self.limit_s, name in {one for one, _ in self.stages}
         record = self.store.record(name) if self.wait_s or is_awaited else None
         waited = (*LIVE_PHASES, "failed") if step.acts else LIVE_PHASES
@@ -8873,24 +8987,24 @@ class Application:
                 self.waits[name] = (Target(self.store, record), until)
             self.reached[name].update([] if name in self.waits else ["ready"])
 
-    def act(self, step: Step) -> None:
-        """Do what a step says."""
+    def act(self, step: Step, store: Store) -> Sequence[str]:
+        """Do what a step says; what is to be told of it."""
         wanted, name = step.wanted, step.name
-        record = self.store.record(name) if step.action == "stop" else None
+        record = store.record(name) if step.action == "stop" else None
         if step.action == "stop" and record and record.phase in LIVE_PHASES:
             raise Failed(f"{name} could not be stopped", f"see: stop {name}")
-        is_named = name.lower() in self.named and step.action in ("keep", "settings")
-        known = self.store.record(name) if wanted and is_named else None
-        is_taken = bool(wanted and known and known.config != wanted.config)
-        if wanted and (step.action == "settings" or (is_taken and self.store.is_supervised(name))):
-            spec, config = wanted.spec.to_json(), wanted.config
-            if not self.store.ask_record(name, "settings", spec=spec, config=config):
-                raise Failed(f"{name}: its supervisor took nothing over", f"see: status {name}")
-        if step.action == "settings":
-            self.say(f"[OK] {name} goes on, with other settings: {', '.join(step.keys)}")
         if step.acts and wanted:
             what = (wanted.spec, wanted.given_env, wanted.conflict, wanted.config)
-            self.say(*bring(self.store, name, *what, may_replace=True).lines)
+            return bring(store, name, *what, may_replace=True).lines
+        is_named = name.lower() in self.named and step.action in ("keep", "settings")
+        known = store.record(name) if wanted and is_named else None
+        is_taken = bool(wanted and known and known.config != wanted.config)
+        if wanted and (step.action == "settings" or (is_taken and store.is_supervised(name))):
+            spec, config = wanted.spec.to_json(), wanted.config
+            if not store.ask_record(name, "settings", spec=spec, config=config):
+                raise Failed(f"{name}: its supervisor took nothing over", f"see: status {name}")
+        goes_on = f"[OK] {name} goes on, with other settings: {', '.join(step.keys)}"
+        return [goes_on] * (step.action == "settings")
 
     def look(self, name: str, target: Target | None, until: float) -> None:
         """Whether what is waited for has come."""
@@ -8911,13 +9025,13 @@ class Application:
             if stages:
                 del self.waits[name]
                 self.reached[name].update(stages)
-                self.say(target.line() if target else f"[OK] {name} has done its work")
+                line = target.line() if target else f"[OK] {name} has done its work"
+                self.lines[name].append(line)
                 if target:
                     target.tell()
         except SpmError as error:
             self.waits.pop(name, None)
-            self.note(Outcome(self.outcomes[name].step, "failed", error))
-        self.progress(f"waiting for {', '.join(self.waits)}" if self.waits else "")
+            self.note(self.outcomes[name].step, "failed", error)
 
 
 def roll_back(
@@ -8992,8 +9106,12 @@ def bring_up(
         steps = [*{step.name: step for step in plans}.values()]
         lines = [f"[INFO] {note}" for note in config.notes] + [f"  {step}" for step in steps]
         data: dict[str, object] = {"config": config.path, "plan": [one.data for one in steps]}
+        wanted = [step.wanted for step in steps if step.acts and step.wanted]
+        error: SpmError | None = unready(wanted, "nothing was started")
         if args.dry_run:
-            return Result(data, lines or ["[OK] there is nothing to do"])
+            return Result(data, lines or ["[OK] there is nothing to do"], error=error)
+        names = [name for one in asked for name in one] * all(asked)
+        config = part_of(config, steps, last) if names else config
         is_same = last is not None and last.hash == hash_of(config.document)
         if cut:
             what = "it is finished now" if is_same else "it is undone where the file says otherwise"
@@ -9001,11 +9119,11 @@ def bring_up(
                 f"[INFO] the `up` of version {cut.number} was cut off ({moment(cut.at)}): {what}"
             )
         args.say(*lines)
-        check_environments(steps)
+        if error:
+            raise error
         args.say(*replace_config(store, config.path, config.text) if of else ())
         is_idle = is_same and all(one.action == "keep" for one in steps)
         if not last or not is_idle or last.result != "done":
-            names = [name for names in asked for name in names] if all(asked) else ()
             last = new_version(store, config, steps, names, of)
         if cut:
             write_version(store, cut._replace(result="cut off"))
@@ -9020,7 +9138,19 @@ def bring_up(
     if error and args.rollback_on_failure:
         told = "rolled back to what ran before" if is_back else "not wholly rolled back, see above"
         error.message += f"; {told}"
-    return Result({**data, "rolled_back": is_back}, error=error)
+    lines = [f"[ERROR] {mask_secrets(one.error.message)}" for one in failed[1:] if one.error]
+    return Result({**data, "rolled_back": is_back}, lines, error=error)
+
+
+def part_of(config: Config, steps: Sequence[Step], last: Version | None) -> Config:
+    """What holds after a plan for some services: the others are as they were applied last."""
+    news = as_object(config.document["services"])
+    olds = as_object(last.document["services"]) if last else {}
+    services = {**olds, **{step.name: news[step.name] for step in steps if step.name in news}}
+    if services == news:
+        return config
+    document = {**config.document, "services": services}
+    return config._replace(document=document, text=json.dumps(document, indent=2) + "\n")
 
 
 def carry_out(
@@ -9052,40 +9182,39 @@ def carry_out(
     return outcomes, result
 
 
-def check_environments(steps: Sequence[Step]) -> None:
-    """ConfigError if variables that are needed are missing: nothing is started then."""
+def unready(services: Iterable[Wanted], what: str) -> ConfigError | None:
+    """Every variable that is missing or wrong here, as one error; `what` comes of that."""
     problems = []
-    for step in steps:
+    for one in services:
         try:
-            if step.acts and step.wanted:
-                environment_of(step.wanted.spec, step.wanted.given_env)
+            environment_of(one.spec, one.given_env)
         except ConfigError as error:
-            problems.append(f"{step.name}: {error.message}")
-    if problems:
-        advice = "mend that; nothing was started"
-        raise ConfigError("; ".join(problems), advice, problems=problems)
+            for key, told in zip(*(as_list(error.facts[fact]) for fact in ("keys", "problems"))):
+                words = re.sub(OPTION_WORD, r"\1", str(told))
+                problems.append(Problem(*one.source.place(str(key)), words))
+    return config_error(problems, what) if problems else None
 
 
 def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[str]:
     """Apply the configuration now and each time its files have changed, until q or Ctrl-C."""
     files, before = {config.path, *config.files}, file_marks([config.path, *config.files])
     applied: dict[str, object] | None = None  # nothing was yet
+    told = f"[INFO] watching {shown_path(config.path)}: q or Ctrl-C ends that, and no service\n"
     with contextlib.suppress(KeyboardInterrupt):
         while True:
-            now, error, watched = file_marks(files), None, set(files)
-            is_new = applied is None or now != applied
-            if now == before and is_new:  # it is whole by now
+            now, watched = file_marks(files), set(files)
+            if now == before and now != applied:  # it is whole by now
                 try:
                     config = config_at(store, args)
-                    files |= {*config.files}
+                    files.update(config.files)
+                    files.update(*(one.spec.env_files for one in config.services.values()))
                     result = bring_up(store, config, args)
-                    error = result.error
-                    yield "".join(f"{line}\n" for line in result.lines)
                 except SpmError as problem:
-                    error = problem
+                    result = Result({}, error=problem)
+                failed = [f"[ERROR] {one.message}: {one.advice}" for one in [result.error] if one]
+                yield "".join(f"{line}\n" for line in (*result.lines, *failed))
+                yield told * (applied is None)
                 now = applied = {**now, **file_marks(files - watched)}
-            if error:
-                yield f"[ERROR] {error.message}; what runs was left as it is\n"
             before = now
             if key_within(0.2) in ("q", "Q"):
                 return
@@ -10279,7 +10408,9 @@ def write(stream: TextIO | None, text: str) -> None:
 
 
 def say(*lines: str) -> None:
-    """Write lines on stderr, now."""
+    """Write lines on stderr, now, above what progress shows."""
+    if lines:
+        show_progress("")
     with contextlib.suppress(OSError):  # nobody listens: what is to be done is done all the same
         write(sys.stderr, "".join(coloured(neutral(line), sys.stderr) + "\n" for line in lines))
 
@@ -10292,14 +10423,18 @@ def coloured(line: str, stream: TextIO | None) -> str:
     return f"\033[{COLOURS[tag]}m{tag}\033[0m{line[len(tag) :]}"
 
 
-def show_progress(text: str) -> None:
-    """One line on stderr, written over the last one; "" clears it. Nothing without a terminal."""
+ABOVE = [0]  # how many lines of progress are above the cursor
+
+
+def show_progress(*texts: str) -> None:
+    """Lines on stderr, written over the last ones; "" clears them. Nothing without a terminal."""
     if sys.stderr and sys.stderr.isatty():
-        columns = 80
+        columns, rows = 0, 0
         with contextlib.suppress(OSError):
-            columns = os.get_terminal_size(sys.stderr.fileno()).columns or columns
-        line = neutral(text)[: columns - 1]
-        write(sys.stderr, f"\r{' ' * (columns - 1)}\r{line}")
+            columns, rows = os.get_terminal_size(sys.stderr.fileno())
+        lines = [neutral(text)[: (columns or 80) - 1] for text in texts[: (rows or 24) - 1]]
+        up, ABOVE[0] = f"\033[{ABOVE[0]}A" * bool(ABOVE[0]), max(len(lines) - 1, 0)
+        write(sys.stderr, f"\r{up}\033[J" + "\n".join(lines))
 
 
 def table_lines(table: Sequence[tuple[str, ...]]) -> list[str]:
