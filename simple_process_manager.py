@@ -5657,9 +5657,7 @@ class Reading:
 
     def __init__(self, path: str, expands: bool = True) -> None:
         self.path, self.base = path, os.path.dirname(path)
-        self.expands = (
-            expands  # else what has a ${NAME} in it is left as it is, and is not looked at
-        )
+        self.expands = expands  # else what has a ${NAME} in it stays so, and isn't looked at
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.files: list[str] = []
@@ -5820,10 +5818,7 @@ class Reading:
         found = {one.name: one for one in map(self.wanted, self.sources) if one}
         services: dict[str, Wanted] = {}
         for name, one in found.items() if not self.problems else ():
-            usual = {
-                each: "ready" if found[each].spec.readiness else "started"
-                for each in one.depends_on
-            }
+            usual = {n: "ready" if found[n].spec.readiness else "started" for n in one.depends_on}
             needs = {each: asked or usual[each] for each, asked in one.depends_on.items()}
             services[name] = one._replace(depends_on=needs)
         try:  # also those of which something else is wrong
@@ -6514,12 +6509,10 @@ def differences_of(store: Store, old: Record, spec: Spec, given: dict[str, str])
 
 def digest_of(path: str, salt: str) -> str:
     """A salted digest of an env file, so that nothing of it is kept; "" if there is none."""
-    import hashlib
-
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeDecodeError):
         if os.path.isfile(path):  # a FIFO could be read but once
-            with open(path, "rb") as file:
-                return f"{salt} {hashlib.blake2b(file.read(), key=salt.encode()).hexdigest()}"
+            with open(path, encoding="utf-8") as file:
+                return f"{salt} {hash_of([salt, file.read()])}"
     return ""
 
 
@@ -8851,13 +8844,9 @@ def known_services(store: Store) -> dict[str, Known]:
 
 def in_keys(text: object, wanted: Wanted) -> str:
     """Advice in the words of a configuration: not --env but env, and where that is."""
-
-    def key(found: re.Match[str]) -> str:
-        word = found[1].replace("-", "_")
-        return word if word in KEYS else found[0]
-
-    words, source = re.sub(OPTION_WORD, key, str(text)), wanted.source
-    words += f" ({source.path} in {shown_path(source.file)})" * (words != text)
+    flags = "|".join(KEYS).replace("_", "-")
+    words = re.sub(rf"--({flags})(?![\w-])", lambda found: found[1].replace("-", "_"), str(text))
+    words += f" ({wanted.source.path} in {shown_path(wanted.source.file)})" * (words != text)
     return words.replace("--force", f"`start {wanted.name} --force`")
 
 
@@ -8887,8 +8876,8 @@ class Application:
         if any(step.acts for step in pending):
             supervisor_command(self.store, "")  # compiled here once, not by each
         while pending or self.acting or self.waits:
-            due = [one for one in pending if self.is_due(one)][: MOST_STARTS - len(self.acting)]
-            for step in due:
+            due = [one for one in pending if self.lost(one) or not self.lacks(one)]
+            for step in due[: MOST_STARTS - len(self.acting)]:
                 pending.remove(step)
                 self.take(step)
             while self.came:
@@ -8896,8 +8885,9 @@ class Application:
             for name, (target, until) in list(self.waits.items()):
                 self.look(name, target, until)
             self.show(pending)
-            if not due:
+            if not due or len(self.acting) == MOST_STARTS:
                 time.sleep(probe_pause_s(time.monotonic() - self.began))
+        self.progress()
         return [self.outcomes[step.name] for step in self.steps]
 
     def show(self, pending: Sequence[Step]) -> None:
@@ -8908,26 +8898,25 @@ class Application:
             lines.clear()
             if now < self.acting.get(name, 0.0):
                 break
-        doing = [f"{name}: is being started" for name in self.acting]
+        if now < self.shown_at:
+            return
+        doing, self.shown_at = [f"{name}: is being started" for name in self.acting], now + 0.1
         for name, (target, until) in self.waits.items():
             seen = target.seen if target else "has not ended yet"
             doing.append(f"{name}: {seen} ({until - now:.0f} s left)")
-        doing += [f"{one.name}: waits for {', '.join(self.lacks(one))}" for one in pending]
-        if now >= self.shown_at or not doing:
-            self.shown_at = now + 0.1
-            self.progress(*doing)
+        for step in pending:
+            doing.append(f"{step.name}: waits for {', '.join(self.lacks(step)) or 'its turn'}")
+        self.progress(*doing)
 
-    def lacks(self, step: Step, is_final: bool = False) -> list[str]:
-        """What it depends on and isn't there; `is_final`: and won't come."""
-        needs, failed = self.needs[step.name].items(), set[str]()
-        failed.update(name for name, one in self.outcomes.items() if one.result != "done")
-        if is_final:
-            return [name for name, _ in needs if name in failed]
+    def lacks(self, step: Step) -> list[str]:
+        """What it depends on and isn't there."""
+        needs = self.needs[step.name].items()
         return [name for name, stage in needs if stage not in self.reached.get(name, ())]
 
-    def is_due(self, step: Step) -> bool:
-        """Whether what it depends on is there, or won't come."""
-        return bool(self.lacks(step, is_final=True)) or not self.lacks(step)
+    def lost(self, step: Step) -> list[str]:
+        """What it depends on and won't come."""
+        outcomes = [self.outcomes.get(name) for name in self.needs[step.name]]
+        return [one.step.name for one in outcomes if one and one.result != "done"]
 
     def note(self, step: Step, result: str, error: SpmError | None = None) -> None:
         """Remember what came of a step; why it failed is told in the end."""
@@ -8937,10 +8926,10 @@ class Application:
             error.facts.setdefault("name", name)
             if name not in error.message:
                 error.message = f"{name}: {error.message}"
-            cause = error.facts.get("cause")
-            if wanted and isinstance(cause, dict):
-                cause["advice"] = in_keys(cause["advice"], wanted)
-            error.advice = in_keys(error.advice, wanted) if wanted else error.advice
+            cause = as_object(error.facts.get("cause"))
+            if wanted:
+                cause.update({key: in_keys(cause[key], wanted) for key in cause if key == "advice"})
+                error.advice = in_keys(error.advice, wanted)
             if result == "failed" and (self.acting or self.waits):
                 self.lines[name].append(f"[WARN] {name} failed; the others go on")
         self.tell(self.outcomes[name])
@@ -8959,7 +8948,7 @@ class Application:
             self.store.notes += store.notes
             self.came.append((step, lines, error))
 
-        lacking = self.lacks(step, is_final=True)
+        lacking = self.lost(step)
         if lacking:
             told = f"{step.name} was not {step.action}ed: it depends on {', '.join(lacking)}"
             self.note(step, "skipped", Failed(told, "mend those first"))
@@ -9199,7 +9188,7 @@ def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[
     """Apply the configuration now and each time its files have changed, until q or Ctrl-C."""
     files, before = {config.path, *config.files}, file_marks([config.path, *config.files])
     applied: dict[str, object] | None = None  # nothing was yet
-    told = f"[INFO] watching {shown_path(config.path)}: q or Ctrl-C ends that, and no service\n"
+    told = f"[INFO] watching {shown_path(config.path)}; q or Ctrl-C ends that, the services go on\n"
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             now, watched = file_marks(files), set(files)
@@ -10410,7 +10399,7 @@ def write(stream: TextIO | None, text: str) -> None:
 def say(*lines: str) -> None:
     """Write lines on stderr, now, above what progress shows."""
     if lines:
-        show_progress("")
+        show_progress()
     with contextlib.suppress(OSError):  # nobody listens: what is to be done is done all the same
         write(sys.stderr, "".join(coloured(neutral(line), sys.stderr) + "\n" for line in lines))
 
@@ -10423,18 +10412,19 @@ def coloured(line: str, stream: TextIO | None) -> str:
     return f"\033[{COLOURS[tag]}m{tag}\033[0m{line[len(tag) :]}"
 
 
-ABOVE = [0]  # how many lines of progress are above the cursor
+DRAWN: list[str] = []  # the lines of progress that are shown
 
 
 def show_progress(*texts: str) -> None:
     """Lines on stderr, written over the last ones; "" clears them. Nothing without a terminal."""
-    if sys.stderr and sys.stderr.isatty():
+    if sys.stderr and sys.stderr.isatty() and (DRAWN or any(texts)):
         columns, rows = 0, 0
         with contextlib.suppress(OSError):
             columns, rows = os.get_terminal_size(sys.stderr.fileno())
-        lines = [neutral(text)[: (columns or 80) - 1] for text in texts[: (rows or 24) - 1]]
-        up, ABOVE[0] = f"\033[{ABOVE[0]}A" * bool(ABOVE[0]), max(len(lines) - 1, 0)
-        write(sys.stderr, f"\r{up}\033[J" + "\n".join(lines))
+        up = f"\033[{len(DRAWN) - 1}A" * (len(DRAWN) > 1)
+        DRAWN[:] = [neutral(text)[: (columns or 80) - 1] for text in texts if text]
+        del DRAWN[max((rows or 24) - 1, 1) :]
+        write(sys.stderr, f"\r{up}\033[J" + "\n".join(DRAWN))
 
 
 def table_lines(table: Sequence[tuple[str, ...]]) -> list[str]:
@@ -10504,6 +10494,7 @@ def run(argv: Sequence[str]) -> int:
     if result.error:  # it may repeat what was typed, or show a command line
         for key in ("message", "advice"):
             setattr(result.error, key, mask_secrets(getattr(result.error, key)))
+    show_progress()  # an interrupted command leaves it
     render(result, "--json" in argv[: argv.index("--") if "--" in argv else None], notes)
     return result.error.exit_code if result.error else 0
 
