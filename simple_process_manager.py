@@ -5524,11 +5524,11 @@ class Problem(NamedTuple):
         return ": ".join(filter(None, (shown_path(self.file), self.path, self.message)))
 
 
-def config_error(problems: Sequence[Problem], what: str) -> ConfigError:
-    """The error with every problem; `what` came of that."""
-    more = counted(len(problems) - 1, "more problem")
-    text = str(problems[0]) + f" (and {more})" * bool(problems[1:])
-    return ConfigError(text, f"mend that: {what}", problems=[one._asdict() for one in problems])
+def config_error(problems: Sequence[Problem]) -> ConfigError:
+    """The error with every problem."""
+    more = f" (and {counted(len(problems) - 1, 'more problem')})" * bool(problems[1:])
+    facts = [one._asdict() for one in problems]
+    return ConfigError(f"{problems[0]}{more}", "mend that: nothing was changed", problems=facts)
 
 
 class Wanted(NamedTuple):
@@ -5830,7 +5830,7 @@ class Reading:
             where = self.names[names[0].lower()].place("depends_on")
             self.fault(*where, f"each waits for the next: {' → '.join(names)}")
         if self.problems:
-            raise config_error(self.problems, "nothing was changed")
+            raise config_error(self.problems)
         kept = {one.name: one.keys for one in self.sources}
         document: dict[str, object] = {"version": 1, "services": kept}
         return Config(
@@ -5950,6 +5950,8 @@ class Step(NamedTuple):
     why: str = ""
     keys: tuple[str, ...] = ()  # those that changed
     wanted: Wanted | None = None
+    result: str = ""  # what came of it: done, failed or skipped
+    error: SpmError | None = None
 
     @property
     def acts(self) -> bool:
@@ -5963,7 +5965,7 @@ class Step(NamedTuple):
     @property
     def data(self) -> dict[str, object]:
         """Its JSON object."""
-        return {"action": self.action, "name": self.name, "why": self.why, "keys": self.keys}
+        return {k: getattr(self, k) for k in ("action", "name", "why", "keys", "result")}
 
 
 FIELD_KEYS = {"argv": "command", "env_given": "env", "env_taken": "env", "env_files": "env_file"}
@@ -6507,19 +6509,22 @@ def differences_of(store: Store, old: Record, spec: Spec, given: dict[str, str])
     return [*differences, "--env: the recorded values can't be read"]
 
 
-def digest_of(path: str, salt: str) -> str:
-    """A salted digest of an env file, so that nothing of it is kept; "" if there is none."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        if os.path.isfile(path):  # a FIFO could be read but once
-            with open(path, encoding="utf-8") as file:
-                return f"{salt} {hash_of([salt, file.read()])}"
-    return ""
+def digests_of(salts: Mapping[str, str]) -> dict[str, str]:
+    """Digests of env files, salted, so that nothing of what they say is kept."""
+    found = {}
+    for path, salt in salts.items():
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if os.path.isfile(path):  # a FIFO could be read but once
+                with open(path, encoding="utf-8") as file:
+                    found[path] = f"{salt} {hash_of([salt, file.read()])}"
+    return found
 
 
 def stale_files(store: Store, name: str) -> list[str]:
     """The env files of a service that say something else than at its start."""
     was = store.given_env(name, of_files=True)
-    return [path for path in was if digest_of(path, was[path].partition(" ")[0]) != was[path]]
+    now = digests_of({path: one.partition(" ")[0] for path, one in was.items()})
+    return [path for path in was if was[path] != now.get(path)]
 
 
 def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
@@ -6632,8 +6637,7 @@ def begin(
     failures, failed_at = failures_before(store, former, spec, given, conflict == "force")
     if not os.path.isdir(spec.cwd):
         raise StartFailed(f"{name}: no such directory: {spec.cwd}", "check --cwd")
-    salt = os.urandom(16).hex()
-    digests = {path: digest_of(path, salt) for path in spec.env_files}  # before they are read
+    digests = digests_of(dict.fromkeys(spec.env_files, os.urandom(16).hex()))
     values = environment_of(spec, given)
     if former and former.verdict.is_live:
         check_program(name, spec, values)
@@ -6656,8 +6660,7 @@ def begin(
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
     with state_errors(store.home):
-        kept = {**given, **{path: digest for path, digest in digests.items() if digest}}
-        write_file(store.path(name, "env.json"), json.dumps(kept).encode())
+        write_file(store.path(name, "env.json"), json.dumps({**given, **digests}).encode())
     try:
         launched = launch_in_window if spec.terminal else launch
         return started(store, settled(store, launched(store, record, values)), how, notes)
@@ -8468,14 +8471,12 @@ def validate(store: Store, args: argparse.Namespace) -> Result:
     """Whether a configuration is valid."""
     args.config = args.file or args.config
     config = config_at(store, args)
-    services = [one for one in config.services.values() if not one.disabled]
-    error = unready(services, "`up` would start nothing")
-    if error:
-        raise error
+    error = unready(config.services.values())
     names: list[object] = list(config.services)
     line = f"[OK] {shown_path(config.path)} is valid: {counted(len(names), 'service')}"
     data = {"path": config.path, "services": names, "notes": list(config.notes)}
-    return Result({**data}, [*(f"[INFO] {note}" for note in config.notes), line])
+    lines = [*(f"[INFO] {note}" for note in config.notes), *[line] * (error is None)]
+    return Result({**data}, lines, error=error)
 
 
 @command(
@@ -8568,7 +8569,7 @@ def new_version(
 ) -> Version:
     """The next version, which is about to be applied; the oldest ones go, but no last one."""
     numbers, last = version_numbers(store), dict[str, int]()
-    number, plan = max([0, *numbers]) + 1, tuple({**one.data, "result": ""} for one in steps)
+    number, plan = max([0, *numbers]) + 1, tuple(one.data for one in steps)
     facts = (config.path, hash_of(config.document), "applying", plan, tuple(names))
     new = Version(number, time.time(), *facts, config.document, config.text, of)
     write_version(store, new)
@@ -8765,10 +8766,12 @@ def export_config(store: Store, args: argparse.Namespace) -> Result:
     if args.file == "-":
         lines = [f"[WARN] without the values of {names}: give a FILE to have them"] * bool(values)
         return Result({"document": bare, "values": values}, lines, stream=iter([text]))
-    if os.path.realpath(path) in map(os.path.realpath, config.files):
-        raise Refused(f"{args.file} is what is exported", "write to another file")
+    is_own = os.path.realpath(path) in map(os.path.realpath, config.files)
+    why = "is what is exported" * is_own
     if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
-        raise Refused(f"{args.file} is no regular file: left as it is", "write to another file")
+        why = "is no regular file: left as it is"
+    if why:
+        raise Refused(f"{args.file} {why}", "write to another file")
     if os.path.exists(path) and not args.force:
         try:
             read_config(path, expands=False)
@@ -8815,20 +8818,6 @@ MOST_STARTS = 16  # at a time: each interpreter that boots takes a processor for
 ORDER_S = 1.0
 
 
-class Outcome(NamedTuple):
-    """What came of a step."""
-
-    step: Step
-    result: str  # done, failed or skipped
-    error: SpmError | None = None
-
-    @property
-    def data(self) -> dict[str, object]:
-        """Its JSON object."""
-        error = self.error and self.error.to_json()
-        return {**self.step.data, "result": self.result, "error": error}
-
-
 def known_services(store: Store) -> dict[str, Known]:
     """Every recorded service as a plan needs to know it, by name in lower case."""
     here, found = place(), dict[str, Known]()
@@ -8858,23 +8847,29 @@ class Application:
         self.wait_s: float | None = args.wait  # None: until they are started
         self.limit_s, self.began, self.shown_at = self.wait_s or WAIT_S, time.monotonic(), 0.0
         self.named = {one.lower() for one in args.names}  # also those that were started by hand
-        self.outcomes: dict[str, Outcome] = {}
+        self.outcomes: dict[str, Step] = {}
         self.reached: dict[str, set[str]] = {}  # stages
         self.acting: dict[str, float] = {}  # until when what is told of later ones is held back
         self.came: list[tuple[Step, Sequence[str], SpmError | None]] = []  # from the threads
         self.lines: dict[str, list[str]] = {step.name: [] for step in steps}  # to be told
         self.waits: dict[str, tuple[Target | None, float]] = {}  # None: for its end; until when
         self.needs = {s.name: s.wanted.depends_on if s.wanted and s.acts else {} for s in steps}
+        ports = {one.name: one.spec.port or -1 for one in store.records().values()}
+        holders: dict[int | None, str] = {}
+        for step in steps:  # after who had its port until now, however that goes
+            port = step.wanted.spec.port if step.wanted and step.acts else None
+            if port in holders:
+                self.needs[step.name] = {holders[port]: "", **self.needs[step.name]}
+            holders.update({ports.get(step.name, -1): step.name} if step.acts else {})
         self.stages = {pair for needs in self.needs.values() for pair in needs.items()}
 
-    def run(self, tell: Callable[[Outcome], object] = bool) -> list[Outcome]:
+    def run(self, tell: Callable[[Step], object] = bool) -> list[Step]:
         """What came of each step, in the order of the plan; `tell` hears of each as it comes."""
         self.tell, pending = tell, list(self.steps)
         ends = [step.name for step in self.steps if step.action == "stop"]
         stopped = stop_all(self.store, ends, STOP_TIMEOUT_S, force=False)
         self.say(*stopped.lines)
-        if any(step.acts for step in pending):
-            supervisor_command(self.store, "")  # compiled here once, not by each
+        supervisor_command(self.store, "")  # compiled here once, not by each start
         while pending or self.acting or self.waits:
             due = [one for one in pending if self.lost(one) or not self.lacks(one)]
             for step in due[: MOST_STARTS - len(self.acting)]:
@@ -8898,15 +8893,12 @@ class Application:
             lines.clear()
             if now < self.acting.get(name, 0.0):
                 break
-        if now < self.shown_at:
-            return
-        doing, self.shown_at = [f"{name}: is being started" for name in self.acting], now + 0.1
-        for name, (target, until) in self.waits.items():
-            seen = target.seen if target else "has not ended yet"
-            doing.append(f"{name}: {seen} ({until - now:.0f} s left)")
-        for step in pending:
-            doing.append(f"{step.name}: waits for {', '.join(self.lacks(step)) or 'its turn'}")
-        self.progress(*doing)
+        if now >= self.shown_at:
+            self.shown_at, news = now + 0.1, dict.fromkeys(self.acting, "is being started")
+            for name, (one, _) in self.waits.items():
+                news[name] = one.seen if one else "has not ended yet"
+            news.update((one.name, f"waits for {', '.join(self.lacks(one))}") for one in pending)
+            self.progress(*(f"{k}: {v} ({now - self.began:.0f} s)" for k, v in news.items()))
 
     def lacks(self, step: Step) -> list[str]:
         """What it depends on and isn't there."""
@@ -8915,13 +8907,15 @@ class Application:
 
     def lost(self, step: Step) -> list[str]:
         """What it depends on and won't come."""
-        outcomes = [self.outcomes.get(name) for name in self.needs[step.name]]
-        return [one.step.name for one in outcomes if one and one.result != "done"]
+        needs = [name for name, stage in self.needs[step.name].items() if stage]
+        outcomes = [self.outcomes[name] for name in needs if name in self.outcomes]
+        return [one.name for one in outcomes if one.result != "done"]
 
     def note(self, step: Step, result: str, error: SpmError | None = None) -> None:
         """Remember what came of a step; why it failed is told in the end."""
         name, wanted = step.name, step.wanted
-        self.outcomes[name] = Outcome(step, result, error)
+        self.outcomes[name] = step._replace(result=result, error=error)
+        self.reached[name] = {""}
         if error:
             error.facts.setdefault("name", name)
             if name not in error.message:
@@ -8941,10 +8935,8 @@ class Application:
             store, lines, error = Store(self.store.home), list[str](), None
             try:
                 lines += self.act(step, store)
-            except SpmError as problem:
-                error = problem
-            except Exception as problem:  # else nobody would hear of it
-                error = Failed(f"{type(problem).__name__}: {problem}")
+            except Exception as problem:  # one that isn't ours would be lost here
+                error = problem if isinstance(problem, SpmError) else Failed(repr(problem))
             self.store.notes += store.notes
             self.came.append((step, lines, error))
 
@@ -8968,7 +8960,7 @@ class Application:
         record = self.store.record(name) if self.wait_s or is_awaited else None
         waited = (*LIVE_PHASES, "failed") if step.acts else LIVE_PHASES
         is_over = record is None or record.phase not in waited
-        self.reached[name] = {*STAGES} if is_over else {"started"}
+        self.reached[name].update(STAGES if is_over else ["started"])
         if (name, "exited") in self.stages and not is_over:
             self.waits[name] = (None, until)
         elif record and not is_over and (self.wait_s or (name, "ready") in self.stages):
@@ -8979,15 +8971,14 @@ class Application:
     def act(self, step: Step, store: Store) -> Sequence[str]:
         """Do what a step says; what is to be told of it."""
         wanted, name = step.wanted, step.name
-        record = store.record(name) if step.action == "stop" else None
-        if step.action == "stop" and record and record.phase in LIVE_PHASES:
-            raise Failed(f"{name} could not be stopped", f"see: stop {name}")
         if step.acts and wanted:
             what = (wanted.spec, wanted.given_env, wanted.conflict, wanted.config)
             return bring(store, name, *what, may_replace=True).lines
-        is_named = name.lower() in self.named and step.action in ("keep", "settings")
-        known = store.record(name) if wanted and is_named else None
-        is_taken = bool(wanted and known and known.config != wanted.config)
+        is_stop, is_named = step.action == "stop", name.lower() in self.named
+        known = store.record(name) if is_stop or is_named else None
+        if is_stop and known and known.phase in LIVE_PHASES:
+            raise Failed(f"{name} could not be stopped", f"see: stop {name}")
+        is_taken = known and wanted and not is_stop and known.config != wanted.config
         if wanted and (step.action == "settings" or (is_taken and store.is_supervised(name))):
             spec, config = wanted.spec.to_json(), wanted.config
             if not store.ask_record(name, "settings", spec=spec, config=config):
@@ -9020,15 +9011,15 @@ class Application:
                     target.tell()
         except SpmError as error:
             self.waits.pop(name, None)
-            self.note(self.outcomes[name].step, "failed", error)
+            self.note(self.outcomes[name], "failed", error)
 
 
 def roll_back(
-    store: Store, former: Mapping[str, Known], outcomes: Sequence[Outcome], say: Callable[..., None]
+    store: Store, former: Mapping[str, Known], outcomes: Sequence[Step], say: Callable[..., None]
 ) -> bool:
     """Bring what a plan has changed, or tried to, back to what it was: whether all of it is."""
     is_whole = True
-    for step in [one.step for one in outcomes[::-1] if one.result != "skipped"]:
+    for step in [one for one in outcomes[::-1] if one.result != "skipped"]:
         was, now = former.get(step.name.lower()), store.record(step.name)
         try:
             if was and was.is_live and step.action == "settings":
@@ -9095,18 +9086,16 @@ def bring_up(
         steps = [*{step.name: step for step in plans}.values()]
         lines = [f"[INFO] {note}" for note in config.notes] + [f"  {step}" for step in steps]
         data: dict[str, object] = {"config": config.path, "plan": [one.data for one in steps]}
-        wanted = [step.wanted for step in steps if step.acts and step.wanted]
-        error: SpmError | None = unready(wanted, "nothing was started")
+        error: SpmError | None = unready([one.wanted for one in steps if one.acts])
         if args.dry_run:
             return Result(data, lines or ["[OK] there is nothing to do"], error=error)
         names = [name for one in asked for name in one] * all(asked)
         config = part_of(config, steps, last) if names else config
         is_same = last is not None and last.hash == hash_of(config.document)
         if cut:
-            what = "it is finished now" if is_same else "it is undone where the file says otherwise"
-            args.say(
-                f"[INFO] the `up` of version {cut.number} was cut off ({moment(cut.at)}): {what}"
-            )
+            what = "finished now" if is_same else "undone where the file says otherwise"
+            told = f"[INFO] the `up` of version {cut.number} was cut off"
+            args.say(f"{told} ({moment(cut.at)}): it is {what}")
         args.say(*lines)
         if error:
             raise error
@@ -9118,28 +9107,27 @@ def bring_up(
             write_version(store, cut._replace(result="cut off"))
         outcomes, came = carry_out(store, last, steps, known, args)
     failed = [one for one in outcomes if one.error]
-    data.update(services=[one.data for one in outcomes], version=last.number)
-    data.update({"cut_off": cut.number} if cut else {})
+    rows = [{**one.data, "error": one.error and one.error.to_json()} for one in outcomes]
+    data.update(services=rows, version=last.number, **({"cut_off": cut.number} if cut else {}))
     if not failed:
-        told = tally(one.step.action for one in outcomes) or "no services"
+        told = tally(one.action for one in outcomes) or "no services"
         return Result(data, [f"[OK] {shown_path(config.path)} is up ({told})"])
     error, is_back = failed[0].error, came == "rolled back"
     if error and args.rollback_on_failure:
-        told = "rolled back to what ran before" if is_back else "not wholly rolled back, see above"
-        error.message += f"; {told}"
+        error.message += f"; {'not wholly ' * (not is_back)}rolled back to what ran before"
     lines = [f"[ERROR] {mask_secrets(one.error.message)}" for one in failed[1:] if one.error]
     return Result({**data, "rolled_back": is_back}, lines, error=error)
 
 
 def part_of(config: Config, steps: Sequence[Step], last: Version | None) -> Config:
     """What holds after a plan for some services: the others are as they were applied last."""
-    news = as_object(config.document["services"])
-    olds = as_object(last.document["services"]) if last else {}
-    services = {**olds, **{step.name: news[step.name] for step in steps if step.name in news}}
-    if services == news:
-        return config
+    news, planned = as_object(config.document["services"]), {step.name.lower() for step in steps}
+    services = dict(as_object(last.document["services"])) if last else {}
+    services = {name: keys for name, keys in services.items() if name.lower() not in planned}
+    services.update({name: keys for name, keys in news.items() if name.lower() in planned})
     document = {**config.document, "services": services}
-    return config._replace(document=document, text=json.dumps(document, indent=2) + "\n")
+    text = config.text if services == news else json.dumps(document, indent=2) + "\n"
+    return config._replace(document=document, text=text)
 
 
 def carry_out(
@@ -9148,17 +9136,17 @@ def carry_out(
     steps: Sequence[Step],
     known: Mapping[str, Known],
     args: argparse.Namespace,
-) -> tuple[list[Outcome], str]:
+) -> tuple[list[Step], str]:
     """Do what was planned, and note in the version, if it is a new one, what came of it."""
-    results = dict.fromkeys((one.name for one in steps), "")
+    came = {one.name: one for one in steps}
 
     def note(result: str) -> None:
-        plan = tuple({**one.data, "result": results[one.name]} for one in steps)
         if version.result == "applying":
+            plan = tuple(one.data for one in came.values())
             write_version(store, version._replace(plan=plan, result=result), result != "applying")
 
-    def tell(outcome: Outcome) -> None:
-        results[outcome.step.name] = outcome.result
+    def tell(step: Step) -> None:
+        came[step.name] = step
         with contextlib.suppress(StateError):  # it is told at the end, if it goes on
             note("applying")
 
@@ -9171,17 +9159,17 @@ def carry_out(
     return outcomes, result
 
 
-def unready(services: Iterable[Wanted], what: str) -> ConfigError | None:
-    """Every variable that is missing or wrong here, as one error; `what` comes of that."""
+def unready(services: Iterable[Wanted | None]) -> ConfigError | None:
+    """Every variable that is missing or wrong here, as one error."""
     problems = []
-    for one in services:
+    for one in (one for one in services if one and not one.disabled):
         try:
             environment_of(one.spec, one.given_env)
         except ConfigError as error:
             for key, told in zip(*(as_list(error.facts[fact]) for fact in ("keys", "problems"))):
                 words = re.sub(OPTION_WORD, r"\1", str(told))
                 problems.append(Problem(*one.source.place(str(key)), words))
-    return config_error(problems, what) if problems else None
+    return config_error(problems) if problems else None
 
 
 def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[str]:

@@ -153,8 +153,7 @@ def test_a_failure_names_the_service_and_leaves_the_others(spm: Spm) -> None:
     told = spm("up", "--wait", code=1).stderr
     assert "after was not started: it depends on bad" in told
     assert told.count("bad is not running") == 1, "once is enough"
-    script = "echo \"KeyError: 'SPM_NOT'\"; exit 1"
-    dies = {"command": ["sh", "-c", script], "start_seconds": 2}
+    dies = {"command": ["sh", "-uc", ": $SPM_NOT"], "start_seconds": 2}
     write(spm, {"good": services["good"], "none": {"command": "/no/such/program"}, "dies": dies})
     error = spm.json("up", code=4)["error"]
     assert error["name"] == "none"
@@ -217,7 +216,7 @@ def test_waits_overlap_and_independent_ones_are_started_side_by_side(spm: Spm) -
         ]
     )
     keys = {"command": slow, "ready": "log:up", "start_seconds": 0.8}
-    services = {name: keys for name in ("a", "b", "c", "d")}
+    services = dict.fromkeys(("a", "b", "c", "d"), keys)
     write(spm, services)
     began = time.monotonic()
     spm("up", "--wait")
@@ -226,6 +225,17 @@ def test_waits_overlap_and_independent_ones_are_started_side_by_side(spm: Spm) -
     assert [row["status"] for row in spm.json("list")["services"]] == ["ready"] * 4
     moments = [spm.record(name)["started_at"] for name in services]
     assert max(moments) - min(moments) < took - 1, "all were started before the first was ready"
+    spm("cleanup")
+
+
+def test_a_port_is_handed_on(spm: Spm) -> None:
+    port = free_port()
+    server = {"command": nasty("--port", port), "port": port, "ready": "tcp"}
+    write(spm, {"a": server, "b": worker("1")})
+    spm("up", "--wait")
+    write(spm, {"a": worker("2"), "b": server})
+    assert spm.json("up", "--wait")["services"][1]["name"] == "b"
+    assert spm.service("b")["status"] == "ready"
     spm("cleanup")
 
 
