@@ -5973,10 +5973,13 @@ FIELD_KEYS.update(log_bytes="log_size", port_declared="port", port_asked="port")
 FIELD_KEYS.update(sample_s="sample_interval", alerts="alert", rules="environment")
 
 
-def plan_of(config: Config, known: Mapping[str, Known], names: Sequence[str] = ()) -> list[Step]:
+def plan_of(
+    config: Config, known: Mapping[str, Known], names: Sequence[str] = (), left: Iterable[str] = ()
+) -> list[Step]:
     """What has to be done so that the services are as configured; of some: with what they need.
 
-    `known` has lower case keys. What was started by hand is let be unless it is named.
+    `known` and `left` (which go, too, if they are ours and in it no more) are in lower case. What
+    was started by hand is let be unless it is named.
     """
     named, order = {name.lower() for name in names}, config.order()
     chosen = set(named)
@@ -5985,7 +5988,7 @@ def plan_of(config: Config, known: Mapping[str, Known], names: Sequence[str] = (
             chosen.update(need.lower() for need in config.services[name].depends_on)
     live = [one.record for one in known.values() if one.is_live]
     ours = [record.name for record in live if record.config == config.path]
-    gone = [name for name in ours if not names and not config.named(name)]
+    gone = [one for one in ours if not ((names and one.lower() not in left) or config.named(one))]
     steps = [Step("stop", name, "because removed") for name in gone]
     needs = [need for one in config.services.values() for need in one.depends_on.items()]
     for name in order if not names else [name for name in order if name.lower() in chosen]:
@@ -8644,9 +8647,8 @@ def history(store: Store, args: argparse.Namespace) -> Result:
     rows, table = list[object](), [("version", "when", "result", "plan", "configuration")]
     holding: dict[str, int] = {}
     for one in versions(store):
-        if one.result != "rolled back":
-            holding.setdefault(one.config, one.number)
-        is_last = holding.get(one.config) == one.number
+        is_kept = one.result != "rolled back"
+        is_last = is_kept and holding.setdefault(one.config, one.number) == one.number
         rows.append({**one.data, "applied": is_last})
         done = tally(step.get("action") for step in one.plan)
         done += f", only {' '.join(one.names)}" * bool(one.names)
@@ -8766,12 +8768,10 @@ def export_config(store: Store, args: argparse.Namespace) -> Result:
     if args.file == "-":
         lines = [f"[WARN] without the values of {names}: give a FILE to have them"] * bool(values)
         return Result({"document": bare, "values": values}, lines, stream=iter([text]))
-    is_own = os.path.realpath(path) in map(os.path.realpath, config.files)
-    why = "is what is exported" * is_own
+    if os.path.realpath(path) in map(os.path.realpath, config.files):
+        raise Refused(f"{args.file} is what is exported", "write to another file")
     if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
-        why = "is no regular file: left as it is"
-    if why:
-        raise Refused(f"{args.file} {why}", "write to another file")
+        raise Refused(f"{args.file} is no regular file: left as it is", "write to another file")
     if os.path.exists(path) and not args.force:
         try:
             read_config(path, expands=False)
@@ -8825,9 +8825,8 @@ def known_services(store: Store) -> dict[str, Known]:
         seen, given, stale = observe(store, record, here), dict[str, str](), list[str]()
         with contextlib.suppress(StateError):  # damaged: then it differs, and is started anew
             given, stale = store.given_env(key), stale_files(store, key)
-        status, is_supervised = seen.verdict.status, seen.facts.supervised
-        facts = (seen.verdict.is_live, is_supervised, given, tuple(stale))
-        found[key] = Known(seen.record, status, *facts)
+        facts = (seen.verdict.status, seen.verdict.is_live, seen.facts.supervised)
+        found[key] = Known(seen.record, *facts, given, tuple(stale))
     return found
 
 
@@ -9052,8 +9051,6 @@ def up(store: Store, args: argparse.Namespace) -> Result:
     config = config_at(store, args)
     if not args.watch or args.dry_run:
         return bring_up(store, config, args)
-    if args.json:
-        raise UsageError("--json is one document, --watch has no end", "leave one of them out")
     return Result({}, stream=keep_up(store, config, args))
 
 
@@ -9075,14 +9072,8 @@ def bring_up(
         last, known = last_applied(store, config.path), known_services(store)
         cut = last if last and last.result == "applying" and not args.dry_run else None
         asked = [cut.names, args.names] if cut else [args.names]
-        plans = [step for names in asked for step in plan_of(config, known, names)]
         left = {str(one.get("name")).lower() for one in cut.plan} if cut else set()
-        plans += [
-            Step("stop", one.record.name, "because removed")
-            for key, one in known.items()
-            if key in left and one.is_live and one.record.config == config.path
-            if not config.named(key)
-        ]
+        plans = [step for names in asked for step in plan_of(config, known, names, left)]
         steps = [*{step.name: step for step in plans}.values()]
         lines = [f"[INFO] {note}" for note in config.notes] + [f"  {step}" for step in steps]
         data: dict[str, object] = {"config": config.path, "plan": [one.data for one in steps]}
