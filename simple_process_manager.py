@@ -6544,8 +6544,8 @@ def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
             problems.append(("env_file", f"{path}: {why}"))
         except ConfigError as error:
             problems.append(("env_file", error.message))
-    if spec.port_declared and spec.port:
-        values["PORT"] = str(spec.port)
+    if spec.port_declared:
+        values["PORT"] = str(spec.port or AUTO_PORTS[0])  # one is chosen later
     values.update(given)
     problems += unmet(spec, {**os.environ, **values})
     if problems:

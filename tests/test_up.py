@@ -63,6 +63,7 @@ def test_five_real_services_are_brought_up_edited_and_taken_down(spm: Spm) -> No
         "redis": redis,
         "files": {"command": FILES, "port": "auto", "ready": "http", "env": {"A": "s3cret"}},
     }
+    services["files"]["environment"] = {"PORT": {"required": True}}  # though it is chosen later
     servers = {"echo": {"command": SERVER[0], "args": SERVER[1:]}}
     write(spm, services, mcpServers=servers)
     spm("start", "mine", nasty())
@@ -240,7 +241,7 @@ def test_a_port_is_handed_on(spm: Spm) -> None:
 
 
 def test_an_interrupted_up_leaves_what_the_next_one_finishes(spm: Spm) -> None:
-    services = {name: worker(name, start_seconds=2) for name in ("1", "2", "3")}
+    services = {name: worker(name, start_seconds=1) for name in ("1", "2", "3")}
     write(spm, {**services, "4": worker("4", depends_on=["3"])})
     process = spm.popen("up")
     eventually(lambda: pids(spm).keys() == {"1", "2", "3"})
