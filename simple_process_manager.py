@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     import argparse
     import ctypes
     import errno
+    import pathlib
     import pwd
     import secrets
     import select
@@ -119,7 +120,7 @@ else:
             return getattr(module, wanted)
 
     LATE = "ctypes errno psutil pwd secrets select selectors shlex shutil signal socket struct"
-    for _name in f"{LATE} subprocess tempfile termios threading tty".split():
+    for _name in f"{LATE} pathlib subprocess tempfile termios threading tty".split():
         globals()[_name] = Late(_name)
 
     class NamedTuple(tuple):
@@ -261,12 +262,6 @@ def lease_s(lease: str) -> float | None:
     return None if re.fullmatch(LEASE, lease) else parse_duration(lease)
 
 
-def parse_lease(text: str) -> str:
-    """The lease itself: forever, session, a pid or a duration; or UsageError."""
-    lease_s(text)
-    return text
-
-
 def parse_size(text: str) -> int:
     """Bytes of `500kB`, `10MB`, `1GiB` or a plain number; UsageError unless at least 1 kB."""
     match = re.fullmatch(SIZE, text.strip())
@@ -294,6 +289,11 @@ def checked(fits: Callable[[str], object], fault: str, advice: str) -> Callable[
     return parse
 
 
+parse_lease = checked(
+    lambda text: re.fullmatch(LEASES, text) and (lease_s(text) or True),
+    "is no lease",
+    "write forever, session, a duration with its unit such as 2h, or a PID",
+)
 check_name = checked(
     lambda text: re.fullmatch(NAME, text) and not re.fullmatch(NO_NAME, text),
     "is not a service name",
@@ -696,6 +696,8 @@ class Spec(NamedTuple):
     alerts: tuple[str, ...] = ()  # see parse_rule()
     protocol: str = "auto"  # of a stdio service
     keep_alive: bool = True  # a stdio service outlives the call that started it
+    root: tuple[str, ...] = ()  # absolute; a stdio service is told of them
+    connect_timeout_s: float = 30.0  # in which it has to say how it is spoken to
     rules: Mapping[str, Mapping[str, object]] = NO_RULES  # of variables: see RULE_KINDS
     extra: Mapping[str, object] = NOTHING
 
@@ -2329,9 +2331,17 @@ class Store:
     def save(self, records: dict[str, Record | None]) -> None:
         """Write these records, forget those that are None. StateError if that can't be done."""
         with self._lock():
-            known: dict[str, Record | None] = {**self.records(has_lock=True)}
-            known.update({name.lower(): record for name, record in records.items()})
-            self._write({key: record for key, record in known.items() if record})
+            self._save(records)
+
+    def _save(self, records: Mapping[str, Record | None]) -> None:
+        try:  # what is there stays as it is: whoever needs a record checks it
+            known = self._documents()
+        except (OSError, ValueError):  # missing or damaged
+            known = {key: one.to_json() for key, one in self.records(has_lock=True).items()}
+        for name, record in records.items():
+            known.pop(name.lower(), None)
+            known.update({name.lower(): record.to_json()} if record else {})
+        self._write(known)
 
     def reserve(self, record: Record, keeps: Callable[[Record], bool]) -> Record | None:
         """Write a record about to start, unless another service keeps its port: which one."""
@@ -2341,7 +2351,7 @@ class Store:
             for other, one in known.items():
                 if other != key and (one.spec.port, one.place) == facts and keeps(one):
                     return one
-            self._write({**known, key: record})
+            self._save({key: record})
         self.reserved = record
         return None
 
@@ -2355,7 +2365,7 @@ class Store:
                 return now
             self.write_event("corrected", was.name, found, why)
             reached("corrected")
-            self._write({**known, was.name.lower(): found})
+            self._save({was.name: found})
         return found
 
     def _lock(self) -> contextlib.AbstractContextManager[None]:
@@ -2365,7 +2375,7 @@ class Store:
     def records(self, has_lock: bool = False) -> dict[str, Record]:
         """Every record by key, as a copy; rebuilt first if state.json is missing or damaged."""
         try:
-            return self._read()
+            return self.read()
         except FileNotFoundError:
             why = ""
             if not os.path.isdir(self.home):
@@ -2393,13 +2403,13 @@ class Store:
             self.notes.append("state.json was missing: rebuilt from services/ and what runs")
         try:
             if records or why:
-                self._write(records)
+                self._write({key: record.to_json() for key, record in records.items()})
         except StateError as error:
             self.notes.append(f"the rebuilt state can't be written: {error.message}")
         return records
 
-    def _read(self) -> dict[str, Record]:
-        """What state.json says; OSError, or ValueError if it is damaged."""
+    def _documents(self) -> dict[str, object]:
+        """The records in state.json, unchecked; OSError, or ValueError if it is damaged."""
         with open(self.state_path, "rb", opener=private) as file:
             if file.seek(0, os.SEEK_END) > STATE_BYTES:
                 raise RecordError(f"it has {format_bytes(file.tell())}")
@@ -2408,8 +2418,15 @@ class Store:
         services = document.get("services") if isinstance(document, dict) else None
         if not isinstance(services, dict):
             raise RecordError("services: an object was expected")
+        return services
+
+    def read(self) -> dict[str, Record]:
+        """The same, checked."""
         former, self.parsed = self.parsed, {}
-        for key, data in services.items():  # 0.1 ms each; most are as they were at the last look
+        for (
+            key,
+            data,
+        ) in self._documents().items():  # most are as at the last look
             is_known = key in former and former[key][0] == data
             record = former[key][1] if is_known else Record.from_json(data, f"services.{key}")
             if not re.fullmatch(NAME, record.name) or record.name.lower() != key:
@@ -2417,9 +2434,9 @@ class Store:
             self.parsed[key] = data, record
         return {key: record for key, (_, record) in self.parsed.items()}
 
-    def _write(self, records: dict[str, Record]) -> None:
+    def _write(self, records: Mapping[str, object]) -> None:
         """One line for each service: the file stays legible and json's C encoder is used."""
-        lines = [f"{json.dumps(k)}: {json.dumps(r.to_json())}" for k, r in sorted(records.items())]
+        lines = [f"{json.dumps(key)}: {json.dumps(one)}" for key, one in sorted(records.items())]
         text = '{"schema": 1, "services": {\n' + ",\n".join(lines) + "\n}}\n"
         with state_errors(self.state_path):
             write_file(self.state_path, text.encode())
@@ -2991,7 +3008,7 @@ class Checks:
         if port:
             hosts = (check.host,) if check.host in LOOPBACK else LOOPBACK
             answering, seen = probe_tcp(port, hosts)
-            seen = f"port {port}: {seen}"
+            seen = f"port {port}: {seen}" if self.record else seen  # else that is its name
         if self.record is None or (check.host and port != self.spec.port):
             return Sight(answering is not None, seen, port, answering or "")
         if port and not answering and now < self.tree_at and not self.sights[check].is_ok:
@@ -3133,14 +3150,14 @@ def phase_after(phase: str, is_ok: bool, failures: int, retries: int) -> str:
     return "ready" if is_ok else "unhealthy" if failures >= retries else phase
 
 
-def unmet(spec: Spec, env: Mapping[str, str]) -> list[tuple[str, str]]:
-    """What is wrong with the variables it needs, by key; their values are never shown."""
-    return [
-        ("require_env" if "full_pattern" in rule else f"environment.{name}", f"{name} {why}")
+def unmet(spec: Spec, env: Mapping[str, str]) -> dict[str, str]:
+    """What is wrong with the variables it needs, to the keys that say so; no values."""
+    return {
+        f"{name} {why}": "require_env" if "full_pattern" in rule else f"environment.{name}"
         for name, rule in rules_of(spec)
         for why in [fault_of(env.get(name), rule)]
         if why
-    ]
+    }
 
 
 def rules_of(spec: Spec) -> list[tuple[str, Mapping[str, object]]]:
@@ -3202,6 +3219,7 @@ RECOGNISERS = (
     ("out_of_memory", "", r"of memory$|MemoryError\b|bad_alloc|Cannot allocate memory|ENOMEM"),
     ("killed_by_signal", "signal", ""),
     ("disk_full", "code", r"ENOSPC|No space left on device|not enough space on the disk"),
+    ("address_in_use", "code", r"address already in use.*:\d+"),  # the line that names the port
     ("address_in_use", "code", r"EADDRINUSE|(?i:(?:address already|connection) in use)|\b10048\b"),
     ("missing_module", "code", r"ModuleNotFoundError|ImportError|No module named|can't open file"),
     ("missing_module", "code", r"Cannot find (?:module|package)|Could not (?:import|find or load)"),
@@ -3290,7 +3308,7 @@ LIVE_FIELDS = (
     *("alerts", "sample_s", "health_interval_s", "health_timeout_s", "health_retries", "restart"),
     *("max_restarts", "restart_window_s", "success_codes", "no_restart_codes", "backoff_s"),
     *("backoff_max_s", "cooldown_s", "idle_timeout_s", "require_env", "rules", "start_seconds"),
-    *("success_log", "failure_log", "no_pause"),
+    *("success_log", "failure_log", "no_pause", "connect_timeout_s"),
 )
 
 
@@ -4283,8 +4301,12 @@ class Supervisor:
             self.record = self.record._replace(active_at=steady_s())
         is_owned = is_alive(self.record.owner)
         heirs = [] if is_owned else [*filter(is_alive, self.record.sharers)]
+        is_run = self.record.owner_name == "run"
         if heirs:  # the run that started it is over, another one still uses it
             self.record = self.record._replace(owner=heirs[0], sharers=tuple(heirs[1:]))
+            with contextlib.suppress(psutil.Error):  # another session's has another name
+                name = psutil.Process(heirs[0].pid).name()
+                self.record = self.record._replace(owner_name="run" if is_run else name)
             self.hears_owner = self.hears_end(heirs[0])
             self.save()
         why = lease_over(self.record, is_owned or bool(heirs), steady_s())
@@ -4606,11 +4628,13 @@ def reply(document: dict[str, object], descriptor: int) -> None:
 # can't be written yet is kept, within bounds, and a caller who doesn't read is let go.
 
 MESSAGE_BYTES = 64 << 20  # of one message, and of what may wait for a reader before the next
-PENDING_REQUESTS, DISCOVER_S, CONNECTING_S = 1000, 2.0, 30.0
+PENDING_REQUESTS, KNOWN_TOOLS, DISCOVER_S = 1000, 500, 2.0
 CLOSED_S = 1.0  # between the end of a service's stdout and its own
 HANDSHAKE, MODERN = "2025-11-25", "2026-07-28"  # the latest revision of either era
 META = "io.modelcontextprotocol/"
 END = "notifications/spm/end"  # of `connect`: its stdin has ended, what is under way may finish
+NEVER_SENT, UNSURE = "it was never sent", "it may or may not have happened"
+GAVE_UP = "notifications/spm/gave_up"  # of `call`: the answer took too long
 NO_METHOD, RELAY_ERROR, UNSUPPORTED_VERSION = -32601, -32000, -32022
 CALLERS_FAULTS = (-32600, NO_METHOD, -32602, -32800)  # invalid request, parameters; cancelled
 ABILITY = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation"}
@@ -4632,6 +4656,12 @@ def messages_in(line: bytes | None) -> list[Message | None]:
         return [None]
     items = document if isinstance(document, list) else [document]
     return [item if isinstance(item, dict) else None for item in items]
+
+
+def is_harmless(era: object, method: object, tool: object, known: object) -> bool:
+    """Whether a request may be sent twice; `known`: the tools that say they have no effect."""
+    is_known = method == "tools/call" and isinstance(known, list) and tool in known
+    return era != "jsonrpc" and (is_known or method in HARMLESS or str(method).endswith("/list"))
 
 
 def failure(id_: object, code: int, message: str, **data: object) -> Message:
@@ -4763,7 +4793,6 @@ class Relay:
         self.asked: dict[str, Channel] = {}  # who has to answer a request of the service, by its id
         self.callers: list[Channel] = []
         self.joining: list[Client] = []
-        self.repeatable: set[object] = set()  # tools that say they are
         self.protocol = self.era = self.version = ""
         self.greeting: Message = {}  # what the service said of itself
         self.problem: SpmError | None = None
@@ -4780,9 +4809,9 @@ class Relay:
         """The process runs: find out how it wants to be spoken to."""
         self.server = Channel(self.supervisor.events, self.connection)
         self.server.listen(self.hear)
-        self.give_up_at = time.monotonic() + CONNECTING_S
-        self.era, self.problem, self.is_shaking = "", None, False
         spec = self.supervisor.record.spec
+        self.give_up_at = time.monotonic() + spec.connect_timeout_s
+        self.era, self.problem, self.is_shaking, self.listing = "", None, False, -1
         has_died = spec.protocol == "auto" and spec.extra.get("probe") == "died"
         self.protocol = "handshake" if has_died else spec.protocol
         if self.protocol == "jsonrpc":
@@ -4794,9 +4823,9 @@ class Relay:
 
     def discover(self, version: str) -> None:
         """Ask as the modern era does; who is silent may still be starting, or be of the other."""
-        self.version, is_only = version, self.protocol == "modern"
+        self.version, wait_s = version, float("inf") if self.protocol == "modern" else DISCOVER_S
         self.ask("server/discover", {"_meta": envelope(version)})
-        self.due_at = self.give_up_at if is_only else time.monotonic() + DISCOVER_S
+        self.due_at = min(self.give_up_at, time.monotonic() + wait_s)
 
     def shake_hands(self) -> None:
         """Begin as the era of the handshake does."""
@@ -4856,9 +4885,7 @@ class Relay:
             self.answers("it has requests in flight")
         elif self.era:
             self.pending = {n: one for n, one in self.pending.items() if one.caller}
-            is_modern = self.era == "modern"
-            meta: Message = {"_meta": envelope(self.version)} if is_modern else {}
-            self.ask("server/discover" if is_modern else "ping", meta)
+            self.ask("server/discover" if self.era == "modern" else "ping", {})
 
     def answers(self, seen: str) -> None:
         """It has given a sign of life."""
@@ -4874,7 +4901,8 @@ class Relay:
         elif time.monotonic() < self.give_up_at:
             self.shake_hands()
         else:
-            self.fail(f"didn't answer in {format_duration(CONNECTING_S)}", "protocol")
+            limit_s = self.supervisor.record.spec.connect_timeout_s
+            self.fail(f"didn't answer in {format_duration(limit_s)}", "protocol")
 
     def close_stdin(self) -> None:
         """The service is to end: what is under way may still be answered."""
@@ -4903,10 +4931,10 @@ class Relay:
         pending, self.pending = self.pending, {}
         for one in pending.values():
             is_new = one.start >= self.server.sent
-            happened = "it was never sent" if is_new else "it may or may not have happened"
+            happened = NEVER_SENT if is_new else UNSURE
             text = f"{self.name} {why} before it answered {one.method}: {happened}"
-            is_tool = one.method == "tools/call" and one.tool in self.repeatable
-            repeat = is_new or is_tool or one.method in HARMLESS or one.method.endswith("/list")
+            known = self.supervisor.record.spec.extra.get("repeatable")
+            repeat = is_new or is_harmless(self.era, one.method, one.tool, known)
             if one.caller:
                 self.faults += 1
                 answer = failure(one.id, RELAY_ERROR, text, **facts, repeat=repeat)
@@ -4948,7 +4976,6 @@ class Relay:
         caller.close()
         self.callers = [one for one in self.callers if one is not caller]
         for number in [n for n, one in self.pending.items() if one.caller is caller]:
-            self.faults += 1  # it gave up waiting
             self.cancel(number, why)
         for key in [key for key, asked in self.asked.items() if asked is caller]:
             del self.asked[key]
@@ -5010,7 +5037,9 @@ class Relay:
         """What a caller lets the service know."""
         method, params = message["method"], as_object(message.get("params"))
         mine = {n: one.id for n, one in self.pending.items() if one.caller is caller}
-        if method == END:
+        if method == GAVE_UP:
+            self.faults += len(mine)
+        elif method == END:
             caller.is_leaving = True
             if not mine and not caller.queue:
                 self.drop(caller)
@@ -5024,6 +5053,7 @@ class Relay:
     def on_request(self, caller: Channel, message: Message) -> None:
         """A request of a caller: answered here if it is about the connection, else sent on."""
         method, id_, params = message["method"], message["id"], as_object(message.get("params"))
+        in_flight = len(self.pending) - (self.listing in self.pending)
         self.supervisor.active()
         if method == "initialize" and self.era != "jsonrpc":
             caller.abilities = as_object(params.get("capabilities"))
@@ -5034,8 +5064,8 @@ class Relay:
             self.to_caller(caller, {"jsonrpc": "2.0", "id": id_, "result": {}})
         elif method == "server/discover" and self.era == "handshake":
             self.to_caller(caller, failure(id_, NO_METHOD, "Method not found"))
-        elif len(self.pending) >= PENDING_REQUESTS or self.server.queued > MESSAGE_BYTES:
-            text = f"{self.name} has {len(self.pending)} requests in flight: too many"
+        elif in_flight >= PENDING_REQUESTS or self.server.queued > MESSAGE_BYTES:
+            text = f"{self.name} has {in_flight} requests in flight: too many"
             self.calls, self.faults = self.calls + 1, self.faults + 1
             self.to_caller(caller, failure(id_, RELAY_ERROR, text, cause="flood", repeat=True))
         else:
@@ -5053,12 +5083,16 @@ class Relay:
         if meta and self.era != "jsonrpc":
             message = {**message, "params": {**params, "_meta": meta}}
         self.server.send({**message, "id": number})
+        if method == "tools/call" and self.era != "jsonrpc" and self.listing < 0:
+            self.listing = self.ask("tools/list", {})  # which have no effect, in case it dies
 
-    def ask(self, method: str, params: Message) -> None:
-        """A request of our own."""
+    def ask(self, method: str, params: Message) -> int:
+        """A request of our own, and its number."""
         number = next(self.numbers)
         self.pending[number] = Pending(method, self.server.sent)
+        params = {"_meta": envelope(self.version)} if self.era == "modern" else params
         self.server.send({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
+        return number
 
     def tell(self, method: str, **params: object) -> None:
         """A notification of our own."""
@@ -5075,19 +5109,31 @@ class Relay:
         one = self.pending.pop(number, None) if type(number) is int else None
         if one is None:
             return
+        if one.method == "tools/list" and self.era != "jsonrpc":
+            self.learn(result.get("tools"))
         if one.caller is None:
             self.on_greeting(one.method, message)
             return
         self.supervisor.active()
-        listed = result.get("tools") if one.method == "tools/list" else None
-        for tool in map(as_object, listed if isinstance(listed, list) else ()):
-            hints = as_object(tool.get("annotations"))
-            if True in (hints.get("readOnlyHint"), hints.get("idempotentHint")):
-                self.repeatable.add(str(tool.get("name")))
         self.errors += "error" in message or result.get("isError") is True
         code = as_object(message.get("error")).get("code")
         self.faults += "error" in message and code not in CALLERS_FAULTS
         self.to_caller(one.caller, {**message, "id": one.id})
+
+    def learn(self, tools: object) -> None:
+        """Remember which tools say they have no effect: callers ask when we have been killed."""
+        record, self.listing = self.supervisor.record, max(self.listing, 0)
+        old = record.spec.extra.get("repeatable")
+        known = set(map(str, old)) if isinstance(old, list) else set()
+        for tool in map(as_object, tools if isinstance(tools, list) else ()):
+            hints, name = as_object(tool.get("annotations")), str(tool.get("name"))
+            says = True in (hints.get("readOnlyHint"), hints.get("idempotentHint"))
+            is_kept = says and len(name) < 200 and len(known) < KNOWN_TOOLS
+            (known.add if is_kept else known.discard)(name)
+        if sorted(known) != old:
+            extra = {**record.spec.extra, "repeatable": sorted(known)}
+            self.supervisor.record = record._replace(spec=record.spec._replace(extra=extra))
+            self.supervisor.save()
 
     def on_question(self, message: Message) -> None:
         """A request of the service: answered here, or by a client whose request is in flight."""
@@ -5095,7 +5141,10 @@ class Relay:
         callers = [one.caller for one in reversed(list(self.pending.values())) if one.caller]
         able = [one for one in callers if ABILITY.get(method) in one.abilities]
         if method in ("ping", "roots/list") and self.era != "jsonrpc":
-            result: Message = {"roots": []} if method == "roots/list" else {}
+            roots = [
+                {"uri": pathlib.Path(path).as_uri()} for path in self.supervisor.record.spec.root
+            ]
+            result: Message = {"roots": roots} if method == "roots/list" else {}
             self.server.send({"jsonrpc": "2.0", "id": id_, "result": result})
         elif able:
             self.asked[json.dumps(id_)] = able[0]
@@ -5130,7 +5179,7 @@ RELAYS["stdio"] = Relay
 # Files become a Config or one ConfigError with every problem; nothing here starts or stops.
 
 PLAIN_FIELDS = (  # of a spec: options of that name, as they are
-    *("insecure", "health_interval_s", "health_timeout_s", "health_retries", "match", "terminal"),
+    *("insecure", "health_timeout_s", "health_retries", "match", "terminal", "connect_timeout_s"),
     *("no_pause", "restart", "max_restarts", "restart_window_s", "success_codes", "failure_log"),
     *("no_restart_codes", "backoff_s", "backoff_max_s", "success_log", "shell", "protocol"),
 )
@@ -5200,7 +5249,7 @@ START_OPTIONS = (
     Option("--wait", "[D]", parse_duration, help="return when it is ready, or after D (30s)"),
     Option("--ready", "CHECK", kept(parse_check), [], f"when it is ready: {CHECKS}"),
     Option("--health", "CHECK", kept(parse_check), [], "what has to go on to hold while it runs"),
-    Option("--health-interval", "D", parse_duration, 10.0, "time between two looks (10s)"),
+    Option("--health-interval", "D", parse_duration, help="between two looks (10s; mcp 60s)"),
     Option("--health-timeout", "D", parse_duration, 5.0, "how long one look may take (5s)"),
     Option("--health-retries", "N", parse_count, 3, "failures in a row: unhealthy (3)"),
     *HTTP_OPTIONS,
@@ -5225,6 +5274,8 @@ START_OPTIONS = (
     Option("--alert", "RULE", kept(parse_rule), [], "as 'memory_mb>500 for 30s critical: stop'"),
     Option("--protocol", "P", parse_protocol, "auto", "auto, modern, handshake or jsonrpc"),
     Option("--no-keep-alive", help="end a stdio service when its last caller is gone"),
+    Option("--root", "DIR", default=[], help="stdio: a directory that it may ask for"),
+    Option("--connect-timeout", "D", parse_duration, 30.0, "stdio: for its first answer (30s)"),
 )
 
 
@@ -5248,6 +5299,8 @@ def misfits(args: argparse.Namespace) -> Iterator[UsageError]:
         ("--terminal", args.terminal, "--type simple", args.type in (None, "simple")),
         ("--protocol", args.protocol != "auto", "--type stdio", args.type == "stdio"),
         ("--no-keep-alive", args.no_keep_alive, "--type stdio", args.type == "stdio"),
+        ("--root", args.root, "--type stdio", args.type == "stdio"),
+        ("--connect-timeout", args.connect_timeout != 30, "--type stdio", args.type == "stdio"),
         ("mcp", "mcp" in args.ready + args.health, "--type stdio", args.type == "stdio"),
         ("--no-pause", args.no_pause, "--terminal", args.terminal),
         ("--restart", args.restart != "no", "a type but external", args.type != "external"),
@@ -5272,6 +5325,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     cooldown_s = COOLDOWN_S * (args.restart != "no")
     lives_s = JUDGED_S * bool(args.success_log or args.failure_log)
     is_mcp = args.type == "stdio" and args.protocol != "jsonrpc" and not (args.ready or args.health)
+    health = ("mcp",) if is_mcp else tuple(args.health)
     spec = Spec(
         argv=argv,
         cwd=cwd,
@@ -5286,7 +5340,8 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         port_asked="auto" * (args.port == "auto"),
         ready=tuple(args.ready),
         expect=args.expect or Spec._field_defaults["expect"],
-        health=("mcp",) if is_mcp else tuple(args.health),
+        health=health,
+        health_interval_s=args.health_interval or (PING_S if "mcp" in health else 10.0),
         type=args.type or "simple",
         pid_file=os.path.join(cwd, args.pid_file) if args.pid_file else None,
         require_env=tuple(args.require_env),
@@ -5296,9 +5351,8 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         sample_s=args.sample_interval,
         alerts=tuple(args.alert),
         keep_alive=not args.no_keep_alive,
+        root=tuple(os.path.abspath(path) for path in args.root),
     )
-    if is_mcp and spec.health_interval_s == Spec._field_defaults["health_interval_s"]:
-        spec = spec._replace(health_interval_s=PING_S)
     return spec, {key: value for key, equals, value in pairs if equals}
 
 
@@ -5472,8 +5526,9 @@ def nearest(word: str, known: Iterable[str], least: float = 0.6) -> str:
     """`did you mean start? `, or nothing if no known word is near."""
     import difflib
 
-    near = difflib.get_close_matches(word, list(known), 3, least)
-    near.sort(key=lambda one: sorted(one) != sorted(word))  # strat is start rather than stats
+    words = list(known)
+    near = [one for one in words if sorted(one) == sorted(word)]  # pu is up, strat isn't stats
+    near += difflib.get_close_matches(word, words, 1, least)
     return f"did you mean {near[0]}? " if near else ""
 
 
@@ -5592,7 +5647,6 @@ def has_names(value: object) -> bool:
     return "${" in json.dumps(value)
 
 
-OPTION_WORD = r"--([a-z]+(?:-[a-z]+)*)"
 COMMENTS = r'(?s)"(?:[^"\\\n]|\\.)*"?|//[^\r\n]*|/\*.*?\*/'
 
 
@@ -5710,7 +5764,7 @@ class Reading:
             told = f"{error.message}: {error.advice}"
             told = "what its ${…} stand for can't be taken here" if hides else told
             # in the words of a configuration: --pid-file is pid_file here
-            words = re.sub(OPTION_WORD, lambda m: m[1].replace("-", "_"), told)
+            words = re.sub(r"--([a-z]+(?:-[a-z]+)*)", lambda m: m[1].replace("-", "_"), told)
             self.fault(file, path, words)
         except RecordError as error:
             self.fault(file, path, str(error).partition(": ")[2])
@@ -5854,7 +5908,8 @@ class Reading:
             if option and found:
                 args[key] = found if isinstance(option.default, list) else found[0]
         args["cwd"] = os.path.join(self.base, str(args["cwd"] or ""))
-        args["env_file"] = [os.path.join(self.base, str(one)) for one in as_list(args["env_file"])]
+        for key in ("env_file", "root"):
+            args[key] = [os.path.join(self.base, str(one)) for one in as_list(args[key])]
         env, words = as_object(keys.get("env")), keys.get("command")
         args["env"] = [k if v is None else f"{k}={digits_of(v)}" for k, v in env.items()]
         is_line = isinstance(words, str) and (self.expands or not has_names(words))
@@ -6107,6 +6162,7 @@ def keys_of(wanted: Wanted) -> dict[str, object]:
         port=(spec.port_asked or spec.port) if spec.port_declared else None,
         env={name: value if value is None else digits_of(value) for name, value in env},
         env_file=[shown_path(path, base) for path in spec.env_files],
+        root=[shown_path(path, base) for path in spec.root],
         pid_file=spec.pid_file and shown_path(spec.pid_file, spec.cwd),
     )
     keys.update(on_conflict=wanted.conflict, environment=spec.rules)
@@ -6325,7 +6381,11 @@ def find(store: Store, name: str) -> Seen:
     if record:
         return observe(store, record, place())
     names = [known.name for known in records.values()]
-    advice = f"{nearest(name, names)}services here: {', '.join(names) or 'none'}"
+    told = ", ".join(names) or f'none; start one: start {name} "COMMAND"'
+    advice = f"{nearest(name, names)}services here: {told}"
+    with contextlib.suppress(SpmError):  # what is wrong with a file `config validate` tells
+        if configured(store, name):
+            advice = f"the configuration has it: start {name}, or all of them: up"
     raise NotFound(f"no service {name!r} in {store.home}", advice)
 
 
@@ -6394,12 +6454,8 @@ def unknown_service(store: Store, args: argparse.Namespace, name: str, in_run: b
     names += read_config(path).services if os.path.lexists(path) else ()
     how = f'start {name} "COMMAND"'
     if in_run:
-        is_main = hasattr(args, "with")
-        how = f'run {name} "COMMAND" -- …' if is_main else f'--with {name}="COMMAND"'
-    near = nearest(name, names)
-    return UsageError(
-        f"no service {name!r} is known", f"{near}{'A' if near else 'a'} new one: {how}"
-    )
+        how = f'run {name} "COMMAND" -- …' if hasattr(args, "with") else f'--with {name}="COMMAND"'
+    return UsageError(f"no service {name!r} is known", f"{nearest(name, names)}A new one: {how}")
 
 
 def bring(
@@ -6481,6 +6537,12 @@ def renewed(record: Record, lease: str, owner: Owner | None) -> Record:
     return granted(record, *owner, steady_s())
 
 
+def kept_owner(record: Record) -> Owner | None:
+    """Who goes on to own what is started again; a session's belongs to the one that does it."""
+    is_kept = record.spec.lease != "session" and is_alive(record.owner)
+    return (record.owner, record.owner_name) if is_kept else None
+
+
 def lease_data(record: Record, is_live: bool) -> dict[str, object]:
     """The JSON of how long a service may live."""
     left = left_s(record, steady_s()) if is_live else (None, None)
@@ -6534,31 +6596,32 @@ def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
     """What a start adds to the caller's environment; ConfigError names every problem at once."""
     values: dict[str, str] = {}
     taken = [key for key in spec.env_taken if key not in os.environ]
-    problems = [(f"env.{key}", f"--env {key}: not set here") for key in taken]  # by key
+    problems = {f"{key} is not set": f"env.{key}" for key in taken}  # to the key it is about
     for path in spec.env_files:
         try:
             with open(path, encoding="utf-8-sig") as file:
                 values.update(parse_env_text(file.read(), path))
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "not UTF-8 text"
-            problems.append(("env_file", f"{path}: {why}"))
+            problems[f"{path}: {why}"] = "env_file"
         except ConfigError as error:
-            problems.append(("env_file", error.message))
+            problems[error.message] = "env_file"
     if spec.port_declared:
         values["PORT"] = str(spec.port or AUTO_PORTS[0])  # one is chosen later
     values.update(given)
-    problems += unmet(spec, {**os.environ, **values})
+    problems.update(unmet(spec, {**os.environ, **values}))
     if problems:
-        advice, (keys, told) = "mend that and start again; nothing was started", zip(*problems)
-        raise ConfigError("; ".join(told), advice, problems=list(told), keys=list(keys))
+        advice, keys = "mend that and start again; nothing was started", [*problems.values()]
+        raise ConfigError("; ".join(problems), advice, problems=[*problems], keys=keys)
     return values
 
 
-def sources_of(spec: Spec, values: Iterable[str]) -> dict[str, str]:
+def sources_of(spec: Spec, values: Iterable[str], config: str) -> dict[str, str]:
     """Where each variable came from that a start was given; never its value."""
-    sources = {**dict.fromkeys(spec.env_taken, "caller"), **dict.fromkeys(values, "--env-file")}
-    sources.update({"PORT": "--port"} if spec.port_declared else {})
-    return {**sources, **dict.fromkeys(spec.env_given, "--env")}
+    file, sources = "configuration" * bool(config), dict.fromkeys(spec.env_taken, "caller")
+    sources.update(dict.fromkeys(values, file or "--env-file"))
+    sources.update({"PORT": file or "--port"} if spec.port_declared else {})
+    return {**sources, **dict.fromkeys(spec.env_given, file or "--env")}
 
 
 def added_environment(store: Store, record: Record) -> dict[str, str]:
@@ -6658,8 +6721,11 @@ def begin(
         spec = spec._replace(extra={**former.record.spec.extra, **spec.extra})
     instance = BOOTED[0].instance if BOOTED else os.urandom(16).hex()
     record = new_record(name, spec, instance)._replace(failures=failures, failed_at=failed_at)
-    record = record._replace(environment=sources_of(spec, values), config=config)
-    record = granted(record, *owner, steady_s())
+    old = former.record if former and former.record.spec == spec else record
+    users = (old.owner, *old.sharers) if owner[0] and old.wanted == "running" else ()
+    sharers = tuple(one for one in users if one and one != owner[0] and is_alive(one))
+    record = record._replace(environment=sources_of(spec, values, config), config=config)
+    record = granted(record._replace(sharers=sharers), *owner, steady_s())
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
     with state_errors(store.home):
@@ -6691,7 +6757,7 @@ def failures_before(
         told = f"{was.name} failed {count} in a row ({why}); cooldown: {left} left"
         if not force:
             facts = {"retry_at": round(time.time() + left_s, 3), "seconds_left": round(left_s, 3)}
-            advice = f"read logs {was.name} and mend the cause; then wait, or add --force"
+            advice = f"why it fails says: explain {was.name}; mend that, then wait, or add --force"
             raise Cooldown(told, advice, name=was.name, reason=why, count=was.failures, **facts)
         store.write_event("forced", was.name, was, told)
     return was.failures, at
@@ -7327,10 +7393,8 @@ def restart(store: Store, args: argparse.Namespace) -> Result:
     with store.claim(name, CLAIM_S):
         seen = find(store, name)
         record, spec, given = seen.record, seen.record.spec, store.given_env(name)
-        is_kept = spec.lease != "session" and is_alive(record.owner)
-        owner = (record.owner, record.owner_name) if is_kept else None
         conflict = "force" if args.force else "auto"
-        return begin(store, name, spec, given, seen, conflict, "restarted", owner)
+        return begin(store, name, spec, given, seen, conflict, "restarted", kept_owner(record))
 
 
 @command(
@@ -7650,7 +7714,7 @@ def find_live(store: Store, name: str) -> Seen:
     seen = find(store, name)
     if not seen.verdict.is_live:
         name, status = seen.record.name, seen.verdict.status
-        raise NotFound(f"{name} is not running: {status}", f"start it: restart {name}")
+        raise NotFound(f"{name} is not running: {status}", f"start it: start {name}")
     return seen
 
 
@@ -7658,7 +7722,7 @@ def find_live(store: Store, name: str) -> Seen:
     "notify",
     "a service tells of itself: ready, alive (a heartbeat) or stopped; inside it NAME is known",
     Option("name?", "NAME"),
-    Option("state", "ready|alive|stopped", help="what it says"),
+    Option("state", "ready|alive|stopped", one_of(*NOTICES), help="what it says"),
     Option("--message", "TEXT", default="", help="goes into the event"),
 )
 def notify(store: Store, args: argparse.Namespace) -> Result:
@@ -7926,12 +7990,14 @@ class Target:
         if ended:
             after = f" {format_duration(ended.at - seen.record.started_at)} after its start"
         text = f"{name} is not running: {seen.verdict.status}{after} ({seen.verdict.why or ended})"
-        read = "read its last lines above" if tail else BY_HAND
         facts = {**failure_facts(self.store, seen.record), "exit": ended and ended._asdict()}
-        advice = f"{read}; mend the cause, then: restart {name}"
+        cause = facts["cause"]
+        is_known = isinstance(cause, dict) and cause["kind"] != "unknown"
+        read = "" if is_known else f"{'read its last lines above' if tail else BY_HAND}; "
+        again = "run this again" if self.is_passing else f"restart {name}"
+        advice = f"{read}mend the cause, then: {again}"
         if ended and ended.code == 0 and seen.verdict.status == "exited":
-            advice = "it ended by itself with 0: a command that returns needs no start"
-            advice += "; a daemon: --type forking"
+            advice = "a command that returns by itself needs no start; a daemon: --type forking"
         raise Failed(text, advice, name=name, log_tail=tail, **facts)
 
     @property
@@ -7950,6 +8016,8 @@ class Target:
         """Its line when it is healthy."""
         pid, one = self.facts()["pid"], self.answer
         by = f" (pid {pid})" if self.record else "; no service here claims this port"
+        if not self.record and one.address in LOOPBACK:  # else it is another machine's
+            by += f": {look_at(port_holder(one.port or 0, one.address))} answers"
         after = f"after {format_duration(self.after_s or 0.0)}{by}"
         if [check.kind for check in self.checks.checks] == ["tcp"] and one.port:
             return f"[OK] {self.label} answers on {joined_host(one.address, one.port)} {after}"
@@ -7964,10 +8032,13 @@ class Target:
             advice = "no service here claims this port (see `list`): start one with --port"
             return TimedOut(message, advice, **facts)
         name, pid = record.name, record.main and record.main.pid
-        alive = (
-            f"{name} (pid {pid}) {'was alive' if self.is_passing else 'is alive and left running'}"
-        )
         facts["log_tail"] = self.store.last_lines(name, 20)
+        if self.has_died():  # and begins anew again and again
+            why = ": ".join(filter(None, find(self.store, name).verdict))
+            text = f"{name} did not become healthy in {waited} ({why})"
+            return TimedOut(text, f"why it ends says: explain {name}", **facts)
+        left = "was alive" if self.is_passing else "is alive and left running"
+        alive = f"{name} (pid {pid}) {left}"
         if any(sight.is_foreign for sight in sights.values()):
             advice = f"end that process, or give {name} another port"
             message = f"port {facts['port']} isn't {name}'s after {waited}: {self.seen}; {alive}"
@@ -8209,7 +8280,15 @@ ASK_S, LONGEST_ASK_S = 60.0, 600.0  # for an answer; each sign of progress renew
 LEAVING_S = 5.0  # what `connect` was asked for may still come after its stdin has ended
 PLAIN_METHODS = ("ping", "initialize")  # methods without a slash: other such words are tools
 CAUSES = {-32602: "invalid_params", -32800: "cancelled"}
-NO_START = Option("--no-start", help="fail if it isn't running, instead of starting it")
+ADVICE = {"server_died": "read: logs {}", "connection": "see: status {}"}  # else: see: tools
+ADVICE["timeout"] = "wait longer with --timeout; progress renews it, up to --max-time"
+REPEATED, RETRY_S = ("server_died", "connection", "flood"), 0.1  # doubled each time
+CALL_OPTIONS = (  # the first two are those of `connect` too
+    Option("--timeout", "D", parse_duration, ASK_S, "for start and answer; progress renews it"),
+    Option("--no-start", help="fail if it isn't running, instead of starting it"),
+    Option("--max-time", "D", parse_duration, help="how long progress may renew it (10m)"),
+    Option("--retries", "N", parse_count, 1, "of what wasn't sent or has no effect (1)"),
+)
 
 
 def join(store: Store, args: argparse.Namespace, deadline: float) -> tuple[socket.socket, Message]:
@@ -8246,12 +8325,12 @@ def ensure_running(
             facts = {"cause": "server_died", "log_tail": store.last_lines(name, 20)}
             text = f"{name} ended as soon as it was started: {why or status}"
             raise Failed(text, f"read: logs {name}", **facts)
-        given = wanted.given_env if wanted and not seen else store.given_env(name)
-        conflict, config = (
-            (wanted.conflict, wanted.config) if wanted and not seen else ("auto", None)
-        )
+        new = None if seen else wanted
+        given = new.given_env if new else store.given_env(name)
+        conflict, config = (new.conflict, new.config) if new else ("auto", None)
         spec = seen.record.spec if seen else spec
-        begin(store, name, spec, given, seen, conflict, "started", None, config)
+        owner = kept_owner(seen.record) if seen and seen.record.wanted == "running" else None
+        begin(store, name, spec, given, seen, conflict, "started", owner, config)
         return True
 
 
@@ -8300,56 +8379,88 @@ def message_of(args: argparse.Namespace, era: object) -> Message:
     return message if args.notification else {**message, "id": 1}
 
 
-def ask(
-    connection: socket.socket, name: str, message: Message, deadline: float, timeout_s: float
-) -> Message:
-    """The answer to a message, {} if it wants none; TimedOut, or Failed if it can't come."""
-    frames, began, unsure = Frames(), time.monotonic(), "it may or may not have happened"
-    last = max(deadline, began + LONGEST_ASK_S)
-    text = f"{name} did not answer {message.get('method')}"
+class Patience:
+    """How long to wait for an answer: each sign of progress renews it, up to the most."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.timeout_s, self.began = args.timeout, time.monotonic()
+        self.last = self.began + (args.max_time or max(LONGEST_ASK_S, args.timeout))
+        self.renew()
+
+    def renew(self) -> None:
+        """It goes on."""
+        self.until: float = min(time.monotonic() + self.timeout_s, self.last)
+
+    def left_s(self) -> float:
+        """What is left of it; socket.timeout if that is nothing."""
+        if self.until <= time.monotonic():
+            raise socket.timeout
+        return max(self.until - time.monotonic(), 0.001)
+
+
+def ask(connection: socket.socket, message: Message, patience: Patience) -> Message:
+    """The answer to a message, {} if it wants none; OSError, BrokenPipeError if it wasn't sent."""
+    frames = Frames()
+    connection.settimeout(patience.left_s())
     try:
-        connection.settimeout(timeout_s)
         connection.sendall(json.dumps(message).encode() + b"\n")
-        while "id" in message:
-            connection.settimeout(max(min(deadline, last) - time.monotonic(), 0.001))
-            chunk = connection.recv(1 << 18)
-            if not chunk:
-                raise ConnectionError
-            for answer in (as_object(parse_json(line)) for line in frames.feed(chunk) if line):
-                if "method" not in answer:
-                    return answer
-                deadline = time.monotonic() + timeout_s  # its progress
-    except socket.timeout as error:
-        text += f" in {format_duration(time.monotonic() - began)}: cancelled, {unsure}"
-        facts = {"cause": "timeout", "retryable": False}
-        raise TimedOut(text, "wait longer with --timeout", **facts) from error
-    except OSError as error:
-        text += f": the connection broke, {unsure}"
-        raise Failed(text, f"see: status {name}", cause="connection") from error
+    except ConnectionError as error:  # without the end of its line nothing comes of it
+        raise BrokenPipeError from error
+    while "id" in message:
+        connection.settimeout(patience.left_s())
+        chunk = connection.recv(1 << 18)
+        if not chunk:
+            raise ConnectionError
+        for answer in (as_object(parse_json(line)) for line in frames.feed(chunk) if line):
+            if "method" not in answer:
+                return answer
+            if answer["method"] == "notifications/progress":
+                patience.renew()
     return {}
 
 
-def exchange(
-    store: Store, args: argparse.Namespace, make: Callable[[object], Message], timeout_s: float
+def unanswered(
+    store: Store, name: str, era: object, message: Message, patience: Patience, fault: OSError
 ) -> Message:
+    """What to say of a request without answer, and whether it may be sent again."""
+    method, tool = message.get("method"), as_object(message.get("params")).get("name")
+    record, waited = store.record(name), format_duration(time.monotonic() - patience.began)
+    late, broke = ("timeout", f" in {waited}: cancelled"), ("connection", ": the connection broke")
+    cause, why = late if isinstance(fault, socket.timeout) else broke
+    is_new, extra = isinstance(fault, BrokenPipeError), record.spec.extra if record else NOTHING
+    repeat = is_new or is_harmless(era, method, tool, extra.get("repeatable"))
+    text = f"{name} did not answer {method}{why}, {NEVER_SENT if is_new else UNSURE}"
+    return failure(None, RELAY_ERROR, text, cause=cause, repeat=repeat)
+
+
+def exchange(store: Store, args: argparse.Namespace, make: Callable[[object], Message]) -> Message:
     """One message and its answer; sent again after a failure only if that can do no harm."""
-    name, message, deadline = args.name, as_object(None), time.monotonic() + timeout_s
-    for is_last in (False, True):
-        connection, facts = join(store, args, deadline)
+    name, message, patience = args.name, as_object(None), Patience(args)
+    for attempt in itertools.count():
+        connection, facts = join(store, args, patience.until)
         with connection:
             message = message or make(facts.get("era"))  # it may come from stdin: made once
-            answer = ask(connection, name, message, deadline, timeout_s)
+            try:
+                answer = ask(connection, message, patience)
+            except OSError as fault:
+                with contextlib.suppress(OSError):
+                    connection.sendall(b'{"method": "%s"}\n' % GAVE_UP.encode())
+                answer = unanswered(store, name, facts.get("era"), message, patience, fault)
         error = as_object(answer.get("error"))
         data = as_object(error.get("data"))
-        if is_last or data.get("cause") != "server_died" or not data.get("repeat"):
+        cause = str(data.get("cause") or "") if error.get("code") == RELAY_ERROR else ""
+        repeat = bool(cause) and data.get("repeat") is True
+        if attempt >= args.retries or cause not in REPEATED or not repeat:
             break
-    if "error" in answer and not getattr(args, "raw", False):
-        code, cause = error.get("code"), data.get("cause")
+        time.sleep(max(min(RETRY_S * 2.0**attempt, patience.until - time.monotonic()), 0.0))
+    if "error" in answer and (cause or not getattr(args, "raw", False)):
+        code = error.get("code")
         text = str(error.get("message")) if cause else f"{name}: {error.get('message')} ({code})"
         cause = cause or CAUSES.get(code if isinstance(code, int) else 0, "protocol")
-        advice = f"read: logs {name}" if cause == "server_died" else f"see: tools {name}"
-        facts = {"cause": cause, "code": code, "retryable": bool(data.get("repeat"))}
-        raise Failed(text, advice, **facts, data=data, log_tail=data.get("log_tail", []))
+        advice = ADVICE.get(cause, "see: tools {}").format(name)
+        facts = {"cause": cause, "code": code, "retryable": repeat}
+        facts.update(data=data, log_tail=data.get("log_tail", []))
+        raise (TimedOut if cause == "timeout" else Failed)(text, advice, **facts)
     return answer
 
 
@@ -8359,14 +8470,13 @@ def exchange(
     Option("name", "NAME"),
     Option("method", "METHOD|TOOL", help="a method has a slash (tools/list), or is ping"),
     Option("params*", "PARAMS", help="key=value…, a.b=value, JSON, @file, or - for stdin"),
-    Option("--timeout", "D", parse_duration, ASK_S, "for start and answer; progress renews it"),
     Option("--notification", help="send it and wait for no answer"),
     Option("--raw", help="METHOD is a whole message, as JSON, @file or -"),
-    NO_START,
+    *CALL_OPTIONS,
 )
 def call(store: Store, args: argparse.Namespace) -> Result:
     """One request to a stdio service, and its result; the content of a tool as it is."""
-    answer = exchange(store, args, lambda era: message_of(args, era), args.timeout)
+    answer = exchange(store, args, lambda era: message_of(args, era))
     if args.raw:
         return Result({"answer": answer}, stream=iter([json.dumps(answer) + "\n"]))
     if args.notification:
@@ -8385,7 +8495,10 @@ def call(store: Store, args: argparse.Namespace) -> Result:
 
 
 @command(
-    "tools", "the tools of a stdio service, and their arguments", Option("name", "NAME"), NO_START
+    "tools",
+    "the tools of a stdio service, and their arguments",
+    Option("name", "NAME"),
+    *CALL_OPTIONS,
 )
 def tools(store: Store, args: argparse.Namespace) -> Result:
     """The tools of a stdio service, in brackets what they may be given."""
@@ -8396,7 +8509,7 @@ def tools(store: Store, args: argparse.Namespace) -> Result:
         return {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": params}
 
     while True:
-        result = as_object(exchange(store, args, asked, ASK_S).get("result"))
+        result = as_object(exchange(store, args, asked).get("result"))
         listed, params = result.get("tools"), {"cursor": result.get("nextCursor")}
         found += map(as_object, listed if isinstance(listed, list) else ())
         if not listed or not params["cursor"]:
@@ -8416,13 +8529,13 @@ def tools(store: Store, args: argparse.Namespace) -> Result:
     "connect",
     "join stdin and stdout to a stdio service, as one more client: an MCP client's command",
     Option("name", "NAME"),
-    NO_START,
+    *CALL_OPTIONS[:2],
 )
 def connect(store: Store, args: argparse.Namespace) -> Result:
     """Join the caller's stdin and stdout to a stdio service; their end isn't the service's."""
     if args.json:
         raise UsageError("connect prints what the service says", "leave --json out")
-    connection, _ = join(store, args, time.monotonic() + CONNECTING_S + HUNG_S)
+    connection, _ = join(store, args, time.monotonic() + args.timeout)
     connection.settimeout(None)
 
     def carry() -> None:
@@ -9158,8 +9271,7 @@ def unready(services: Iterable[Wanted | None]) -> ConfigError | None:
             environment_of(one.spec, one.given_env)
         except ConfigError as error:
             for key, told in zip(*(as_list(error.facts[fact]) for fact in ("keys", "problems"))):
-                words = re.sub(OPTION_WORD, r"\1", str(told))
-                problems.append(Problem(*one.source.place(str(key)), words))
+                problems.append(Problem(*one.source.place(str(key)), str(told)))
     return config_error(problems) if problems else None
 
 
@@ -9916,9 +10028,26 @@ def export(store: Store, args: argparse.Namespace) -> Result:
 STEERING = """\
 # Background services: use simple_process_manager.py
 
-Never run a command that doesn't return (a server, a watcher, a worker) directly, with `&` or \
-`nohup`.
+Never run what doesn't return (a server, a watcher, a worker) directly, with `&` or `nohup`.
 Never end processes by name (`pkill`, `killall`, `taskkill /IM`). Do this instead:
+
+| to | behind `{spm}` |
+| --- | --- |
+| run tests with a service | `run api "COMMAND" -- TESTS`: starts, waits, tests, always stops |
+| keep it while you work | `start api "COMMAND"`, `wait-healthy api`; at the end `stop api` |
+| have what an `spm.json` says | `config validate`, `up --wait`; at the end `down` |
+| see what runs | `list`, `status api`, `logs api` |
+| know why it failed | `explain api` first: cause, advice, last lines |
+| know who holds a port | `port 8000`; `--port auto` takes a free one: `PORT`, `{port}` |
+| call an MCP server | `start clock --type stdio "COMMAND"`, then `tools`, `call` |
+| be done with this project | `cleanup` stops all of it (`--session`: only what is yours) |
+
+```sh
+{spm} run api "uvicorn main:app --host 0.0.0.0 --port 8000" -- pytest tests/integration/
+```
+
+- Its exit code is that of the tests. More services: `--with db="redis-server --port 6379"`.
+- Step by step, and `stop api` also when something in between failed:
 
 ```sh
 {spm} start api "uvicorn main:app --host 0.0.0.0 --port 8000" && {spm} wait-healthy 8000 30 && \
@@ -9927,40 +10056,23 @@ pytest tests/integration/ && {spm} stop api
 
 - It needs Python 3.9 and psutil: use `.venv/bin/python`, or `uv run simple_process_manager.py …`.
 - Quote the command. It runs here and in the foreground: no `&`, no `--daemonize`, no `nohup`.
-- Put options behind it: `--cwd DIR`, `--env K=V`, `--env-file FILE`, `--shell`, `--ready \
-http:/health`.
+- Put options behind it: `--cwd DIR`, `--env K=V`, `--env-file FILE`, `--shell`, `--ready http:/x`.
 - `start` returns at once, `wait-healthy PORT|NAME [SECONDS]` when it answers, or has died.
-- Always `stop` what you started, also when the tests failed. Or let one command do it all:
-
-```sh
-{spm} run api "uvicorn main:app --host 0.0.0.0 --port 8000" -- pytest tests/integration/
-```
-
-- Its exit code is that of the tests. More services: `--with db="redis-server --port 6379"`.
 - What must not outlive your session: `start … --lease session`; its use: `--idle-timeout 1h`.
-- A port is held? `port 8000` says by whom. `--port auto` takes a free one: `PORT`, `{port}`.
 - A daemon that goes into the background: `--type forking`. One with a window: `--terminal auto`.
-
-When something failed, read `explain NAME` first: cause, advice, last lines.
 
 ```sh
 {spm} list
-{spm} status api
 {spm} logs api -n 50
 {spm} explain api
 {spm} restart api
-{spm} stop api
-{spm} cleanup
 ```
 
-- `cleanup` stops all of this project: run it when you are done (`--session`: only what is yours).
 - `events NAME`: what happened; `stats NAME`: what it uses; `alerts`: who complained.
 - `touch NAME`: you still need it. Inside a service: `notify ready`, `notify alive`.
-- Is there an `spm.json`? `config validate`, then `up --wait` and `down` instead of start and stop.
-- `export systemd`: the services for another engine. `init`: this text, renewed.
+- `export systemd`: for another engine. `init`: this text, renewed.
 
-MCP servers and other stdio servers: start once, call often. `connect clock` joins stdin and \
-stdout.
+MCP servers and other stdio servers: start once, call often. `connect clock` joins stdin, stdout.
 
 ```sh
 {spm} start clock --type stdio "python -m mcp_server_time"
@@ -9968,11 +10080,9 @@ stdout.
 {spm} call clock get_current_time timezone=UTC
 ```
 
-Lines begin with `[OK]`, `[INFO]`, `[WARN]` or `[ERROR]`; behind `→` stands what to do next; \
-`--json` is
-one JSON document. Exit codes: 0 go on; 1 it died or failed; 2, 4 correct the arguments, the \
-command;
-3 not known or not running; 5 the port is another's; 6 a variable or env file is missing;
+Lines begin with `[OK]`, `[INFO]`, `[WARN]` or `[ERROR]`; behind `→` stands what to do next;
+`--json` is one JSON document. Exit codes: 0 go on; 1 it died or failed; 2, 4 correct the arguments,
+the command; 3 not known or not running; 5 the port is another's; 6 a variable or file is missing;
 7 it failed just now (`--force`); 8 not this project's process, or another spec (`--replace`);
 9 the state directory; 124 not in time; 130 interrupted. The message says what to do.
 """
@@ -10181,6 +10291,7 @@ OPTIONAL_VALUES = {"start": WAITED, "up": WAITED, "list": WATCHED, "status": WAT
 OPTIONAL_VALUES["config rollback"] = WAITED
 PLAIN_BARS = dict(zip(map(ord, BARS), "_.-:=+*#"))
 FAMILIES = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # config schema
+MEANT = {"ps": "list", "ls": "list", "kill": "stop", "rm": "cleanup", "wait": "wait-healthy"}
 LEADING = ("--home", "--json", "--version", "--help", "-h")  # what may stand before the command
 # C0 and C1, and what turns the direction of writing: Unicode's bidirectional controls
 CONTROLS = r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
@@ -10239,7 +10350,7 @@ def no_command(leading: Sequence[str], name: str, rest: Sequence[str]) -> Except
     """What to say when no command of ours was called."""
     if "--version" in leading:
         return HelpWanted(f"{PROGRAM} {__version__}")
-    if not name and ("--json" not in leading or set(leading) & {"-h", "--help"}):
+    if not name and (not leading or set(leading) & {"-h", "--help"}):
         listing = "\n".join(f"  {key:17}{one.help}" for key, one in COMMANDS.items())
         usage = f"usage: {PROGRAM} [--home DIR] [--json] COMMAND …\n       {PROGRAM} COMMAND --help"
         doc = (__doc__ or "").partition("\n")[0]
@@ -10256,15 +10367,17 @@ def no_command(leading: Sequence[str], name: str, rest: Sequence[str]) -> Except
         meant = next((word for word in rest if word in COMMANDS), "COMMAND")
         how = f"options stand behind the command: {meant} {option} …"
         return UsageError(f"no command {option!r}", how)
-    return UsageError(
-        f"no command {name!r}", f"{nearest(name, known)}The commands are: {', '.join(known)}"
-    )
+    near = nearest(MEANT.get(name, name), known)
+    more = "All commands: --help" if near else f"the commands are: {', '.join(known)}"
+    return UsageError(f"no command {name!r}" if name else "the command is missing", near + more)
 
 
 def service_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
     """The services of this home, for the completion."""
-    home = find_home(getattr(parsed_args, "home", None))
-    return [record.name for record in Store(home).records().values()]
+    with contextlib.suppress(OSError, ValueError):  # whoever only presses TAB mends nothing
+        store = Store(find_home(getattr(parsed_args, "home", None)))
+        return [record.name for record in store.read().values()]
+    return []
 
 
 def complete() -> None:

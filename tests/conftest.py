@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import py_compile
+import select
 import shlex
 import shutil
 import signal
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 
 import psutil
 import pytest
+from forkserver import request
 from generic import generic_copy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +42,11 @@ PACE = 4 if GENERIC else 1
 # Everything, at every byte and every few milliseconds: minutes instead of seconds.
 THOROUGH = bool(os.environ.get("SPM_TEST_THOROUGH"))
 
+# Where the same program is imported already: starting interpreters was half of the suite's time.
+CAN_FORK = hasattr(os, "pidfd_open") and hasattr(socket, "send_fds")
+FORKSERVER: list[str] = []
+COMPILED_ONCE: list[Path] = []
+
 T = TypeVar("T")
 Completed = subprocess.CompletedProcess[str]
 
@@ -56,18 +63,87 @@ def eventually(check: Callable[[], T], within: float = 10.0, what: str = "") -> 
         time.sleep(0.005)
 
 
+def forkserver() -> str:
+    """The socket of this worker's fork server, which ends when the worker does."""
+    if not FORKSERVER:
+        directory = tempfile.mkdtemp(prefix="spm-forks-")
+        path = os.path.join(directory, "s")
+        script = str(Path(__file__).with_name("forkserver.py"))
+        server = subprocess.Popen([sys.executable, script, str(SCRIPT), path])
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        atexit.register(server.kill)
+        eventually(lambda: os.path.exists(path) or server.poll() is not None)
+        FORKSERVER.append(path)
+    return FORKSERVER[0]
+
+
+def run_forked(words: list[str], cwd: str, env: dict[str, str], timeout_s: float) -> Completed:
+    """A command, run to its end by a fork; subprocess.TimeoutExpired after it was killed."""
+    null, pipes = os.open(os.devnull, os.O_RDONLY), [os.pipe(), os.pipe()]
+    pieces: dict[int, list[bytes]] = {read: [] for read, _ in pipes}
+    given = [null, *(write for _, write in pipes)]
+    with request(forkserver(), words, cwd, env, given) as connection:
+        for file in given:
+            os.close(file)
+        pid, deadline, is_over = int(connection.recv(99)), time.monotonic() + timeout_s, False
+        open_ = [*pieces]
+        while open_:
+            ready = select.select(open_, [], [], max(0.0, deadline - time.monotonic()))[0]
+            if not ready and is_over:
+                break
+            if not ready:
+                is_over, deadline = True, time.monotonic() + 1.0
+                os.kill(pid, signal.SIGKILL)
+            for file in ready:
+                pieces[file].append(os.read(file, 1 << 20))
+                if not pieces[file][-1]:
+                    open_.remove(file)
+        code = int(connection.recv(99))
+    for file in pieces:
+        os.close(file)
+    texts = [b"".join(read).decode("utf-8") for read in pieces.values()]
+    out, err = (text.replace("\r\n", "\n").replace("\r", "\n") for text in texts)
+    if is_over:
+        raise subprocess.TimeoutExpired(words, timeout_s, out, err)
+    return Completed(words, code, out, err)
+
+
+def compiled() -> Path:
+    """A home in which a service was started once: what supervisors start from is compiled there."""
+    if not COMPILED_ONCE:
+        home = Path(tempfile.mkdtemp(prefix="spm-compiled-"))
+        atexit.register(shutil.rmtree, home, ignore_errors=True)
+        argv = [sys.executable, str(COMPILED), "start", "--home", str(home), "once", "true"]
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+        COMPILED_ONCE.extend(home.glob("cache/*/*.pyc"))
+    return COMPILED_ONCE[0]
+
+
 class Spm:
     """The command line in a directory and a home of its own."""
 
     def __init__(self, base: Path) -> None:
         self.base = base
         self.program = COMPILED
+        self.forks = CAN_FORK  # not where it matters whose child a command is
         self.cwd = base / "work"
         self.home = base / "home"
         self.cwd.mkdir()
         dropped = ("SPM_", "NO_COLOR", "PYTHONUNBUFFERED", "PORT")
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
         self.env.update(HOME=str(base), SPM_HOME=str(self.home))
+        self.use_compiled()
+
+    def forget_home(self) -> None:
+        """For who starts with no state directory at all."""
+        shutil.rmtree(self.home)
+
+    def use_compiled(self) -> None:
+        """Have what the first start in a home would compile: a second for the whole suite."""
+        target = self.home / compiled().relative_to(compiled().parents[2])
+        for directory in reversed(target.parents[:3]):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        shutil.copyfile(compiled(), target)  # no link: tests damage it
 
     def argv(self, *words: object) -> list[str]:
         return [sys.executable, str(self.program), *map(str, words)]
@@ -80,10 +156,17 @@ class Spm:
 
     def __call__(self, *words: object, code: int | None = 0, **options: Any) -> Completed:
         """The command, run to its end (60 s at most); it must have ended with `code`."""
-        pipe, null = subprocess.PIPE, subprocess.DEVNULL
-        options = {"cwd": self.cwd, "env": self.env, "stdout": pipe, "stderr": pipe, **options}
-        options = {"stdin": null, "timeout": 60, **options}
-        done = subprocess.run(self.argv(*words), text=True, encoding="utf-8", **options)
+        env = options.get("env", self.env)
+        is_plain = self.program == COMPILED and {*options} <= {"env", "cwd", "timeout"}
+        own = [key for key in env if key.startswith("PYTHON") and env[key] != os.environ.get(key)]
+        if self.forks and is_plain and not own:
+            where, timeout_s = str(options.get("cwd", self.cwd)), options.get("timeout", 60)
+            done = run_forked([*map(str, words)], where, env, timeout_s)
+        else:
+            pipe, null = subprocess.PIPE, subprocess.DEVNULL
+            options = {"cwd": self.cwd, "env": self.env, "stdout": pipe, "stderr": pipe, **options}
+            options = {"stdin": null, "timeout": 60, **options}
+            done = subprocess.run(self.argv(*words), text=True, encoding="utf-8", **options)
         text = f"{words}\n{done.stdout}\n{done.stderr}"
         assert code is None or done.returncode == code, f"exit {done.returncode}: {text}\n{self}"
         assert "Traceback" not in f"{done.stdout}{done.stderr}", text

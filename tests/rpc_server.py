@@ -14,6 +14,7 @@
 --deaf FILE        leave everything without an answer while FILE exists
 --batch            write its answers as batches of one
 --die-once FILE    die when it is asked anything after the handshake, unless FILE exists
+--times N          with --die-once: unless FILE has N bytes; a byte is added each time
 
 Its tools: echo, slow, die, sample, progress, announce, big, cancelled, pid.
 """
@@ -91,6 +92,7 @@ def run_tool(id_: object, params: dict[str, Any]) -> None:
         for number in range(given.get("count", 1)):
             note = {"level": "info", "data": "x" * given.get("size", 1), "number": number}
             say({"jsonrpc": "2.0", "method": "notifications/message", "params": note})
+            time.sleep(given.get("pause", 0))
         text(id_, "announced")
     elif name == "big":
         text(id_, "x" * given["size"])
@@ -106,10 +108,14 @@ def run_tool(id_: object, params: dict[str, Any]) -> None:
 
 def die_once(method: object) -> None:
     path = sys.argv[sys.argv.index("--die-once") + 1]
+    times = int(sys.argv[sys.argv.index("--times") + 1]) if "--times" in SWITCHES else 1
     greeting = ("server/discover", "initialize", "notifications/initialized", "tools/list")
-    if method not in greeting and not os.path.exists(path):
-        open(path, "w", encoding="utf-8").close()
-        os._exit(3)
+    if method not in greeting:
+        with open(path, "a", encoding="utf-8") as file:
+            if file.tell() < times:
+                file.write("x")
+                file.flush()
+                os._exit(3)
 
 
 def handle(message: dict[str, Any]) -> None:

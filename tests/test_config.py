@@ -341,6 +341,12 @@ def test_what_is_configured_starts_by_its_name_and_by_a_call(spm: Spm) -> None:
     echo = {"command": SERVER[0], "args": SERVER[1:], "env": {"TOKEN": "s3cret"}}
     document = {"services": {"api": keys}, "mcpServers": {"echo": echo}}
     (spm.cwd / "spm.json").write_text(json.dumps(document))
+    for look in ("status", "wait-healthy"):
+        told = spm(look, "API", code=3).stderr
+        assert "the configuration has it: start API, or all of them: up" in told
+    assert (
+        'services here: none; start one: start web "COMMAND"' in spm("stop", "web", code=3).stderr
+    )
     assert "NEEDED is not set" in spm("start", "api", code=6, cwd=sub).stderr
     rules = spm.json("config", "rules", "api")["rules"]
     assert [(one["variable"], one["met"]) for one in rules] == [("NEEDED", False)]
@@ -352,5 +358,6 @@ def test_what_is_configured_starts_by_its_name_and_by_a_call(spm: Spm) -> None:
     assert "yes" in spm("config", "rules").stdout
     assert "hi" in spm("call", "echo", "echo", "message=hi", cwd=sub).stdout
     assert "s3cret" not in json.dumps(spm.state())
+    assert spm.json("status", "echo")["environment"] == {"TOKEN": "configuration"}
     assert "no service 'nope'" in spm("call", "nope", "x", code=3).stderr
     spm("cleanup")

@@ -138,6 +138,7 @@ def test_a_held_port_is_recognised_whoever_says_so(held: int, tmp_path: Path) ->
         if shutil.which(argv[0]):
             found = cause(argv, tmp_path)
             assert (found.kind, found.retryable) == ("address_in_use", True), found
+            assert argv[0] != "node" or found.message.endswith(f":{held}"), "the line with the port"
 
 
 def test_a_missing_setting_of_pydantic_is_named_without_its_values(tmp_path: Path) -> None:
@@ -393,6 +394,8 @@ def test_every_missing_variable_is_told_at_once_before_anything_starts(spm: Spm)
     given_env = ("--env", "EMPTY=", "--env", "MODE=s3cr3t99", "--env", "GOOD=xyz")
     env = {**spm.env, "TAKEN": "s3cr3t99"}
     done = spm("start", "api", nasty(), *options, *given_env, "--port", 18999, code=6, env=env)
+    asked = ("--env", "DB_URL", "--require-env", "DB_URL")
+    assert spm("start", "api", nasty(), *asked, code=6).stderr.count("DB_URL is not set") == 1
     assert "DB_URL is not set; EMPTY is empty; MODE doesn't match dev|prod" in done.stderr
     assert "s3cr3t99" not in done.stderr and "PORT" not in done.stderr
     assert spm.json("list")["services"] == [] and not spm.bearers()

@@ -95,9 +95,7 @@ def test_a_supervisor_that_comes_late_starts_nothing_any_more(
         spm("stop", "api")
 
 
-def test_the_second_supervisor_that_a_start_tries_may_come_late_too(
-    spm: Spm, port: int
-) -> None:
+def test_the_second_supervisor_that_a_start_tries_may_come_late_too(spm: Spm, port: int) -> None:
     # the record still named what the first one had started: nobody looked for the second one
     crash = {"SPM_TEST_CRASH": f"supervisor.noted,{LATE}:2"}
     words = ("start", "api", "sleep 100", "--port", str(port))

@@ -194,7 +194,7 @@ def a_request() -> dict[str, object]:
 def as_state(directory: Path, document: object) -> object:
     """A state.json of that kind, read as a command does."""
     (directory / "state.json").write_text(json.dumps({"schema": 1, "services": {"api": document}}))
-    records = program.Store(str(directory))._read()
+    records = program.Store(str(directory)).read()
     for record in records.values():
         program.status_of(record, program.Facts(True, True, False, False, "gone"))
         seen = program.Seen(record, program.Facts(False, True, False, False, "gone"), VERDICT)

@@ -134,7 +134,7 @@ def test_an_agent_that_follows_the_document_gets_every_example_to_work(project: 
     blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 4
     lines = "".join(blocks).replace("8000", port).replace("0.0.0.0", "127.0.0.1").splitlines()
-    first, one, look, *rest = lines
+    one, first, look, *rest = lines
     start = first.partition(" && ")[0]
     try:
         importable = bool(__import__("mcp_server_time"))
@@ -307,6 +307,15 @@ def test_the_shell_completes_commands_options_and_services(spm: Spm) -> None:
     assert {"api", "apple"} == completions(spm, "stop ap")
     assert {"apple"} == completions(spm, "restart appl")
     assert set() == completions(spm, f"--home {spm.base}/none stop ap")
+    state = spm.home / "state.json"
+    kept, damaged = state.read_bytes(), b"{"
+    state.write_bytes(damaged)
+    before = sorted(path.name for path in spm.home.iterdir())
+    assert set() == completions(spm, "stop ap")
+    assert state.read_bytes() == damaged and before == sorted(
+        path.name for path in spm.home.iterdir()
+    ), "who only presses TAB mends nothing"
+    state.write_bytes(kept)
     assert "api" in spm("list").stdout, "nothing was stopped by asking"
     spm("cleanup")
 

@@ -143,7 +143,7 @@ def test_everything_else_may_own_a_session(name: str, words: str) -> None:
     assert not program.is_runner(name, words.split(" "))
 
 
-@pytest.mark.parametrize("lease", ["soon", "0s", "-1", "", "1d", "11y", "forever ", "1e9"])
+@pytest.mark.parametrize("lease", ["soon", "0s", "-1", "", " 2h", "1d", "11y", "forever ", "1e9"])
 def test_a_bad_lease_is_exit_2(spm: Spm, lease: str) -> None:
     assert "[ERROR] " in spm("start", "api", "sleep 100", f"--lease={lease}", code=2).stderr
     assert not spm.home.exists() or not spm.json("list")["services"]
@@ -365,6 +365,7 @@ def test_a_notice_is_readiness_where_nothing_else_is_declared(spm: Spm) -> None:
 
 
 def test_the_owner_of_a_session_is_found_above_shells_and_runners(spm: Spm) -> None:
+    spm.forks = False
     start = spm.argv("start", "api", "sleep 100", "--lease", "session", "--json")
     line = f"timeout 30 sh -c {shlex.quote(shlex.join(start) + '; true')}; true"
     done = subprocess.run(
@@ -403,6 +404,7 @@ def test_cleanup_of_a_session_ends_what_it_owns_and_nothing_else(
     spm: Spm, helper: Callable[[], Helper]
 ) -> None:
     owner = helper()
+    spm.forks = False
     spm("start", "mine", "sleep 100", "--lease", "session")
     spm("start", "mine2", "sleep 100", "--lease", "session")
     spm("start", "forever", "sleep 100")
@@ -451,7 +453,8 @@ def test_an_earlier_instance_is_not_heard(spm: Spm) -> None:
     assert "of an earlier instance of api" in spm("notify", "alive", code=8).stderr
     del spm.env["SPM_INSTANCE"], spm.env["SPM_SERVICE"]
     assert "whose notice is it?" in spm("notify", "alive", code=2).stderr
-    spm("notify", "api", "dancing", code=2)
+    told = spm("notify", "api", "dancing", code=2).stderr
+    assert "'dancing' isn't one of ready, alive, stopped\n  → " in told
     spm("notify", "apu", "alive", code=3)
     spm("stop", "api")
     spm("notify", "api", "alive", code=3)

@@ -17,6 +17,7 @@ from conftest import GENERIC, SCRIPT, Spm, eventually, nasty
 
 
 def test_an_empty_home_says_what_to_do(spm: Spm) -> None:
+    spm.forget_home()
     assert 'start one: start NAME "COMMAND"' in spm("list").stdout
     assert spm.json("list")["services"] == []
     assert not spm.home.exists(), "looking leaves nothing behind"
@@ -240,8 +241,13 @@ def test_help_and_version_need_no_psutil_and_everything_else_says_how_to_get_it(
 
 
 def test_usage_errors_are_one_line_and_advice(spm: Spm) -> None:
-    done = spm("strat", "x", code=2)
-    assert "did you mean start?" in done.stderr
+    typos = {"strat": "start", "pu": "up", "stpo": "stop", "halthy": "wait-healthy"}
+    for typed, meant in {**typos, "ps": "list", "config vlidate": "config validate"}.items():
+        told = spm(*typed.split(), code=2).stderr
+        assert f"did you mean {meant}? All commands: --help\n" in told
+    assert "the commands are: start, port, stop" in spm("xyzzy", code=2).stderr
+    assert "the command is missing" in spm("--home", "list", code=2).stderr, "list is the directory"
+    assert "usage: " in spm().stdout and "usage: " in spm("--home", "x", "--help").stdout
     for words in (["list", "extra"], ["stop"], ["stop", "x", "--timeout", "0"], ["logs"], ["-x"]):
         done = spm(*words, code=2)
         assert done.stderr.startswith("[ERROR] ") and done.stderr.count("\n") <= 2, done.stderr

@@ -119,6 +119,7 @@ def test_port_names_the_service_and_home_of_who_listens(spm: Spm, other: Spm, po
 def test_port_free_ends_a_leftover_and_nobody_else(
     spm: Spm, port: int, hold: Hold, elsewhere: Path
 ) -> None:
+    spm.forget_home()
     leftover = hold(port, spm.cwd)
     assert spm.json("port", port, code=5)["error"]["decision"] == "take back"
     spm.home.mkdir(mode=0o700)  # where there is no state directory none is made for the event

@@ -295,7 +295,8 @@ def test_while_it_waits_to_restart_everything_says_so(spm: Spm) -> None:
     page = spm.json("status", "api")
     assert (page["status"], page["wanted"], page["tree"]) == ("backoff", "running", [])
     waited = spm("wait-healthy", "api", "500ms", code=124)
-    assert "did not become healthy" in waited.stderr
+    assert "did not become healthy in 0.50 s (backoff: restarting in " in waited.stderr
+    assert "→ why it ends says: explain api" in waited.stderr and "alive" not in waited.stderr
     began = time.monotonic()
     spm("stop", "api")
     assert time.monotonic() - began < 5

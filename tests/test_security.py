@@ -172,6 +172,7 @@ def test_a_hard_link_gets_nothing_written_by_a_start(spm: Spm, elsewhere: Path) 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a directory away")
 @pytest.mark.parametrize("through_link", [False, True])
 def test_a_state_directory_planted_by_another_user_is_refused(spm: Spm, through_link: bool) -> None:
+    spm.forget_home()
     planted = spm.base / "planted" if through_link else spm.home
     planted.mkdir(mode=0o700)
     (planted / "state.json").write_text('{"schema": 1, "services": {}}')
@@ -189,6 +190,7 @@ def test_a_state_directory_planted_by_another_user_is_refused(spm: Spm, through_
 
 
 def test_a_name_is_a_file_name_on_every_system_and_nothing_else(spm: Spm) -> None:
+    spm.forget_home()
     bad = ["../x", "a/b", "a\\b", ".", "..", "", "a\nb", "a\tb", "a b", "x" * 65, ".hidden", "é"]
     bad += ["api.", "con", "NUL", "aux.txt", "Com1", "lpt9.log", "prn", "-x", "a:b", "\x1b[2J"]
     for name in bad:

@@ -242,6 +242,7 @@ def test_a_held_port_is_refused_naming_who_holds_it(spm: Spm, port: int) -> None
 
 @pytest.mark.parametrize("name", ["", "-x", "a/b", "a b", "ä", "..", ".x", "x" * 65])
 def test_a_bad_name_is_one_line_and_exit_2(spm: Spm, name: str) -> None:
+    spm.forget_home()
     refused = spm("start", "--cwd", "/", name, "sleep 5", code=2)
     assert refused.stderr.count("\n") == 2
     assert not spm.home.exists()

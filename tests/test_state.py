@@ -245,6 +245,7 @@ def as_nobody(spm: Spm, *words: str) -> str:
 
 
 def test_a_home_that_others_can_write_is_refused_with_the_remedy(spm: Spm) -> None:
+    spm.forget_home()
     spm.home.mkdir(mode=0o777)
     spm.home.chmod(0o777)
     for words in (["list"], ["start", "x", "sleep 1"]):

@@ -223,6 +223,7 @@ def test_cleanup_keep_keeps_them_known(spm: Spm) -> None:
 
 
 def test_cleanup_of_a_home_that_does_not_exist_is_success(spm: Spm) -> None:
+    spm.forget_home()
     assert "nothing to clean up" in spm("cleanup").stdout
     assert not spm.home.exists()
 

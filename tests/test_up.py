@@ -174,7 +174,7 @@ def test_a_failure_names_the_service_and_leaves_the_others(spm: Spm) -> None:
         error = spm.json(*words, code=6)["error"]
         assert {one["path"]: one["message"] for one in error["problems"]} == {
             "services.x.environment.SPM_NOT": "SPM_NOT is not set",
-            "services.x.env.SPM_X": "env SPM_X: not set here",
+            "services.x.env.SPM_X": "SPM_X is not set",
             "services.y.env_file": f"{spm.cwd / '.env'}: No such file or directory",
             "defaults.require_env": "SPM_Y is not set",
         }

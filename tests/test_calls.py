@@ -1,0 +1,245 @@
+"""Calls of stdio services: what may be sent twice, how long they take, what a service may ask."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import psutil
+import pytest
+from conftest import Spm, eventually, nasty
+from test_relay import MESSAGE, begin, relay, said, server, tool, wire
+
+import simple_process_manager as program
+
+WAIT_FOR = "touch up.{0}; until [ -e go.{0} ]; do sleep 0.02; done"
+
+
+def outcome(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
+    """The exit code of a command with --json, and its error."""
+    out, err = process.communicate(timeout=20)
+    assert "Traceback" not in err, err
+    return process.returncode, json.loads(out).get("error") or {}
+
+
+def in_flight(spm: Spm, count: int) -> None:
+    eventually(lambda: relay(spm)["in_flight"] == count, what=f"{count} requests in flight")
+
+
+def learnt(spm: Spm) -> None:
+    """Have it be known which tools have no effect: a first call is enough."""
+    spm("call", "s", "echo", MESSAGE)
+    tools = ["echo", "pid"]  # at once: not with the next of the rare writes
+    eventually(lambda: spm.record("s")["spec"].get("repeatable") == tools, within=2)
+
+
+# -- at most once
+
+
+def test_with_the_supervisor_gone_in_mid_call_only_what_has_no_effect_is_repeated(
+    spm: Spm,
+) -> None:
+    starts, deaf = spm.base / "starts", spm.base / "deaf"
+    begin(spm, "--starts", starts, "--deaf", deaf)
+    learnt(spm)
+    deaf.touch()
+    words = (["echo", MESSAGE], ["tools/list"], ["slow"], ["ping", "--retries", "0"])
+    calls = [spm.popen("call", "s", *each, "--json") for each in words]
+    in_flight(spm, 4)
+    deaf.unlink()
+    spm.kill_supervisor("s")
+    (echoed, _), (listed, _), (slow, lost), (pinged, once) = map(outcome, calls)
+    assert (echoed, listed, slow, pinged) == (0, 0, 1, 1)
+    for error, is_harmless in ((lost, False), (once, True)):
+        assert (error["cause"], error["retryable"]) == ("connection", is_harmless)
+        assert "the connection broke, it may or may not have happened" in error["message"]
+    assert len(starts.read_text().split()) == 2, "one new server for all"
+    spm("stop", "s")
+
+
+def test_retries_say_how_often_a_server_may_die_under_what_has_no_effect(spm: Spm) -> None:
+    died = spm.base / "died"
+    begin(spm, "--die-once", died, "--times", 2)
+    error = spm.json("call", "s", "ping", code=1)["error"]
+    assert (error["cause"], error["retryable"], died.read_text()) == ("server_died", True, "xx")
+    died.write_text("")
+    began = time.monotonic()
+    assert spm("call", "s", "ping", "--retries", "2").stdout == "{}\n"
+    assert time.monotonic() - began > 0.3  # 0.1 and 0.2 s between them
+    died.write_text("")
+    spm("call", "s", "slow", "seconds=0", "--retries", "2", code=1)
+    assert died.read_text() == "x"
+
+
+def test_of_plain_json_rpc_it_is_not_known_what_has_no_effect(spm: Spm) -> None:
+    died = spm.base / "died"
+    begin(spm, "--plain", "--die-once", died, options=("--protocol", "jsonrpc"))
+    error = spm.json("call", "s", "ping", code=1)["error"]
+    assert (error["cause"], error["retryable"]) == ("server_died", False)
+    raw = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"})
+    died.unlink()
+    assert "may or may not have happened" in spm("call", "s", "--raw", raw, code=1).stderr
+
+
+def test_what_was_never_written_to_the_server_is_sent_again_whatever_it_is(spm: Spm) -> None:
+    begin(spm)
+    learnt(spm)
+    pid = spm.record("s")["main"]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    (spm.cwd / "big").write_text(json.dumps({"message": "x" * 2_000_000}))
+    big = spm.popen("call", "s", "echo", "@big", "--json")
+    in_flight(spm, 1)  # it fills the pipe
+    behind = spm.popen("call", "s", "slow", "seconds=0", "--json")
+    in_flight(spm, 2)
+    os.kill(pid, signal.SIGKILL)
+    assert [outcome(each)[0] for each in (big, behind)] == [0, 0]
+    spm("stop", "s")
+
+
+@pytest.mark.parametrize(
+    ("era", "method", "named", "is_harmless"),
+    [
+        ("modern", "tools/call", "echo", True),
+        ("modern", "tools/call", "slow", False),
+        ("handshake", "prompts/list", None, True),
+        ("handshake", "resources/read", None, True),
+        ("handshake", "prompts/get", "echo", False),
+        ("handshake", ["ping"], None, False),
+        ("jsonrpc", "ping", None, False),
+    ],
+)
+def test_what_has_no_effect(era: str, method: object, named: object, is_harmless: bool) -> None:
+    assert program.is_harmless(era, method, named, ["echo"]) is is_harmless
+    assert not program.is_harmless("modern", "tools/call", "echo", "echo")
+
+
+# -- how long it may take
+
+
+def test_progress_renews_a_call_up_to_the_most_it_may_take(spm: Spm) -> None:
+    begin(spm, options=("--sample-interval", "50ms"))
+
+    def late(*words: str) -> float:
+        began = time.monotonic()
+        error = spm.json("call", "s", *words, code=124)["error"]
+        assert error["cause"] == "timeout"
+        return time.monotonic() - began
+
+    progress = ("progress", "steps=200", "pause=0.05")
+    assert 0.7 <= late(*progress, "--timeout", "400ms", "--max-time", "700ms") < 3
+    assert late("slow", "seconds=30", "--max-time", "200ms") < 3
+    # what it says to everybody is no progress of this call
+    assert late("announce", "count=200", "pause=0.05", "--timeout", "300ms") < 3
+    spm("stop", "s")
+
+
+def test_a_caller_that_merely_leaves_is_no_fault_of_the_service(spm: Spm) -> None:
+    begin(spm, options=("--sample-interval", "50ms"))
+
+    samples = spm.home / "services" / "s" / "metrics.jsonl"
+
+    def faults() -> list[float]:
+        lines = samples.read_text("utf-8").splitlines()
+        return [figures["call_errors"] for figures in map(json.loads, lines) if "cpu" in figures]
+
+    spm("call", "s", "echo", MESSAGE)
+    with wire(spm) as client:
+        client.send(tool(1, "slow", seconds=30))
+        in_flight(spm, 1)
+        client.process.kill()
+    in_flight(spm, 0)
+    seen = len(faults())
+    eventually(lambda: len(faults()) > seen + 1, what="a sample of after that")
+    assert faults()[-1] == 0
+    spm("call", "s", "slow", "seconds=30", "--timeout", "100ms", code=124)
+    eventually(lambda: faults()[-1], what="one that gave up waiting")
+    spm("stop", "s")
+
+
+def test_how_long_a_server_may_take_to_connect_is_settable(spm: Spm) -> None:
+    began = time.monotonic()
+    begin(spm, "--mute", options=("--connect-timeout", "300ms"))
+    error = spm.json("call", "s", "echo", code=1)["error"]
+    assert (error["cause"], time.monotonic() - began < 2) == ("protocol", True)
+    assert "didn't answer in 0.30 s" in error["message"]
+    spm("stop", "s")
+    spm("start", "t", "sleep 9", "--connect-timeout", "2s", code=2)
+
+
+def test_the_health_interval_asked_for_is_the_one_used(spm: Spm) -> None:
+    def interval(**keys: object) -> float:
+        document = {"services": {"s": {"command": server(), "type": "stdio", **keys}}}
+        config = program.config_of(document, str(spm.cwd / "spm.json"))
+        return config.services["s"].spec.health_interval_s
+
+    assert (interval(), interval(health="mcp"), interval(health_interval="10s")) == (60, 60, 10)
+    assert (interval(protocol="jsonrpc"), interval(type="simple")) == (10, 10)
+    begin(spm, options=("--health-interval", "10s"))
+    assert spm.record("s")["spec"]["health_interval_s"] == 10
+    spm("stop", "s")
+
+
+# -- what a service may ask
+
+
+def test_a_server_is_told_of_the_roots(spm: Spm) -> None:
+    begin(spm, options=("--root", "a b", "--root", str(spm.base)))
+    told = json.loads(spm("call", "s", "sample", "method=roots/list").stdout)
+    uris = [f"file://{spm.cwd}/a%20b", f"file://{spm.base}"]
+    assert told["result"] == {"roots": [{"uri": uri} for uri in uris]}
+    with wire(spm) as client:
+        client.send(tool(1, "sample", method="roots/list"))
+        assert json.loads(said(client.hear()))["result"] == told["result"]
+    spm("stop", "s")
+    spm("start", "t", "sleep 9", "--root", "a", code=2)
+    document = {"services": {"s": {"command": "x", "type": "stdio", "root": ["lib"]}}}
+    config = program.config_of(document, str(spm.cwd / "spm.json"))
+    assert config.services["s"].spec.root == (str(spm.cwd / "lib"),)
+    assert "lib" in str(program.spelled_out(config))
+
+
+# -- who shares a service
+
+
+def test_a_restart_in_one_of_two_runs_leaves_the_service_to_the_other(spm: Spm, port: int) -> None:
+    words = ["run", "api", nasty("--port", port), "--", "sh", "-c"]
+    first = spm.popen(*words, WAIT_FOR.format(1))
+    eventually((spm.cwd / "up.1").exists, what="the first's tests")
+    second = spm.popen(*words, WAIT_FOR.format(2))
+    eventually((spm.cwd / "up.2").exists, what="the second's tests")
+    spm("restart", "api")
+    pid = spm.service("api")["pid"]
+    (spm.cwd / "go.1").touch()
+    _, told = first.communicate(timeout=15)
+    assert told.endswith("left to another run: api\n"), told
+    eventually(lambda: spm.record("api")["owner"]["pid"] == second.pid, what="its next owner")
+    assert spm.service("api")["pid"] == pid
+    (spm.cwd / "go.2").touch()
+    _, told = second.communicate(timeout=15)
+    assert told.endswith("stopped: api\n"), told
+
+
+def test_a_restart_in_another_session_does_not_take_the_service_away(spm: Spm) -> None:
+    spm.forks = False  # whose child a command is matters here
+    spm("start", "api", "sleep 100", "--lease", "session")
+    agent = "import subprocess, sys; subprocess.run(sys.argv[1:], check=True); input()"
+    session = subprocess.Popen(
+        [sys.executable, "-c", agent, *spm.argv("restart", "api")],
+        cwd=spm.cwd,
+        env={**spm.env, "SPM_HOME": str(spm.home)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+    eventually(lambda: spm.record("api")["owner"]["pid"] == session.pid, what="its new owner")
+    session.kill()
+    session.communicate()
+    eventually(lambda: spm.record("api")["owner"]["pid"] == os.getpid(), what="its first owner")
+    owner = spm.json("status", "api")["owner"]
+    assert owner == {"pid": os.getpid(), "name": psutil.Process().name()}
+    assert spm.service("api")["status"] == "running"
+    spm("stop", "api")
