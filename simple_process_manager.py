@@ -48,7 +48,7 @@ The state directory (--home, else SPM_HOME, else the nearest .spm/, else .spm/ i
     services/NAME/lock      held by the command that starts or stops NAME
     services/NAME/supervisor.lock   held by the supervisor for as long as it lives
     services/NAME/control.sock      JSON lines: status, touch, notify, ready, join, stop
-    services/NAME/env.json          values given by --env K=V, mode 0600
+    services/NAME/env.json          values given by --env K=V, digests of env files, mode 0600
     services/NAME/output.log[.1]    stdout and stderr of the service
     services/NAME/events.jsonl      what happened and why: the journal state.json is rebuilt from
     services/NAME/exits.jsonl       failed exits, their causes and last lines, secrets masked
@@ -66,6 +66,7 @@ import sys
 if __name__ == "__main__" and sys.path[:1] == [os.path.dirname(os.path.abspath(__file__))]:
     del sys.path[0]  # the user's repository: its queue.py must not shadow the standard library's
 
+import _thread
 import contextlib
 import functools
 import itertools
@@ -1652,6 +1653,8 @@ else:
         """Up to `size` bytes from an offset of an open file."""
         return os.pread(descriptor, size, offset)
 
+    _IN_DIRECTORY = _thread.allocate_lock()
+
     @contextlib.contextmanager
     def _address(directory: str) -> Iterator[str]:
         # unix(7): sun_path holds 108 bytes (104 on macOS), so a long path is named from within.
@@ -1659,13 +1662,14 @@ else:
         if len(os.fsencode(path)) < 100:
             yield path
             return
-        here = os.open(".", os.O_RDONLY)
-        try:
-            os.chdir(directory)
-            yield CONTROL_SOCKET
-        finally:
-            os.fchdir(here)
-            os.close(here)
+        with _IN_DIRECTORY:  # which all threads are in
+            here = os.open(".", os.O_RDONLY)
+            try:
+                os.chdir(directory)
+                yield CONTROL_SOCKET
+            finally:
+                os.fchdir(here)
+                os.close(here)
 
     def listen_local(directory: str) -> tuple[socket.socket, str]:
         """A listening Unix socket in the directory; it needs no token, its mode protects it."""
@@ -2542,12 +2546,13 @@ class Store:
                     return known.main
         return None
 
-    def given_env(self, name: str) -> dict[str, str]:
-        """The values given by --env K=V at the last start."""
+    def given_env(self, name: str, of_files: bool = False) -> dict[str, str]:
+        """The values given by --env K=V at the last start, or the digests of its env files."""
         path = self.path(name, "env.json")
         try:
             with open(path, "rb", opener=private) as file:
-                return texts_by_name(parse_json(file.read(STATE_BYTES)), path)
+                kept = texts_by_name(parse_json(file.read(STATE_BYTES)), path)
+                return {key: kept[key] for key in kept if os.path.isabs(key) is of_files}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
@@ -3152,14 +3157,14 @@ def phase_after(phase: str, is_ok: bool, failures: int, retries: int) -> str:
     return "ready" if is_ok else "unhealthy" if failures >= retries else phase
 
 
-def unmet(spec: Spec, env: Mapping[str, str]) -> list[str]:
-    """What is wrong with the variables it needs; their values are never shown."""
-    return [
-        f"{name} {why}"
+def unmet(spec: Spec, env: Mapping[str, str]) -> dict[str, str]:
+    """What is wrong with the variables it needs, to the keys that say so; no values."""
+    return {
+        f"{name} {why}": "require_env" if "full_pattern" in rule else f"environment.{name}"
         for name, rule in rules_of(spec)
         for why in [fault_of(env.get(name), rule)]
         if why
-    ]
+    }
 
 
 def rules_of(spec: Spec) -> list[tuple[str, Mapping[str, object]]]:
@@ -5581,6 +5586,13 @@ class Problem(NamedTuple):
         return ": ".join(filter(None, (shown_path(self.file), self.path, self.message)))
 
 
+def config_error(problems: Sequence[Problem]) -> ConfigError:
+    """The error with every problem."""
+    more = f" (and {counted(len(problems) - 1, 'more problem')})" * bool(problems[1:])
+    facts = [one._asdict() for one in problems]
+    return ConfigError(f"{problems[0]}{more}", "mend that: nothing was changed", problems=facts)
+
+
 class Wanted(NamedTuple):
     """A service as a configuration wants it."""
 
@@ -5608,6 +5620,14 @@ class Source(NamedTuple):
     keys: dict[str, object]
     file: str
     path: str
+    defaults: Schema
+    config: str  # where those are
+
+    def place(self, key: str) -> tuple[str, str]:
+        """The file and the path of a key: it may be that of the defaults."""
+        top = key.partition(".")[0]
+        is_own = self.keys.get(top) is not self.defaults.get(top, self)
+        return (self.file, f"{self.path}.{key}") if is_own else (self.config, f"defaults.{key}")
 
 
 class Config(NamedTuple):
@@ -5698,9 +5718,7 @@ class Reading:
 
     def __init__(self, path: str, expands: bool = True) -> None:
         self.path, self.base = path, os.path.dirname(path)
-        self.expands = (
-            expands  # else what has a ${NAME} in it is left as it is, and is not looked at
-        )
+        self.expands = expands  # else what has a ${NAME} in it stays so, and isn't looked at
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.files: list[str] = []
@@ -5849,7 +5867,7 @@ class Reading:
             full = {**idle, **full, "keep_alive": alive.get("enabled", True)}
         if self.alerts and text_of(full.get("sample_interval")) != "0":
             full["alert"] = [*as_list(full.get("alert", [])), *self.alerts]
-        self.sources.append(Source(name, full, file, path))
+        self.sources.append(Source(name, full, file, path, self.defaults, self.path))
         known = self.names.setdefault(name.lower(), self.sources[-1])
         if known is not self.sources[-1]:
             self.fault(file, path, f"{known.name} has that name already, see {known.path}")
@@ -5861,10 +5879,7 @@ class Reading:
         found = {one.name: one for one in map(self.wanted, self.sources) if one}
         services: dict[str, Wanted] = {}
         for name, one in found.items() if not self.problems else ():
-            usual = {
-                each: "ready" if found[each].spec.readiness else "started"
-                for each in one.depends_on
-            }
+            usual = {n: "ready" if found[n].spec.readiness else "started" for n in one.depends_on}
             needs = {each: asked or usual[each] for each, asked in one.depends_on.items()}
             services[name] = one._replace(depends_on=needs)
         try:  # also those of which something else is wrong
@@ -5873,37 +5888,29 @@ class Reading:
             in_order({k: map(str, v if isinstance(v, kinds) else [v]) for k, v in given.items()})
         except ValueError as error:  # graphlib.CycleError
             names = error.args[1][::-1]
-            where = self.place(self.names[names[0].lower()], "depends_on")
+            where = self.names[names[0].lower()].place("depends_on")
             self.fault(*where, f"each waits for the next: {' → '.join(names)}")
         if self.problems:
-            count = len(self.problems) - 1
-            text = str(self.problems[0]) + f" (and {counted(count, 'more problem')})" * bool(count)
-            problems = [one._asdict() for one in self.problems]
-            raise ConfigError(text, "mend that: nothing was changed", problems=problems)
+            raise config_error(self.problems)
         kept = {one.name: one.keys for one in self.sources}
         document: dict[str, object] = {"version": 1, "services": kept}
         return Config(
             self.path, services, tuple(self.notes), document, tuple(self.files), self.text
         )
 
-    def place(self, source: Source, key: str) -> tuple[str, str]:
-        """The file and the path of a key of a service: it may be that of the defaults."""
-        is_own = source.keys.get(key) is not self.defaults.get(key, self)
-        return (source.file, f"{source.path}.{key}") if is_own else (self.path, f"defaults.{key}")
-
     def wanted(self, source: Source) -> Wanted | None:
         """The service of a source; None if there is something wrong with it."""
         import argparse
 
-        before, place = len(self.problems), self.place
-        keys = {k: self.expanded(source, v, place(source, k)) for k, v in source.keys.items()}
+        before, place = len(self.problems), source.place
+        keys = {k: self.expanded(source, v, place(k)) for k, v in source.keys.items()}
         if not self.expands:
             keys = {k: v for k, v in keys.items() if k in ("command", "env") or not has_names(v)}
         args = {**defaults_of(START_OPTIONS), "name": source.name}
         for key, value in keys.items():
             option, found = KEYS.get(key), list[object]()
             for one in as_list(value) if option and key not in SHAPES else ():
-                with self.faults_at(*place(source, key), hides=value != source.keys[key]):
+                with self.faults_at(*place(key), hides=value != source.keys[key]):
                     found.append(option.kind(text_of(one)) if option and option.metavar else one)
             if option and found:
                 args[key] = found if isinstance(option.default, list) else found[0]
@@ -5916,7 +5923,7 @@ class Reading:
         args.update({"command": [words]} if is_line else {"tail": words and as_list(words)})
         args["no_keep_alive"] = keys.get("keep_alive") is False
         rules: dict[str, Mapping[str, object]] = {}
-        file, path = place(source, "environment")
+        file, path = place("environment")
         for name, rule in as_object(keys.get("environment")).items():
             with self.faults_at(file, f"{path}.{name}"):
                 rules.update(env_rules({name: rule}, path))
@@ -5926,7 +5933,7 @@ class Reading:
                 raise misfit
         if "command" not in keys:  # it was said
             return None
-        with self.faults_at(*place(source, "command"), hides=words != source.keys["command"]):
+        with self.faults_at(*place("command"), hides=words != source.keys["command"]):
             if len(self.problems) > before:
                 command_words(source.name, asked)
                 return None
@@ -5965,7 +5972,7 @@ class Reading:
         if files not in self.variables:
             self.variables[files] = {**os.environ, "workspaceFolder": self.base}
             for file in files:  # its own name may only be made of what the caller has
-                path = str(self.expanded(source, file, self.place(source, "env_file")))
+                path = str(self.expanded(source, file, source.place("env_file")))
                 values = self.load(os.path.join(self.base, path), lambda t: parse_env_text(t, ""))
                 self.variables[files].update(values if isinstance(values, dict) else {})
         return self.variables[files]
@@ -5974,7 +5981,7 @@ class Reading:
         """What has to be started before a service, and what it must be then ("": the usual)."""
         given = asked if isinstance(asked, dict) else dict.fromkeys(map(str, as_list(asked)), "")
         for name in given:
-            place, other = self.place(source, "depends_on"), self.names.get(name.lower())
+            place, other = source.place("depends_on"), self.names.get(name.lower())
             if other is None or other.name != name:
                 near = nearest(name, [one.name for one in self.sources])
                 self.fault(*place, f"there is no service {name!r}; {near}".rstrip("; "))
@@ -5994,6 +6001,7 @@ class Known(NamedTuple):
     is_live: bool
     is_supervised: bool
     given: dict[str, str]  # values
+    stale: tuple[str, ...] = ()  # its env files that say something else now
 
 
 class Step(NamedTuple):
@@ -6004,6 +6012,8 @@ class Step(NamedTuple):
     why: str = ""
     keys: tuple[str, ...] = ()  # those that changed
     wanted: Wanted | None = None
+    result: str = ""  # what came of it: done, failed or skipped
+    error: SpmError | None = None
 
     @property
     def acts(self) -> bool:
@@ -6011,12 +6021,13 @@ class Step(NamedTuple):
         return self.action in ("start", "restart")
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (self.action, self.name, self.why)))
+        said = "adjust" if self.action == "settings" else self.action
+        return " ".join(filter(None, (said, self.name, self.why)))
 
     @property
     def data(self) -> dict[str, object]:
         """Its JSON object."""
-        return {"action": self.action, "name": self.name, "why": self.why, "keys": self.keys}
+        return {k: getattr(self, k) for k in ("action", "name", "why", "keys", "result")}
 
 
 FIELD_KEYS = {"argv": "command", "env_given": "env", "env_taken": "env", "env_files": "env_file"}
@@ -6024,10 +6035,13 @@ FIELD_KEYS.update(log_bytes="log_size", port_declared="port", port_asked="port")
 FIELD_KEYS.update(sample_s="sample_interval", alerts="alert", rules="environment")
 
 
-def plan_of(config: Config, known: Mapping[str, Known], names: Sequence[str] = ()) -> list[Step]:
+def plan_of(
+    config: Config, known: Mapping[str, Known], names: Sequence[str] = (), left: Iterable[str] = ()
+) -> list[Step]:
     """What has to be done so that the services are as configured; of some: with what they need.
 
-    `known` has lower case keys. What was started by hand is let be unless it is named.
+    `known` and `left` (which go, too, if they are ours and in it no more) are in lower case. What
+    was started by hand is let be unless it is named.
     """
     named, order = {name.lower() for name in names}, config.order()
     chosen = set(named)
@@ -6036,7 +6050,7 @@ def plan_of(config: Config, known: Mapping[str, Known], names: Sequence[str] = (
             chosen.update(need.lower() for need in config.services[name].depends_on)
     live = [one.record for one in known.values() if one.is_live]
     ours = [record.name for record in live if record.config == config.path]
-    gone = [name for name in ours if not names and not config.named(name)]
+    gone = [one for one in ours if not ((names and one.lower() not in left) or config.named(one))]
     steps = [Step("stop", name, "because removed") for name in gone]
     needs = [need for one in config.services.values() for need in one.depends_on.items()]
     for name in order if not names else [name for name in order if name.lower() in chosen]:
@@ -6059,9 +6073,12 @@ def step_of(wanted: Wanted, known: Known | None, is_named: bool, is_once: bool) 
         return step("start") if wanted.spec.keep_alive else step("keep", "each call starts it")
     old, is_ours = known.record, known.record.config == wanted.config
     fields = changed_fields(old.spec, kept_port(wanted.spec, old.spec, is_live, wanted.conflict))
-    is_small = set(fields) <= set(LIVE_FIELDS) and known.given == wanted.given_env
+    base, files = os.path.dirname(wanted.config), wanted.spec.env_files
+    stale = [shown_path(path, base) for path in known.stale if path in files]
+    is_small = set(fields) <= set(LIVE_FIELDS) and known.given == wanted.given_env and not stale
     keys = dict.fromkeys(FIELD_KEYS.get(field, field.removesuffix("_s")) for field in fields)
     keys.update({} if known.given == wanted.given_env else {"env": None})
+    keys.update({"env_file": None} if stale else {})
     if not is_live:
         is_done = is_once and is_ours and not keys and known.status == "exited" and not is_named
         return step("keep", "it has done its work") if is_done else step("start")
@@ -6070,8 +6087,8 @@ def step_of(wanted: Wanted, known: Known | None, is_named: bool, is_once: bool) 
         return step("keep", f"it was started {whose}: name it to have it taken over", keys)
     if not known.is_supervised and known.status != "external":
         return step("start", "its supervisor is gone", keys)
-    why = f"{', '.join(keys)} changed" if keys else ""
-    return step(("settings" if is_small else "restart") if keys else "keep", why, keys)
+    why = f"{', '.join(keys)} changed".replace("env_file", " ".join(["env_file", *stale]))
+    return step("settings" if is_small else "restart", why, keys) if keys else step("keep")
 
 
 # -- what was applied
@@ -6557,30 +6574,51 @@ def differences_of(store: Store, old: Record, spec: Spec, given: dict[str, str])
     differences = spec_differences(old.spec, spec)
     with contextlib.suppress(StateError):  # damaged: what it was started with isn't known
         known = store.given_env(old.name) if old.spec.env_given == spec.env_given else given
-        others = [key for key in given if known.get(key) != given[key]]
-        return [*differences, *(f"--env {key}: another value" for key in others)]
+        others = [f"--env {key}: another value" for key in given if known.get(key) != given[key]]
+        stale = [path for path in stale_files(store, old.name) if path in spec.env_files]
+        return [*differences, *others, *(f"--env-file {path}: it has changed" for path in stale)]
     return [*differences, "--env: the recorded values can't be read"]
+
+
+def digests_of(salts: Mapping[str, str]) -> dict[str, str]:
+    """Digests of env files, salted, so that nothing of what they say is kept."""
+    found = {}
+    for path, salt in salts.items():
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if os.path.isfile(path):  # a FIFO could be read but once
+                with open(path, encoding="utf-8") as file:
+                    found[path] = f"{salt} {hash_of([salt, file.read()])}"
+    return found
+
+
+def stale_files(store: Store, name: str) -> list[str]:
+    """The env files of a service that say something else than at its start."""
+    was = store.given_env(name, of_files=True)
+    now = digests_of({path: one.partition(" ")[0] for path, one in was.items()})
+    return [path for path in was if was[path] != now.get(path)]
 
 
 def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
     """What a start adds to the caller's environment; ConfigError names every problem at once."""
     values: dict[str, str] = {}
-    problems = [f"{key} is not set" for key in spec.env_taken if key not in os.environ]
+    taken = [key for key in spec.env_taken if key not in os.environ]
+    problems = {f"{key} is not set": f"env.{key}" for key in taken}  # to the key it is about
     for path in spec.env_files:
         try:
             with open(path, encoding="utf-8-sig") as file:
                 values.update(parse_env_text(file.read(), path))
         except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}")
+            why = getattr(error, "strerror", None) or "not UTF-8 text"
+            problems[f"{path}: {why}"] = "env_file"
         except ConfigError as error:
-            problems.append(error.message)
-    if spec.port_declared and spec.port:
-        values["PORT"] = str(spec.port)
+            problems[error.message] = "env_file"
+    if spec.port_declared:
+        values["PORT"] = str(spec.port or AUTO_PORTS[0])  # one is chosen later
     values.update(given)
-    problems = list(dict.fromkeys([*problems, *unmet(spec, {**os.environ, **values})]))
+    problems.update(unmet(spec, {**os.environ, **values}))
     if problems:
-        advice = "mend that and start again; nothing was started"
-        raise ConfigError("; ".join(problems), advice, problems=problems)
+        advice, keys = "mend that and start again; nothing was started", [*problems.values()]
+        raise ConfigError("; ".join(problems), advice, problems=[*problems], keys=keys)
     return values
 
 
@@ -6647,6 +6685,7 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
     failures, failed_at = failures_before(store, former, asked)
     if not os.path.isdir(spec.cwd):
         raise StartFailed(f"{name}: no such directory: {spec.cwd}", "check --cwd")
+    digests = digests_of(dict.fromkeys(spec.env_files, os.urandom(16).hex()))
     values = environment_of(spec, given)
     if former and former.verdict.is_live:
         check_successor(store, asked, former.record.spec.port, values)
@@ -6663,7 +6702,7 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
     with state_errors(store.home):
-        write_file(store.path(name, "env.json"), json.dumps(given).encode())
+        write_file(store.path(name, "env.json"), json.dumps({**given, **digests}).encode())
     try:
         launched = launch_in_window if spec.terminal else launch
         return started(store, settled(store, launched(store, record, values)), how, notes)
@@ -8430,10 +8469,12 @@ def validate(store: Store, args: argparse.Namespace) -> Result:
     """Whether a configuration is valid; every problem at once."""
     args.config = args.file or args.config
     config = config_at(store, args)
+    error = unready(config.services.values())
     names: list[object] = list(config.services)
     line = f"[OK] {shown_path(config.path)} is valid: {counted(len(names), 'service')}"
     data = {"path": config.path, "services": names, "notes": list(config.notes)}
-    return Result({**data}, [*(f"[INFO] {note}" for note in config.notes), line])
+    lines = [*(f"[INFO] {note}" for note in config.notes), *[line] * (error is None)]
+    return Result({**data}, lines, error=error)
 
 
 @command("config rules", Option("name?", "NAME"), *CONFIG_OPTIONS)
@@ -8521,7 +8562,7 @@ def new_version(
 ) -> Version:
     """The next version, which is about to be applied; the oldest ones go, but no last one."""
     numbers, last = version_numbers(store), dict[str, int]()
-    number, plan = max([0, *numbers]) + 1, tuple({**one.data, "result": ""} for one in steps)
+    number, plan = max([0, *numbers]) + 1, tuple(one.data for one in steps)
     facts = (config.path, hash_of(config.document), "applying", plan, tuple(names))
     new = Version(number, time.time(), *facts, config.document, config.text, of)
     write_version(store, new)
@@ -8586,7 +8627,7 @@ def only_one(store: Store, wait_s: float) -> Iterator[None]:
 
 def tally(words: Iterable[object]) -> str:
     """`start: 2, keep: 1`."""
-    listed = [str(word) for word in words]
+    listed = ["adjust" if word == "settings" else str(word) for word in words]
     return ", ".join(f"{word}: {listed.count(word)}" for word in dict.fromkeys(listed))
 
 
@@ -8596,11 +8637,11 @@ def history(store: Store, args: argparse.Namespace) -> Result:
     rows, table = list[object](), [("version", "when", "result", "plan", "configuration")]
     holding: dict[str, int] = {}
     for one in versions(store):
-        if one.result != "rolled back":
-            holding.setdefault(one.config, one.number)
-        is_last = holding.get(one.config) == one.number
+        is_kept = one.result != "rolled back"
+        is_last = is_kept and holding.setdefault(one.config, one.number) == one.number
         rows.append({**one.data, "applied": is_last})
         done = tally(step.get("action") for step in one.plan)
+        done += f", only {' '.join(one.names)}" * bool(one.names)
         done += f" (back to {one.of})" * bool(one.of)
         row = (f"{one.number}{'*' * is_last}", moment(one.at), one.result, done)
         table.append((*row, f"{shown_path(one.config)} {one.hash[:8]}"))
@@ -8674,7 +8715,11 @@ def rollback(store: Store, args: argparse.Namespace) -> Result:
     """Bring the services, and the configuration's file, back to a version; a new version itself."""
     version = read_version(store, args.version)
     args.names, args.rollback_on_failure, text = [], False, version.text
-    config = config_of(version.document, version.config)
+    try:
+        config = config_of(version.document, version.config)
+    except ConfigError as error:
+        error.message = f"version {version.number} can't be applied here: {error.message}"
+        raise
     with contextlib.suppress(ValueError, RecursionError, ConfigError):
         text = text and json.dumps(config.document, indent=2) + "\n"  # if what it includes changed
         now = config_of(json.loads(blanked(version.text or "")), config.path, expands=False)
@@ -8749,104 +8794,152 @@ def import_config(store: Store, args: argparse.Namespace) -> Result:
 
 # -- up, down
 
-
-class Outcome(NamedTuple):
-    """What came of a step."""
-
-    step: Step
-    result: str  # done, failed or skipped
-    error: SpmError | None = None
-
-    @property
-    def data(self) -> dict[str, object]:
-        """Its JSON object."""
-        error = self.error and self.error.to_json()
-        return {**self.step.data, "result": self.result, "error": error}
+MOST_STARTS = 16  # at a time: each interpreter that boots takes a processor for 50 ms
+ORDER_S = 1.0
 
 
 def known_services(store: Store) -> dict[str, Known]:
     """Every recorded service as a plan needs to know it, by name in lower case."""
     here, found = place(), dict[str, Known]()
     for key, record in store.records().items():
-        seen, given = observe(store, record, here), dict[str, str]()
+        seen, given, stale = observe(store, record, here), dict[str, str](), list[str]()
         with contextlib.suppress(StateError):  # damaged: then it differs, and is started anew
-            given = store.given_env(key)
-        status, is_supervised = seen.verdict.status, seen.facts.supervised
-        found[key] = Known(seen.record, status, seen.verdict.is_live, is_supervised, given)
+            given, stale = store.given_env(key), stale_files(store, key)
+        facts = (seen.verdict.status, seen.verdict.is_live, seen.facts.supervised)
+        found[key] = Known(seen.record, *facts, given, tuple(stale))
     return found
 
 
+def in_keys(text: object, wanted: Wanted) -> str:
+    """Advice in the words of a configuration: not --env but env, and where that is."""
+    flags = "|".join(KEYS).replace("_", "-")
+    words = re.sub(rf"--({flags})(?![\w-])", lambda found: found[1].replace("-", "_"), str(text))
+    words += f" ({wanted.source.path} in {shown_path(wanted.source.file)})" * (words != text)
+    return words.replace("--force", f"`start {wanted.name} --force`")
+
+
 class Application:
-    """A plan that is carried out: one step after the other, all waits side by side."""
+    """A plan that is carried out: steps and waits side by side where none needs another."""
 
     def __init__(self, store: Store, steps: Sequence[Step], args: argparse.Namespace) -> None:
         self.store, self.steps, self.say, self.progress = store, steps, args.say, args.progress
         self.wait_s: float | None = args.wait  # None: until they are started
-        self.limit_s, self.began = self.wait_s or WAIT_S, time.monotonic()
+        self.limit_s, self.began, self.shown_at = self.wait_s or WAIT_S, time.monotonic(), 0.0
         self.named = {one.lower() for one in args.names}  # also those that were started by hand
-        self.outcomes: dict[str, Outcome] = {}
+        self.outcomes: dict[str, Step] = {}
         self.reached: dict[str, set[str]] = {}  # stages
+        self.acting: dict[str, float] = {}  # until when what is told of later ones is held back
+        self.came: list[tuple[Step, Sequence[str], SpmError | None]] = []  # from the threads
+        self.lines: dict[str, list[str]] = {step.name: [] for step in steps}  # to be told
         self.waits: dict[str, tuple[Target | None, float]] = {}  # None: for its end; until when
         self.needs = {s.name: s.wanted.depends_on if s.wanted and s.acts else {} for s in steps}
+        ports = {one.name: one.spec.port or -1 for one in store.records().values()}
+        holders: dict[int | None, str] = {}
+        for step in steps:  # after who had its port until now, however that goes
+            port = step.wanted.spec.port if step.wanted and step.acts else None
+            if port in holders:
+                self.needs[step.name] = {holders[port]: "", **self.needs[step.name]}
+            holders.update({ports.get(step.name, -1): step.name} if step.acts else {})
         self.stages = {pair for needs in self.needs.values() for pair in needs.items()}
 
-    def run(self, tell: Callable[[Outcome], object] = bool) -> list[Outcome]:
+    def run(self, tell: Callable[[Step], object] = bool) -> list[Step]:
         """What came of each step, in the order of the plan; `tell` hears of each as it comes."""
-        self.tell = tell
+        self.tell, pending = tell, list(self.steps)
         ends = [step.name for step in self.steps if step.action == "stop"]
         stopped = stop_all(self.store, ends, STOP_TIMEOUT_S, force=False)
         self.say(*stopped.lines)
-        pending = list(self.steps)
-        while pending or self.waits:
-            due = [step for step in pending if self.is_due(step)]
-            for step in due:
+        supervisor_command(self.store, "")  # compiled here once, not by each start
+        while pending or self.acting or self.waits:
+            due = [one for one in pending if self.lost(one) or not self.lacks(one)]
+            for step in due[: MOST_STARTS - len(self.acting)]:
                 pending.remove(step)
                 self.take(step)
+            while self.came:
+                self.finish(*self.came.pop(0))
             for name, (target, until) in list(self.waits.items()):
                 self.look(name, target, until)
-            if not due:
+            self.show(pending)
+            if not due or len(self.acting) == MOST_STARTS:
                 time.sleep(probe_pause_s(time.monotonic() - self.began))
-        self.progress("")
+        self.progress()
         return [self.outcomes[step.name] for step in self.steps]
 
+    def show(self, pending: Sequence[Step]) -> None:
+        """Tell what came, in the plan's order as far as that delays little; show what goes on."""
+        now = time.monotonic()
+        for name, lines in self.lines.items():
+            self.say(*lines)
+            lines.clear()
+            if now < self.acting.get(name, 0.0):
+                break
+        if now >= self.shown_at:
+            self.shown_at, news = now + 0.1, dict.fromkeys(self.acting, "is being started")
+            for name, (one, _) in self.waits.items():
+                news[name] = one.seen if one else "has not ended yet"
+            news.update((one.name, f"waits for {', '.join(self.lacks(one))}") for one in pending)
+            self.progress(*(f"{k}: {v} ({now - self.began:.0f} s)" for k, v in news.items()))
+
     def lacks(self, step: Step) -> list[str]:
-        """What it depends on and won't come."""
-        outcomes = [self.outcomes.get(name) for name in self.needs[step.name]]
-        return [one.step.name for one in outcomes if one and one.result != "done"]
-
-    def is_due(self, step: Step) -> bool:
-        """Whether what it depends on is there, or won't come."""
+        """What it depends on and isn't there."""
         needs = self.needs[step.name].items()
-        return bool(self.lacks(step)) or all(st in self.reached.get(name, ()) for name, st in needs)
+        return [name for name, stage in needs if stage not in self.reached.get(name, ())]
 
-    def note(self, outcome: Outcome) -> None:
-        """Remember what came of a step; a failure is told at once."""
-        self.outcomes[outcome.step.name] = outcome
-        if outcome.error:
-            name, error = outcome.step.name, outcome.error
+    def lost(self, step: Step) -> list[str]:
+        """What it depends on and won't come."""
+        needs = [name for name, stage in self.needs[step.name].items() if stage]
+        outcomes = [self.outcomes[name] for name in needs if name in self.outcomes]
+        return [one.name for one in outcomes if one.result != "done"]
+
+    def note(self, step: Step, result: str, error: SpmError | None = None) -> None:
+        """Remember what came of a step; why it failed is told in the end."""
+        name, wanted = step.name, step.wanted
+        self.outcomes[name] = step._replace(result=result, error=error)
+        self.reached[name] = {""}
+        if error:
             error.facts.setdefault("name", name)
             if name not in error.message:
                 error.message = f"{name}: {error.message}"
-            self.say(f"[ERROR] {outcome.error.message}")
-        self.tell(outcome)
+            cause = as_object(error.facts.get("cause"))
+            if wanted:
+                cause.update({key: in_keys(cause[key], wanted) for key in cause if key == "advice"})
+                error.advice = in_keys(error.advice, wanted)
+            if result == "failed" and (self.acting or self.waits):
+                self.lines[name].append(f"[WARN] {name} failed; the others go on")
+        self.tell(self.outcomes[name])
 
     def take(self, step: Step) -> None:
-        """Do one step; note what is to be waited for then."""
-        name, lacking = step.name, self.lacks(step)
-        try:
-            if lacking:
-                told = f"{name} was not {step.action}ed: it depends on {', '.join(lacking)}"
-                raise Failed(told, "mend those first")
-            self.act(step)
-        except SpmError as error:
-            self.note(Outcome(step, "skipped" if lacking else "failed", error))
+        """Do one step, in a thread and with a Store of its own."""
+
+        def work() -> None:
+            store, lines, error = Store(self.store.home), list[str](), None
+            try:
+                lines += self.act(step, store)
+            except Exception as problem:  # one that isn't ours would be lost here
+                error = problem if isinstance(problem, SpmError) else Failed(repr(problem))
+            self.store.notes += store.notes
+            self.came.append((step, lines, error))
+
+        lacking = self.lost(step)
+        if lacking:
+            told = f"{step.name} was not {step.action}ed: it depends on {', '.join(lacking)}"
+            self.note(step, "skipped", Failed(told, "mend those first"))
             return
-        self.note(Outcome(step, "done"))
+        self.acting[step.name] = time.monotonic() + ORDER_S
+        threading.Thread(target=work, name=f"{step.action} {step.name}", daemon=True).start()
+
+    def finish(self, step: Step, lines: Sequence[str], error: SpmError | None) -> None:
+        """Note what came of a step, and what is to be waited for then."""
+        name = step.name
+        self.lines[name] += lines
+        del self.acting[name]
+        self.note(step, "failed" if error else "done", error)
+        if error:
+            return
         until, is_awaited = time.monotonic() + self.limit_s, name in {one for one, _ in self.stages}
         record = self.store.record(name) if self.wait_s or is_awaited else None
         waited = (*LIVE_PHASES, "failed") if step.acts else LIVE_PHASES
         is_over = record is None or record.phase not in waited
-        self.reached[name] = {*STAGES} if is_over else {"started"}
+        self.reached[name].update(STAGES if is_over else ["started"])
         if (name, "exited") in self.stages and not is_over:
             self.waits[name] = (None, until)
         elif record and not is_over and (self.wait_s or (name, "ready") in self.stages):
@@ -8854,24 +8947,23 @@ class Application:
                 self.waits[name] = (Target(self.store, record), until)
             self.reached[name].update([] if name in self.waits else ["ready"])
 
-    def act(self, step: Step) -> None:
-        """Do what a step says."""
+    def act(self, step: Step, store: Store) -> Sequence[str]:
+        """Do what a step says; what is to be told of it."""
         wanted, name = step.wanted, step.name
-        record = self.store.record(name) if step.action == "stop" else None
-        if step.action == "stop" and record and record.phase in LIVE_PHASES:
-            raise Failed(f"{name} could not be stopped", f"see: stop {name}")
-        is_named = name.lower() in self.named and step.action in ("keep", "settings")
-        known = self.store.record(name) if wanted and is_named else None
-        is_taken = bool(wanted and known and known.config != wanted.config)
-        if wanted and (step.action == "settings" or (is_taken and self.store.is_supervised(name))):
-            spec, config = wanted.spec.to_json(), wanted.config
-            if not self.store.ask_record(name, "settings", spec=spec, config=config):
-                raise Failed(f"{name}: its supervisor took nothing over", f"see: status {name}")
-        if step.action == "settings":
-            self.say(f"[OK] {name} goes on, with other settings: {', '.join(step.keys)}")
         if step.acts and wanted:
             what = (wanted.spec, wanted.given_env, wanted.conflict, wanted.config)
-            self.say(*bring(self.store, Asked(name, *what)).lines)
+            return bring(store, Asked(name, *what)).lines
+        is_stop, is_named = step.action == "stop", name.lower() in self.named
+        known = store.record(name) if is_stop or is_named else None
+        if is_stop and known and known.phase in LIVE_PHASES:
+            raise Failed(f"{name} could not be stopped", f"see: stop {name}")
+        is_taken = known and wanted and not is_stop and known.config != wanted.config
+        if wanted and (step.action == "settings" or (is_taken and store.is_supervised(name))):
+            spec, config = wanted.spec.to_json(), wanted.config
+            if not store.ask_record(name, "settings", spec=spec, config=config):
+                raise Failed(f"{name}: its supervisor took nothing over", f"see: status {name}")
+        goes_on = f"[OK] {name} goes on, with other settings: {', '.join(step.keys)}"
+        return [goes_on] * (step.action == "settings")
 
     def look(self, name: str, target: Target | None, until: float) -> None:
         """Whether what is waited for has come."""
@@ -8892,21 +8984,21 @@ class Application:
             if stages:
                 del self.waits[name]
                 self.reached[name].update(stages)
-                self.say(target.line() if target else f"[OK] {name} has done its work")
+                line = target.line() if target else f"[OK] {name} has done its work"
+                self.lines[name].append(line)
                 if target:
                     target.tell()
         except SpmError as error:
             self.waits.pop(name, None)
-            self.note(Outcome(self.outcomes[name].step, "failed", error))
-        self.progress(f"waiting for {', '.join(self.waits)}" if self.waits else "")
+            self.note(self.outcomes[name], "failed", error)
 
 
 def roll_back(
-    store: Store, former: Mapping[str, Known], outcomes: Sequence[Outcome], say: Callable[..., None]
+    store: Store, former: Mapping[str, Known], outcomes: Sequence[Step], say: Callable[..., None]
 ) -> bool:
     """Bring what a plan has changed, or tried to, back to what it was: whether all of it is."""
     is_whole = True
-    for step in [one.step for one in outcomes[::-1] if one.result != "skipped"]:
+    for step in [one for one in outcomes[::-1] if one.result != "skipped"]:
         was, now = former.get(step.name.lower()), store.record(step.name)
         try:
             if was and was.is_live and step.action == "settings":
@@ -8938,8 +9030,6 @@ def up(store: Store, args: argparse.Namespace) -> Result:
     config = config_at(store, args)
     if not args.watch or args.dry_run:
         return bring_up(store, config, args)
-    if args.json:
-        raise UsageError("--json is one document, --watch has no end", "leave one of them out")
     return Result({}, stream=keep_up(store, config, args))
 
 
@@ -8961,46 +9051,53 @@ def bring_up(
         last, known = last_applied(store, config.path), known_services(store)
         cut = last if last and last.result == "applying" and not args.dry_run else None
         asked = [cut.names, args.names] if cut else [args.names]
-        plans = [step for names in asked for step in plan_of(config, known, names)]
         left = {str(one.get("name")).lower() for one in cut.plan} if cut else set()
-        plans += [
-            Step("stop", one.record.name, "because removed")
-            for key, one in known.items()
-            if key in left and one.is_live and one.record.config == config.path
-            if not config.named(key)
-        ]
+        plans = [step for names in asked for step in plan_of(config, known, names, left)]
         steps = [*{step.name: step for step in plans}.values()]
         lines = [f"[INFO] {note}" for note in config.notes] + [f"  {step}" for step in steps]
         data: dict[str, object] = {"config": config.path, "plan": [one.data for one in steps]}
+        error: SpmError | None = unready([one.wanted for one in steps if one.acts])
         if args.dry_run:
-            return Result(data, lines or ["[OK] there is nothing to do"])
+            return Result(data, lines or ["[OK] there is nothing to do"], error=error)
+        names = [name for one in asked for name in one] * all(asked)
+        config = part_of(config, steps, last) if names else config
         is_same = last is not None and last.hash == hash_of(config.document)
         if cut:
-            what = "it is finished now" if is_same else "it is undone where the file says otherwise"
-            args.say(
-                f"[INFO] the `up` of version {cut.number} was cut off ({moment(cut.at)}): {what}"
-            )
+            what = "finished now" if is_same else "undone where the file says otherwise"
+            told = f"[INFO] the `up` of version {cut.number} was cut off"
+            args.say(f"{told} ({moment(cut.at)}): it is {what}")
         args.say(*lines)
-        check_environments(steps)
+        if error:
+            raise error
         args.say(*replace_config(store, config.path, config.text) if of else ())
         is_idle = is_same and all(one.action == "keep" for one in steps)
         if not last or not is_idle or last.result != "done":
-            names = [name for names in asked for name in names] if all(asked) else ()
             last = new_version(store, config, steps, names, of)
         if cut:
             write_version(store, cut._replace(result="cut off"))
         outcomes, came = carry_out(store, last, steps, known, args)
     failed = [one for one in outcomes if one.error]
-    data.update(services=[one.data for one in outcomes], version=last.number)
-    data.update({"cut_off": cut.number} if cut else {})
+    rows = [{**one.data, "error": one.error and one.error.to_json()} for one in outcomes]
+    data.update(services=rows, version=last.number, **({"cut_off": cut.number} if cut else {}))
     if not failed:
-        told = tally(one.step.action for one in outcomes) or "no services"
+        told = tally(one.action for one in outcomes) or "no services"
         return Result(data, [f"[OK] {shown_path(config.path)} is up ({told})"])
     error, is_back = failed[0].error, came == "rolled back"
     if error and args.rollback_on_failure:
-        told = "rolled back to what ran before" if is_back else "not wholly rolled back, see above"
-        error.message += f"; {told}"
-    return Result({**data, "rolled_back": is_back}, error=error)
+        error.message += f"; {'not wholly ' * (not is_back)}rolled back to what ran before"
+    lines = [f"[ERROR] {mask_secrets(one.error.message)}" for one in failed[1:] if one.error]
+    return Result({**data, "rolled_back": is_back}, lines, error=error)
+
+
+def part_of(config: Config, steps: Sequence[Step], last: Version | None) -> Config:
+    """What holds after a plan for some services: the others are as they were applied last."""
+    news, planned = as_object(config.document["services"]), {step.name.lower() for step in steps}
+    services = dict(as_object(last.document["services"])) if last else {}
+    services = {name: keys for name, keys in services.items() if name.lower() not in planned}
+    services.update({name: keys for name, keys in news.items() if name.lower() in planned})
+    document = {**config.document, "services": services}
+    text = config.text if services == news else json.dumps(document, indent=2) + "\n"
+    return config._replace(document=document, text=text)
 
 
 def carry_out(
@@ -9009,17 +9106,17 @@ def carry_out(
     steps: Sequence[Step],
     known: Mapping[str, Known],
     args: argparse.Namespace,
-) -> tuple[list[Outcome], str]:
+) -> tuple[list[Step], str]:
     """Do what was planned, and note in the version, if it is a new one, what came of it."""
-    results = dict.fromkeys((one.name for one in steps), "")
+    came = {one.name: one for one in steps}
 
     def note(result: str) -> None:
-        plan = tuple({**one.data, "result": results[one.name]} for one in steps)
         if version.result == "applying":
+            plan = tuple(one.data for one in came.values())
             write_version(store, version._replace(plan=plan, result=result), result != "applying")
 
-    def tell(outcome: Outcome) -> None:
-        results[outcome.step.name] = outcome.result
+    def tell(step: Step) -> None:
+        came[step.name] = step
         with contextlib.suppress(StateError):  # it is told at the end, if it goes on
             note("applying")
 
@@ -9032,40 +9129,38 @@ def carry_out(
     return outcomes, result
 
 
-def check_environments(steps: Sequence[Step]) -> None:
-    """ConfigError if variables that are needed are missing: nothing is started then."""
+def unready(services: Iterable[Wanted | None]) -> ConfigError | None:
+    """Every variable that is missing or wrong here, as one error."""
     problems = []
-    for step in steps:
+    for one in (one for one in services if one and not one.disabled):
         try:
-            if step.acts and step.wanted:
-                environment_of(step.wanted.spec, step.wanted.given_env)
+            environment_of(one.spec, one.given_env)
         except ConfigError as error:
-            problems.append(f"{step.name}: {error.message}")
-    if problems:
-        advice = "mend that; nothing was started"
-        raise ConfigError("; ".join(problems), advice, problems=problems)
+            for key, told in zip(*(as_list(error.facts[fact]) for fact in ("keys", "problems"))):
+                problems.append(Problem(*one.source.place(str(key)), str(told)))
+    return config_error(problems) if problems else None
 
 
 def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[str]:
     """Apply the configuration now and each time its files have changed, until q or Ctrl-C."""
     files, before = {config.path, *config.files}, file_marks([config.path, *config.files])
     applied: dict[str, object] | None = None  # nothing was yet
+    told = f"[INFO] watching {shown_path(config.path)}; q or Ctrl-C ends that, the services go on\n"
     with contextlib.suppress(KeyboardInterrupt):
         while True:
-            now, error, watched = file_marks(files), None, set(files)
-            is_new = applied is None or now != applied
-            if now == before and is_new:  # it is whole by now
+            now, watched = file_marks(files), set(files)
+            if now == before and now != applied:  # it is whole by now
                 try:
                     config = config_at(store, args)
-                    files |= {*config.files}
+                    files.update(config.files)
+                    files.update(*(one.spec.env_files for one in config.services.values()))
                     result = bring_up(store, config, args)
-                    error = result.error
-                    yield "".join(f"{line}\n" for line in result.lines)
                 except SpmError as problem:
-                    error = problem
+                    result = Result({}, error=problem)
+                failed = [f"[ERROR] {one.message}: {one.advice}" for one in [result.error] if one]
+                yield "".join(f"{line}\n" for line in (*result.lines, *failed))
+                yield told * (applied is None)
                 now = applied = {**now, **file_marks(files - watched)}
-            if error:
-                yield f"[ERROR] {error.message}; what runs was left as it is\n"
             before = now
             if key_within(0.2) in ("q", "Q"):
                 return
@@ -10166,7 +10261,9 @@ def write(stream: TextIO | None, text: str) -> None:
 
 
 def say(*lines: str) -> None:
-    """Write lines on stderr, now."""
+    """Write lines on stderr, now, above what progress shows."""
+    if lines:
+        show_progress()
     with contextlib.suppress(OSError):  # nobody listens: what is to be done is done all the same
         write(sys.stderr, "".join(coloured(neutral(line), sys.stderr) + "\n" for line in lines))
 
@@ -10179,14 +10276,19 @@ def coloured(line: str, stream: TextIO | None) -> str:
     return f"\033[{COLOURS[tag]}m{tag}\033[0m{line[len(tag) :]}"
 
 
-def show_progress(text: str) -> None:
-    """One line on stderr, written over the last one; "" clears it. Nothing without a terminal."""
-    if sys.stderr and sys.stderr.isatty():
-        columns = 80
+DRAWN: list[str] = []  # the lines of progress that are shown
+
+
+def show_progress(*texts: str) -> None:
+    """Lines on stderr, written over the last ones; "" clears them. Nothing without a terminal."""
+    if sys.stderr and sys.stderr.isatty() and (DRAWN or any(texts)):
+        columns, rows = 0, 0
         with contextlib.suppress(OSError):
-            columns = os.get_terminal_size(sys.stderr.fileno()).columns or columns
-        line = neutral(text)[: columns - 1]
-        write(sys.stderr, f"\r{' ' * (columns - 1)}\r{line}")
+            columns, rows = os.get_terminal_size(sys.stderr.fileno())
+        up = f"\033[{len(DRAWN) - 1}A" * (len(DRAWN) > 1)
+        DRAWN[:] = [neutral(text)[: (columns or 80) - 1] for text in texts if text]
+        del DRAWN[max((rows or 24) - 1, 1) :]
+        write(sys.stderr, f"\r{up}\033[J" + "\n".join(DRAWN))
 
 
 def table_lines(table: Sequence[tuple[str, ...]]) -> list[str]:
@@ -10256,6 +10358,7 @@ def run(argv: Sequence[str]) -> int:
     if result.error:  # it may repeat what was typed, or show a command line
         for key in ("message", "advice"):
             setattr(result.error, key, mask_secrets(getattr(result.error, key)))
+    show_progress()  # an interrupted command leaves it
     render(result, "--json" in argv[: argv.index("--") if "--" in argv else None], notes)
     return result.error.exit_code if result.error else 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shlex
 import shutil
 import signal
@@ -62,6 +63,7 @@ def test_five_real_services_are_brought_up_edited_and_taken_down(spm: Spm) -> No
         "redis": redis,
         "files": {"command": FILES, "port": "auto", "ready": "http", "env": {"A": "s3cret"}},
     }
+    services["files"]["environment"] = {"PORT": {"required": True}}  # though it is chosen later
     servers = {"echo": {"command": SERVER[0], "args": SERVER[1:]}}
     write(spm, services, mcpServers=servers)
     spm("start", "mine", nasty())
@@ -149,14 +151,34 @@ def test_a_failure_names_the_service_and_leaves_the_others(spm: Spm) -> None:
     results = {one["name"]: one["result"] for one in failed["services"]}
     assert results == {"good": "done", "bad": "failed", "after": "skipped", "later": "skipped"}
     assert pids(spm).keys() == {"good"}
-    assert "after was not started: it depends on bad" in spm("up", "--wait", code=1).stderr
-    write(spm, {"good": services["good"], "none": {"command": "/no/such/program"}})
-    assert spm.json("up", code=4)["error"]["name"] == "none"
-    missing = {"environment": {"SPM_NOT": {"required": True}}}
-    write(spm, {"good": worker("4"), "x": worker("5", **missing), "y": worker("6", **missing)})
+    told = spm("up", "--wait", code=1).stderr
+    assert "after was not started: it depends on bad" in told
+    assert told.count("bad is not running") == 1, "once is enough"
+    dies = {"command": ["sh", "-uc", ": $SPM_NOT"], "start_seconds": 2}
+    write(spm, {"good": services["good"], "none": {"command": "/no/such/program"}, "dies": dies})
+    error = spm.json("up", code=4)["error"]
+    assert error["name"] == "none"
+    spm("cleanup")
+    write(spm, {"good": services["good"], "dies": dies})
+    error = spm.json("up", code=4)["error"]
+    advice = "set it with env or env_file; require_env checks before the start"
+    assert error["cause"]["advice"] == f"{advice} (services.dies in spm.json)"
+    missing = {"environment": {"SPM_NOT": {"required": True}}, "env": {"SPM_X": None}}
+    write(
+        spm,
+        {"good": worker("4"), "x": worker("5", **missing), "y": worker("6", env_file=".env")},
+        defaults={"require_env": ["SPM_Y"]},
+    )
     before = pids(spm)
-    error = spm.json("up", code=6)["error"]
-    assert error["message"] == "x: SPM_NOT is not set; y: SPM_NOT is not set"
+    for words in (["up"], ["up", "--dry-run"], ["config", "validate"]):
+        error = spm.json(*words, code=6)["error"]
+        assert {one["path"]: one["message"] for one in error["problems"]} == {
+            "services.x.environment.SPM_NOT": "SPM_NOT is not set",
+            "services.x.env.SPM_X": "SPM_X is not set",
+            "services.y.env_file": f"{spm.cwd / '.env'}: No such file or directory",
+            "defaults.require_env": "SPM_Y is not set",
+        }
+    assert "  start x\n" in spm("up", "--dry-run", code=6).stdout
     assert pids(spm) == before
     spm("cleanup")
 
@@ -194,14 +216,90 @@ def test_waits_overlap_and_independent_ones_are_started_side_by_side(spm: Spm) -
             "import time; time.sleep(1); print('up', flush=True); time.sleep(300)",
         ]
     )
-    services = {name: {"command": slow, "ready": "log:up"} for name in ("a", "b", "c", "d")}
+    keys = {"command": slow, "ready": "log:up", "start_seconds": 0.8}
+    services = dict.fromkeys(("a", "b", "c", "d"), keys)
     write(spm, services)
     began = time.monotonic()
     spm("up", "--wait")
     took = time.monotonic() - began
+    assert took < 3, "each has to live for 0.8 s, all at the same time"
     assert [row["status"] for row in spm.json("list")["services"]] == ["ready"] * 4
     moments = [spm.record(name)["started_at"] for name in services]
     assert max(moments) - min(moments) < took - 1, "all were started before the first was ready"
+    spm("cleanup")
+
+
+def test_a_port_is_handed_on(spm: Spm) -> None:
+    port = free_port()
+    server = {"command": nasty("--port", port), "port": port, "ready": "tcp"}
+    write(spm, {"a": server, "b": worker("1")})
+    spm("up", "--wait")
+    write(spm, {"a": worker("2"), "b": server})
+    assert spm.json("up", "--wait")["services"][1]["name"] == "b"
+    assert spm.service("b")["status"] == "ready"
+    spm("cleanup")
+
+
+def test_an_interrupted_up_leaves_what_the_next_one_finishes(spm: Spm) -> None:
+    services = {name: worker(name, start_seconds=1) for name in ("1", "2", "3")}
+    write(spm, {**services, "4": worker("4", depends_on=["3"])})
+    process = spm.popen("up")
+    eventually(lambda: pids(spm).keys() == {"1", "2", "3"})
+    before = pids(spm)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=10)
+    assert process.returncode == 130 and "goes on without this command" in told
+    assert "it is finished now" in spm("up").stderr
+    after = pids(spm)
+    assert after.keys() == {"1", "2", "3", "4"} and {**after, **before} == after
+    spm("cleanup")
+
+
+def test_what_an_env_file_says_is_compared_and_not_kept(spm: Spm) -> None:
+    env_file = spm.cwd / ".env"
+    env_file.write_text("TOKEN=s3cret\n")
+    write(spm, {"a": worker("1", env_file=".env", env={"A": "b"}), "b": worker("2")})
+    spm("up")
+    before = pids(spm)
+    os.utime(env_file, (1, 1))
+    assert {*actions(spm.json("up", "--dry-run")["plan"]).values()} == {"keep"}
+    assert "already running" in spm("start", "a").stdout
+    env_file.write_text("TOKEN=s3cr3t\n")
+    assert "--env-file" in spm.json("start", "a", code=8)["error"]["differences"][0]
+    done = actions(spm.json("up")["services"])
+    assert done == {"a": "restart because env_file .env changed", "b": "keep"}
+    after = pids(spm)
+    assert (after["a"] != before["a"], after["b"]) == (True, before["b"])
+    assert psutil.Process(after["a"]).environ()["TOKEN"] == "s3cr3t"
+    assert {*actions(spm.json("up", "--dry-run")["plan"]).values()} == {"keep"}
+    kept = [path.read_bytes() for path in spm.home.rglob("*") if path.is_file()]
+    assert not [text for text in kept if b"s3cr" in text]
+    spm("cleanup")
+
+
+def test_on_a_terminal_each_service_has_a_line(spm: Spm) -> None:
+    write(
+        spm,
+        {
+            "db": worker("1", ready="exec:false"),
+            "slow": worker("2", start_seconds=0.3),
+            "api": worker("3", depends_on=["db"]),
+        },
+    )
+    master, slave = pty.openpty()
+    process = spm.popen("up", "--wait", "500ms", stderr=slave)
+    os.close(slave)
+    shown = b""
+    try:
+        while b"[ERROR]" not in shown:
+            shown += os.read(master, 4096)
+    finally:
+        process.communicate(timeout=10)
+        os.close(master)
+    for line in ("slow: is being started", "db: exec 'false'", "api: waits for db"):
+        assert line in shown.decode().replace("\x1b[31m", ""), shown
+    assert b"\x1b[2A\x1b[J" in shown, "three lines, written over"
+    assert "waits for" not in spm("up", "--wait", "100ms", code=124).stderr
     spm("cleanup")
 
 
@@ -209,19 +307,29 @@ def test_watch_applies_valid_edits_and_keeps_the_state_on_broken_ones(spm: Spm) 
     write(spm, {"a": worker("1")})
     process = spm.popen("up", "--watch")
     try:
-        eventually(lambda: pids(spm).keys() == {"a"})
+        assert process.stdout
+        assert "is up (start: 1)" in process.stdout.readline()
+        assert "watching spm.json; q or Ctrl-C ends that" in process.stdout.readline()
         first = pids(spm)["a"]
         write(spm, {"a": worker("1"), "b": worker("2")})
         eventually(lambda: pids(spm).keys() == {"a", "b"})
         (spm.cwd / "spm.json").write_text('{"services": {"a"')
-        assert process.stdout
         told = ""
         while "ERROR" not in told:
             told = process.stdout.readline()
-        assert "line 1, column" in told
+            assert "watching" not in told
+        assert "line 1, column" in told and "nothing was changed" in told
         assert pids(spm).keys() == {"a", "b"}
-        write(spm, {"a": worker("1"), "c": worker("3")})
+        (spm.cwd / ".env").write_text("A=1")
+        write(spm, {"a": worker("1"), "c": worker("3", env_file=".env")})
         eventually(lambda: pids(spm).keys() == {"a", "c"})
+        then = pids(spm)["c"]
+        (spm.cwd / ".env").write_text("A=2")
+        eventually(lambda: pids(spm).get("c", then) != then)
+        write(spm, {"a": worker("1"), "c": worker("3", start_seconds=1), "x": {"command": "/no"}})
+        while "could not be started" not in told:
+            told = process.stdout.readline()
+        assert "nothing" not in told and "left as" not in told, "c was restarted"
         assert pids(spm)["a"] == first
     finally:
         process.send_signal(signal.SIGINT)

@@ -264,6 +264,28 @@ def test_ups_wait_for_each_other_and_say_who_holds_them_up(spm: Spm) -> None:
     spm("cleanup")
 
 
+def test_a_part_that_is_applied_is_no_version_of_the_whole(spm: Spm) -> None:
+    write(spm, {"a": worker("1"), "b": worker("2")})
+    spm("up")
+    then = {"a": worker("8"), "b": worker("9", env={"T": "${SPM_T}"}), "c": worker("3")}
+    write(spm, then)
+    spm.env["SPM_T"] = "x"
+    spm("up", "b")
+    assert "restart: 1, only b" in spm("config", "history").stdout
+    changes = spm.json("config", "diff")
+    assert (changes["added"], [*changes["changed"]]) == (["c"], ["a"]), "what isn't applied yet"
+    assert spm.json("up", "b")["version"] == 2, "nothing is new"
+    assert spm.json("up")["version"] == 3
+    assert kept(spm)["document"]["services"] == then
+    spm("config", "rollback", "2")
+    assert {n: spm.record(n)["spec"]["argv"][1] for n in pids(spm)} == {"a": "300.1", "b": "300.9"}
+    del spm.env["SPM_T"]
+    error = spm.json("config", "rollback", "3", code=6)["error"]
+    assert error["message"].startswith("version 3 can't be applied here: spm.json")
+    assert "services.b.env.T: ${SPM_T} is not set here" in error["message"]
+    spm("cleanup")
+
+
 def test_a_damaged_version_is_named_and_the_others_stay(spm: Spm) -> None:
     write(spm, {"a": {"command": "true"}})
     for number in range(3):
