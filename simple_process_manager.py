@@ -6454,7 +6454,23 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
     spec = asked.spec._replace(**{key: value for key, value in lives.items() if value is not None})
     conflict = asked.conflict if args.on_conflict == "auto" else args.on_conflict
     conflict = "force" if args.force else conflict
-    return bring(store, asked._replace(spec=spec, conflict=conflict, owner=owner), args.replace)
+    known = store.record(name) if is_bare(args) else None
+    remarks = outdated(known, asked.given) if known else []
+    asked = asked._replace(spec=spec, conflict=conflict, owner=owner)
+    result = bring(store, asked, args.replace)
+    return result._replace(lines=[*remarks, *result.lines])
+
+
+def outdated(record: Record, given: dict[str, str]) -> list[str]:
+    """A remark if the configuration it comes from wants it otherwise by now."""
+    with contextlib.suppress(SpmError):  # what is wrong with a file `up` tells
+        wanted = read_config(record.config).named(record.name) if record.config else None
+        step = wanted and step_of(wanted, Known(record, "running", True, True, given), True, False)
+        if step and step.keys:
+            text = f"[WARN] {record.name}: {', '.join(step.keys)} changed in "
+            text += f"{shown_path(record.config)} since it was applied; to apply that: up"
+            return [f"{text} {record.name}"]
+    return []
 
 
 def known_start(store: Store, name: str) -> Asked | None:

@@ -138,6 +138,18 @@ def test_what_was_started_by_hand_is_touched_only_when_it_is_named(spm: Spm) -> 
     spm("cleanup")
 
 
+def test_start_by_name_alone_says_that_the_configuration_has_changed(spm: Spm) -> None:
+    write(spm, {"api": worker()})
+    spm("up")
+    assert "[WARN]" not in spm("start", "api").stderr
+    write(spm, {"api": worker("2")})
+    told = spm("start", "api").stderr
+    assert "[WARN] api: command changed in spm.json since it was applied; to apply" in told
+    (spm.cwd / "spm.json").write_text("{")  # a broken file is for `up` to tell
+    assert "[WARN]" not in spm("start", "api").stderr
+    spm("stop", "api")
+
+
 def test_a_failure_names_the_service_and_leaves_the_others(spm: Spm) -> None:
     services = {
         "good": worker("1"),
