@@ -158,17 +158,14 @@ else:
 __version__ = "1.0.0"
 
 # == Errors ========================================================================================
-# One class for each exit code. A message says what, on which object and what was seen; the advice
-# says what to do next. Nobody matches on a message.
+# One class for each exit code; retryable: the same may succeed later. A message says what, on which
+# object and what was seen; the advice says what to do next. Nobody matches on a message.
 
 
 class SpmError(Exception):
     """A command failed: `kind` and `exit_code` are the contract, `facts` go into the JSON."""
 
     kind, exit_code, retryable = "failed", 1, False
-
-    def __init_subclass__(cls, kind: str, exit_code: int, retryable: bool = False) -> None:
-        cls.kind, cls.exit_code, cls.retryable = kind, exit_code, retryable
 
     def __init__(self, message: str, advice: str = "", **facts: object) -> None:
         super().__init__(message)
@@ -180,51 +177,24 @@ class SpmError(Exception):
         return {**known, "retryable": self.retryable, **self.facts}
 
 
-class Failed(SpmError, kind="failed", exit_code=1):
-    """It ran and failed."""
+def _error(name: str, kind: str, exit_code: int, retryable: bool = False) -> type[SpmError]:
+    facts = {"kind": kind, "exit_code": exit_code, "retryable": retryable}
+    ERRORS[kind] = type(name, (SpmError,), facts)
+    return ERRORS[kind]
 
 
-class UsageError(SpmError, kind="usage", exit_code=2):
-    """Bad arguments or values."""
-
-
-class NotFound(SpmError, kind="not_found", exit_code=3):
-    """No such service, or it isn't running."""
-
-
-class StartFailed(SpmError, kind="start_failed", exit_code=4):
-    """The command could not be executed."""
-
-
-class PortConflict(SpmError, kind="port_conflict", exit_code=5, retryable=True):
-    """The port is somebody else's."""
-
-
-class ConfigError(SpmError, kind="config", exit_code=6):
-    """Configuration or environment is invalid."""
-
-
-class Cooldown(SpmError, kind="cooldown", exit_code=7, retryable=True):
-    """It failed just now: a start is refused for a while."""
-
-
-class Refused(SpmError, kind="refused", exit_code=8):
-    """It would touch what isn't ours, or replace what runs."""
-
-
-class StateError(SpmError, kind="state", exit_code=9, retryable=True):
-    """The state directory can't be read or written."""
-
-
-class TimedOut(SpmError, kind="timeout", exit_code=124, retryable=True):
-    """Not in the time given."""
-
-
-class Interrupted(SpmError, kind="interrupted", exit_code=130, retryable=True):
-    """Ctrl-C."""
-
-
-ERRORS: dict[str, type[SpmError]] = {cls.kind: cls for cls in SpmError.__subclasses__()}
+ERRORS: dict[str, type[SpmError]] = {}
+Failed = _error("Failed", "failed", 1)  # it ran and failed
+UsageError = _error("UsageError", "usage", 2)  # bad arguments or values
+NotFound = _error("NotFound", "not_found", 3)  # no such service, or it isn't running
+StartFailed = _error("StartFailed", "start_failed", 4)  # the command could not be executed
+PortConflict = _error("PortConflict", "port_conflict", 5, True)  # the port is somebody else's
+ConfigError = _error("ConfigError", "config", 6)  # configuration or environment is invalid
+Cooldown = _error("Cooldown", "cooldown", 7, True)  # it failed just now: no start for a while
+Refused = _error("Refused", "refused", 8)  # it would touch what isn't ours, or replace what runs
+StateError = _error("StateError", "state", 9, True)  # the state directory can't be read or written
+TimedOut = _error("TimedOut", "timeout", 124, True)  # not in the time given
+Interrupted = _error("Interrupted", "interrupted", 130, True)  # Ctrl-C
 
 # == Values ========================================================================================
 # Durations, sizes, names, ports, and the records with their JSON. Pure: nothing reads or writes.
@@ -643,13 +613,10 @@ NO_RULE = {"required": False, "pattern": "", "min_length": 0, "secret": False}
 
 def env_rules(data: object, path: str) -> dict[str, dict[str, object]]:
     """What variables must be like, by name and complete, or RecordError."""
-    if not isinstance(data, dict):
-        raise RecordError(f"{path}: an object was expected")
-    kinds = {
-        name: read_object(rule, f"{path}.{name}", RULE_KINDS, NO_RULE)
-        for name, rule in data.items()
+    return {
+        name: dict(zip(RULE_KINDS, read_object(rule, f"{path}.{name}", RULE_KINDS, NO_RULE)))
+        for name, rule in _object(data, path).items()
     }
-    return {name: dict(zip(RULE_KINDS, fields)) for name, fields in kinds.items()}
 
 
 class Spec(NamedTuple):
@@ -953,12 +920,17 @@ def _psutil_boot() -> str:
     return f"{psutil.boot_time() / 60:.0f}"  # to the minute: it moves with the clock's corrections
 
 
+def _proc(path: str) -> bytes:
+    """A file of proc(5), as far as there is one and we may read it."""
+    with contextlib.suppress(OSError), open(f"/proc/{path}", "rb", buffering=0) as file:
+        return file.readall()
+    return b""
+
+
 def pss_of(pid: int) -> int | None:
     """Its share of the memory that it uses, as proc_pid_smaps(5) tells; None where that can't."""
-    path, failures = f"/proc/{pid}/smaps_rollup", (OSError, ValueError, IndexError)
-    with contextlib.suppress(*failures), open(path, "rb", buffering=0) as file:
-        return int(file.readall().partition(b"\nPss:")[2].split()[0]) * 1024
-    return None
+    fields = _proc(f"{pid}/smaps_rollup").partition(b"\nPss:")[2].split()
+    return int(fields[0]) * 1024 if fields else None
 
 
 def descendants(pid: int) -> dict[int, Stat]:
@@ -967,9 +939,7 @@ def descendants(pid: int) -> dict[int, Stat]:
     for one in queue:
         with contextlib.suppress(OSError):  # it has ended
             for thread in os.listdir(f"/proc/{one}/task"):
-                path = f"/proc/{one}/task/{thread}/children"
-                with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
-                    queue += map(int, file.readall().split())
+                queue += map(int, _proc(f"{one}/task/{thread}/children").split())
     return looks_at(queue)
 
 
@@ -1285,9 +1255,7 @@ else:
     @functools.lru_cache(None)
     def _boot() -> str:
         """The boot id of proc_sys_kernel(5), else the minute of the boot."""
-        with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", "rb") as file:
-            return file.read(8).decode()
-        return _psutil_boot()
+        return _proc("sys/kernel/random/boot_id")[:8].decode() or _psutil_boot()
 
     def place() -> Place:
         """Where pids mean something; the namespace as in pid_namespaces(7)."""
@@ -1357,20 +1325,16 @@ else:
         """What the environment of `pid` says, as far as we may read it."""
         if not _has_proc():
             return _psutil_cookie(pid)
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
-            ours = [one for one in file.readall().split(b"\0") if one.startswith(b"SPM_")]
-            environ = dict(os.fsdecode(one).partition("=")[::2] for one in ours)
-            return Cookie(*(environ.get(name, "") for name in COOKIE_NAMES))
-        return Cookie()
+        pairs = [one for one in _proc(f"{pid}/environ").split(b"\0") if one.startswith(b"SPM_")]
+        environ = dict(os.fsdecode(pair).partition("=")[::2] for pair in pairs)
+        return Cookie(*(environ.get(name, "") for name in COOKIE_NAMES))
 
     def arguments_of(pid: int) -> list[str]:
         """The words of its command line, none if they can't be seen."""
         if not _has_proc():
             return _psutil_arguments(pid)
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
-            words = os.fsdecode(file.readall()).rstrip("\0").split("\0")
-            return words if len(words) > 1 else words[0].split()  # a title written over them
-        return []
+        words = os.fsdecode(_proc(f"{pid}/cmdline")).rstrip("\0").split("\0")
+        return words if len(words) > 1 else words[0].split()  # a title written over them
 
     def companions(main: Identity, instance: str, stats: dict[int, Stat]) -> dict[int, str]:
         """The members of the main process's group, with the reason."""
@@ -1671,9 +1635,6 @@ else:
 
     def is_own_peer(connection: socket.socket) -> bool:
         """Whether this user or root connected: unix(7) SO_PEERCRED, on macOS LOCAL_PEERCRED."""
-        import socket
-        import struct
-
         level, option = 0, 1  # <sys/un.h>: struct xucred begins with a version and the uid
         if sys.platform == "linux":
             level, option = socket.SOL_SOCKET, socket.SO_PEERCRED  # struct ucred: pid, uid, gid
@@ -3304,7 +3265,7 @@ def spec_differences(old: Spec, new: Spec) -> list[str]:
 
 def refusal(
     record: Record, meant: Identity | None, members: Sequence[Member], spare: Iterable[int]
-) -> Refused | None:
+) -> SpmError | None:
     """Why a service must not be ended now: the caller means another process, or stands in it."""
     if meant != record.main and (meant is None or meant != record.launcher):  # it left just now
         return Refused(
@@ -3516,16 +3477,8 @@ SEARCH_S = 0.05
 NOTHING_LEFT = {"forking": ("exited", ""), "external": ("external", "can't be followed: ")}
 LEFT_PHASES = ("stopping", "backoff", "exited", "failed")
 ACTIVE_SAVE_S = 5.0
-OPERATIONS = (
-    "status",
-    "touch",
-    "settings",
-    "notify",
-    "watch",
-    "ready",
-    "join",
-    "stop",
-)  # each an on_…()
+# each an on_…()
+OPERATIONS = ("status", "touch", "settings", "notify", "watch", "ready", "join", "stop")
 NEXT_PHASES = {
     "starting": ("starting", "running", "external", *LEFT_PHASES),
     "running": ("starting", "running", "ready", "unhealthy", *LEFT_PHASES),
@@ -3546,14 +3499,6 @@ class Order(NamedTuple):
     env: dict[str, str]  # what the start adds to the inherited environment
     adopt: bool
 
-    @classmethod
-    def from_json(cls, data: object) -> Order:
-        """The Order of a JSON object, or RecordError."""
-        kinds: dict[str, Kind] = {"home": _text, "record": Record.from_json}
-        return cls._make(
-            read_object(data, "order", {**kinds, "env": texts_by_name, "adopt": _flag})
-        )
-
 
 class StopRequest(NamedTuple):
     """A request to end the service."""
@@ -3563,12 +3508,9 @@ class StopRequest(NamedTuple):
     timeout_s: float
     force: bool
 
-    @classmethod
-    def from_json(cls, data: object) -> StopRequest:
-        """The StopRequest of a JSON object, or RecordError."""
-        kinds = {"main": _or_none(read_identity), "spare": _list_of(_integer)}
-        kinds.update(timeout_s=_number, force=_flag)
-        return cls._make(read_object(data, "request", kinds))
+
+read_order = reader(Order, record=Record.from_json, env=texts_by_name)
+read_stop_request = reader(StopRequest)
 
 
 class Log:
@@ -3826,9 +3768,6 @@ class Supervisor:
 
         After the answer to the start: what this imports takes a tenth of a start's time.
         """
-        import selectors
-        import socket
-
         self.events = selectors.DefaultSelector()
         self.wake, self.waker = socket.socketpair()
         self.wake.setblocking(False)
@@ -4527,7 +4466,7 @@ class Supervisor:
 
     def on_stop(self, client: Client, request: dict[str, object]) -> None:
         """End the service; refused if the caller means another process or stands in the tree."""
-        asked = StopRequest.from_json(request)
+        asked = read_stop_request(request, "request")
         if self.finished:  # only its record waits to be written, and who asks writes the next
             self.save_at, self.outcome = None, Ended(0, 0.0, False, ())
             client.answer({"ok": True}, hang_up=False)
@@ -5235,7 +5174,7 @@ def defaults_of(options: Sequence[Option]) -> dict[str, object]:
     return {**dict(zip(map(key_of, options), values)), "tail": None}
 
 
-def misfits(args: argparse.Namespace) -> Iterator[UsageError]:
+def misfits(args: argparse.Namespace) -> Iterator[SpmError]:
     """Options that don't go together."""
     for option, given, needed, has in (
         ("--pid-file", args.pid_file, "--type forking", args.type == "forking"),
@@ -6370,7 +6309,7 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
     return bring(store, name, spec, given, conflict, config, args.replace, owner)
 
 
-def unknown_service(store: Store, args: argparse.Namespace, name: str, in_run: bool) -> UsageError:
+def unknown_service(store: Store, args: argparse.Namespace, name: str, in_run: bool) -> SpmError:
     """The error of a name alone that nobody knows."""
     names, path = [one.name for one in store.records().values()], find_config(None, store.home)
     names += read_config(path).services if os.path.lexists(path) else ()
@@ -10389,7 +10328,7 @@ def main() -> NoReturn:
                 sys.path[:] = order["sys_path"]
                 if window:
                     take_environment(order["environ"])
-                supervise(Order.from_json(order), is_subreaper, to)
+                supervise(read_order(order, "order"), is_subreaper, to)
         else:
             BOOTED.extend(filter(None, [boot_early(sys.argv[1:])]))
             code = run(sys.argv[1:])
