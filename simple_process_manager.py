@@ -219,9 +219,8 @@ def parse_duration(text: str) -> float:
     match = re.fullmatch(DURATION, text.strip())
     seconds = float(match[1]) * DURATION_UNITS[match[2]] if match else 0.0
     if not 0 < seconds <= LONGEST_S:
-        raise UsageError(
-            f"{text!r} is not a duration above 0", "write 500ms, 30s, 2m, 1h or seconds"
-        )
+        advice = "write 500ms, 30s, 2m, 1h or seconds"
+        raise UsageError(f"{text!r} is not a duration above 0", advice)
     return seconds
 
 
@@ -974,6 +973,7 @@ if sys.platform == "win32":
     process_group = _always(0)  # the job object stands in, see companions()
     become_subreaper = _always(False)  # so it does here
     is_open_to_others = _always(False)  # there are no such bits
+    is_own_peer = _always(True)  # who has the token is one of us
     is_mine = _always(True)  # whose environment we may read, with our cookie in it, is ours
     listen_sockets: Callable[[], dict[str, Listener] | None] = _always(None)  # psutil knows
     sockets_of: Callable[[int], list[str]] = _always([])
@@ -1027,7 +1027,6 @@ if sys.platform == "win32":
 
     def send_signal(identity: Identity, force: bool) -> bool:
         """End a process for certain, or politely by CTRL_BREAK: False where that can't reach it."""
-
         look = stat_of(identity.pid)
         if look is None or look.identity != identity:
             return False
@@ -1058,11 +1057,9 @@ if sys.platform == "win32":
         except PermissionError:  # ERROR_ACCESS_DENIED: our job doesn't let anybody go
             process = launch(0)
         assert process.stdin and process.stdout
-        ends = (process.pid, os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno()))
-        process.stdin.close()
-        process.stdout.close()
         process.returncode = 0  # it goes on without us; Popen must neither wait nor warn
-        return ends
+        with process.stdin, process.stdout:
+            return process.pid, os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno())
 
     def read_answer(descriptor: int, wait_s: float) -> bytes:
         """What is to be read until the first line end or the end; a pipe has no time limit here."""
@@ -1081,8 +1078,6 @@ if sys.platform == "win32":
     def service_pipes() -> tuple[socket.socket, int, int]:
         """Our end of a service's stdin and stdout, and the two descriptors that become its own."""
         # select() knows sockets only, so two threads carry between one and the pipes.
-        from functools import partial
-
         ours, theirs = socket.socketpair()
         (stdin, write), (read, stdout) = os.pipe(), os.pipe()
 
@@ -1092,11 +1087,10 @@ if sys.platform == "win32":
                     give(chunk)
             (os.close(write) if take == theirs.recv else theirs.shutdown(socket.SHUT_WR))
 
-        for ways in (
-            (theirs.recv, partial(os.write, write)),
-            (partial(os.read, read), theirs.sendall),
-        ):
-            threading.Thread(target=carry, args=ways, daemon=True).start()
+        partial = functools.partial
+        ways = ((theirs.recv, partial(os.write, write)), (partial(os.read, read), theirs.sendall))
+        for way in ways:
+            threading.Thread(target=carry, args=way, daemon=True).start()
         return ours, stdin, stdout
 
     def launch_service(
@@ -1202,10 +1196,6 @@ if sys.platform == "win32":
             json.dump({"port": server.getsockname()[1], "token": token}, file)
         replace_file(path + ".new", path)
         return server, token
-
-    def is_own_peer(connection: socket.socket) -> bool:
-        """True: who has the token is one of us."""
-        return True
 
     def connect_local(directory: str, timeout_s: float) -> tuple[socket.socket, str]:
         """A connection to what listens there, and the token to show; OSError if nothing does."""
@@ -1445,13 +1435,11 @@ else:
 
     def read_answer(descriptor: int, wait_s: float) -> bytes:
         """What is to be read until the first line end, the end, or for wait_s seconds."""
-        chunk, answer, deadline = b"", b"", time.monotonic() + wait_s
-        while not answer.endswith(b"\n"):
+        chunk, answer, deadline = b"?", b"", time.monotonic() + wait_s
+        while chunk and not answer.endswith(b"\n"):
             left_s = max(0.0, deadline - time.monotonic())
             is_there = select.select([descriptor], [], [], left_s)[0]
             chunk = os.read(descriptor, 1 << 16) if is_there else b""
-            if not chunk:
-                break
             answer += chunk
         return answer
 
@@ -1597,10 +1585,8 @@ else:
         return False
 
     def private(path: str, flags: int) -> int:
-        """An opener for files that only this user may read; a FIFO in their place is no wait.
-
-        What a link there leads to isn't ours to read or write: ELOOP.
-        """
+        """An opener for files that only this user may read; no FIFO there is waited for."""
+        # What a link there leads to isn't ours to read or write: ELOOP.
         return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW, 0o600)
 
     def read_at(descriptor: int, size: int, offset: int) -> bytes:
@@ -1704,16 +1690,11 @@ class Ended(NamedTuple):
 
 
 read_ended = reader(Ended)
-
-
 _reached: list[str] = []
 
 
 def reached(step: str) -> None:
-    """A step that a crash may follow: SPM_TEST_CRASH=supervisor.launched:2 has it do so.
-
-    Several are separated by commas.
-    """
+    """A step that a crash may follow, as tests ask: SPM_TEST_CRASH=supervisor.launched:2,…"""
     asked = os.environ.get("SPM_TEST_CRASH")
     if asked:
         role = "supervisor" if sys.argv[1:2] == ["supervise"] else "command"
@@ -2167,11 +2148,8 @@ def append_line(
 
 
 def json_lines(path: str) -> list[dict[str, object]]:
-    """The objects in a file of JSON lines, oldest first; what can't be read is left out.
-
-    The service may have written there too: no more is read than would be of ours.
-    """
-    found = []
+    """The objects in a file of JSON lines, oldest first; what can't be read is left out."""
+    found = []  # the service may have written there too: no more is read than would be of ours
     for line in read_tail(path, 4 * JOURNAL_BYTES).splitlines():
         with contextlib.suppress(ValueError):
             found.append(parse_json(line))
@@ -2182,13 +2160,6 @@ def make_private(directory: str) -> None:
     """Create a directory and the one it is in; makedirs() has its mode for the last only."""
     for path in (os.path.dirname(directory), directory):
         os.makedirs(path, mode=0o700, exist_ok=True)
-
-
-def links_in(directory: str) -> list[str]:
-    """The symbolic links in a directory."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
-        return [entry.path for entry in entries if entry.is_symlink()]
-    return []
 
 
 def is_same_file(descriptor: int, path: str) -> bool:
@@ -2264,12 +2235,13 @@ class Store:
         if is_open_to_others(mode):
             raise StateError(f"{self.home} can be written by others", f"run: chmod 700 {self.home}")
         with state_errors(self.home):
-            names = os.listdir(self.home)
-            links = [path for top in (self.home, self.path("")) for path in links_in(top)]
+            tops = filter(os.path.isdir, (self.home, self.path("")))
+            entries = [entry for top in tops for entry in os.scandir(top)]
+        links = [entry.path for entry in entries if entry.is_symlink()]
         if links:  # a cloned repository may have brought it along
             advice = "see where it leads, then remove it"
             raise StateError(f"{links[0]} is a link: nothing is read or written", advice)
-        if names and not any(name.startswith(OWN_FILES) for name in names):
+        if entries and not any(entry.name.startswith(OWN_FILES) for entry in entries):
             advice = "give a directory that doesn't exist yet, or an empty one"
             raise StateError(f"{self.home} is no state directory: it holds other files", advice)
 
@@ -2303,8 +2275,7 @@ class Store:
         return None
 
     def correct(self, was: Record, found: Record, why: str) -> Record:
-        """What is recorded after it was held against the system: what was found, unless somebody
-        wrote meanwhile, or supervises it and knows better."""
+        """What is recorded after a look: what was found, unless who wrote meanwhile knows better."""
         with contextlib.suppress(SpmError), self._lock():  # read-only: it is found again each time
             known = self.records(has_lock=True)
             now = known.get(was.name.lower(), found)
@@ -2413,14 +2384,10 @@ class Store:
         return self._is_held(name, "supervisor.lock")
 
     def _is_held(self, name: str, lock: str) -> bool:
-        try:
-            descriptor = private(self.path(name, lock), os.O_RDWR)
-        except OSError:
-            return False
-        try:
-            return not try_lock(descriptor)
-        finally:
-            os.close(descriptor)
+        path = self.path(name, lock)
+        with contextlib.suppress(OSError), open(path, "r+b", 0, opener=private) as file:
+            return not try_lock(file.fileno())
+        return False
 
     def send(self, name: str, request: dict[str, object]) -> socket.socket:
         """A connection over which the request went to the supervisor; OSError if it can't."""
@@ -2458,26 +2425,23 @@ class Store:
             append_line(self.path(name, "events.jsonl"), line)
             reached("journalled")
 
-    def journal_record(self, name: str) -> Record | None:
-        """The last record in the journal; None if there is none or the service was forgotten."""
+    def _journalled(self, name: str) -> Iterator[tuple[Record | None, object]]:
+        """The records in the journal with who wrote them, the last first; None: forgotten."""
         with state_errors(self.path(name)):
             events = json_lines(self.path(name, "events.jsonl"))
         for event in reversed(events):
             with contextlib.suppress(ValueError):
                 data = event.get("record")
-                return None if data is None else Record.from_json(data)
-        return None
+                yield None if data is None else Record.from_json(data), event.get("by")
+
+    def journal_record(self, name: str) -> Record | None:
+        """The last record in the journal; None if there is none or the service was forgotten."""
+        return next((record for record, _ in self._journalled(name)), None)
 
     def journal_main(self, record: Record) -> Identity | None:
         """The last main process of an instance that its supervisor itself wrote down."""
-        with state_errors(self.path(record.name)):
-            events = json_lines(self.path(record.name, "events.jsonl"))
-        for event in reversed(events):
-            with contextlib.suppress(ValueError):
-                known = Record.from_json(event.get("record"))
-                if event.get("by") == "supervisor" and known.instance == record.instance:
-                    return known.main
-        return None
+        told = (one for one, by in self._journalled(record.name) if one and by == "supervisor")
+        return next((one.main for one in told if one.instance == record.instance), None)
 
     def given_env(self, name: str) -> dict[str, str]:
         """The values given by --env K=V at the last start."""
@@ -2744,10 +2708,8 @@ def joined_host(host: str, port: int | None) -> str:
 
 
 def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[bool, str]:
-    """Whether a GET is answered with an expected status; redirects count on the same host only.
-
-    By hand: http.client takes 20 ms to import, and a server that drips could hold it for ever.
-    """
+    """Whether a GET is answered with an expected status; redirects count on the same host only."""
+    # By hand: http.client takes 20 ms to import, and a server that drips could hold it for ever.
     for _ in range(REDIRECTS + 1):
         where = f"{url.kind}://{joined_host(url.host, url.port)}{url.text}"
         try:
@@ -2805,13 +2767,11 @@ class LogProbe:
 
     def lines(self, deadline: float) -> Iterator[str]:
         """What was written since the last look; what stands behind the last line end is one too."""
-        chunk = self.read()
-        while chunk and time.monotonic() < deadline:
+        while time.monotonic() < deadline and (chunk := self.read()):
             *lines, rest = (self.rest + chunk).split(b"\n")
             self.rest, self.count = rest[:LONGEST_LINE], self.count + len(lines)
             for line in (*lines, self.rest):
                 yield line[:LONGEST_LINE].decode("utf-8", "replace").rstrip("\r")
-            chunk = self.read()
 
     def read(self) -> bytes:
         """What comes next; nothing where the service put something else in its log's place."""
@@ -2820,10 +2780,8 @@ class LogProbe:
         return b""
 
     def look(self, deadline: float) -> tuple[str | None, str]:
-        """The first pattern that a line matches; one that takes for ever is used no more.
-
-        In the main thread: only a signal gets in between, and all else waits meanwhile.
-        """
+        """The first pattern that a line matches; one that takes for ever is used no more."""
+        # In the main thread: only a signal gets in between, and all else waits meanwhile.
         self.cpu_s = time.thread_time()
         try:
             alarm(MATCH_S, self._give_up)
@@ -2850,11 +2808,9 @@ class LogProbe:
 def probe_exec(
     text: str, cwd: str, env: Mapping[str, str], deadline: float, is_over: Callable[[], bool]
 ) -> tuple[bool, str]:
-    """Whether a shell command exits with 0; too late it is killed with all that it started.
-
-    Its output isn't kept: it may hold secrets. Its cookie is that of an instance of its own, so
-    it is no part of the service's tree.
-    """
+    """Whether a shell command exits with 0; too late it is killed with all that it started."""
+    # Its output isn't kept: it may hold secrets. Its cookie is that of an instance of its own, so
+    # it is no part of the service's tree.
     record = new_record("probe", Spec((text,), cwd), os.urandom(16).hex())
     values = {key: value for key, value in env.items() if key not in COOKIE_NAMES}
     values["SPM_INSTANCE"], words, null = record.instance, shell_argv(text), subprocess.DEVNULL
@@ -3009,40 +2965,33 @@ class Verdict(NamedTuple):
 
 
 def status_of(record: Record, facts: Facts) -> Verdict:
-    """The one place where a status comes from."""
-    if record.phase in ENDED_PHASES:
-        return Verdict(record.phase, record.reason)
-    if not facts.here and facts.same_host:
-        return Verdict("exited", RESTARTED)
-    if not facts.here:
-        return Verdict("lost", f"recorded on host {record.place.host!r} or in another container")
-    if record.phase == "backoff" and not facts.supervised:
-        is_well = is_among(record.exit, record.spec.success_codes)
-        why = f"{record.reason}; its supervisor was gone while it waited to restart"
-        return Verdict("exited" if is_well else "failed", why)
-    if record.phase in ("backoff", "stopping") and facts.supervised:
-        left = f"restarting in {format_duration(facts.retry_s)} after "
-        return Verdict(record.phase, left * (record.phase == "backoff") + record.reason)
-    if record.main is None and (facts.supervised or facts.claimed):
-        return Verdict("starting")
-    if record.main is None:
-        return Verdict("failed", "the start was interrupted before anything ran")
-    if record.phase == "external":
-        return Verdict("external", record.reason)
-    if record.phase == "starting" and facts.supervised:
-        why = CONDITIONS["starting"] * (facts.main != "gone")
-        why = f"{record.spec.start_seconds:g} s to live first" if record.spec.start_seconds else why
-        return Verdict("starting", why)
-    if facts.main == "stranger":
-        return Verdict("lost", f"pid {record.main.pid} is another process now, left alone")
-    if facts.main == "gone":
-        return Verdict("exited", "its end was not seen: its supervisor was gone")
-    if facts.main == "zombie":
-        return Verdict("exited", CONDITIONS["zombie"])
-    if not facts.supervised:
-        return Verdict("running", UNSUPERVISED.format(record.name))
-    why = record.reason if record.phase == "unhealthy" else ""
-    return Verdict(record.phase, CONDITIONS.get(facts.main, why))
+    """The one place where a status comes from: the first row that holds."""
+    phase, why, main, supervised = record.phase, record.reason, record.main, facts.supervised
+    is_over = phase == "backoff" and not supervised  # nobody will restart it
+    is_well = is_over and is_among(record.exit, record.spec.success_codes)
+    taken = f"pid {main and main.pid} is another process now, left alone"
+    alone = f"{why}; its supervisor was gone while it waited to restart"
+    waits = f"restarting in {format_duration(facts.retry_s)} after {why}"
+    lives_s, launching = record.spec.start_seconds, CONDITIONS["starting"] * (facts.main != "gone")
+    rows = (
+        (phase in ENDED_PHASES, phase, why),
+        (not facts.here and facts.same_host, "exited", RESTARTED),
+        (not facts.here, "lost", f"recorded on host {record.place.host!r} or in another container"),
+        (is_over, "exited" if is_well else "failed", alone),
+        (phase == "backoff", phase, waits),
+        (phase == "stopping" and supervised, phase, why),
+        (main is None and (supervised or facts.claimed), "starting", ""),
+        (main is None, "failed", "the start was interrupted before anything ran"),
+        (phase == "external", phase, why),
+        (phase == "starting" and supervised and lives_s, phase, f"{lives_s:g} s to live first"),
+        (phase == "starting" and supervised, phase, launching),
+        (facts.main == "stranger", "lost", taken),
+        (facts.main == "gone", "exited", "its end was not seen: its supervisor was gone"),
+        (facts.main == "zombie", "exited", CONDITIONS["zombie"]),
+        (not supervised, "running", UNSUPERVISED.format(record.name)),
+        (True, phase, CONDITIONS.get(facts.main, why * (phase == "unhealthy"))),
+    )
+    return next(Verdict(status, reason) for holds, status, reason in rows if holds)
 
 
 def is_among(ended: Exit | None, codes: str) -> bool:
@@ -3383,11 +3332,9 @@ def lazy_pause_s(waited_s: float) -> float:
 
 
 def log_check_s(size: int, grown: int, elapsed_s: float, most: int) -> float:
-    """Seconds until the log should be looked at again.
-
-    When it will be full at the present rate, but at most twice as late as the last time: who has
-    just started may begin to write any moment.
-    """
+    """Seconds until the log should be looked at again."""
+    # When it will be full at the present rate, but at most twice as late as the last time: who has
+    # just started may begin to write any moment.
     expected_s = (most - size) * elapsed_s / grown if grown > 0 else LOG_CHECK_S[1]
     return max(LOG_CHECK_S[0], min(expected_s, 2 * elapsed_s, LOG_CHECK_S[1]))
 
@@ -3429,10 +3376,8 @@ def judge(alert: Alert, rule: Rule, value: float | None, now: float) -> tuple[Al
 
 
 def thinned(lines: Sequence[bytes], now: float) -> list[bytes]:
-    """Lines of samples: of the last hour all, of the day before it one a minute, no more.
-
-    Where that is still near the bound of the file, the younger half of it.
-    """
+    """Lines of samples: of the last hour all, of the day before it one a minute, no more."""
+    # Where that is still near the bound of the file, the younger half of it.
     kept: dict[float, bytes] = {}
     for number, line in enumerate(lines):
         at = float((re.match(rb'{"at": (\d+)', line) or "00")[1])
@@ -3547,12 +3492,10 @@ class Log:
         self.checked_at = now
 
     def rotate(self) -> None:
-        """Copy the youngest bytes to the older file, then empty this one.
-
-        The service holds it open, so it can't be renamed. What is written between the last look at
-        its size and the truncation, two system calls, is lost; and more of what is written faster
-        than it can be copied.
-        """
+        """Copy the youngest bytes to the older file, then empty this one."""
+        # The service holds it open, so it can't be renamed. What is written between the last look
+        # at its size and the truncation, two system calls, is lost; and more of what is written
+        # faster than it can be copied.
         position, most = max(0, self.size - self.most), self.size + 4 * self.most
         # OSError: no room for the older file, but bounding the disk matters more.
         with contextlib.suppress(OSError):
@@ -3589,10 +3532,9 @@ class Client:
 
 
 class Prober:
-    """Asks apart from the loop whether a service is ready, then whether it still works.
+    """Asks apart from the loop whether a service is ready, then whether it still works."""
 
-    A thread: it only looks, and leaves what it saw to the loop, which alone changes the record.
-    """
+    # A thread: it only looks, and leaves what it saw to the loop, which alone changes the record.
 
     def __init__(self, store: Store, record: Record, env: dict[str, str], wake: socket.socket):
         from collections import deque
@@ -3730,7 +3672,8 @@ class Supervisor:
 
     def __init__(self, store: Store, record: Record, is_subreaper: bool) -> None:
         look = stat_of(os.getpid())
-        self.store, self.record = store, record._replace(supervisor=look and look.identity)
+        self.store = store
+        self.record = record._replace(supervisor=look and look.identity, alerts=())
         self.lock = self._take_lock()
         self.is_subreaper, self.is_childless = is_subreaper, False
         self.child: int | None = None  # None: adopted, somebody else is its parent
@@ -3759,15 +3702,12 @@ class Supervisor:
         self.hears_owner = self.hears_main = False  # the system tells when they end
         self.log = Log(store, record.name, record.spec.log_bytes)
         self.sampler = Sampler(record.spec)
-        self.record = self.record._replace(alerts=())
         relay = RELAYS.get(record.spec.type)
         self.pipes = relay(self) if relay else None
 
     def listen(self) -> None:
-        """Hear of signals, of ended children and of commands; what came before counts too.
-
-        After the answer to the start: what this imports takes a tenth of a start's time.
-        """
+        """Hear of signals, of ended children and of commands; what came before counts too."""
+        # After the answer to the start: what this imports takes a tenth of a start's time.
         self.events = selectors.DefaultSelector()
         self.wake, self.waker = socket.socketpair()
         self.wake.setblocking(False)
@@ -3998,10 +3938,8 @@ class Supervisor:
                 self.main_ended(Exit(time.time(), code, signal, core))
 
     def is_empty(self) -> bool | None:
-        """Whether the kernel says that nothing of the service is left; None if it can't know.
-
-        Whatever descends from a child subreaper and was orphaned is its child.
-        """
+        """Whether the kernel says that nothing of the service is left; None if it can't know."""
+        # Whatever descends from a child subreaper and was orphaned is its child.
         self.reap()
         if self.child is None or not self.is_subreaper:
             return None
@@ -4280,10 +4218,8 @@ class Supervisor:
         force: bool = False,
         because: str | None = None,
     ) -> None:
-        """Start to end the tree, or hurry an ending that goes on.
-
-        `because`: it failed, why its policy decides; "": it did, what is left of it is ended.
-        """
+        """Start to end the tree, or hurry an ending that goes on."""
+        # `because`: it failed, why its policy decides; "": it did, what is left of it is ended.
         if self.ending and self.because is None:
             self.step(force) if force else None
             return
@@ -4467,21 +4403,19 @@ class Supervisor:
     def on_stop(self, client: Client, request: dict[str, object]) -> None:
         """End the service; refused if the caller means another process or stands in the tree."""
         asked = read_stop_request(request, "request")
-        if self.finished:  # only its record waits to be written, and who asks writes the next
-            self.save_at, self.outcome = None, Ended(0, 0.0, False, ())
-            client.answer({"ok": True}, hang_up=False)
-            self.waiters.append(client)
-            return
         # Whoever read state.json just before a restart means the former main process.
         meant = self.record.main if asked.main in self.mains else asked.main
         error = refusal(self.record, meant, tree_of(self.record), asked.spare)
-        if error:
+        if error and not self.finished:
             self.save()
             client.answer({"ok": False, "error": error.to_json()})
             return
         client.answer({"ok": True}, hang_up=False)
         self.waiters.append(client)
-        self.end("stop was asked for", asked.timeout_s, asked.force)
+        if self.finished:  # only its record waits to be written, and who asks writes the next
+            self.save_at, self.outcome = None, Ended(0, 0.0, False, ())
+        else:
+            self.end("stop was asked for", asked.timeout_s, asked.force)
 
 
 def order_in_window(directory: str) -> tuple[bytes, int]:
