@@ -1238,9 +1238,8 @@ else:
     # mach_absolute_time().
     steady_s = time.monotonic
     replace_file = os.replace
-
-    def _has_proc() -> bool:
-        return os.path.exists("/proc/self/stat")
+    read_at = os.pread
+    HAS_PROC = os.path.exists("/proc/self/stat")
 
     @functools.lru_cache(None)
     def _boot() -> str:
@@ -1271,7 +1270,7 @@ else:
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):  # says nothing about that process
                 raise
-            return None if _has_proc() else _psutil_stat(pid)
+            return None if HAS_PROC else _psutil_stat(pid)
         try:
             text, owner = os.read(descriptor, 4096), os.fstat(descriptor).st_uid
         except OSError:  # ESRCH: it ended between the two calls
@@ -1291,7 +1290,7 @@ else:
 
     def all_stats() -> dict[int, Stat]:
         """One look at every process that can be seen, by pid."""
-        names = filter(str.isdigit, os.listdir("/proc")) if _has_proc() else psutil.pids()
+        names = filter(str.isdigit, os.listdir("/proc")) if HAS_PROC else psutil.pids()
         return looks_at(map(int, names))
 
     def key_within(wait_s: float) -> str:
@@ -1313,7 +1312,7 @@ else:
 
     def cookie_of(pid: int) -> Cookie:
         """What the environment of `pid` says, as far as we may read it."""
-        if not _has_proc():
+        if not HAS_PROC:
             return _psutil_cookie(pid)
         pairs = [one for one in _proc(f"{pid}/environ").split(b"\0") if one.startswith(b"SPM_")]
         environ = dict(os.fsdecode(pair).partition("=")[::2] for pair in pairs)
@@ -1321,7 +1320,7 @@ else:
 
     def arguments_of(pid: int) -> list[str]:
         """The words of its command line, none if they can't be seen."""
-        if not _has_proc():
+        if not HAS_PROC:
             return _psutil_arguments(pid)
         words = os.fsdecode(_proc(f"{pid}/cmdline")).rstrip("\0").split("\0")
         return words if len(words) > 1 else words[0].split()  # a title written over them
@@ -1363,7 +1362,7 @@ else:
         """Each listening TCP socket by its name in /proc/PID/fd; None: ask psutil."""
         # sock_diag(7) hands out the listening sockets alone: 0.05 ms, where the kernel walks all of
         # its tables to write /proc/net/tcp: 5 ms.
-        if sys.platform != "linux" or not _has_proc():
+        if sys.platform != "linux" or not HAS_PROC:
             return None
         found: dict[str, Listener] = {}
         by_family, request_dump, listen_only, done = 20, 0x301, 1 << 10, 3
@@ -1507,7 +1506,7 @@ else:
 
     def become_subreaper() -> bool:
         """Have orphaned descendants come back to us: PR_SET_CHILD_SUBREAPER(2const), Linux 3.4."""
-        if not _has_proc():
+        if not HAS_PROC:
             return False
         pr_set_child_subreaper = 36
         with contextlib.suppress(OSError, AttributeError):
@@ -1588,10 +1587,6 @@ else:
         """An opener for files that only this user may read; no FIFO there is waited for."""
         # What a link there leads to isn't ours to read or write: ELOOP.
         return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW, 0o600)
-
-    def read_at(descriptor: int, size: int, offset: int) -> bytes:
-        """Up to `size` bytes from an offset of an open file."""
-        return os.pread(descriptor, size, offset)
 
     @contextlib.contextmanager
     def _address(directory: str) -> Iterator[str]:
@@ -2275,7 +2270,7 @@ class Store:
         return None
 
     def correct(self, was: Record, found: Record, why: str) -> Record:
-        """What is recorded after a look: what was found, unless who wrote meanwhile knows better."""
+        """What is recorded after a look: what was found, unless who wrote since knows better."""
         with contextlib.suppress(SpmError), self._lock():  # read-only: it is found again each time
             known = self.records(has_lock=True)
             now = known.get(was.name.lower(), found)
@@ -2582,8 +2577,7 @@ def figures(path: str, since: float = 0.0) -> dict[str, list[tuple[float, float]
 def last_sample(path: str) -> Sample:
     """The youngest sample, read from the end of the file."""
     with contextlib.suppress(IndexError, ValueError, OSError):
-        lines = read_tail(path, 400).splitlines()
-        return read_sample(json.loads(lines[-1]), "sample")
+        return read_sample(json.loads(read_tail(path, 400).splitlines()[-1]), "sample")
     return Sample(0.0, 0, 0)
 
 
@@ -2735,9 +2729,8 @@ def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[b
 
 def _http_head(url: Check, address: str, insecure: bool, deadline: float) -> bytes:
     """The answer to a GET as far as the end of its headers."""
-    connection = socket.create_connection(
-        (address, url.port or 0), max(deadline - time.monotonic(), 0.001)
-    )
+    left_s = max(deadline - time.monotonic(), 0.001)
+    connection = socket.create_connection((address, url.port or 0), left_s)
     if url.kind == "https":
         import ssl
 
@@ -3040,12 +3033,8 @@ def phase_after(phase: str, is_ok: bool, failures: int, retries: int) -> str:
 
 def unmet(spec: Spec, env: Mapping[str, str]) -> list[str]:
     """What is wrong with the variables it needs; their values are never shown."""
-    return [
-        f"{name} {why}"
-        for name, rule in rules_of(spec)
-        for why in [fault_of(env.get(name), rule)]
-        if why
-    ]
+    faults = ((name, fault_of(env.get(name), rule)) for name, rule in rules_of(spec))
+    return [f"{name} {why}" for name, why in faults if why]
 
 
 def rules_of(spec: Spec) -> list[tuple[str, Mapping[str, object]]]:
@@ -3206,10 +3195,8 @@ def spec_differences(old: Spec, new: Spec) -> list[str]:
         words = value if isinstance(value, tuple) else (str(value),)
         return "none" if value in (None, (), False) else mask_secrets(join_command(words))
 
-    changed = changed_fields(old, new).items()
-    return [
-        f"{SPEC_WORDS.get(key, key)}: {shown(was)} → {shown(now)}" for key, (was, now) in changed
-    ]
+    rows = changed_fields(old, new).items()
+    return [f"{SPEC_WORDS.get(key, key)}: {shown(was)} → {shown(now)}" for key, (was, now) in rows]
 
 
 def refusal(
@@ -3684,7 +3671,7 @@ class Supervisor:
         self.waiters: list[Client] = []
         self.watchers: list[Client] = []  # they hear of each phase; with them it isn't idle
         self.finished, self.oom_kills = False, oom_kills()
-        self.pause: bool | None = None  # its window waits for a key; False: no more
+        self.pause = False  # its window waits, or waited, for a key
         is_external, now = record.spec.type == "external", time.monotonic()
         self.search_until = now + LAUNCHER_S if is_external else None
         self.leaves_until = now + HOME_S  # whoever ends well before that was but a launcher
@@ -3917,18 +3904,12 @@ class Supervisor:
         """Whether its window stays open until a key is pressed: somebody may read why it failed."""
         record = self.record
         wanted = record.spec.terminal and not record.spec.no_pause and record.phase == "failed"
-        if wanted and self.pause is None:
-            self.pause = False
+        if wanted and not self.pause:
+            self.pause = True
             with contextlib.suppress(OSError):  # it was closed, or we aren't in it
                 await_key(f"\r\n[{record.name}: {record.reason}] press a key to close this window")
-                self.hear(0, self.on_key)
-                self.pause = True
-        return bool(wanted and self.pause)
-
-    def on_key(self, _: object) -> None:
-        """A key was pressed in the window, or it was closed."""
-        self.events.unregister(0)
-        self.pause = False
+                self.hear(0, self.events.unregister)
+        return bool(wanted) and 0 in self.events.get_map()
 
     def reap(self) -> None:
         """Hear of the children that ended."""
@@ -4019,9 +4000,8 @@ class Supervisor:
             window = format_duration(spec.restart_window_s)
             story += f" (restart {len(recent) + 1} of {spec.max_restarts} in {window})"
             wait_s = backoff_s(record.backoffs, spec, os.urandom(1)[0] / 255)
-            self.record = record._replace(
-                restarted_at=(*recent, now), retry_at=now + wait_s, backoffs=record.backoffs + 1
-            )
+            record = record._replace(retry_at=now + wait_s, backoffs=record.backoffs + 1)
+            self.record = record._replace(restarted_at=(*recent, now))
             self.end(story, because="")
             return
         if verdict == "gave up":
@@ -4124,8 +4104,7 @@ class Supervisor:
         self.record = self.record._replace(main=main, exit=None)
         self.search_until = None
         event = "daemonized" if self.record.spec.type == "forking" else "followed"
-        why = f"pid {main.pid} goes on ({member.why})"
-        self.change(event, self.first_phase(), why)
+        self.change(event, self.first_phase(), f"pid {main.pid} goes on ({member.why})")
         self.hears_main = self.child is None and self.hears_end(main)
 
     def nothing_left(self) -> None:
@@ -4310,8 +4289,7 @@ class Supervisor:
             if not isinstance(request, dict) or request.get("token", "") != self.token:
                 raise RecordError("request.token: not the one in the state directory")
             operation = _one_of(*OPERATIONS)(request.get("op"), "request.op")
-            act: Callable[..., None] = getattr(self, f"on_{operation}")
-            act(client, request)
+            getattr(self, f"on_{operation}")(client, request)
         except ValueError as error:
             client.answer({"ok": False, "error": UsageError(str(error)).to_json()})
 
@@ -4357,9 +4335,7 @@ class Supervisor:
             self.sampler, self.record = Sampler(asked), self.record._replace(alerts=())
         if self.prober:
             self.prober.record = self.record
-        with contextlib.suppress(SpmError):  # a full disk costs the event
-            why = "; ".join(spec_differences(was, self.record.spec))
-            self.store.write_event("settings", self.record.name, self.record, why)
+        self.tell("settings", "; ".join(spec_differences(was, self.record.spec)))
         self.save()
         client.answer(self.told())
 
