@@ -67,6 +67,7 @@ if __name__ == "__main__" and sys.path[:1] == [os.path.dirname(os.path.abspath(_
     del sys.path[0]  # the user's repository: its queue.py must not shadow the standard library's
 
 import contextlib
+import errno
 import functools
 import itertools
 import json
@@ -77,7 +78,6 @@ TYPE_CHECKING = False  # type checkers take this name for true; importing typing
 if TYPE_CHECKING:
     import argparse
     import ctypes
-    import errno
     import pwd
     import secrets
     import select
@@ -117,7 +117,7 @@ else:
             module = globals()[self.name] = __import__(self.name)
             return getattr(module, wanted)
 
-    LATE = "ctypes errno psutil pwd secrets select selectors shlex shutil signal socket struct"
+    LATE = "ctypes psutil pwd secrets select selectors shlex shutil signal socket struct"
     for _name in f"{LATE} subprocess tempfile termios threading tty".split():
         globals()[_name] = Late(_name)
 
@@ -1225,7 +1225,6 @@ if sys.platform == "win32":
         return (os.environ.get("COMSPEC", "cmd.exe"), *CMD_SWITCHES, text)
 
 else:
-    import errno
     import fcntl
 
     _reaped: dict[int, int] = {}  # the exit codes that reap() collected last
@@ -1701,8 +1700,7 @@ def reached(step: str) -> None:
 
 def is_alive(identity: Identity | None) -> bool:
     """Whether that very process lives; a zombie doesn't."""
-    look = stat_of(identity.pid) if identity else None
-    return look is not None and look.identity == identity and not look.is_dead
+    return condition_of(identity) in ("alive", "stopped")
 
 
 CONDITIONS = {
@@ -2072,11 +2070,10 @@ def find_home(given: str | None) -> str:
 
 def project_root(here: str) -> str:
     """The directory whose .spm/ serves this one: the nearest that has it, else the project's."""
-    parents = [here]
-    while not os.path.lexists(os.path.join(parents[-1], ".git")):
-        if os.path.dirname(parents[-1]) == parents[-1]:
-            break
-        parents.append(os.path.dirname(parents[-1]))
+    parents, above = [here], os.path.dirname(here)
+    while above != parents[-1] and not os.path.lexists(os.path.join(parents[-1], ".git")):
+        parents.append(above)
+        above = os.path.dirname(above)
     homes = [path for path in parents if os.path.isdir(os.path.join(path, ".spm"))]
     marks = [(path, os.path.join(path, mark)) for path in parents for mark in PROJECT_MARKS]
     roots = [path for path, mark in marks if os.path.lexists(mark)]
@@ -4117,10 +4114,11 @@ class Supervisor:
         if not self.is_subreaper and record.spec.type == "forking" and not record.spec.pid_file:
             before = "; a daemon that overwrites its environment is found by its --pid-file alone"
         self.finished = phase == "external"
+        why += f" and left no process{before}"
         if self.finished or record.exit is None:
-            self.change(phase, phase, f"{why} and left no process{before}")
+            self.change(phase, phase, why)
         else:
-            self.decide(record.exit, phase, f"{why} and left no process{before}")
+            self.decide(record.exit, phase, why)
 
     # -- how long it may live
 
