@@ -1505,11 +1505,9 @@ else:
 
     def become_subreaper() -> bool:
         """Have orphaned descendants come back to us: PR_SET_CHILD_SUBREAPER(2const), Linux 3.4."""
-        if not HAS_PROC:
-            return False
-        pr_set_child_subreaper = 36
+        option = 36  # PR_SET_CHILD_SUBREAPER
         with contextlib.suppress(OSError, AttributeError):
-            return bool(ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0) == 0)
+            return HAS_PROC and bool(ctypes.CDLL(None).prctl(option, 1, 0, 0, 0) == 0)
         return False
 
     def watch(wake: socket.socket) -> None:
@@ -2130,10 +2128,9 @@ def append_line(
     shorten: Callable[[list[bytes]], list[bytes]] = lambda lines: lines[len(lines) // 2 + 1 :],
 ) -> None:
     """Append one JSON line in one write; a file that has grown long is shortened first."""
-    with contextlib.suppress(FileNotFoundError):
-        if os.path.getsize(path) > JOURNAL_BYTES - 500:
-            lines = read_tail(path, 4 * JOURNAL_BYTES).splitlines(True)
-            write_file(path, b"".join(shorten(lines)), durable=False)
+    if file_size(path) > JOURNAL_BYTES - 500:
+        lines = read_tail(path, 4 * JOURNAL_BYTES).splitlines(True)
+        write_file(path, b"".join(shorten(lines)), durable=False)
     with open(path, "a+b", buffering=0, opener=private) as file:
         torn = file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n"
         file.write(b"\n" * bool(torn) + json.dumps(line).encode() + b"\n")
@@ -2144,8 +2141,8 @@ def json_lines(path: str) -> list[dict[str, object]]:
     found = []  # the service may have written there too: no more is read than would be of ours
     for line in read_tail(path, 4 * JOURNAL_BYTES).splitlines():
         with contextlib.suppress(ValueError):
-            found.append(parse_json(line))
-    return [item for item in found if isinstance(item, dict)]
+            found.append(_object(parse_json(line), "line"))
+    return found
 
 
 def make_private(directory: str) -> None:
@@ -2250,9 +2247,8 @@ class Store:
     def save(self, records: dict[str, Record | None]) -> None:
         """Write these records, forget those that are None. StateError if that can't be done."""
         with self._lock():
-            known: dict[str, Record | None] = {**self.records(has_lock=True)}
-            known.update({name.lower(): record for name, record in records.items()})
-            self._write({key: record for key, record in known.items() if record})
+            changed = {name.lower(): record for name, record in records.items()}
+            self._write({**self.records(has_lock=True), **changed})
 
     def reserve(self, record: Record, keeps: Callable[[Record], bool]) -> Record | None:
         """Write a record about to start, unless another service keeps its port: which one."""
@@ -2324,10 +2320,8 @@ class Store:
             if file.seek(0, os.SEEK_END) > STATE_BYTES:
                 raise RecordError(f"it has {format_bytes(file.tell())}")
             file.seek(0)
-            document = parse_json(file.read())
-        services = document.get("services") if isinstance(document, dict) else None
-        if not isinstance(services, dict):
-            raise RecordError("services: an object was expected")
+            document = _object(parse_json(file.read()), "services")
+        services = _object(document.get("services"), "services")
         former, self.parsed = self.parsed, {}
         for key, data in services.items():  # 0.1 ms each; most are as they were at the last look
             is_known = key in former and former[key][0] == data
@@ -2337,9 +2331,10 @@ class Store:
             self.parsed[key] = data, record
         return {key: record for key, (_, record) in self.parsed.items()}
 
-    def _write(self, records: dict[str, Record]) -> None:
+    def _write(self, records: Mapping[str, Record | None]) -> None:
         """One line for each service: the file stays legible and json's C encoder is used."""
-        lines = [f"{json.dumps(k)}: {json.dumps(r.to_json())}" for k, r in sorted(records.items())]
+        known = {key: record.to_json() for key, record in sorted(records.items()) if record}
+        lines = [f"{json.dumps(key)}: {json.dumps(data)}" for key, data in known.items()]
         text = '{"schema": 1, "services": {\n' + ",\n".join(lines) + "\n}}\n"
         with state_errors(self.state_path):
             write_file(self.state_path, text.encode())
@@ -2598,9 +2593,7 @@ def receive(connection: socket.socket, wait_s: float) -> dict[str, object]:
 
 def accepted(line: bytes) -> dict[str, object]:
     """A supervisor's answer; raises the SpmError that it tells of, ValueError if it is nonsense."""
-    answer = parse_json(line)
-    if not isinstance(answer, dict):
-        raise RecordError("answer: an object was expected")
+    answer = _object(parse_json(line), "answer")
     if answer.get("ok") is not True:
         facts = answer.get("error")
         kinds = {"kind": _text, "message": _text, "advice": _text, "retryable": _flag}
@@ -3452,11 +3445,12 @@ class Log:
 
     def open(self, anew: bool) -> None:
         """Open the file the service writes to; `anew`: without what earlier instances wrote."""
-        for path in (self.path, self.path + ".1") if anew else ():
-            with contextlib.suppress(FileNotFoundError, PermissionError):  # Windows: still open
-                os.unlink(path)
-        # O_APPEND: after a truncation the service goes on at the new end, not at its old offset
-        self.descriptor = private(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        with state_errors(self.path):
+            for path in (self.path, self.path + ".1") if anew else ():
+                with contextlib.suppress(FileNotFoundError, PermissionError):  # Windows: still open
+                    os.unlink(path)
+            # O_APPEND: after a truncation the service goes on at the new end, not its old offset
+            self.descriptor = private(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         _, start, size = last_sample(self.samples)
         self.start = start + size if anew else start
         self.size = os.fstat(self.descriptor).st_size
@@ -3734,8 +3728,7 @@ class Supervisor:
         """Execute the command; StartFailed, with the record saying so, if that can't be done."""
         record, spec = self.record, self.record.spec
         if self.log.descriptor < 0:  # the log begins anew at starts that were asked for
-            with state_errors(self.log.path):
-                self.log.open(anew=True)
+            self.log.open(anew=True)
         pipes = self.pipes.open() if self.pipes else []
         values = {key: value for key, value in os.environ.items() if key not in COOKIE_NAMES}
         # A Python service that is killed would otherwise take its buffered last words along.
@@ -3785,8 +3778,7 @@ class Supervisor:
         if not is_alive(self.record.main):
             self.leave()
             raise NotFound(f"{self.record.name} ended just now", f"start {self.record.name} again")
-        with state_errors(self.log.path):
-            self.log.open(anew=False)
+        self.log.open(anew=False)
         phase, self.leaves_until = self.record.phase, 0.0
         is_up = phase != "starting" or self.record.spec.type == "simple" or self.record.launcher
         phase = "running" if phase != "starting" else self.first_phase() if is_up else phase
