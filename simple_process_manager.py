@@ -100,6 +100,8 @@ if TYPE_CHECKING:
     Kind = Callable[[object, str], object]
     Message = dict[str, object]  # of JSON-RPC
     Ask = Callable[["Checks", "Check", float], "Sight"]  # who looks where a check itself can't
+    Env = Mapping[str, str]
+    Over = Callable[[], bool]  # whether there is nothing more to wait for
     Schema = Mapping[str, object]  # of JSON
     Owner = tuple["Identity | None", str]  # a process and its name; None: nobody
     Made = TypeVar("Made", bound=NamedTuple)
@@ -2788,9 +2790,7 @@ class LogProbe:
         alarm(MATCH_S, self._give_up)  # it was the machine that was busy
 
 
-def probe_exec(
-    text: str, cwd: str, env: Mapping[str, str], deadline: float, is_over: Callable[[], bool]
-) -> tuple[bool, str]:
+def probe_exec(text: str, cwd: str, env: Env, deadline: float, is_over: Over) -> tuple[bool, str]:
     """Whether a shell command exits with 0; too late it is killed with all that it started."""
     # Its output isn't kept: it may hold secrets. Its cookie is that of an instance of its own, so
     # it is no part of the service's tree.
@@ -2846,9 +2846,7 @@ class Checks:
         """The checks that didn't hold when they were looked at last."""
         return [check for check in self.checks if not self.sights[check].is_ok]
 
-    def look(
-        self, check: Check, env: Mapping[str, str], deadline: float, is_over: Callable[[], bool]
-    ) -> Sight:
+    def look(self, check: Check, env: Env, deadline: float, is_over: Over) -> Sight:
         """Look at one check, until the deadline or until it is over with the service."""
         sight, spec = self.sights[check], self.spec
         condition = CONDITIONS.get(condition_of(self.record.main)) if self.record else None
@@ -2982,15 +2980,13 @@ def is_among(ended: Exit | None, codes: str) -> bool:
     return ended is not None and bool(codes_of(ended.signal or str(ended.code)) & codes_of(codes))
 
 
-def should_restart(
-    spec: Spec, ended: Exit | None, restarted_at: Sequence[float], now: float
-) -> str:
+def should_restart(spec: Spec, ended: Exit | None, restarts: Sequence[float], now: float) -> str:
     """`restart`, `no`, or `gave up`: the policy wants to, but it was tried too often."""
     is_failure = not is_among(ended, spec.success_codes)
     is_wanted = spec.restart == "always" or (spec.restart == "on-failure" and is_failure)
     if not is_wanted or is_among(ended, spec.no_restart_codes):
         return "no"
-    count = sum(now - at < spec.restart_window_s for at in restarted_at)
+    count = sum(now - at < spec.restart_window_s for at in restarts)
     return "restart" if count < spec.max_restarts else "gave up"
 
 
@@ -3021,7 +3017,7 @@ def phase_after(phase: str, is_ok: bool, failures: int, retries: int) -> str:
     return "ready" if is_ok else "unhealthy" if failures >= retries else phase
 
 
-def unmet(spec: Spec, env: Mapping[str, str]) -> list[str]:
+def unmet(spec: Spec, env: Env) -> list[str]:
     """What is wrong with the variables it needs; their values are never shown."""
     faults = ((name, fault_of(env.get(name), rule)) for name, rule in rules_of(spec))
     return [f"{name} {why}" for name, why in faults if why]
@@ -3201,10 +3197,8 @@ def refusal(
         )
     inside = [member.identity.pid for member in members if member.identity.pid in spare]
     if inside:
-        return Refused(
-            f"{record.name} (pid {inside[0]}) is above this command; nothing was signalled",
-            f"run it from a shell that {record.name} didn't start",
-        )
+        text = f"{record.name} (pid {inside[0]}) is above this command; nothing was signalled"
+        return Refused(text, f"run it from a shell that {record.name} didn't start")
     return None
 
 
@@ -3248,7 +3242,7 @@ def port_decision(kind: str, flag: str, production: bool) -> str:
     return "next port" if flag == "next" else "fail"
 
 
-def is_production(*environs: Mapping[str, str]) -> bool:
+def is_production(*environs: Env) -> bool:
     """Whether nothing may be ended for a port."""
     pairs = [(one, name) for one in environs for name in ("ENVIRONMENT", "SPM_ENVIRONMENT")]
     return any(one.get(name, "").lower() == "production" for one, name in pairs)
