@@ -2907,7 +2907,7 @@ LOG_CHECK_S = (0.1, 5.0)
 HEALTHY_S = 60.0  # who lived that long failed for another reason than the last time
 LONGEST_COOLDOWN_S = 900.0
 RESTARTED = "machine restarted"
-UNSUPERVISED = "its supervisor is gone, the service lives on: start {0} takes it back"
+UNSUPERVISED = "its supervisor is gone, the service lives on: start {0.name} takes it back"
 SPEC_WORDS = {
     "port_declared": "port declared with --port",
     "argv": "command",
@@ -2947,32 +2947,32 @@ class Verdict(NamedTuple):
 
 def status_of(record: Record, facts: Facts) -> Verdict:
     """The one place where a status comes from: the first row that holds."""
-    phase, why, main, supervised = record.phase, record.reason, record.main, facts.supervised
+    phase, main, supervised = record.phase, record.main, facts.supervised
     is_over = phase == "backoff" and not supervised  # nobody will restart it
     is_well = is_over and is_among(record.exit, record.spec.success_codes)
-    taken = f"pid {main and main.pid} is another process now, left alone"
-    alone = f"{why}; its supervisor was gone while it waited to restart"
-    waits = f"restarting in {format_duration(facts.retry_s)} after {why}"
-    lives_s, launching = record.spec.start_seconds, CONDITIONS["starting"] * (facts.main != "gone")
-    rows = (
-        (phase in ENDED_PHASES, phase, why),
+    waits = format_duration(facts.retry_s) if phase == "backoff" else ""
+    alone = "{0.reason}; its supervisor was gone while it waited to restart"
+    begins, as_was = phase == "starting" and supervised, "{0.reason}" * (phase == "unhealthy")
+    rows = (  # {0} is the record, {1} how long it waits
+        (phase in ENDED_PHASES, phase, "{0.reason}"),
         (not facts.here and facts.same_host, "exited", RESTARTED),
-        (not facts.here, "lost", f"recorded on host {record.place.host!r} or in another container"),
+        (not facts.here, "lost", "recorded on host {0.place.host!r} or in another container"),
         (is_over, "exited" if is_well else "failed", alone),
-        (phase == "backoff", phase, waits),
-        (phase == "stopping" and supervised, phase, why),
+        (phase == "backoff", phase, "restarting in {1} after {0.reason}"),
+        (phase == "stopping" and supervised, phase, "{0.reason}"),
         (main is None and (supervised or facts.claimed), "starting", ""),
         (main is None, "failed", "the start was interrupted before anything ran"),
-        (phase == "external", phase, why),
-        (phase == "starting" and supervised and lives_s, phase, f"{lives_s:g} s to live first"),
-        (phase == "starting" and supervised, phase, launching),
-        (facts.main == "stranger", "lost", taken),
+        (phase == "external", phase, "{0.reason}"),
+        (begins and record.spec.start_seconds, phase, "{0.spec.start_seconds:g} s to live first"),
+        (begins, phase, CONDITIONS["starting"] * (facts.main != "gone")),
+        (facts.main == "stranger", "lost", "pid {0.main.pid} is another process now, left alone"),
         (facts.main == "gone", "exited", "its end was not seen: its supervisor was gone"),
         (facts.main == "zombie", "exited", CONDITIONS["zombie"]),
-        (not supervised, "running", UNSUPERVISED.format(record.name)),
-        (True, phase, CONDITIONS.get(facts.main, why * (phase == "unhealthy"))),
+        (not supervised, "running", UNSUPERVISED),
+        (True, phase, CONDITIONS.get(facts.main, as_was)),
     )
-    return next(Verdict(status, reason) for holds, status, reason in rows if holds)
+    status, why = next(row[1:] for row in rows if row[0])
+    return Verdict(status, why.format(record, waits))
 
 
 def is_among(ended: Exit | None, codes: str) -> bool:
