@@ -2140,7 +2140,7 @@ def append_line(
 
 def json_lines(path: str) -> list[dict[str, object]]:
     """The objects in a file of JSON lines, oldest first; what can't be read is left out."""
-    found = []  # the service may have written there too: no more is read than would be of ours
+    found = []  # the service may write there too: no more is read than would be of ours
     for line in read_tail(path, 4 * JOURNAL_BYTES).splitlines():
         with contextlib.suppress(ValueError):
             found.append(_object(parse_json(line), "line"))
@@ -2226,9 +2226,9 @@ class Store:
         if is_open_to_others(mode):
             raise StateError(f"{self.home} can be written by others", f"run: chmod 700 {self.home}")
         with state_errors(self.home):
-            tops = filter(os.path.isdir, (self.home, self.path("")))
+            tops = [self.home, *filter(os.path.isdir, [self.path("")])]
             entries = [entry for top in tops for entry in os.scandir(top)]
-        links = [entry.path for entry in entries if entry.is_symlink()]
+            links = [entry.path for entry in entries if entry.is_symlink()]
         if links:  # a cloned repository may have brought it along
             advice = "see where it leads, then remove it"
             raise StateError(f"{links[0]} is a link: nothing is read or written", advice)
