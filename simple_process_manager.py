@@ -68,6 +68,7 @@ if __name__ == "__main__" and sys.path[:1] == [os.path.dirname(os.path.abspath(_
 
 import _thread
 import contextlib
+import errno
 import functools
 import itertools
 import json
@@ -79,7 +80,6 @@ if TYPE_CHECKING:
     import argparse
     import codecs
     import ctypes
-    import errno
     import pathlib
     import pwd
     import py_compile
@@ -105,6 +105,8 @@ if TYPE_CHECKING:
     Kind = Callable[[object, str], object]
     Message = dict[str, object]  # of JSON-RPC
     Ask = Callable[["Checks", "Check", float], "Sight"]  # who looks where a check itself can't
+    Env = Mapping[str, str]
+    Over = Callable[[], bool]  # whether there is nothing more to wait for
     Schema = Mapping[str, object]  # of JSON
     Owner = tuple["Identity | None", str]  # a process and its name; None: nobody
     Run = Callable[["Store", argparse.Namespace], "Result"]  # a command
@@ -125,7 +127,7 @@ else:
             module = globals()[self.name] = __import__(self.name)
             return getattr(module, wanted)
 
-    LATE = "argparse codecs ctypes errno pathlib psutil pwd py_compile secrets select selectors"
+    LATE = "argparse codecs ctypes pathlib psutil pwd py_compile secrets select selectors"
     LATE += " shlex shutil signal socket struct subprocess tempfile termios threading tty zlib"
     for _name in LATE.split():
         globals()[_name] = Late(_name)
@@ -258,9 +260,8 @@ def parse_duration(text: str) -> float:
     match = re.fullmatch(DURATION, text.strip())
     seconds = float(match[1]) * DURATION_UNITS[match[2]] if match else 0.0
     if not 0 < seconds <= LONGEST_S:
-        raise UsageError(
-            f"{text!r} is not a duration above 0", "write 500ms, 30s, 2m, 1h or seconds"
-        )
+        advice = "write 500ms, 30s, 2m, 1h or seconds"
+        raise UsageError(f"{text!r} is not a duration above 0", advice)
     return seconds
 
 
@@ -651,13 +652,10 @@ NO_RULE = {"required": False, "pattern": "", "min_length": 0, "secret": False}
 
 def env_rules(data: object, path: str) -> dict[str, dict[str, object]]:
     """What variables must be like, by name and complete, or RecordError."""
-    if not isinstance(data, dict):
-        raise RecordError(f"{path}: an object was expected")
-    kinds = {
-        name: read_object(rule, f"{path}.{name}", RULE_KINDS, NO_RULE)
-        for name, rule in data.items()
+    return {
+        name: dict(zip(RULE_KINDS, read_object(rule, f"{path}.{name}", RULE_KINDS, NO_RULE)))
+        for name, rule in _object(data, path).items()
     }
-    return {name: dict(zip(RULE_KINDS, fields)) for name, fields in kinds.items()}
 
 
 class Spec(NamedTuple):
@@ -963,12 +961,17 @@ def _psutil_boot() -> str:
     return f"{psutil.boot_time() / 60:.0f}"  # to the minute: it moves with the clock's corrections
 
 
+def _proc(path: str) -> bytes:
+    """A file of proc(5), as far as there is one and we may read it."""
+    with contextlib.suppress(OSError), open(f"/proc/{path}", "rb", buffering=0) as file:
+        return file.readall()
+    return b""
+
+
 def pss_of(pid: int) -> int | None:
     """Its share of the memory that it uses, as proc_pid_smaps(5) tells; None where that can't."""
-    path, failures = f"/proc/{pid}/smaps_rollup", (OSError, ValueError, IndexError)
-    with contextlib.suppress(*failures), open(path, "rb", buffering=0) as file:
-        return int(file.readall().partition(b"\nPss:")[2].split()[0]) * 1024
-    return None
+    fields = _proc(f"{pid}/smaps_rollup").partition(b"\nPss:")[2].split()
+    return int(fields[0]) * 1024 if fields else None
 
 
 def descendants(pid: int) -> dict[int, Stat]:
@@ -977,9 +980,7 @@ def descendants(pid: int) -> dict[int, Stat]:
     for one in queue:
         with contextlib.suppress(OSError):  # it has ended
             for thread in os.listdir(f"/proc/{one}/task"):
-                path = f"/proc/{one}/task/{thread}/children"
-                with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
-                    queue += map(int, file.readall().split())
+                queue += map(int, _proc(f"{one}/task/{thread}/children").split())
     return looks_at(queue)
 
 
@@ -1014,6 +1015,7 @@ if sys.platform == "win32":
     process_group = _always(0)  # the job object stands in, see companions()
     become_subreaper = _always(False)  # so it does here
     is_open_to_others = _always(False)  # there are no such bits
+    is_own_peer = _always(True)  # who has the token is one of us
     is_mine = _always(True)  # whose environment we may read, with our cookie in it, is ours
     listen_sockets: Callable[[], dict[str, Listener] | None] = _always(None)  # psutil knows
     sockets_of: Callable[[int], list[str]] = _always([])
@@ -1067,7 +1069,6 @@ if sys.platform == "win32":
 
     def send_signal(identity: Identity, force: bool) -> bool:
         """End a process for certain, or politely by CTRL_BREAK: False where that can't reach it."""
-
         look = stat_of(identity.pid)
         if look is None or look.identity != identity:
             return False
@@ -1098,11 +1099,9 @@ if sys.platform == "win32":
         except PermissionError:  # ERROR_ACCESS_DENIED: our job doesn't let anybody go
             process = launch(0)
         assert process.stdin and process.stdout
-        ends = (process.pid, os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno()))
-        process.stdin.close()
-        process.stdout.close()
         process.returncode = 0  # it goes on without us; Popen must neither wait nor warn
-        return ends
+        with process.stdin, process.stdout:
+            return process.pid, os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno())
 
     def read_answer(descriptor: int, wait_s: float) -> bytes:
         """What is to be read until the first line end or the end; a pipe has no time limit here."""
@@ -1121,8 +1120,6 @@ if sys.platform == "win32":
     def service_pipes() -> tuple[socket.socket, int, int]:
         """Our end of a service's stdin and stdout, and the two descriptors that become its own."""
         # select() knows sockets only, so two threads carry between one and the pipes.
-        from functools import partial
-
         ours, theirs = socket.socketpair()
         (stdin, write), (read, stdout) = os.pipe(), os.pipe()
 
@@ -1132,11 +1129,10 @@ if sys.platform == "win32":
                     give(chunk)
             (os.close(write) if take == theirs.recv else theirs.shutdown(socket.SHUT_WR))
 
-        for ways in (
-            (theirs.recv, partial(os.write, write)),
-            (partial(os.read, read), theirs.sendall),
-        ):
-            threading.Thread(target=carry, args=ways, daemon=True).start()
+        partial = functools.partial
+        ways = ((theirs.recv, partial(os.write, write)), (partial(os.read, read), theirs.sendall))
+        for way in ways:
+            threading.Thread(target=carry, args=way, daemon=True).start()
         return ours, stdin, stdout
 
     def launch_service(
@@ -1243,10 +1239,6 @@ if sys.platform == "win32":
         replace_file(path + ".new", path)
         return server, token
 
-    def is_own_peer(connection: socket.socket) -> bool:
-        """True: who has the token is one of us."""
-        return True
-
     def connect_local(directory: str, timeout_s: float) -> tuple[socket.socket, str]:
         """A connection to what listens there, and the token to show; OSError if nothing does."""
         with open(os.path.join(directory, CONTROL_SOCKET), encoding="utf-8") as file:
@@ -1275,7 +1267,6 @@ if sys.platform == "win32":
         return (os.environ.get("COMSPEC", "cmd.exe"), *CMD_SWITCHES, text)
 
 else:
-    import errno
     import fcntl
 
     _reaped: dict[int, int] = {}  # the exit codes that reap() collected last
@@ -1288,16 +1279,13 @@ else:
     # mach_absolute_time().
     steady_s = time.monotonic
     replace_file = os.replace
-
-    def _has_proc() -> bool:
-        return os.path.exists("/proc/self/stat")
+    read_at = os.pread
+    HAS_PROC = os.path.exists("/proc/self/stat")
 
     @functools.lru_cache(None)
     def _boot() -> str:
         """The boot id of proc_sys_kernel(5), else the minute of the boot."""
-        with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", "rb") as file:
-            return file.read(8).decode()
-        return _psutil_boot()
+        return _proc("sys/kernel/random/boot_id")[:8].decode() or _psutil_boot()
 
     def place() -> Place:
         """Where pids mean something; the namespace as in pid_namespaces(7)."""
@@ -1323,7 +1311,7 @@ else:
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):  # says nothing about that process
                 raise
-            return None if _has_proc() else _psutil_stat(pid)
+            return None if HAS_PROC else _psutil_stat(pid)
         try:
             text, owner = os.read(descriptor, 4096), os.fstat(descriptor).st_uid
         except OSError:  # ESRCH: it ended between the two calls
@@ -1343,7 +1331,7 @@ else:
 
     def all_stats() -> dict[int, Stat]:
         """One look at every process that can be seen, by pid."""
-        names = filter(str.isdigit, os.listdir("/proc")) if _has_proc() else psutil.pids()
+        names = filter(str.isdigit, os.listdir("/proc")) if HAS_PROC else psutil.pids()
         return looks_at(map(int, names))
 
     def key_within(wait_s: float) -> str:
@@ -1365,22 +1353,18 @@ else:
 
     def cookie_of(pid: int) -> Cookie:
         """What the environment of `pid` says, as far as we may read it."""
-        if not _has_proc():
+        if not HAS_PROC:
             return _psutil_cookie(pid)
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
-            ours = [one for one in file.readall().split(b"\0") if one.startswith(b"SPM_")]
-            environ = dict(os.fsdecode(one).partition("=")[::2] for one in ours)
-            return Cookie(*(environ.get(name, "") for name in COOKIE_NAMES))
-        return Cookie()
+        pairs = [one for one in _proc(f"{pid}/environ").split(b"\0") if one.startswith(b"SPM_")]
+        environ = dict(os.fsdecode(pair).partition("=")[::2] for pair in pairs)
+        return Cookie(*(environ.get(name, "") for name in COOKIE_NAMES))
 
     def arguments_of(pid: int) -> list[str]:
         """The words of its command line, none if they can't be seen."""
-        if not _has_proc():
+        if not HAS_PROC:
             return _psutil_arguments(pid)
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
-            words = os.fsdecode(file.readall()).rstrip("\0").split("\0")
-            return words if len(words) > 1 else words[0].split()  # a title written over them
-        return []
+        words = os.fsdecode(_proc(f"{pid}/cmdline")).rstrip("\0").split("\0")
+        return words if len(words) > 1 else words[0].split()  # a title written over them
 
     def companions(main: Identity, instance: str, stats: dict[int, Stat]) -> dict[int, str]:
         """The members of the main process's group, with the reason."""
@@ -1419,7 +1403,7 @@ else:
         """Each listening TCP socket by its name in /proc/PID/fd; None: ask psutil."""
         # sock_diag(7) hands out the listening sockets alone: 0.05 ms, where the kernel walks all of
         # its tables to write /proc/net/tcp: 5 ms.
-        if sys.platform != "linux" or not _has_proc():
+        if sys.platform != "linux" or not HAS_PROC:
             return None
         found: dict[str, Listener] = {}
         by_family, request_dump, listen_only, done = 20, 0x301, 1 << 10, 3
@@ -1491,13 +1475,11 @@ else:
 
     def read_answer(descriptor: int, wait_s: float) -> bytes:
         """What is to be read until the first line end, the end, or for wait_s seconds."""
-        chunk, answer, deadline = b"", b"", time.monotonic() + wait_s
-        while not answer.endswith(b"\n"):
+        chunk, answer, deadline = b"?", b"", time.monotonic() + wait_s
+        while chunk and not answer.endswith(b"\n"):
             left_s = max(0.0, deadline - time.monotonic())
             is_there = select.select([descriptor], [], [], left_s)[0]
             chunk = os.read(descriptor, 1 << 16) if is_there else b""
-            if not chunk:
-                break
             answer += chunk
         return answer
 
@@ -1565,11 +1547,9 @@ else:
 
     def become_subreaper() -> bool:
         """Have orphaned descendants come back to us: PR_SET_CHILD_SUBREAPER(2const), Linux 3.4."""
-        if not _has_proc():
-            return False
-        pr_set_child_subreaper = 36
+        option = 36  # PR_SET_CHILD_SUBREAPER
         with contextlib.suppress(OSError, AttributeError):
-            return bool(ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0) == 0)
+            return HAS_PROC and bool(ctypes.CDLL(None).prctl(option, 1, 0, 0, 0) == 0)
         return False
 
     def watch(wake: socket.socket) -> None:
@@ -1643,15 +1623,9 @@ else:
         return False
 
     def private(path: str, flags: int) -> int:
-        """An opener for files that only this user may read; a FIFO in their place is no wait.
-
-        What a link there leads to isn't ours to read or write: ELOOP.
-        """
+        """An opener for files that only this user may read; no FIFO there is waited for."""
+        # What a link there leads to isn't ours to read or write: ELOOP.
         return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW, 0o600)
-
-    def read_at(descriptor: int, size: int, offset: int) -> bytes:
-        """Up to `size` bytes from an offset of an open file."""
-        return os.pread(descriptor, size, offset)
 
     _IN_DIRECTORY = _thread.allocate_lock()
 
@@ -1684,9 +1658,6 @@ else:
 
     def is_own_peer(connection: socket.socket) -> bool:
         """Whether this user or root connected: unix(7) SO_PEERCRED, on macOS LOCAL_PEERCRED."""
-        import socket
-        import struct
-
         level, option = 0, 1  # <sys/un.h>: struct xucred begins with a version and the uid
         if sys.platform == "linux":
             level, option = socket.SOL_SOCKET, socket.SO_PEERCRED  # struct ucred: pid, uid, gid
@@ -1756,16 +1727,11 @@ class Ended(NamedTuple):
 
 
 read_ended = reader(Ended)
-
-
 _reached: list[str] = []
 
 
 def reached(step: str) -> None:
-    """A step that a crash may follow: SPM_TEST_CRASH=supervisor.launched:2 has it do so.
-
-    Several are separated by commas.
-    """
+    """A step that a crash may follow, as tests ask: SPM_TEST_CRASH=supervisor.launched:2,…"""
     asked = os.environ.get("SPM_TEST_CRASH")
     if asked:
         role = "supervisor" if sys.argv[1:2] == ["supervise"] else "command"
@@ -1777,8 +1743,7 @@ def reached(step: str) -> None:
 
 def is_alive(identity: Identity | None) -> bool:
     """Whether that very process lives; a zombie doesn't."""
-    look = stat_of(identity.pid) if identity else None
-    return look is not None and look.identity == identity and not look.is_dead
+    return condition_of(identity) in ("alive", "stopped")
 
 
 CONDITIONS = {
@@ -2148,11 +2113,10 @@ def find_home(given: str | None) -> str:
 
 def project_root(here: str) -> str:
     """The directory whose .spm/ serves this one: the nearest that has it, else the project's."""
-    parents = [here]
-    while not os.path.lexists(os.path.join(parents[-1], ".git")):
-        if os.path.dirname(parents[-1]) == parents[-1]:
-            break
-        parents.append(os.path.dirname(parents[-1]))
+    parents, above = [here], os.path.dirname(here)
+    while above != parents[-1] and not os.path.lexists(os.path.join(parents[-1], ".git")):
+        parents.append(above)
+        above = os.path.dirname(above)
     homes = [path for path in parents if os.path.isdir(os.path.join(path, ".spm"))]
     marks = [(path, os.path.join(path, mark)) for path in parents for mark in PROJECT_MARKS]
     roots = [path for path, mark in marks if os.path.lexists(mark)]
@@ -2209,38 +2173,27 @@ def append_line(
     shorten: Callable[[list[bytes]], list[bytes]] = lambda lines: lines[len(lines) // 2 + 1 :],
 ) -> None:
     """Append one JSON line in one write; a file that has grown long is shortened first."""
-    with contextlib.suppress(FileNotFoundError):
-        if os.path.getsize(path) > JOURNAL_BYTES - 500:
-            lines = read_tail(path, 4 * JOURNAL_BYTES).splitlines(True)
-            write_file(path, b"".join(shorten(lines)), durable=False)
+    if file_size(path) > JOURNAL_BYTES - 500:
+        lines = read_tail(path, 4 * JOURNAL_BYTES).splitlines(True)
+        write_file(path, b"".join(shorten(lines)), durable=False)
     with open(path, "a+b", buffering=0, opener=private) as file:
         torn = file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n"
         file.write(b"\n" * bool(torn) + json.dumps(line).encode() + b"\n")
 
 
 def json_lines(path: str) -> list[dict[str, object]]:
-    """The objects in a file of JSON lines, oldest first; what can't be read is left out.
-
-    The service may have written there too: no more is read than would be of ours.
-    """
-    found = []
+    """The objects in a file of JSON lines, oldest first; what can't be read is left out."""
+    found = []  # the service may write there too: no more is read than would be of ours
     for line in read_tail(path, 4 * JOURNAL_BYTES).splitlines():
         with contextlib.suppress(ValueError):
-            found.append(parse_json(line))
-    return [item for item in found if isinstance(item, dict)]
+            found.append(_object(parse_json(line), "line"))
+    return found
 
 
 def make_private(directory: str) -> None:
     """Create a directory and the one it is in; makedirs() has its mode for the last only."""
     for path in (os.path.dirname(directory), directory):
         os.makedirs(path, mode=0o700, exist_ok=True)
-
-
-def links_in(directory: str) -> list[str]:
-    """The symbolic links in a directory."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
-        return [entry.path for entry in entries if entry.is_symlink()]
-    return []
 
 
 def is_same_file(descriptor: int, path: str) -> bool:
@@ -2316,12 +2269,13 @@ class Store:
         if is_open_to_others(mode):
             raise StateError(f"{self.home} can be written by others", f"run: chmod 700 {self.home}")
         with state_errors(self.home):
-            names = os.listdir(self.home)
-            links = [path for top in (self.home, self.path("")) for path in links_in(top)]
+            tops = [self.home, *filter(os.path.isdir, [self.path("")])]
+            entries = [entry for top in tops for entry in os.scandir(top)]
+            links = [entry.path for entry in entries if entry.is_symlink()]
         if links:  # a cloned repository may have brought it along
             advice = "see where it leads, then remove it"
             raise StateError(f"{links[0]} is a link: nothing is read or written", advice)
-        if names and not any(name.startswith(OWN_FILES) for name in names):
+        if entries and not any(entry.name.startswith(OWN_FILES) for entry in entries):
             advice = "give a directory that doesn't exist yet, or an empty one"
             raise StateError(f"{self.home} is no state directory: it holds other files", advice)
 
@@ -2363,8 +2317,7 @@ class Store:
         return None
 
     def correct(self, was: Record, found: Record, why: str) -> Record:
-        """What is recorded after it was held against the system: what was found, unless somebody
-        wrote meanwhile, or supervises it and knows better."""
+        """What is recorded after a look: what was found, unless who wrote since knows better."""
         with contextlib.suppress(SpmError), self._lock():  # read-only: it is found again each time
             known = self.records(has_lock=True)
             now = known.get(was.name.lower(), found)
@@ -2421,19 +2374,13 @@ class Store:
             if file.seek(0, os.SEEK_END) > STATE_BYTES:
                 raise RecordError(f"it has {format_bytes(file.tell())}")
             file.seek(0)
-            document = parse_json(file.read())
-        services = document.get("services") if isinstance(document, dict) else None
-        if not isinstance(services, dict):
-            raise RecordError("services: an object was expected")
-        return services
+            document = _object(parse_json(file.read()), "services")
+        return _object(document.get("services"), "services")
 
     def read(self) -> dict[str, Record]:
         """The same, checked."""
         former, self.parsed = self.parsed, {}
-        for (
-            key,
-            data,
-        ) in self._documents().items():  # most are as at the last look
+        for key, data in self._documents().items():  # most are as at the last look
             is_known = key in former and former[key][0] == data
             record = former[key][1] if is_known else Record.from_json(data, f"services.{key}")
             if not re.fullmatch(NAME, record.name) or record.name.lower() != key:
@@ -2480,14 +2427,10 @@ class Store:
         return self._is_held(name, "supervisor.lock")
 
     def _is_held(self, name: str, lock: str) -> bool:
-        try:
-            descriptor = private(self.path(name, lock), os.O_RDWR)
-        except OSError:
-            return False
-        try:
-            return not try_lock(descriptor)
-        finally:
-            os.close(descriptor)
+        path = self.path(name, lock)
+        with contextlib.suppress(OSError), open(path, "r+b", 0, opener=private) as file:
+            return not try_lock(file.fileno())
+        return False
 
     def send(self, name: str, request: dict[str, object]) -> socket.socket:
         """A connection over which the request went to the supervisor; OSError if it can't."""
@@ -2525,26 +2468,23 @@ class Store:
             append_line(self.path(name, "events.jsonl"), line)
             reached("journalled")
 
-    def journal_record(self, name: str) -> Record | None:
-        """The last record in the journal; None if there is none or the service was forgotten."""
+    def _journalled(self, name: str) -> Iterator[tuple[Record | None, object]]:
+        """The records in the journal with who wrote them, the last first; None: forgotten."""
         with state_errors(self.path(name)):
             events = json_lines(self.path(name, "events.jsonl"))
         for event in reversed(events):
             with contextlib.suppress(ValueError):
                 data = event.get("record")
-                return None if data is None else Record.from_json(data)
-        return None
+                yield None if data is None else Record.from_json(data), event.get("by")
+
+    def journal_record(self, name: str) -> Record | None:
+        """The last record in the journal; None if there is none or the service was forgotten."""
+        return next((record for record, _ in self._journalled(name)), None)
 
     def journal_main(self, record: Record) -> Identity | None:
         """The last main process of an instance that its supervisor itself wrote down."""
-        with state_errors(self.path(record.name)):
-            events = json_lines(self.path(record.name, "events.jsonl"))
-        for event in reversed(events):
-            with contextlib.suppress(ValueError):
-                known = Record.from_json(event.get("record"))
-                if event.get("by") == "supervisor" and known.instance == record.instance:
-                    return known.main
-        return None
+        told = (one for one, by in self._journalled(record.name) if one and by == "supervisor")
+        return next((one.main for one in told if one.instance == record.instance), None)
 
     def given_env(self, name: str, of_files: bool = False) -> dict[str, str]:
         """The values given by --env K=V at the last start, or the digests of its env files."""
@@ -2686,8 +2626,7 @@ def figures(path: str, since: float = 0.0) -> dict[str, list[tuple[float, float]
 def last_sample(path: str) -> Sample:
     """The youngest sample, read from the end of the file."""
     with contextlib.suppress(IndexError, ValueError, OSError):
-        lines = read_tail(path, 400).splitlines()
-        return read_sample(json.loads(lines[-1]), "sample")
+        return read_sample(json.loads(read_tail(path, 400).splitlines()[-1]), "sample")
     return Sample(0.0, 0, 0)
 
 
@@ -2711,9 +2650,7 @@ def receive(connection: socket.socket, wait_s: float) -> dict[str, object]:
 
 def accepted(line: bytes) -> dict[str, object]:
     """A supervisor's answer; raises the SpmError that it tells of, ValueError if it is nonsense."""
-    answer = parse_json(line)
-    if not isinstance(answer, dict):
-        raise RecordError("answer: an object was expected")
+    answer = _object(parse_json(line), "answer")
     if answer.get("ok") is not True:
         facts = answer.get("error")
         kinds = {"kind": _text, "message": _text, "advice": _text, "retryable": _flag}
@@ -2812,10 +2749,8 @@ def joined_host(host: str, port: int | None) -> str:
 
 
 def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[bool, str]:
-    """Whether a GET is answered with an expected status; redirects count on the same host only.
-
-    By hand: http.client takes 20 ms to import, and a server that drips could hold it for ever.
-    """
+    """Whether a GET is answered with an expected status; redirects count on the same host only."""
+    # By hand: http.client takes 20 ms to import, and a server that drips could hold it for ever.
     for _ in range(REDIRECTS + 1):
         where = f"{url.kind}://{joined_host(url.host, url.port)}{url.text}"
         try:
@@ -2841,9 +2776,8 @@ def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[b
 
 def _http_head(url: Check, address: str, insecure: bool, deadline: float) -> bytes:
     """The answer to a GET as far as the end of its headers."""
-    connection = socket.create_connection(
-        (address, url.port or 0), max(deadline - time.monotonic(), 0.001)
-    )
+    left_s = max(deadline - time.monotonic(), 0.001)
+    connection = socket.create_connection((address, url.port or 0), left_s)
     if url.kind == "https":
         import ssl
 
@@ -2873,13 +2807,11 @@ class LogProbe:
 
     def lines(self, deadline: float) -> Iterator[str]:
         """What was written since the last look; what stands behind the last line end is one too."""
-        chunk = self.read()
-        while chunk and time.monotonic() < deadline:
+        while time.monotonic() < deadline and (chunk := self.read()):
             *lines, rest = (self.rest + chunk).split(b"\n")
             self.rest, self.count = rest[:LONGEST_LINE], self.count + len(lines)
             for line in (*lines, self.rest):
                 yield line[:LONGEST_LINE].decode("utf-8", "replace").rstrip("\r")
-            chunk = self.read()
 
     def read(self) -> bytes:
         """What comes next; nothing where the service put something else in its log's place."""
@@ -2888,10 +2820,8 @@ class LogProbe:
         return b""
 
     def look(self, deadline: float) -> tuple[str | None, str]:
-        """The first pattern that a line matches; one that takes for ever is used no more.
-
-        In the main thread: only a signal gets in between, and all else waits meanwhile.
-        """
+        """The first pattern that a line matches; one that takes for ever is used no more."""
+        # In the main thread: only a signal gets in between, and all else waits meanwhile.
         self.cpu_s = time.thread_time()
         try:
             alarm(MATCH_S, self._give_up)
@@ -2915,14 +2845,10 @@ class LogProbe:
         alarm(MATCH_S, self._give_up)  # it was the machine that was busy
 
 
-def probe_exec(
-    text: str, cwd: str, env: Mapping[str, str], deadline: float, is_over: Callable[[], bool]
-) -> tuple[bool, str]:
-    """Whether a shell command exits with 0; too late it is killed with all that it started.
-
-    Its output isn't kept: it may hold secrets. Its cookie is that of an instance of its own, so
-    it is no part of the service's tree.
-    """
+def probe_exec(text: str, cwd: str, env: Env, deadline: float, is_over: Over) -> tuple[bool, str]:
+    """Whether a shell command exits with 0; too late it is killed with all that it started."""
+    # Its output isn't kept: it may hold secrets. Its cookie is that of an instance of its own, so
+    # it is no part of the service's tree.
     record = new_record("probe", Spec((text,), cwd), os.urandom(16).hex())
     values = {key: value for key, value in env.items() if key not in COOKIE_NAMES}
     values["SPM_INSTANCE"], words, null = record.instance, shell_argv(text), subprocess.DEVNULL
@@ -2975,9 +2901,7 @@ class Checks:
         """The checks that didn't hold when they were looked at last."""
         return [check for check in self.checks if not self.sights[check].is_ok]
 
-    def look(
-        self, check: Check, env: Mapping[str, str], deadline: float, is_over: Callable[[], bool]
-    ) -> Sight:
+    def look(self, check: Check, env: Env, deadline: float, is_over: Over) -> Sight:
         """Look at one check, until the deadline or until it is over with the service."""
         sight, spec = self.sights[check], self.spec
         condition = CONDITIONS.get(condition_of(self.record.main)) if self.record else None
@@ -3038,7 +2962,7 @@ LOG_CHECK_S = (0.1, 5.0)
 HEALTHY_S = 60.0  # who lived that long failed for another reason than the last time
 LONGEST_COOLDOWN_S = 900.0
 RESTARTED = "machine restarted"
-UNSUPERVISED = "its supervisor is gone, the service lives on: start {0} takes it back"
+UNSUPERVISED = "its supervisor is gone, the service lives on: start {0.name} takes it back"
 SPEC_WORDS = {
     "port_declared": "port declared with --port",
     "argv": "command",
@@ -3077,40 +3001,33 @@ class Verdict(NamedTuple):
 
 
 def status_of(record: Record, facts: Facts) -> Verdict:
-    """The one place where a status comes from."""
-    if record.phase in ENDED_PHASES:
-        return Verdict(record.phase, record.reason)
-    if not facts.here and facts.same_host:
-        return Verdict("exited", RESTARTED)
-    if not facts.here:
-        return Verdict("lost", f"recorded on host {record.place.host!r} or in another container")
-    if record.phase == "backoff" and not facts.supervised:
-        is_well = is_among(record.exit, record.spec.success_codes)
-        why = f"{record.reason}; its supervisor was gone while it waited to restart"
-        return Verdict("exited" if is_well else "failed", why)
-    if record.phase in ("backoff", "stopping") and facts.supervised:
-        left = f"restarting in {format_duration(facts.retry_s)} after "
-        return Verdict(record.phase, left * (record.phase == "backoff") + record.reason)
-    if record.main is None and (facts.supervised or facts.claimed):
-        return Verdict("starting")
-    if record.main is None:
-        return Verdict("failed", "the start was interrupted before anything ran")
-    if record.phase == "external":
-        return Verdict("external", record.reason)
-    if record.phase == "starting" and facts.supervised:
-        why = CONDITIONS["starting"] * (facts.main != "gone")
-        why = f"{record.spec.start_seconds:g} s to live first" if record.spec.start_seconds else why
-        return Verdict("starting", why)
-    if facts.main == "stranger":
-        return Verdict("lost", f"pid {record.main.pid} is another process now, left alone")
-    if facts.main == "gone":
-        return Verdict("exited", "its end was not seen: its supervisor was gone")
-    if facts.main == "zombie":
-        return Verdict("exited", CONDITIONS["zombie"])
-    if not facts.supervised:
-        return Verdict("running", UNSUPERVISED.format(record.name))
-    why = record.reason if record.phase == "unhealthy" else ""
-    return Verdict(record.phase, CONDITIONS.get(facts.main, why))
+    """The one place where a status comes from: the first row that holds."""
+    phase, main, supervised = record.phase, record.main, facts.supervised
+    is_over = phase == "backoff" and not supervised  # nobody will restart it
+    is_well = is_over and is_among(record.exit, record.spec.success_codes)
+    waits = format_duration(facts.retry_s) if phase == "backoff" else ""
+    alone = "{0.reason}; its supervisor was gone while it waited to restart"
+    begins, as_was = phase == "starting" and supervised, "{0.reason}" * (phase == "unhealthy")
+    rows = (  # {0} is the record, {1} how long it waits
+        (phase in ENDED_PHASES, phase, "{0.reason}"),
+        (not facts.here and facts.same_host, "exited", RESTARTED),
+        (not facts.here, "lost", "recorded on host {0.place.host!r} or in another container"),
+        (is_over, "exited" if is_well else "failed", alone),
+        (phase == "backoff", phase, "restarting in {1} after {0.reason}"),
+        (phase == "stopping" and supervised, phase, "{0.reason}"),
+        (main is None and (supervised or facts.claimed), "starting", ""),
+        (main is None, "failed", "the start was interrupted before anything ran"),
+        (phase == "external", phase, "{0.reason}"),
+        (begins and record.spec.start_seconds, phase, "{0.spec.start_seconds:g} s to live first"),
+        (begins, phase, CONDITIONS["starting"] * (facts.main != "gone")),
+        (facts.main == "stranger", "lost", "pid {0.main.pid} is another process now, left alone"),
+        (facts.main == "gone", "exited", "its end was not seen: its supervisor was gone"),
+        (facts.main == "zombie", "exited", CONDITIONS["zombie"]),
+        (not supervised, "running", UNSUPERVISED),
+        (True, phase, CONDITIONS.get(facts.main, as_was)),
+    )
+    status, why = next(row[1:] for row in rows if row[0])
+    return Verdict(status, why.format(record, waits))
 
 
 def is_among(ended: Exit | None, codes: str) -> bool:
@@ -3118,15 +3035,13 @@ def is_among(ended: Exit | None, codes: str) -> bool:
     return ended is not None and bool(codes_of(ended.signal or str(ended.code)) & codes_of(codes))
 
 
-def should_restart(
-    spec: Spec, ended: Exit | None, restarted_at: Sequence[float], now: float
-) -> str:
+def should_restart(spec: Spec, ended: Exit | None, restarts: Sequence[float], now: float) -> str:
     """`restart`, `no`, or `gave up`: the policy wants to, but it was tried too often."""
     is_failure = not is_among(ended, spec.success_codes)
     is_wanted = spec.restart == "always" or (spec.restart == "on-failure" and is_failure)
     if not is_wanted or is_among(ended, spec.no_restart_codes):
         return "no"
-    count = sum(now - at < spec.restart_window_s for at in restarted_at)
+    count = sum(now - at < spec.restart_window_s for at in restarts)
     return "restart" if count < spec.max_restarts else "gave up"
 
 
@@ -3157,7 +3072,7 @@ def phase_after(phase: str, is_ok: bool, failures: int, retries: int) -> str:
     return "ready" if is_ok else "unhealthy" if failures >= retries else phase
 
 
-def unmet(spec: Spec, env: Mapping[str, str]) -> dict[str, str]:
+def unmet(spec: Spec, env: Env) -> dict[str, str]:
     """What is wrong with the variables it needs, to the keys that say so; no values."""
     return {
         f"{name} {why}": "require_env" if "full_pattern" in rule else f"environment.{name}"
@@ -3326,15 +3241,13 @@ def spec_differences(old: Spec, new: Spec) -> list[str]:
         words = value if isinstance(value, tuple) else (str(value),)
         return "none" if value in (None, (), False) else mask_secrets(join_command(words))
 
-    changed = changed_fields(old, new).items()
-    return [
-        f"{SPEC_WORDS.get(key, key)}: {shown(was)} → {shown(now)}" for key, (was, now) in changed
-    ]
+    rows = changed_fields(old, new).items()
+    return [f"{SPEC_WORDS.get(key, key)}: {shown(was)} → {shown(now)}" for key, (was, now) in rows]
 
 
 def refusal(
     record: Record, meant: Identity | None, members: Sequence[Member], spare: Iterable[int]
-) -> Refused | None:
+) -> SpmError | None:
     """Why a service must not be ended now: the caller means another process, or stands in it."""
     if meant != record.main and (meant is None or meant != record.launcher):  # it left just now
         return Refused(
@@ -3344,10 +3257,8 @@ def refusal(
         )
     inside = [member.identity.pid for member in members if member.identity.pid in spare]
     if inside:
-        return Refused(
-            f"{record.name} (pid {inside[0]}) is above this command; nothing was signalled",
-            f"run it from a shell that {record.name} didn't start",
-        )
+        text = f"{record.name} (pid {inside[0]}) is above this command; nothing was signalled"
+        return Refused(text, f"run it from a shell that {record.name} didn't start")
     return None
 
 
@@ -3391,7 +3302,7 @@ def port_decision(kind: str, flag: str, production: bool) -> str:
     return "next port" if flag == "next" else "fail"
 
 
-def is_production(*environs: Mapping[str, str]) -> bool:
+def is_production(*environs: Env) -> bool:
     """Whether nothing may be ended for a port."""
     pairs = [(one, name) for one in environs for name in ("ENVIRONMENT", "SPM_ENVIRONMENT")]
     return any(one.get(name, "").lower() == "production" for one, name in pairs)
@@ -3452,11 +3363,9 @@ def lazy_pause_s(waited_s: float) -> float:
 
 
 def log_check_s(size: int, grown: int, elapsed_s: float, most: int) -> float:
-    """Seconds until the log should be looked at again.
-
-    When it will be full at the present rate, but at most twice as late as the last time: who has
-    just started may begin to write any moment.
-    """
+    """Seconds until the log should be looked at again."""
+    # When it will be full at the present rate, but at most twice as late as the last time: who has
+    # just started may begin to write any moment.
     expected_s = (most - size) * elapsed_s / grown if grown > 0 else LOG_CHECK_S[1]
     return max(LOG_CHECK_S[0], min(expected_s, 2 * elapsed_s, LOG_CHECK_S[1]))
 
@@ -3498,10 +3407,8 @@ def judge(alert: Alert, rule: Rule, value: float | None, now: float) -> tuple[Al
 
 
 def thinned(lines: Sequence[bytes], now: float) -> list[bytes]:
-    """Lines of samples: of the last hour all, of the day before it one a minute, no more.
-
-    Where that is still near the bound of the file, the younger half of it.
-    """
+    """Lines of samples: of the last hour all, of the day before it one a minute, no more."""
+    # Where that is still near the bound of the file, the younger half of it.
     kept: dict[float, bytes] = {}
     for number, line in enumerate(lines):
         at = float((re.match(rb'{"at": (\d+)', line) or "00")[1])
@@ -3546,16 +3453,8 @@ SEARCH_S = 0.05
 NOTHING_LEFT = {"forking": ("exited", ""), "external": ("external", "can't be followed: ")}
 LEFT_PHASES = ("stopping", "backoff", "exited", "failed")
 ACTIVE_SAVE_S = 5.0
-OPERATIONS = (
-    "status",
-    "touch",
-    "settings",
-    "notify",
-    "watch",
-    "ready",
-    "join",
-    "stop",
-)  # each an on_…()
+# each an on_…()
+OPERATIONS = ("status", "touch", "settings", "notify", "watch", "ready", "join", "stop")
 NEXT_PHASES = {
     "starting": ("starting", "running", "external", *LEFT_PHASES),
     "running": ("starting", "running", "ready", "unhealthy", *LEFT_PHASES),
@@ -3576,14 +3475,6 @@ class Order(NamedTuple):
     env: dict[str, str]  # what the start adds to the inherited environment
     adopt: bool
 
-    @classmethod
-    def from_json(cls, data: object) -> Order:
-        """The Order of a JSON object, or RecordError."""
-        kinds: dict[str, Kind] = {"home": _text, "record": Record.from_json}
-        return cls._make(
-            read_object(data, "order", {**kinds, "env": texts_by_name, "adopt": _flag})
-        )
-
 
 class StopRequest(NamedTuple):
     """A request to end the service."""
@@ -3593,12 +3484,9 @@ class StopRequest(NamedTuple):
     timeout_s: float
     force: bool
 
-    @classmethod
-    def from_json(cls, data: object) -> StopRequest:
-        """The StopRequest of a JSON object, or RecordError."""
-        kinds = {"main": _or_none(read_identity), "spare": _list_of(_integer)}
-        kinds.update(timeout_s=_number, force=_flag)
-        return cls._make(read_object(data, "request", kinds))
+
+read_order = reader(Order, record=Record.from_json, env=texts_by_name)
+read_stop_request = reader(StopRequest)
 
 
 class Log:
@@ -3611,11 +3499,12 @@ class Log:
 
     def open(self, anew: bool) -> None:
         """Open the file the service writes to; `anew`: without what earlier instances wrote."""
-        for path in (self.path, self.path + ".1") if anew else ():
-            with contextlib.suppress(FileNotFoundError, PermissionError):  # Windows: still open
-                os.unlink(path)
-        # O_APPEND: after a truncation the service goes on at the new end, not at its old offset
-        self.descriptor = private(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        with state_errors(self.path):
+            for path in (self.path, self.path + ".1") if anew else ():
+                with contextlib.suppress(FileNotFoundError, PermissionError):  # Windows: still open
+                    os.unlink(path)
+            # O_APPEND: after a truncation the service goes on at the new end, not its old offset
+            self.descriptor = private(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         _, start, size = last_sample(self.samples)
         self.start = start + size if anew else start
         self.size = os.fstat(self.descriptor).st_size
@@ -3635,12 +3524,10 @@ class Log:
         self.checked_at = now
 
     def rotate(self) -> None:
-        """Copy the youngest bytes to the older file, then empty this one.
-
-        The service holds it open, so it can't be renamed. What is written between the last look at
-        its size and the truncation, two system calls, is lost; and more of what is written faster
-        than it can be copied.
-        """
+        """Copy the youngest bytes to the older file, then empty this one."""
+        # The service holds it open, so it can't be renamed. What is written between the last look
+        # at its size and the truncation, two system calls, is lost; and more of what is written
+        # faster than it can be copied.
         position, most = max(0, self.size - self.most), self.size + 4 * self.most
         # OSError: no room for the older file, but bounding the disk matters more.
         with contextlib.suppress(OSError):
@@ -3677,10 +3564,9 @@ class Client:
 
 
 class Prober:
-    """Asks apart from the loop whether a service is ready, then whether it still works.
+    """Asks apart from the loop whether a service is ready, then whether it still works."""
 
-    A thread: it only looks, and leaves what it saw to the loop, which alone changes the record.
-    """
+    # A thread: it only looks, and leaves what it saw to the loop, which alone changes the record.
 
     def __init__(self, store: Store, record: Record, env: dict[str, str], wake: socket.socket):
         from collections import deque
@@ -3818,7 +3704,8 @@ class Supervisor:
 
     def __init__(self, store: Store, record: Record, is_subreaper: bool) -> None:
         look = stat_of(os.getpid())
-        self.store, self.record = store, record._replace(supervisor=look and look.identity)
+        self.store = store
+        self.record = record._replace(supervisor=look and look.identity, alerts=())
         self.lock = self._take_lock()
         self.is_subreaper, self.is_childless = is_subreaper, False
         self.child: int | None = None  # None: adopted, somebody else is its parent
@@ -3829,7 +3716,7 @@ class Supervisor:
         self.waiters: list[Client] = []
         self.watchers: list[Client] = []  # they hear of each phase; with them it isn't idle
         self.finished, self.oom_kills = False, oom_kills()
-        self.pause: bool | None = None  # its window waits for a key; False: no more
+        self.pause = False  # its window waits, or waited, for a key
         is_external, now = record.spec.type == "external", time.monotonic()
         self.search_until = now + LAUNCHER_S if is_external else None
         self.leaves_until = now + HOME_S  # whoever ends well before that was but a launcher
@@ -3847,18 +3734,12 @@ class Supervisor:
         self.hears_owner = self.hears_main = False  # the system tells when they end
         self.log = Log(store, record.name, record.spec.log_bytes)
         self.sampler = Sampler(record.spec)
-        self.record = self.record._replace(alerts=())
         relay = RELAYS.get(record.spec.type)
         self.pipes = relay(self) if relay else None
 
     def listen(self) -> None:
-        """Hear of signals, of ended children and of commands; what came before counts too.
-
-        After the answer to the start: what this imports takes a tenth of a start's time.
-        """
-        import selectors
-        import socket
-
+        """Hear of signals, of ended children and of commands; what came before counts too."""
+        # After the answer to the start: what this imports takes a tenth of a start's time.
         self.events = selectors.DefaultSelector()
         self.wake, self.waker = socket.socketpair()
         self.wake.setblocking(False)
@@ -3901,8 +3782,7 @@ class Supervisor:
         """Execute the command; StartFailed, with the record saying so, if that can't be done."""
         record, spec = self.record, self.record.spec
         if self.log.descriptor < 0:  # the log begins anew at starts that were asked for
-            with state_errors(self.log.path):
-                self.log.open(anew=True)
+            self.log.open(anew=True)
         pipes = self.pipes.open() if self.pipes else []
         values = {key: value for key, value in os.environ.items() if key not in COOKIE_NAMES}
         # A Python service that is killed would otherwise take its buffered last words along.
@@ -3952,8 +3832,7 @@ class Supervisor:
         if not is_alive(self.record.main):
             self.leave()
             raise NotFound(f"{self.record.name} ended just now", f"start {self.record.name} again")
-        with state_errors(self.log.path):
-            self.log.open(anew=False)
+        self.log.open(anew=False)
         phase, self.leaves_until = self.record.phase, 0.0
         is_up = phase != "starting" or self.record.spec.type == "simple" or self.record.launcher
         phase = "running" if phase != "starting" else self.first_phase() if is_up else phase
@@ -4068,18 +3947,12 @@ class Supervisor:
         """Whether its window stays open until a key is pressed: somebody may read why it failed."""
         record = self.record
         wanted = record.spec.terminal and not record.spec.no_pause and record.phase == "failed"
-        if wanted and self.pause is None:
-            self.pause = False
+        if wanted and not self.pause:
+            self.pause = True
             with contextlib.suppress(OSError):  # it was closed, or we aren't in it
                 await_key(f"\r\n[{record.name}: {record.reason}] press a key to close this window")
-                self.hear(0, self.on_key)
-                self.pause = True
-        return bool(wanted and self.pause)
-
-    def on_key(self, _: object) -> None:
-        """A key was pressed in the window, or it was closed."""
-        self.events.unregister(0)
-        self.pause = False
+                self.hear(0, self.events.unregister)
+        return bool(wanted) and 0 in self.events.get_map()
 
     def reap(self) -> None:
         """Hear of the children that ended."""
@@ -4089,10 +3962,8 @@ class Supervisor:
                 self.main_ended(Exit(time.time(), code, signal, core))
 
     def is_empty(self) -> bool | None:
-        """Whether the kernel says that nothing of the service is left; None if it can't know.
-
-        Whatever descends from a child subreaper and was orphaned is its child.
-        """
+        """Whether the kernel says that nothing of the service is left; None if it can't know."""
+        # Whatever descends from a child subreaper and was orphaned is its child.
         self.reap()
         if self.child is None or not self.is_subreaper:
             return None
@@ -4172,9 +4043,8 @@ class Supervisor:
             window = format_duration(spec.restart_window_s)
             story += f" (restart {len(recent) + 1} of {spec.max_restarts} in {window})"
             wait_s = backoff_s(record.backoffs, spec, os.urandom(1)[0] / 255)
-            self.record = record._replace(
-                restarted_at=(*recent, now), retry_at=now + wait_s, backoffs=record.backoffs + 1
-            )
+            record = record._replace(retry_at=now + wait_s, backoffs=record.backoffs + 1)
+            self.record = record._replace(restarted_at=(*recent, now))
             self.end(story, because="")
             return
         if verdict == "gave up":
@@ -4277,8 +4147,7 @@ class Supervisor:
         self.record = self.record._replace(main=main, exit=None)
         self.search_until = None
         event = "daemonized" if self.record.spec.type == "forking" else "followed"
-        why = f"pid {main.pid} goes on ({member.why})"
-        self.change(event, self.first_phase(), why)
+        self.change(event, self.first_phase(), f"pid {main.pid} goes on ({member.why})")
         self.hears_main = self.child is None and self.hears_end(main)
 
     def nothing_left(self) -> None:
@@ -4291,10 +4160,11 @@ class Supervisor:
         if not self.is_subreaper and record.spec.type == "forking" and not record.spec.pid_file:
             before = "; a daemon that overwrites its environment is found by its --pid-file alone"
         self.finished = phase == "external"
+        why += f" and left no process{before}"
         if self.finished or record.exit is None:
-            self.change(phase, phase, f"{why} and left no process{before}")
+            self.change(phase, phase, why)
         else:
-            self.decide(record.exit, phase, f"{why} and left no process{before}")
+            self.decide(record.exit, phase, why)
 
     # -- how long it may live
 
@@ -4375,10 +4245,8 @@ class Supervisor:
         force: bool = False,
         because: str | None = None,
     ) -> None:
-        """Start to end the tree, or hurry an ending that goes on.
-
-        `because`: it failed, why its policy decides; "": it did, what is left of it is ended.
-        """
+        """Start to end the tree, or hurry an ending that goes on."""
+        # `because`: it failed, why its policy decides; "": it did, what is left of it is ended.
         if self.ending and self.because is None:
             self.step(force) if force else None
             return
@@ -4469,8 +4337,7 @@ class Supervisor:
             if not isinstance(request, dict) or request.get("token", "") != self.token:
                 raise RecordError("request.token: not the one in the state directory")
             operation = _one_of(*OPERATIONS)(request.get("op"), "request.op")
-            act: Callable[..., None] = getattr(self, f"on_{operation}")
-            act(client, request)
+            getattr(self, f"on_{operation}")(client, request)
         except ValueError as error:
             client.answer({"ok": False, "error": UsageError(str(error)).to_json()})
 
@@ -4516,9 +4383,7 @@ class Supervisor:
             self.sampler, self.record = Sampler(asked), self.record._replace(alerts=())
         if self.prober:
             self.prober.record = self.record
-        with contextlib.suppress(SpmError):  # a full disk costs the event
-            why = "; ".join(spec_differences(was, self.record.spec))
-            self.store.write_event("settings", self.record.name, self.record, why)
+        self.tell("settings", "; ".join(spec_differences(was, self.record.spec)))
         self.save()
         client.answer(self.told())
 
@@ -4561,22 +4426,20 @@ class Supervisor:
 
     def on_stop(self, client: Client, request: dict[str, object]) -> None:
         """End the service; refused if the caller means another process or stands in the tree."""
-        asked = StopRequest.from_json(request)
-        if self.finished:  # only its record waits to be written, and who asks writes the next
-            self.save_at, self.outcome = None, Ended(0, 0.0, False, ())
-            client.answer({"ok": True}, hang_up=False)
-            self.waiters.append(client)
-            return
+        asked = read_stop_request(request, "request")
         # Whoever read state.json just before a restart means the former main process.
         meant = self.record.main if asked.main in self.mains else asked.main
         error = refusal(self.record, meant, tree_of(self.record), asked.spare)
-        if error:
+        if error and not self.finished:
             self.save()
             client.answer({"ok": False, "error": error.to_json()})
             return
         client.answer({"ok": True}, hang_up=False)
         self.waiters.append(client)
-        self.end("stop was asked for", asked.timeout_s, asked.force)
+        if self.finished:  # only its record waits to be written, and who asks writes the next
+            self.save_at, self.outcome = None, Ended(0, 0.0, False, ())
+        else:
+            self.end("stop was asked for", asked.timeout_s, asked.force)
 
 
 def order_in_window(directory: str) -> tuple[bytes, int]:
@@ -5298,7 +5161,7 @@ def defaults_of(options: Sequence[Option]) -> dict[str, object]:
     return {**dict(zip(map(key_of, options), values)), "tail": None}
 
 
-def misfits(args: argparse.Namespace) -> Iterator[UsageError]:
+def misfits(args: argparse.Namespace) -> Iterator[SpmError]:
     """Options that don't go together."""
     for option, given, needed, has in (
         ("--pid-file", args.pid_file, "--type forking", args.type == "forking"),
@@ -6483,7 +6346,7 @@ def known_start(store: Store, name: str) -> Asked | None:
     return one and Asked(one.name, one.spec, one.given_env, one.conflict, one.config)
 
 
-def unknown_service(store: Store, args: argparse.Namespace, name: str, in_run: bool) -> UsageError:
+def unknown_service(store: Store, args: argparse.Namespace, name: str, in_run: bool) -> SpmError:
     """The error of a name alone that nobody knows."""
     names, path = [one.name for one in store.records().values()], find_config(None, store.home)
     names += read_config(path).services if os.path.lexists(path) else ()
@@ -10395,7 +10258,7 @@ def main() -> NoReturn:
                 sys.path[:] = order["sys_path"]
                 if window:
                     take_environment(order["environ"])
-                supervise(Order.from_json(order), is_subreaper, to)
+                supervise(read_order(order, "order"), is_subreaper, to)
         else:
             BOOTED.extend(filter(None, [boot_early(sys.argv[1:])]))
             code = run(sys.argv[1:])

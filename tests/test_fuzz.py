@@ -209,8 +209,8 @@ VERDICT = program.Verdict("exited")
 DOCUMENTS: dict[str, Callable[[object], object]] = {
     "record": program.Record.from_json,
     "spec": program.Spec.from_json,
-    "order": program.Order.from_json,
-    "stop request": program.StopRequest.from_json,
+    "order": lambda document: program.read_order(document, "order"),
+    "stop request": lambda document: program.read_stop_request(document, "request"),
     "ended": lambda document: program.read_ended(document, "ended"),
     "identity": lambda document: program.read_identity(document, "identity"),
     "exit": lambda document: str(program.read_exit(document, "exit")),

@@ -692,4 +692,7 @@ def test_a_pattern_line_is_cut() -> None:
     cut = program.LogProbe(Fake(b"x" * 70000 + b"needle", b"\n"), "needle")
     assert cut.look(time.monotonic() + 9)[0] is None
     assert len(cut.rest) <= program.LONGEST_LINE
+    late = program.LogProbe(Fake(b"needle\n"), "needle")  # what was read too late was lost
+    assert late.look(time.monotonic() - 1)[0] is None
+    assert late.look(time.monotonic() + 9)[0] == "needle"
     assert Path(program.__file__).exists()
