@@ -82,7 +82,6 @@ if TYPE_CHECKING:
     import ctypes
     import pathlib
     import pwd
-    import py_compile
     import secrets
     import select
     import selectors
@@ -127,7 +126,7 @@ else:
             module = globals()[self.name] = __import__(self.name)
             return getattr(module, wanted)
 
-    LATE = "argparse codecs ctypes pathlib psutil pwd py_compile secrets select selectors"
+    LATE = "argparse codecs ctypes pathlib psutil pwd secrets select selectors"
     LATE += " shlex shutil signal socket struct subprocess tempfile termios threading tty zlib"
     for _name in LATE.split():
         globals()[_name] = Late(_name)
@@ -4486,6 +4485,21 @@ def supervise(order: Order, is_subreaper: bool, answer_to: int = 1) -> None:
         raise
 
 
+def obey() -> None:
+    """All that the process of a supervisor does; it ends with it."""
+    window = "".join(sys.argv[3:4])  # where a supervisor in a window gets its order
+    settle(in_window=bool(window))
+    is_subreaper = become_subreaper()
+    line, to = order_in_window(window) if window else (sys.stdin.buffer.readline(), 1)
+    if line.endswith(b"\n"):  # else the command that launched us is gone
+        order = json.loads(line)
+        sys.path[:] = order["sys_path"]
+        if window:
+            take_environment(order["environ"])
+        supervise(read_order(order, "order"), is_subreaper, to)
+    os._exit(0)  # nothing of ours waits for the interpreter's own end
+
+
 def reply(document: dict[str, object], descriptor: int) -> None:
     """One line to the command that launched us; it may be gone, the start is done all the same."""
     with contextlib.suppress(OSError):
@@ -6977,8 +6991,7 @@ def supervisor_command(store: Store, name: str, compiled: bool = True) -> list[s
         own, all_of_them = os.path.dirname(target), os.path.join(store.home, "cache")
         with contextlib.suppress(OSError):  # no room: the source does as well, only slower
             make_private(own)
-            mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-            py_compile.compile(SELF, target, doraise=True, optimize=2, invalidation_mode=mode)
+            compile_supervisor(target)
             for path in (os.path.join(all_of_them, name) for name in os.listdir(all_of_them)):
                 is_old = os.stat(path).st_mtime < time.time() - 86400
                 if path != own and is_old:
@@ -6987,6 +7000,19 @@ def supervisor_command(store: Store, name: str, compiled: bool = True) -> list[s
     # Neither site-packages nor PYTHON* variables of the caller take part; what psutil needs of
     # sys.path goes along with the order.
     return [sys.executable, "-S", "-E", program, "supervise", name]
+
+
+def compile_supervisor(target: str) -> None:
+    """Write the bytecode that supervisors start from: of the rooms that they need, no others."""
+    import importlib.util
+    import marshal
+
+    with open(SELF, encoding="utf-8") as file:
+        rooms = file.read().partition("\n# == Config ==")[0]
+    code = compile(f"{rooms}\nobey()\n", SELF, "exec", dont_inherit=True, optimize=2)
+    # PEP 552: with these flags nobody looks whether the source has changed since
+    header = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8)
+    write_file(target, header + marshal.dumps(code), durable=False)
 
 
 def compiled_path(store: Store) -> str:
@@ -10249,16 +10275,7 @@ def main() -> NoReturn:
         if "_ARGCOMPLETE" in os.environ:
             complete()
         elif sys.argv[1:2] == ["supervise"]:
-            window = "".join(sys.argv[3:4])  # where a supervisor in a window gets its order
-            settle(in_window=bool(window))
-            is_subreaper = become_subreaper()
-            line, to = order_in_window(window) if window else (sys.stdin.buffer.readline(), 1)
-            if line.endswith(b"\n"):  # else the command that launched us is gone
-                order = json.loads(line)
-                sys.path[:] = order["sys_path"]
-                if window:
-                    take_environment(order["environ"])
-                supervise(read_order(order, "order"), is_subreaper, to)
+            obey()
         else:
             BOOTED.extend(filter(None, [boot_early(sys.argv[1:])]))
             code = run(sys.argv[1:])

@@ -868,10 +868,7 @@ def main() -> int:
     for name in set(reasons) - options.abilities:
         print(f"left out: {reasons[name]}")
     options.compiled = f"{options.where}/compiled.pyc"
-    import py_compile
-
-    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-    py_compile.compile(str(SCRIPT), options.compiled, optimize=2, invalidation_mode=mode)
+    program.compile_supervisor(options.compiled)
     try:
         return spread(options)
     finally:
