@@ -4486,7 +4486,7 @@ def supervise(order: Order, is_subreaper: bool, answer_to: int = 1) -> None:
 
 
 def obey() -> None:
-    """All that the process of a supervisor does; it ends with it."""
+    """All that the process of a supervisor does."""
     window = "".join(sys.argv[3:4])  # where a supervisor in a window gets its order
     settle(in_window=bool(window))
     is_subreaper = become_subreaper()
@@ -4497,7 +4497,6 @@ def obey() -> None:
         if window:
             take_environment(order["environ"])
         supervise(read_order(order, "order"), is_subreaper, to)
-    os._exit(0)  # nothing of ours waits for the interpreter's own end
 
 
 def reply(document: dict[str, object], descriptor: int) -> None:
@@ -7009,7 +7008,7 @@ def compile_supervisor(target: str) -> None:
 
     with open(SELF, encoding="utf-8") as file:
         rooms = file.read().partition("\n# == Config ==")[0]
-    code = compile(f"{rooms}\nobey()\n", SELF, "exec", dont_inherit=True, optimize=2)
+    code = compile(f"{rooms}\nobey()\nos._exit(0)\n", SELF, "exec", dont_inherit=True, optimize=2)
     # PEP 552: with these flags nobody looks whether the source has changed since
     header = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8)
     write_file(target, header + marshal.dumps(code), durable=False)

@@ -308,4 +308,4 @@ def free_port() -> int:
 
 def nasty(*switches: object) -> str:
     """The command line of the test service with the bad manners."""
-    return shlex.join([sys.executable, str(NASTY), *map(str, switches)])
+    return shlex.join([sys.executable, "-S", str(NASTY), *map(str, switches)])

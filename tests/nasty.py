@@ -20,7 +20,6 @@
 from __future__ import annotations
 
 import argparse
-import http.server
 import os
 import signal
 import socket
@@ -79,32 +78,26 @@ def start_children(args: argparse.Namespace) -> None:
         daemonize(True, args.pids)
 
 
-class Quiet(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        body = str(os.getpid()).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        return
-
-
-class Server(http.server.ThreadingHTTPServer):
-    allow_reuse_address = True
-
-
-class Server6(Server):
-    address_family = socket.AF_INET6
-
-
 def serve(args: argparse.Namespace) -> None:
+    import http.server  # it takes longer than all else here
+
+    class Quiet(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = str(os.getpid()).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            return
+
+    class Server(http.server.ThreadingHTTPServer):
+        allow_reuse_address = True
+        address_family = socket.AF_INET6 if args.ipv6 else socket.AF_INET
+
     time.sleep(args.slow)
-    server = (
-        Server6(("::1", args.port), Quiet) if args.ipv6 else Server(("127.0.0.1", args.port), Quiet)
-    )
-    server.serve_forever()
+    Server(("::1" if args.ipv6 else "127.0.0.1", args.port), Quiet).serve_forever()
 
 
 def main() -> None:
