@@ -55,12 +55,14 @@ def eventually(check: Callable[[], T], within: float = 10.0, what: str = "") -> 
     """The first truthy value of check(); AssertionError with the last value after `within` s."""
     deadline = time.monotonic() + within
     while True:
+        began = time.monotonic()
         value = check()
         if value:
             return value
-        if time.monotonic() > deadline:
+        ended = time.monotonic()
+        if ended > deadline:
             raise AssertionError(f"not within {within} s: {what or check} (last value: {value!r})")
-        time.sleep(0.005)
+        time.sleep(max(0.005, ended - began))  # a look that is a command leaves others some time
 
 
 def forkserver() -> str:

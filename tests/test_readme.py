@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import GENERIC, ROOT, SCRIPT, Spm, free_port
+from conftest import COMPILED, GENERIC, ROOT, SCRIPT, Spm, free_port
 
 README = (ROOT / "README.md").read_text("utf-8")
 STEERING = (ROOT / ".kiro" / "steering" / "process-manager-tool.md").read_text("utf-8")
@@ -37,7 +37,9 @@ def normal(text: str) -> str:
 
 
 def test_the_transcripts_print_what_they_show(spm: Spm) -> None:
-    shutil.copy(SCRIPT, spm.cwd)
+    # The same program, compiled: that the copied file works shows the command for a fresh machine.
+    shutil.copy(COMPILED.with_name("spm.py"), spm.cwd / SCRIPT.name)
+    spm.env["PYTHONPATH"] = str(SCRIPT.parent)
     del spm.env["SPM_HOME"]
     spm.home = spm.cwd / ".spm"  # what is left there at the end is found, too
     spm.env["PATH"] = f"{os.path.dirname(sys.executable)}{os.pathsep}{spm.env['PATH']}"

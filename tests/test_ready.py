@@ -482,7 +482,8 @@ def test_a_pattern_that_takes_for_ever_ends_with_the_timeout(spm: Spm) -> None:
 
 def test_a_pattern_that_takes_for_ever_does_not_hold_the_supervisor(spm: Spm) -> None:
     evil, line = "^(a+)+$", ("--shell", f"echo {'a' * 40}b; echo bad; exec sleep 100")
-    spm("start", "job", *line, "--ready", f"log:{evil}", "--success-log", evil)
+    judged = ("--success-log", evil, "--start-seconds", "1")
+    spm("start", "job", *line, "--ready", f"log:{evil}", *judged)
     began = time.monotonic()
     eventually(lambda: ("pattern_failed") in dict(events(spm, "job")), what="its use to end")
     status(spm, "job", "running")
