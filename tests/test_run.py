@@ -116,7 +116,7 @@ def test_no_port_is_needed_if_it_listens_on_any(spm: Spm, port: int) -> None:
 
 
 def test_options_of_start_are_those_of_run(spm: Spm, port: int) -> None:
-    words = [sys.executable, str(nasty().split()[1]), "--port", "{port}"]
+    words = [sys.executable, str(nasty().split()[2]), "--port", "{port}"]
     command = shlex.join(words)
     options = ("--port", port, "--env", "SAY=hello", "--cwd", spm.base)
     spm("run", "api", command, *options, *shell("exit 0"))

@@ -91,7 +91,7 @@ def test_a_child_that_listens_is_the_service(spm: Spm, port: int) -> None:
 
 def test_without_a_known_port_any_port_it_listens_on_will_do(spm: Spm, port: int) -> None:
     program = f"import runpy, sys; sys.argv[1:] = ['--port', '{port}']; runpy.run_path('NASTY')"
-    program = program.replace("NASTY", str(nasty().split()[1]).replace("'", ""))
+    program = program.replace("NASTY", str(nasty().split()[2]).replace("'", ""))
     spm(
         "start",
         "web",
