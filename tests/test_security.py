@@ -368,7 +368,7 @@ def test_whatever_comes_over_the_control_socket_the_supervisor_goes_on(spm: Spm)
 
 ANSWERS = {
     "deep": "client.sendall(b'[' * 200000 + b'\\n')",
-    "endless": "while True: client.sendall(b'x' * 1000000)",
+    "endless": "while True: client.sendall(b'x' * 1000000); time.sleep(0.02)",
     "dripping": "while True: client.sendall(b'x'); time.sleep(0.2)",
     "an error of no kind": 'client.sendall(b\'{"ok": false, "error": [1]}\\n\')',
     "a lie": "client.sendall((b'{\"ok\": true}\\n' + told))",
