@@ -36,6 +36,9 @@ NASTY = Path(__file__).resolve().parent / "nasty.py"
 sys.path.insert(0, str(ROOT))
 py_compile.compile(str(SCRIPT))  # so that COMPILED has something to run, whatever Python may write
 
+# Who runs the tests in the background of a script has it ignored, and so would every command.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # There each look asks psutil of every process: what is to happen in between needs longer.
 PACE = 4 if GENERIC else 1
 
