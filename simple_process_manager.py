@@ -3721,6 +3721,7 @@ class Supervisor:
         self.leaves_until = now + HOME_S  # whoever ends well before that was but a launcher
         self.before: Sequence[Member] = ()  # what matched already when it wasn't yet started
         self.save_at: float | None = None  # when the record is to be written (again)
+        self.open_at: float | None = None  # and the control socket is to be made
         self.prober: Prober | None = None
         self.env: dict[str, str] | None = None  # for checks; none yet: it is too early for them
         self.failures = 0  # of liveness, in a row
@@ -3743,14 +3744,24 @@ class Supervisor:
         self.wake, self.waker = socket.socketpair()
         self.wake.setblocking(False)
         self.waker.setblocking(False)
-        self.server, self.token = listen_local(self.store.path(self.record.name))
         self.hear(self.wake, self.on_wake)
-        self.hear(self.server, self.on_connect)
+        self.open_control()
         watch(self.waker)
         self.waker.send(b"\0")
         self.hears_main = self.child is None and self.hears_end(self.record.main)
         if self.pipes:
             self.pipes.listen()
+
+    def open_control(self) -> None:
+        """Make the control socket; where that can't be done now it is tried again at each tick."""
+        try:
+            self.server, self.token = listen_local(self.store.path(self.record.name))
+        except OSError:  # read-only, full
+            is_there = os.path.isdir(self.store.home)
+            self.open_at = time.monotonic() + TICK_S if is_there else None
+            return
+        self.open_at = None
+        self.hear(self.server, self.on_connect)
 
     def hear(self, source: int | socket.socket, act: Callable[..., object]) -> None:
         """Have `act` called with the source whenever that can be read."""
@@ -3901,6 +3912,7 @@ class Supervisor:
         if self.pipes:
             yield self.pipes.due_at, self.pipes.look
         yield self.save_at, self.save
+        yield self.open_at, self.open_control
 
     def _wait_s(self) -> float:
         looks = [TICK_S if self.child is None and not self.hears_main else None]

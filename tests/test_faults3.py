@@ -114,6 +114,21 @@ def test_the_second_supervisor_that_a_start_tries_may_come_late_too(spm: Spm, po
     assert not is_running(late.pid)
 
 
+def test_a_supervisor_that_can_not_open_its_socket_yet_lives_on(spm: Spm) -> None:
+    # the directory was read-only just then: it died, and what it had started was known to nobody
+    spm("start", "api", "sleep 100")
+    spm("stop", "api")
+    control = spm.home / "services" / "api" / "control.sock"
+    (control / "in the way").mkdir(parents=True)
+    spm("start", "api", "sleep 100")
+    supervisor = spm.supervisor("api")
+    (control / "in the way").rmdir()
+    control.rmdir()
+    eventually(control.is_socket, what="its socket")
+    assert "touched" in spm("touch", "api").stdout and spm.supervisor("api") == supervisor
+    spm("stop", "api")
+
+
 def test_start_takes_no_stranger_back_whom_a_forged_record_names(
     spm: Spm, stranger: program.Identity
 ) -> None:
