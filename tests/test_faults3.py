@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -122,6 +123,8 @@ def test_a_supervisor_that_can_not_open_its_socket_yet_lives_on(spm: Spm) -> Non
     (control / "in the way").mkdir(parents=True)
     spm("start", "api", "sleep 100")
     supervisor = spm.supervisor("api")
+    waits = Path(f"/proc/{supervisor}/wchan")
+    eventually(lambda: not is_running(supervisor) or "poll" in waits.read_text(), what="its loop")
     (control / "in the way").rmdir()
     control.rmdir()
     eventually(control.is_socket, what="its socket")
