@@ -2315,16 +2315,22 @@ class Store:
         self.reserved = record
         return None
 
-    def correct(self, was: Record, found: Record, why: str) -> Record:
-        """What is recorded after a look: what was found, unless who wrote since knows better."""
-        with contextlib.suppress(SpmError), self._lock():  # read-only: it is found again each time
-            known = self.records(has_lock=True)
-            now = known.get(was.name.lower(), found)
+    def swap(self, was: Record, after: Record, why: str = "") -> Record:
+        """Write what follows from a look, unless who wrote since knows better; what holds now."""
+        with self._lock():
+            now = self.records(has_lock=True).get(was.name.lower(), after)
             if now != was or self.is_supervised(was.name):
                 return now
-            self.write_event("corrected", was.name, found, why)
-            reached("corrected")
-            self._save({was.name: found})
+            if why:
+                self.write_event("corrected", was.name, after, why)
+                reached("corrected")
+            self._save({was.name: after})
+        return after
+
+    def correct(self, was: Record, found: Record, why: str) -> Record:
+        """The same, told as an event; where nothing can be written it is found again each time."""
+        with contextlib.suppress(SpmError):
+            return self.swap(was, found, why)
         return found
 
     def _lock(self) -> contextlib.AbstractContextManager[None]:
@@ -7062,8 +7068,7 @@ def touched(
         facts = {"record": lease.to_json()} if lease else {}
         return store.ask_record(seen.record.name, "touch", wait_s, **facts) or seen.record
     record = seen.record._replace(last_active=time.time(), active_at=steady_s())
-    store.save({record.name: record})
-    return record
+    return store.swap(seen.record, record)
 
 
 def retire_supervisor(record: Record) -> None:
@@ -7273,7 +7278,9 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
     if not os.path.isdir(store.home):
         return Result({"services": []}, [f"[OK] nothing to clean up: there is no {where}"])
     strays = records_from_cookies(store.home, [record.instance for record in records.values()])
-    if strays:
+    if strays:  # unless they were started since
+        now = {record.instance for record in store.records().values()}
+        strays = {key: one for key, one in strays.items() if one.instance not in now}
         store.save(dict(strays))
         records.update(strays)
     result = stop_all(store, list(records), STOP_TIMEOUT_S, force=False)

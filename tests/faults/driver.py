@@ -645,6 +645,7 @@ class Round:
             while time.monotonic() < until and os.path.exists(f"/proc/{pid}"):
                 self.reap_orphans()
                 time.sleep(0.001)
+            time.sleep(0.03)  # a token counts ticks of 10 ms: nobody gets a number back within one
             for _ in range(20):
                 Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
                 other = self.add_canary()
