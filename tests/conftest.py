@@ -76,7 +76,8 @@ def forkserver() -> str:
         script = str(Path(__file__).with_name("forkserver.py"))
         server = subprocess.Popen([sys.executable, script, str(SCRIPT), path])
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
-        atexit.register(server.kill)
+        atexit.register(server.wait)
+        atexit.register(server.kill)  # the last that is registered is the first to run
         eventually(lambda: os.path.exists(path) or server.poll() is not None)
         FORKSERVER.append(path)
     return FORKSERVER[0]
@@ -146,7 +147,7 @@ class Spm:
     def use_compiled(self) -> None:
         """Have what the first start in a home would compile: a second for the whole suite."""
         target = self.home / compiled().relative_to(compiled().parents[2])
-        for directory in reversed(target.parents[:3]):
+        for directory in reversed([*target.parents][:3]):
             directory.mkdir(mode=0o700, exist_ok=True)
         shutil.copyfile(compiled(), target)  # no link: tests damage it
 

@@ -70,6 +70,8 @@ def serve(path: str) -> None:
             text, files, _, _ = socket.recv_fds(caller, REQUEST_BYTES, 3)
             pid = os.fork()
             if pid == 0:
+                for one in (listener, caller, *(one for _, one in under_way.values())):
+                    one.detach()  # become() closes them
                 become(text, files)
                 return
             for file in files:
