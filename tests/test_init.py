@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ PYTHON = f"{os.path.dirname(sys.executable)}{os.pathsep}"
 @pytest.fixture
 def project(spm: Spm) -> Spm:
     """A project that has a copy of the program, and a state directory of its own."""
-    shutil.copy(SCRIPT, spm.cwd)
+    shutil.copy2(SCRIPT, spm.cwd)
+    compiled = cache_from_source(str(SCRIPT))  # by conftest.py; good for the copy, of the same time
+    shutil.copytree(os.path.dirname(compiled), spm.cwd / "__pycache__")
     (spm.cwd / ".git").mkdir()
     del spm.env["SPM_HOME"]
     spm.home = spm.cwd / ".spm"
@@ -41,7 +44,7 @@ def project(spm: Spm) -> Spm:
 
 def copied(spm: Spm, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     """The copy's command."""
-    argv = [sys.executable, "simple_process_manager.py", *words]
+    argv = [sys.executable, "-m", "simple_process_manager", *words]
     done = subprocess.run(
         argv, cwd=spm.cwd, env=spm.env, capture_output=True, text=True, timeout=60
     )
