@@ -692,6 +692,7 @@ class Spec(NamedTuple):
     no_restart_codes: str = ""  # exits that are final under each policy
     backoff_s: float = 0.5  # before the first automatic restart; doubled each time
     backoff_max_s: float = 60.0
+    backoff_reset_s: float = 60.0  # who lived that long failed for another reason than before
     cooldown_s: float = 0.0  # before it may be started again after a failure; doubled each time
     start_seconds: float = 0.0  # how long it must live to count as started
     success_log: str | None = None  # patterns of its log that decide that earlier
@@ -2964,7 +2965,6 @@ class Checks:
 # Pure decisions over facts and times: nothing here reads, writes or waits.
 
 LOG_CHECK_S = (0.1, 5.0)
-HEALTHY_S = 60.0  # who lived that long failed for another reason than the last time
 LONGEST_COOLDOWN_S = 900.0
 RESTARTED = "machine restarted"
 UNSUPERVISED = "its supervisor is gone, the service lives on: start {0.name} takes it back"
@@ -3063,7 +3063,7 @@ def cooldown_until(failures: int, failed_at: float, base_s: float) -> float:
 
 def after_end(record: Record, ended: Exit | None, lived_s: float, now: float) -> Record:
     """The record with an end counted that nobody asked for."""
-    was_healthy = lived_s >= HEALTHY_S
+    was_healthy = lived_s >= record.spec.backoff_reset_s
     record = record._replace(backoffs=0 if was_healthy else record.backoffs)
     if is_among(ended, record.spec.success_codes):
         return record._replace(failures=0)
@@ -3235,7 +3235,7 @@ LIVE_FIELDS = (
     *("alerts", "sample_s", "health_interval_s", "health_timeout_s", "health_retries", "restart"),
     *("max_restarts", "restart_window_s", "success_codes", "no_restart_codes", "backoff_s"),
     *("backoff_max_s", "cooldown_s", "idle_timeout_s", "require_env", "rules", "start_seconds"),
-    *("success_log", "failure_log", "no_pause", "connect_timeout_s"),
+    *("success_log", "failure_log", "no_pause", "connect_timeout_s", "backoff_reset_s"),
 )
 
 
@@ -5083,6 +5083,7 @@ PLAIN_FIELDS = (  # of a spec: options of that name, as they are
     *("insecure", "health_timeout_s", "health_retries", "match", "terminal", "connect_timeout_s"),
     *("no_pause", "restart", "max_restarts", "restart_window_s", "success_codes", "failure_log"),
     *("no_restart_codes", "backoff_s", "backoff_max_s", "success_log", "shell", "protocol"),
+    "backoff_reset_s",
 )
 COOLDOWN_S = 60.0  # where there is a restart policy
 JUDGED_S = 10.0  # --start-seconds where only the patterns are given
@@ -5166,6 +5167,9 @@ START_OPTIONS = (
     Option("--no-restart-codes", "CODES", parse_codes, "", "exits after which it stays ended"),
     Option("--backoff", "D", parse_duration, 0.5, "wait before a restart, doubled each time"),
     Option("--backoff-max", "D", parse_duration, 60.0, "the longest such wait (60s)"),
+    Option(
+        "--backoff-reset", "D", parse_duration, 60.0, "it begins anew after so long a life (60s)"
+    ),
     Option("--cooldown", "BASE", parse_pause, help="no start so soon after a failure; 0: off"),
     Option("--start-seconds", "D", parse_pause, help="return when it has lived so long (0)"),
     Option("--success-log", "REGEX", parse_pattern, help="a match in its log: it has started"),

@@ -47,6 +47,15 @@ def test_a_backoff_doubles_from_half_a_second_to_a_minute() -> None:
     assert program.backoff_s(0, SPEC, 1.0) < 0.5
 
 
+@pytest.mark.parametrize("reset_s", [1.0, 60.0])
+def test_who_lived_long_enough_begins_anew(reset_s: float) -> None:
+    record = program.new_record("api", SPEC._replace(backoff_reset_s=reset_s), "0")
+    record, failed = record._replace(backoffs=3, failures=3), program.Exit(0.0, code=1)
+    for lived_s, expected in ((reset_s - 0.1, (3, 4)), (reset_s, (0, 1))):
+        after = program.after_end(record, failed, lived_s, 0.0)
+        assert (after.backoffs, after.failures) == expected
+
+
 @given(failures=counts, failed_at=moments, base=st.floats(0, 1e6))
 def test_a_cooldown_is_never_negative_never_beyond_15_minutes_and_grows(
     failures: int, failed_at: float, base: float
