@@ -53,6 +53,8 @@ def test_the_transcripts_print_what_they_show(spm: Spm) -> None:
             (spm.cwd / "spm.json").write_text(text, "utf-8")
         if GENERIC and "stats" in command:
             continue  # the page's has open files, of which macOS doesn't tell
+        if GENERIC and "stop editor cache" in command:
+            expected = expected.replace("killed by SIGTERM", "exit code not known")
         line = re.sub(r"800[01]", lambda match: ports[match[0]], command)
         done = subprocess.run(
             ["/bin/sh", "-c", f"python {line} 2>&1"],

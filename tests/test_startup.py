@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Spm
+from conftest import GENERIC, ROOT, Spm
 
 import simple_process_manager as spm_module
 
@@ -51,6 +51,7 @@ def imported(trace: str) -> set[str]:
     return {*names} & {*HEAVY.split(), "argparse"}
 
 
+@pytest.mark.skipif(GENERIC, reason="without /proc a look takes psutil")
 @pytest.mark.skipif(sys.platform == "win32", reason="its event loop and paths need others")
 def test_a_command_imports_what_it_needs_and_no_more(spm: Spm, port: int) -> None:
     """No psutil, no subprocess, no asyncio where a file, /proc and a socket will do."""
