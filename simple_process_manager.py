@@ -558,6 +558,11 @@ def parse_json(text: str | bytes) -> object:
     return value
 
 
+def is_instance(value: object) -> bool:
+    """Whether it can be that of a start: an empty one is "the same" as having no cookie."""
+    return isinstance(value, str) and bool(re.fullmatch(r"[\w-]+(\.[\w-]+)*", value))
+
+
 def _kind(expected: str, fits: Callable[[object], bool]) -> Kind:
     def kind(value: object, path: str) -> object:
         if not fits(value):
@@ -850,6 +855,7 @@ KINDS.update(Spec=Spec.from_json, Identity=read_identity, Place=reader(Place), E
 KINDS["tuple[Identity, ...]"] = _list_of(read_identity)
 RECORD = kinds_of(
     Record,
+    instance=_kind("an instance", is_instance),
     wanted=_one_of("running", "stopped"),
     phase=_one_of(*LIVE_PHASES, *ENDED_PHASES, "external"),
 )
@@ -2677,7 +2683,8 @@ def records_from_cookies(home: str, known: Iterable[str]) -> dict[str, Record]:
     seen = set(known)
     for pid, cookie in ours.items():
         above = ours.get(stats[pid].parent, Cookie()).instance
-        if cookie.instance in ("", above, *seen) or not re.fullmatch(NAME, cookie.service):
+        is_whole = is_instance(cookie.instance) and re.fullmatch(NAME, cookie.service)
+        if cookie.instance in (above, *seen) or not is_whole:
             continue
         seen.add(cookie.instance)
         run = run_of(cookie.instance)
@@ -3252,7 +3259,7 @@ def spec_differences(old: Spec, new: Spec) -> list[str]:
 
 def refusal(
     record: Record, meant: Identity | None, members: Sequence[Member], spare: Iterable[int]
-) -> SpmError | None:
+) -> Refused | None:
     """Why a service must not be ended now: the caller means another process, or stands in it."""
     if meant != record.main and (meant is None or meant != record.launcher):  # it left just now
         return Refused(
@@ -5042,9 +5049,8 @@ class Relay:
         callers = [one.caller for one in reversed(list(self.pending.values())) if one.caller]
         able = [one for one in callers if ABILITY.get(method) in one.abilities]
         if method in ("ping", "roots/list") and self.era != "jsonrpc":
-            roots = [
-                {"uri": pathlib.Path(path).as_uri()} for path in self.supervisor.record.spec.root
-            ]
+            given = self.supervisor.record.spec.root
+            roots = [{"uri": pathlib.Path(path).as_uri()} for path in given]
             result: Message = {"roots": roots} if method == "roots/list" else {}
             self.server.send({"jsonrpc": "2.0", "id": id_, "result": result})
         elif able:
@@ -6257,18 +6263,20 @@ def copied_from(store: Store, record: Record) -> str:
 def is_proven(store: Store, record: Record, look: Stat, supervised: bool) -> bool:
     """Whether what runs under the recorded identity certainly is the service's main process.
 
-    pid and token in state.json can be forged. Witnesses: its parent is the supervisor that lives,
-    its environment has the cookie (unless the program overwrote it), or what the supervisor wrote
-    into the journal, or says.
+    What state.json says can be forged. Witnesses: its environment has the cookie (unless the
+    program overwrote it), its parent is the supervisor, or what that wrote into the journal, or
+    says.
     """
-    guard, main = record.supervisor, record.main
-    is_child = supervised and guard is not None and look.parent == guard.pid
-    if is_child or cookie_of(look.identity.pid).instance == record.instance:
+    main, instance = record.main, record.instance
+    if cookie_of(look.identity.pid).instance == instance:
+        return True
+    guard = cookie_of(look.parent) if supervised else Cookie()
+    if guard.is_supervisor and run_of(guard.supervises) == run_of(instance):
         return True
     if store.journal_main(record) == main:
         return True
     known = store.ask_record(record.name) if supervised else None
-    return known is not None and (known.main, known.instance) == (main, record.instance)
+    return known is not None and (known.main, known.instance) == (main, instance)
 
 
 def _look(store: Store, record: Record, here: Place) -> Seen:
@@ -6381,7 +6389,7 @@ def known_start(store: Store, name: str) -> Asked | None:
     return one and Asked(one.name, one.spec, one.given_env, one.conflict, one.config)
 
 
-def unknown_service(store: Store, args: argparse.Namespace, name: str, in_run: bool) -> SpmError:
+def unknown_service(store: Store, args: argparse.Namespace, name: str, in_run: bool) -> UsageError:
     """The error of a name alone that nobody knows."""
     names, path = [one.name for one in store.records().values()], find_config(None, store.home)
     names += read_config(path).services if os.path.lexists(path) else ()
@@ -6893,7 +6901,8 @@ def supervisors_environment(store: Store, name: str, instance: str) -> dict[str,
 def boot(store: Store, name: str, instance: str, compiled: bool = True) -> Boot:
     """Start the interpreter of a supervisor; it waits for its order, or goes away without one."""
     environ = supervisors_environment(store, name, instance)
-    ends = launch_supervisor(supervisor_command(store, name, compiled), environ)
+    program = supervisors_program(store) if compiled else SELF
+    ends = launch_supervisor(supervisor_command(program, name), environ)
     return Boot(store.home, name, instance, *ends)
 
 
@@ -6956,7 +6965,14 @@ def launch_in_window(store: Store, record: Record, env: dict[str, str]) -> Recor
     inherited = supervisors_environment(store, name, record.instance)
     own = [f"{key}={inherited.pop(key)}" for key in COOKIE_NAMES if key in inherited]
     meeting, log = store.path(name, "window"), store.path(name, "window.log")
-    words = ["env", "-u", "SPM_INSTANCE", *own, *supervisor_command(store, name), meeting]
+    words = [
+        "env",
+        "-u",
+        "SPM_INSTANCE",
+        *own,
+        *supervisor_command(supervisors_program(store), name),
+        meeting,
+    ]
     how = line.partition(" ")[0] if " -d " not in line else f"tmux attach -t {label}"
     record = record._replace(reason=how)
     store.save({name: record})
@@ -7005,19 +7021,8 @@ def meet(
             raise StartFailed(f"{who}: {code}: {why or 'it gave no reason'}", "see --terminal")
 
 
-def supervisor_command(store: Store, name: str, compiled: bool = True) -> list[str]:
-    """The words that start a supervisor: from bytecode in the state directory, compiled once."""
-    target = compiled_path(store)
-    if compiled and not os.path.exists(target):
-        own, all_of_them = os.path.dirname(target), os.path.join(store.home, "cache")
-        with contextlib.suppress(OSError):  # no room: the source does as well, only slower
-            make_private(own)
-            compile_supervisor(target)
-            for path in (os.path.join(all_of_them, name) for name in os.listdir(all_of_them)):
-                is_old = os.stat(path).st_mtime < time.time() - 86400
-                if path != own and is_old:
-                    shutil.rmtree(path, ignore_errors=True)
-    program = target if compiled and os.path.exists(target) else SELF
+def supervisor_command(program: str, name: str) -> list[str]:
+    """The words that start a supervisor."""
     # Neither site-packages nor PYTHON* variables of the caller take part; what psutil needs of
     # sys.path goes along with the order.
     return [sys.executable, "-S", "-E", program, "supervise", name]
@@ -7034,6 +7039,21 @@ def compile_supervisor(target: str) -> None:
     # PEP 552: with these flags nobody looks whether the source has changed since
     header = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8)
     write_file(target, header + marshal.dumps(code), durable=False)
+
+
+def supervisors_program(store: Store) -> str:
+    """What supervisors start from: bytecode in the state directory, compiled here if need be."""
+    target = compiled_path(store)
+    if not os.path.exists(target):
+        own, all_of_them = os.path.dirname(target), os.path.join(store.home, "cache")
+        with contextlib.suppress(OSError):  # no room: the source does as well, only slower
+            make_private(own)
+            compile_supervisor(target)
+            for path in (os.path.join(all_of_them, name) for name in os.listdir(all_of_them)):
+                is_old = os.stat(path).st_mtime < time.time() - 86400
+                if path != own and is_old:
+                    shutil.rmtree(path, ignore_errors=True)
+    return target if os.path.exists(target) else SELF
 
 
 def compiled_path(store: Store) -> str:
@@ -8775,7 +8795,7 @@ class Application:
         ends = [step.name for step in self.steps if step.action == "stop"]
         stopped = stop_all(self.store, ends, STOP_TIMEOUT_S, force=False)
         self.say(*stopped.lines)
-        supervisor_command(self.store, "")  # compiled here once, not by each start
+        supervisors_program(self.store)  # compiled here once, not by each start
         while pending or self.acting or self.waits:
             due = [one for one in pending if self.lost(one) or not self.lacks(one)]
             for step in due[: MOST_STARTS - len(self.acting)]:

@@ -50,8 +50,9 @@ def become(text: bytes, files: list[int]) -> None:
 def serve(path: str) -> None:
     """Fork for each request; it returns in the forked processes alone."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(path)
+    listener.bind(f"{path}.new")
     listener.listen(100)
+    os.rename(f"{path}.new", path)  # who sees it can connect
     gc.collect()
     gc.freeze()  # what a command doesn't touch needn't be copied for it
     under_way: dict[int, tuple[int, socket.socket]] = {}  # pid and caller, by pidfd

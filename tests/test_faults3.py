@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -177,6 +178,72 @@ def test_list_shows_no_stranger_that_a_forged_record_names(
     assert not is_running(pid)
 
 
+@pytest.mark.parametrize("instance", ["", ".0", None])
+def test_no_forged_instance_makes_a_stranger_the_service(
+    spm: Spm, stranger: program.Identity, instance: str | None
+) -> None:
+    # an empty one was "the same" as in the environment of whoever has no cookie at all
+    spm("start", "api", "sleep 100")
+    kill_all_but(spm, "")
+    shown = spm.record("api")["instance"] if instance is None else instance
+    journal = spm.home / "services" / "api" / "events.jsonl"
+    line = {"at": 1.0, "event": "corrected", "why": "", "record": spm.record("api")}
+    forge(spm, main=stranger._asdict(), phase="running", instance=shown)
+    line["record"] = spm.record("api")
+    with journal.open("a") as file:  # as a command writes it, who only repeats what it read
+        file.write(json.dumps(line) + "\n")
+    text = (spm.home / "state.json").read_text()
+    for words in (["list"], ["stop", "api"], ["restart", "api"], ["cleanup"]):
+        (spm.home / "state.json").write_text(text)
+        told = spm(*words, code=None)
+        assert is_running(stranger.pid), f"{words} ended a stranger: {told}"
+        assert str(stranger.pid) not in [word for word in told.stdout.split() if words == ["list"]]
+    spm("cleanup", code=None)
+
+
+def test_a_forged_supervisor_proves_nothing(spm: Spm, stranger: program.Identity) -> None:
+    # the stranger's parent, with a supervisor alive: no proof that it is that supervisor's child
+    spm("start", "api", "sleep 100")
+    pid = spm.service("api")["pid"]
+    look = program.stat_of(os.getpid())
+    assert look
+    forge(spm, main=stranger._asdict(), supervisor=look.identity._asdict())
+    assert spm.service("api")["pid"] == pid
+    spm("stop", "api", code=None)
+    spm("stop", "api", code=None)
+    assert is_running(stranger.pid) and not is_running(pid)
+
+
+def test_no_supervisor_vouches_for_the_process_of_another_one(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    spm("start", "web", "sleep 100")
+    pid, web = spm.service("api")["pid"], spm.service("web")["pid"]
+    forge(spm, main=spm.record("web")["main"])
+    assert spm.service("api")["pid"] == pid
+    spm("stop", "api", code=None)
+    assert is_running(web) and spm.service("web")["status"] == "running"
+    spm("stop", "api", "web", code=None)
+    assert not is_running(pid)
+
+
+def test_a_forged_record_makes_nobody_a_stale_process_that_holds_the_port(
+    spm: Spm, port: int
+) -> None:
+    spm("start", "api", "sleep 100")
+    kill_all_but(spm, "")
+    with subprocess.Popen([sys.executable, "-m", "http.server", str(port)], cwd="/usr") as server:
+        try:
+            eventually(lambda: program.probe_tcp(port)[0], what="its port")
+            look = program.stat_of(server.pid)
+            assert look
+            forge(spm, main=look.identity._asdict(), phase="running")
+            spm("start", "api", "sleep 100", "--port", port, "--replace", code=5)
+            assert server.poll() is None, "a stranger was ended for its port"
+        finally:
+            server.kill()
+    spm("cleanup", code=None)
+
+
 def test_what_is_left_of_a_service_is_ended_though_its_number_is_another_ones_now(
     spm: Spm, stranger: program.Identity
 ) -> None:
@@ -188,6 +255,18 @@ def test_what_is_left_of_a_service_is_ended_though_its_number_is_another_ones_no
     assert not is_running(child.pid), "two instances"
     assert is_running(stranger.pid)
     spm("stop", "api")
+    end([child])
+
+
+def test_a_stop_that_met_a_stranger_leaves_no_trace_of_it_in_the_record(
+    spm: Spm, stranger: program.Identity
+) -> None:
+    spm("start", "api", "--", "sh", "-c", "sleep 98 & exec sleep 99")
+    (child,) = kill_all_but(spm, "98")
+    forge(spm, main={**spm.record("api")["main"], "pid": stranger.pid}, phase="running")
+    spm("stop", "api")
+    assert not is_running(child.pid) and is_running(stranger.pid)
+    assert spm.record("api")["main"] is None
     end([child])
 
 

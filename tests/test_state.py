@@ -418,6 +418,8 @@ def test_a_supervisor_that_never_gets_its_order_goes_away(spm: Spm) -> None:
     words = [sys.executable, "-S", "-E", str(program), "supervise", "x"]
     done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=10)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    code = program.read_bytes()
+    assert b"supervise" in code and b"read_config" not in code, "it holds rooms it has no use for"
     spm("stop", "api")
 
 

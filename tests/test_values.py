@@ -91,7 +91,7 @@ records = st.builds(
     spm.Record,
     name=st.from_regex(spm.NAME, fullmatch=True),
     spec=specs,
-    instance=texts,
+    instance=st.from_regex(r"[\w-]+(\.[\w-]+)*", fullmatch=True),
     place=places,
     wanted=st.sampled_from(["running", "stopped"]),
     phase=st.sampled_from([*spm.LIVE_PHASES, *spm.ENDED_PHASES, "external"]),
@@ -892,6 +892,14 @@ def test_garbage_in_the_state_loses_no_service(data: st.DataObject, garbage: byt
         # A digit between digits is no damage that can be seen; the service is known all the same.
         assert set(anew(store).records()) == {"api"}
         assert anew(store).records() == anew(store).records()
+
+
+def test_what_follows_from_a_look_gives_way_to_who_wrote_since(tmp_path: Path) -> None:
+    store = state_of(str(tmp_path), RECORD)
+    stopped = RECORD._replace(phase="stopped", wanted="stopped")
+    assert store.swap(RECORD, stopped) == stopped, "nobody wrote"
+    assert store.swap(RECORD, RECORD._replace(phase="exited")) == stopped, "somebody did"
+    assert anew(store).records() == {"api": stopped}
 
 
 def test_a_state_file_that_was_deleted_is_rebuilt_and_told(tmp_path: Path) -> None:
