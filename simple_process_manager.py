@@ -2645,7 +2645,7 @@ def last_sample(path: str) -> Sample:
 def receive(connection: socket.socket, wait_s: float) -> dict[str, object]:
     """One answer of a supervisor; OSError if none of sense comes, the SpmError of a refusal."""
     # It reads to the end of the line and no further: a second answer may stand behind it.
-    received, deadline = b"", time.monotonic() + wait_s
+    received, deadline = bytearray(), time.monotonic() + wait_s
     while not received.endswith(b"\n"):
         connection.settimeout(max(deadline - time.monotonic(), 0.001))
         if len(received) > STATE_BYTES or time.monotonic() > deadline:
@@ -2655,7 +2655,7 @@ def receive(connection: socket.socket, wait_s: float) -> dict[str, object]:
             raise ConnectionError("the supervisor closed the connection")
         received += connection.recv(ahead.find(b"\n") + 1 or len(ahead))
     try:
-        return accepted(received)
+        return accepted(bytes(received))
     except ValueError as error:
         raise ConnectionError(f"the supervisor's answer is nonsense: {error}") from error
 

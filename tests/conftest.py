@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import json
 import os
 import py_compile
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 
 import psutil
 import pytest
-from forkserver import request
+from forkserver import limit_memory, request
 from generic import generic_copy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,6 +47,7 @@ PACE = 4 if GENERIC else 1
 THOROUGH = bool(os.environ.get("SPM_TEST_THOROUGH"))
 
 # Where the same program is imported already: starting interpreters was half of the suite's time.
+FORKABLE = {"env", "cwd", "timeout", "memory_bytes"}  # options of a command that can be forked
 CAN_FORK = hasattr(os, "pidfd_open") and hasattr(socket, "send_fds")
 FORKSERVER: list[str] = []
 COMPILED_ONCE: list[Path] = []
@@ -65,7 +67,8 @@ def eventually(check: Callable[[], T], within: float = 10.0, what: str = "") -> 
         ended = time.monotonic()
         if ended > deadline:
             raise AssertionError(f"not within {within} s: {what or check} (last value: {value!r})")
-        time.sleep(max(0.005, ended - began))  # a look that is a command leaves others some time
+        # A look that is a command leaves others two thirds of the time.
+        time.sleep(min(max(0.005, 2 * (ended - began)), 0.1))
 
 
 def forkserver() -> str:
@@ -83,12 +86,18 @@ def forkserver() -> str:
     return FORKSERVER[0]
 
 
-def run_forked(words: list[str], cwd: str, env: dict[str, str], timeout_s: float) -> Completed:
+def run_forked(
+    words: list[str],
+    cwd: str,
+    env: dict[str, str],
+    timeout_s: float,
+    memory_bytes: int | None = None,
+) -> Completed:
     """A command, run to its end by a fork; subprocess.TimeoutExpired after it was killed."""
     null, pipes = os.open(os.devnull, os.O_RDONLY), [os.pipe(), os.pipe()]
     pieces: dict[int, list[bytes]] = {read: [] for read, _ in pipes}
     given = [null, *(write for _, write in pipes)]
-    with request(forkserver(), words, cwd, env, given) as connection:
+    with request(forkserver(), words, cwd, env, given, memory_bytes) as connection:
         for file in given:
             os.close(file)
         pid, deadline, is_over = int(connection.recv(99)), time.monotonic() + timeout_s, False
@@ -163,12 +172,16 @@ class Spm:
     def __call__(self, *words: object, code: int | None = 0, **options: Any) -> Completed:
         """The command, run to its end (60 s at most); it must have ended with `code`."""
         env = options.get("env", self.env)
-        is_plain = self.program == COMPILED and {*options} <= {"env", "cwd", "timeout"}
+        is_plain = self.program == COMPILED and {*options} <= FORKABLE
         own = [key for key in env if key.startswith("PYTHON") and env[key] != os.environ.get(key)]
         if self.forks and is_plain and not own:
             where, timeout_s = str(options.get("cwd", self.cwd)), options.get("timeout", 60)
-            done = run_forked([*map(str, words)], where, env, timeout_s)
+            memory_bytes = options.get("memory_bytes")
+            done = run_forked([*map(str, words)], where, env, timeout_s, memory_bytes)
         else:
+            memory_bytes = options.pop("memory_bytes", None)
+            if memory_bytes:
+                options["preexec_fn"] = functools.partial(limit_memory, memory_bytes)
             pipe, null = subprocess.PIPE, subprocess.DEVNULL
             options = {"cwd": self.cwd, "env": self.env, "stdout": pipe, "stderr": pipe, **options}
             options = {"stdin": null, "timeout": 60, **options}

@@ -20,14 +20,27 @@ REQUEST_BYTES = 1 << 20
 
 
 def request(
-    server: str, words: list[str], cwd: str, env: dict[str, str], files: list[int]
+    server: str,
+    words: list[str],
+    cwd: str,
+    env: dict[str, str],
+    files: list[int],
+    memory_bytes: int | None = None,
 ) -> socket.socket:
     """A command that has begun: where its pid and then its status come, each as a line."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.connect(server)
-    text = json.dumps({"argv": ["spm", *words], "cwd": cwd, "env": env})
+    text = json.dumps({"argv": ["spm", *words], "cwd": cwd, "env": env, "memory": memory_bytes})
     socket.send_fds(connection, [text.encode("utf-8", "surrogateescape")], files)
     return connection
+
+
+def limit_memory(size_bytes: int | None) -> None:
+    """What needs more fails."""
+    if size_bytes:
+        import resource  # no Windows has it
+
+        resource.setrlimit(resource.RLIMIT_AS, (size_bytes, size_bytes))
 
 
 def become(text: bytes, files: list[int]) -> None:
@@ -36,6 +49,7 @@ def become(text: bytes, files: list[int]) -> None:
         os.dup2(file, number)
     os.closerange(3, 100)
     wanted = json.loads(text.decode("utf-8", "surrogateescape"))
+    limit_memory(wanted["memory"])
     os.chdir(wanted["cwd"])
     os.environ.clear()
     os.environ.update(wanted["env"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import shlex
 import shutil
 import signal
@@ -28,15 +27,10 @@ SECONDS = 20.0  # for a command on hostile ground, on a busy machine; most take 
 MEMORY_BYTES = 400 << 20
 
 
-def bounded() -> None:
-    """In a command: what needs much memory fails."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-
-
 def told(spm: Spm, *words: object) -> str:
     """All that a command says, with little memory and in little time, whatever comes of it."""
     began = time.monotonic()
-    done = spm(*words, code=None, preexec_fn=bounded)
+    done = spm(*words, code=None, memory_bytes=MEMORY_BYTES)
     assert time.monotonic() - began < SECONDS, words
     assert done.returncode in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 124), f"{words}: {done}"
     return done.stdout + done.stderr
