@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import simple_process_manager as spm_module
 
-BURN = "while True: pass"
+BURN = "import time\nwhile True: sum(range(50000)); time.sleep(0.002)"
 EAT = "import time\nhoard = bytearray(60_000_000)\ntime.sleep(%s)\nhoard.clear()\ntime.sleep(100)"
 EVERY = ("--sample-interval", "0.1")
 

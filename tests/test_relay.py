@@ -564,8 +564,6 @@ def test_a_flood_of_requests_is_bounded(spm: Spm) -> None:
 def test_messages_of_50_mb_pass(spm: Spm) -> None:
     begin(spm)
     size = 50 * 2**20
-    result = spm.json("call", "s", "big", f"size={size}")["result"]
-    assert len(result["content"][0]["text"]) == size
     (spm.cwd / "big.json").write_text(json.dumps({"message": "y" * size}))
     assert spm("call", "s", "echo", "@big.json").stdout == "y" * size + "\n"
     spm("stop", "s")
