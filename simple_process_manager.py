@@ -4586,6 +4586,11 @@ def envelope(version: str) -> Message:
 CLIENT = {"name": "simple_process_manager", "version": __version__}
 
 
+def roots_of(spec: Spec) -> Message:
+    """What answers roots/list."""
+    return {"roots": [{"uri": pathlib.Path(path).as_uri()} for path in spec.root]}
+
+
 class Frames:
     """The lines in a stream of bytes, in whatever pieces it comes."""
 
@@ -4873,7 +4878,8 @@ class Relay:
         elif not self.era:
             self.joining.append(client)
         else:
-            client.answer({"ok": True, "era": self.era, "version": self.version}, hang_up=False)
+            how = {"era": self.era, "version": self.version, **roots_of(supervisor.record.spec)}
+            client.answer({"ok": True, **how}, hang_up=False)
             caller = Channel(supervisor.events, client.connection)
             caller.listen(self.hear)
             self.callers.append(caller)
@@ -5049,9 +5055,7 @@ class Relay:
         callers = [one.caller for one in reversed(list(self.pending.values())) if one.caller]
         able = [one for one in callers if ABILITY.get(method) in one.abilities]
         if method in ("ping", "roots/list") and self.era != "jsonrpc":
-            given = self.supervisor.record.spec.root
-            roots = [{"uri": pathlib.Path(path).as_uri()} for path in given]
-            result: Message = {"roots": roots} if method == "roots/list" else {}
+            result = roots_of(self.supervisor.record.spec) if method == "roots/list" else {}
             self.server.send({"jsonrpc": "2.0", "id": id_, "result": result})
         elif able:
             self.asked[json.dumps(id_)] = able[0]
@@ -8131,6 +8135,7 @@ PLAIN_METHODS = ("ping", "initialize")  # methods without a slash: other such wo
 CAUSES = {-32602: "invalid_params", -32800: "cancelled"}
 ADVICE = {"server_died": "read: logs {}", "connection": "see: status {}"}  # else: see: tools
 ADVICE["timeout"] = "wait longer with --timeout; progress renews it, up to --max-time"
+INPUT_PAUSES_S = (0.05, 0.1, 0.2, *[0.25] * 7)  # between rounds of input_required, as the SDKs do
 REPEATED, RETRY_S = ("server_died", "connection", "flood"), 0.1  # doubled each time
 CALL_OPTIONS = (  # the first two are those of `connect` too
     Option("--timeout", "D", parse_duration, ASK_S, "for start and answer; progress renews it"),
@@ -8211,15 +8216,18 @@ def params_of(words: Sequence[str]) -> object:
     return params
 
 
-def message_of(args: argparse.Namespace, era: object) -> Message:
-    """The message that a `call` is about."""
+def message_of(args: argparse.Namespace, how: Message) -> Message:
+    """The message that a `call` is about, to a service that is spoken to like this."""
+    era = how.get("era")
     if args.raw:
         return as_object(read_json(args.method))
     method, params = args.method, params_of(args.params)
     if era != "jsonrpc" and "/" not in method and method not in PLAIN_METHODS:
         method, params = "tools/call", {"name": method, "arguments": params}
     if era != "jsonrpc" and isinstance(params, dict) and not args.notification:
-        params = {**params, "_meta": {"progressToken": 1, **as_object(params.get("_meta"))}}
+        able: Message = {META + "clientCapabilities": {"roots": {}}}
+        able = able if era == "modern" and how.get("roots") else {}
+        params = {**params, "_meta": {"progressToken": 1, **able, **as_object(params.get("_meta"))}}
     message = {"jsonrpc": "2.0", "method": method, **({"params": params} if params else {})}
     return message if args.notification else {**message, "id": 1}
 
@@ -8278,13 +8286,13 @@ def unanswered(
     return failure(None, RELAY_ERROR, text, cause=cause, repeat=repeat)
 
 
-def exchange(store: Store, args: argparse.Namespace, make: Callable[[object], Message]) -> Message:
+def exchange(store: Store, args: argparse.Namespace, make: Callable[[Message], Message]) -> Message:
     """One message and its answer; sent again after a failure only if that can do no harm."""
     name, message, patience = args.name, as_object(None), Patience(args)
     for attempt in itertools.count():
         connection, facts = join(store, args, patience.until)
         with connection:
-            message = message or make(facts.get("era"))  # it may come from stdin: made once
+            message = message or make(facts)  # it may come from stdin: made once
             try:
                 answer = ask(connection, message, patience)
             except OSError as fault:
@@ -8309,6 +8317,43 @@ def exchange(store: Store, args: argparse.Namespace, make: Callable[[object], Me
     return answer
 
 
+def input_for(name: str, method: str, result: Message, how: Message) -> Message:
+    """What a service of the modern era asks for before it goes on; Failed if `call` hasn't that."""
+    asked = {key: as_object(one) for key, one in as_object(result.get("inputRequests")).items()}
+    others = {one.get("method"): one for one in asked.values() if one.get("method") != "roots/list"}
+    if others:
+        texts = (as_object(one.get("params")).get("message") for one in others.values())
+        text = f"{name}: {method} asks for {', '.join(map(str, others))}, which call can't answer"
+        advice = f"pass what it asks for as an argument, or have a client use: connect {name}"
+        said = "".join(f"; it says: {one}" for one in texts if one)
+        raise Failed(f"{text}{said}", advice, cause="input_required", asked=asked)
+    roots = {"roots": how.get("roots") or []}
+    state = {key: result[key] for key in ("requestState",) if key in result}
+    return {"inputResponses": dict.fromkeys(asked, roots), **state}
+
+
+def conversation(store: Store, args: argparse.Namespace) -> Message:
+    """The answer to a call: what a service of the modern era asks for on the way is given to it."""
+    message, given, how = as_object(None), as_object(None), as_object(None)
+
+    def made(spoken: Message) -> Message:
+        how.update(spoken)
+        message.update(message or message_of(args, how))  # there is only one on stdin
+        params = {"params": {**as_object(message.get("params")), **given}} if given else {}
+        return {**message, **params}
+
+    for pause_s in INPUT_PAUSES_S:
+        answer = exchange(store, args, made)
+        result = as_object(answer.get("result"))
+        asks = result.get("resultType") == "input_required" and how.get("era") == "modern"
+        if args.raw or not asks:
+            return answer
+        given = input_for(args.name, args.method, result, how)
+        time.sleep(0.0 if given["inputResponses"] else pause_s)
+    text = f"{args.name}: {args.method} asked for input {len(INPUT_PAUSES_S)} times, without end"
+    raise Failed(text, f"read: logs {args.name}", cause="input_required")
+
+
 @command(
     "call",
     Option("name", "NAME"),
@@ -8320,13 +8365,13 @@ def exchange(store: Store, args: argparse.Namespace, make: Callable[[object], Me
 )
 def call(store: Store, args: argparse.Namespace) -> Result:
     """One request to a stdio service: NAME TOOL key=value…, or NAME METHOD [PARAMS]."""
-    answer = exchange(store, args, lambda era: message_of(args, era))
+    answer = conversation(store, args)
     if args.raw:
         return Result({"answer": answer}, stream=iter([json.dumps(answer) + "\n"]))
     if args.notification:
         return Result({}, [f"[OK] {args.name} was told {args.method}"])
-    result = as_object(answer.get("result"))
-    content, error = result.get("content"), None
+    result, error = as_object(answer.get("result")), None
+    content = result.get("content")
     texts = [json.dumps(answer.get("result"), indent=2, ensure_ascii=False)]
     if isinstance(content, list) and content:
         items = [as_object(item) for item in content]

@@ -98,6 +98,16 @@ def run_tool(id_: object, params: dict[str, Any]) -> None:
         text(id_, "x" * given["size"])
     elif name == "cancelled":
         text(id_, json.dumps(CANCELLED))
+    elif name == "needs":
+        given_so_far = params.get("inputResponses")
+        if given_so_far and "method" not in given:
+            able = params["_meta"]["io.modelcontextprotocol/clientCapabilities"]
+            seen = {"roots": given_so_far, "state": params.get("requestState"), "able": able}
+            text(id_, json.dumps(seen))
+        else:
+            asked = {"method": given.get("method", "roots/list"), "params": {"message": "how many"}}
+            wanted = {"inputRequests": {"a": asked}} if not given.get("waits") else {}
+            reply(id_, result={"resultType": "input_required", "requestState": "s", **wanted})
     elif name == "broken":
         reply(id_, error={"code": -32603, "message": "Internal error"})
     elif name == "pid":

@@ -187,6 +187,22 @@ def test_the_health_interval_asked_for_is_the_one_used(spm: Spm) -> None:
 # -- what a service may ask
 
 
+def test_what_a_modern_server_needs_to_know_first_is_given_or_refused_at_once(spm: Spm) -> None:
+    # specification 2026-07-28: a result may be a question; as if it were the answer it was shown
+    begin(spm, "--modern", options=("--root", "lib"))
+    roots = {"roots": [{"uri": (spm.cwd / "lib").as_uri()}]}
+    seen = json.loads(spm("call", "s", "needs").stdout)
+    assert seen == {"roots": {"a": roots}, "state": "s", "able": {"roots": {}}}
+    error = spm.json("call", "s", "needs", "method=elicitation/create", code=1)["error"]
+    assert error["cause"] == "input_required" and "connect s" in error["advice"]
+    assert "elicitation/create, which call can't answer; it says: how many" in error["message"]
+    said = spm("call", "s", "needs", "waits=true", code=1).stderr
+    assert "needs asked for input 10 times, without end" in said
+    raw = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "needs"}}
+    assert "input_required" in spm("call", "s", json.dumps(raw), "--raw").stdout
+    spm("stop", "s")
+
+
 def test_a_server_is_told_of_the_roots(spm: Spm) -> None:
     begin(spm, options=("--root", "a b", "--root", str(spm.base)))
     told = json.loads(spm("call", "s", "sample", "method=roots/list").stdout)
