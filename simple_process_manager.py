@@ -4189,6 +4189,7 @@ class Supervisor:
             self.change(phase, phase, why)
         else:
             self.decide(record.exit, phase, why)
+            self.take_note()  # nothing else would wake us for it
 
     # -- how long it may live
 
