@@ -2215,8 +2215,13 @@ def locked(path: str, wait_s: float, busy: str | Callable[[], str]) -> Iterator[
     deadline, pause_s = time.monotonic() + wait_s, 0.001
     while True:
         with state_errors(path):
-            make_private(os.path.dirname(path))
-            descriptor = private(path, os.O_RDWR | os.O_CREAT)
+            try:
+                make_private(os.path.dirname(path))
+                descriptor = private(path, os.O_RDWR | os.O_CREAT)
+            except (FileNotFoundError, FileExistsError):  # somebody just purges, or it's a file
+                if os.path.isfile(os.path.dirname(path)) or time.monotonic() >= deadline:
+                    raise
+                continue
         try:
             # Who held it may have removed the file, and somebody have made another since.
             if try_lock(descriptor) and is_same_file(descriptor, path):
@@ -2321,6 +2326,14 @@ class Store:
             self._save({key: record})
         self.reserved = record
         return None
+
+    def ensure(self, record: Record) -> None:
+        """Have the record of a start be there: who rebuilt state.json meanwhile didn't know it."""
+        with contextlib.suppress(OSError, SpmError):  # damaged, read-only: it is known later on
+            with open(self.state_path, "rb", opener=private) as file:
+                is_there = record.instance.encode() in file.read()
+            if not is_there:
+                self.save({record.name: record})
 
     def swap(self, was: Record, after: Record, why: str = "") -> Record:
         """Write what follows from a look, unless who wrote since knows better; what holds now."""
@@ -4488,6 +4501,7 @@ def supervise(order: Order, is_subreaper: bool, answer_to: int = 1) -> None:
     store.supervises = True
     try:
         supervisor = Supervisor(store, order.record, is_subreaper)
+        store.ensure(supervisor.record)
         supervisor.adopt() if order.adopt else supervisor.spawn(order.env)
     except SpmError as error:
         reply({"ok": False, "error": error.to_json()}, answer_to)
@@ -6297,7 +6311,8 @@ def _look(store: Store, record: Record, here: Place) -> Seen:
         look = record.main and stat_of(record.main.pid)
         main = condition_from(look, record.main)
         if look and main != "stranger" and not is_proven(store, record, look, supervised):
-            main = "stranger"
+            now = stat_of(look.identity.pid)  # who is just ending has no environment any more
+            main = "stranger" if now and now.memory_bytes else "gone"
         facts = facts._replace(claimed=claimed, supervised=supervised, main=main)
     if record.phase == "backoff":
         facts = facts._replace(retry_s=max((record.retry_at or 0.0) - steady_s(), 0.0))
@@ -7100,13 +7115,18 @@ def touched(
     return store.swap(seen.record, record)
 
 
+def is_supervisor_of(record: Record, process: Identity | None) -> bool:
+    """Whether a process lives and says that it is this instance's supervisor."""
+    cookie = cookie_of(process.pid) if process and is_alive(process) else Cookie()
+    return cookie.is_supervisor and run_of(cookie.supervises) == run_of(record.instance)
+
+
 def retire_supervisor(record: Record) -> None:
     """End this instance's supervisor: it hangs, lost its directory, or was never noted."""
-    looks = [] if record.supervisor else all_stats().values()
-    for guard in [record.supervisor, *(look.identity for look in looks if look.is_mine)]:
-        cookie = cookie_of(guard.pid) if guard and is_alive(guard) else Cookie()
-        is_its = run_of(cookie.supervises) == run_of(record.instance)
-        if guard and cookie.is_supervisor and is_its:
+    noted = record.supervisor if is_supervisor_of(record, record.supervisor) else None
+    looks = all_stats().values() if noted is None else ()
+    for guard in (noted, *(look.identity for look in looks if look.is_mine)):
+        if guard and is_supervisor_of(record, guard):
             send_signal(guard, force=True)
             wait_until_gone(guard, 2.0)
 
@@ -7230,8 +7250,8 @@ def trusted(seen: Seen) -> Record:
 
 def stop_unsupervised(store: Store, seen: Seen, timeout_s: float, force: bool) -> Stopped:
     """End a service whose supervisor is gone, by its cookie, group and descendants."""
-    if seen.record.main is None:  # that of a start that was broken off may yet come
-        retire_supervisor(seen.record)
+    if seen.record.main is None or seen.facts.main == "stranger":
+        retire_supervisor(seen.record)  # that of a start that was broken off may yet come
     record, name, main = trusted(seen), seen.record.name, seen.record.main
     members = tree_of(record) if seen.facts.here else []
     is_stranger = seen.facts.main == "stranger"

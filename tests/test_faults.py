@@ -211,6 +211,22 @@ def test_a_start_during_cleanup_is_whole_or_was_not(spm: Spm) -> None:
     assert not any(os.scandir(spm.home / "services"))
 
 
+def test_a_lock_can_be_had_while_somebody_purges(spm: Spm) -> None:
+    # between the making of the directory and the opening of the lock it was removed: exit 9
+    store = program.Store(str(spm.home))
+    store.prepare()
+    lock = spm.home / "services" / "api" / "lock"
+    purge = f"import os\nwhile True:\n try: os.unlink({str(lock)!r})\n except OSError: pass\n"
+    purge += f" try: os.rmdir({str(lock.parent)!r})\n except OSError: pass"
+    with subprocess.Popen([sys.executable, "-S", "-c", purge]) as purger:
+        try:
+            for _ in range(2000):
+                with store.claim("api", 10.0):
+                    pass
+        finally:
+            purger.kill()
+
+
 def test_force_does_not_overtake_a_start(spm: Spm) -> None:
     for _ in range(5):
         start, stop = spm.popen("start", "api", "sleep 100"), spm.popen("stop", "api", "--force")

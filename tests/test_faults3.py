@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def kill_all_but(spm: Spm, kept: str) -> list[psutil.Process]:
 
 
 LATE = "command.ordered"
+HOARD = "import time; x = b'x' * 300_000_000; time.sleep(100)"
 
 
 def is_late(process: psutil.Process) -> bool:
@@ -95,6 +97,56 @@ def test_a_supervisor_that_comes_late_starts_nothing_any_more(
     if words[0] == "start":
         assert spm.service("api")["command"] == "sleep 200"
         spm("stop", "api")
+
+
+@pytest.fixture
+def late(spm: Spm) -> psutil.Process:
+    """The supervisor of a start whose command was killed; it has its order, and stands still."""
+    crash = {"SPM_TEST_CRASH": f"{LATE},supervisor.launched"}
+    start = spm.popen("start", "api", "sleep 100", env={**spm.env, **crash})
+    late = eventually(lambda: [one for one in spm.bearers() if is_late(one)], what="it")[0]
+    late.suspend()
+    start.communicate(timeout=30)
+    return late
+
+
+def test_a_start_under_way_survives_the_loss_of_the_state(spm: Spm, late: psutil.Process) -> None:
+    # what its supervisor launched, before that was killed too, was known to nobody
+    (spm.home / "state.json").write_text("{")
+    assert not spm.json("list")["services"]
+    late.resume()
+    eventually(lambda: not is_running(late.pid), what="its end")
+    assert spm.service("api")["status"] == "running"
+    assert spm.service("api")["command"] == "sleep 100"
+    spm("stop", "api")
+
+
+@pytest.mark.parametrize("role", ["main", "supervisor"])
+def test_a_late_supervisor_is_retired_whatever_a_forged_record_says(
+    spm: Spm, late: psutil.Process, stranger: program.Identity, role: str
+) -> None:
+    forge(spm, **{role: stranger._asdict()})
+    spm("stop", "api", code=None)
+    assert not is_running(late.pid) and is_running(stranger.pid)
+    spm("cleanup", code=None)
+
+
+def test_who_is_just_ending_is_no_stranger(spm: Spm) -> None:
+    # the memory goes first, the environment with it: it was taken for another process
+    spm("start", "api", "--", sys.executable, "-S", "-c", HOARD)
+    pid = spm.service("api")["pid"]
+    eventually(lambda: psutil.Process(pid).memory_info().rss > 300_000_000, what="its memory")
+    spm.kill_supervisor("api")
+    (spm.home / "services" / "api" / "events.jsonl").write_text("")
+    store = program.Store(str(spm.home))
+    record = store.record("api")
+    assert record and program.observe(store, record, record.place).facts.main == "alive"
+    os.kill(pid, signal.SIGKILL)
+    seen, deadline = {"alive"}, time.monotonic() + 20
+    while seen & {"alive"} and time.monotonic() < deadline:
+        seen = {program.observe(store, record, record.place).facts.main}
+        assert "stranger" not in seen
+    spm("cleanup")
 
 
 def test_the_second_supervisor_that_a_start_tries_may_come_late_too(spm: Spm, port: int) -> None:
