@@ -698,6 +698,7 @@ class Spec(NamedTuple):
     backoff_s: float = 0.5  # before the first automatic restart; doubled each time
     backoff_max_s: float = 60.0
     backoff_reset_s: float = 60.0  # who lived that long failed for another reason than before
+    call_cooldown_s: float = 60.0  # the next, for starts by a call: on unless it was asked for
     cooldown_s: float = 0.0  # before it may be started again after a failure; doubled each time
     start_seconds: float = 0.0  # how long it must live to count as started
     success_log: str | None = None  # patterns of its log that decide that earlier
@@ -770,6 +771,7 @@ class Exit(NamedTuple):
     oom: bool = False  # the kernel ended it for want of memory, and says so
     errno: int | None = None  # why it couldn't even be executed
     lived_s: float | None = None
+    because: str = ""  # why its supervisor ended it, as one that failed
 
     def __str__(self) -> str:
         """`exit code 1`, `killed by SIGSEGV`, `exit code not known`."""
@@ -816,6 +818,7 @@ class Record(NamedTuple):
     alerts: tuple[str, ...] = ()  # those that are active
     sharers: tuple[Identity, ...] = ()  # other runs that use it: the next owners
     config: str = ""  # the file that it was started from, "" by hand
+    called: bool = False  # a call started it, and it has answered nothing yet
     extra: Mapping[str, object] = NOTHING
 
     def to_json(self) -> dict[str, object]:
@@ -3210,15 +3213,17 @@ def cause_of(ended: Exit, tail: Sequence[str]) -> Cause:
     """Why it failed, by how it ended and its last lines."""
     how = f"signal {ended.signal}{' oom' * ended.oom}" if ended.signal else f"code {ended.code}"
     how = f"errno {errno.errorcode.get(ended.errno)}" if ended.errno else how
+    how = "code" if ended.because else how  # whatever signal that took, what it wrote says more
     text = "\n".join(line[:500] for line in tail[-CAUSE_LINES:])
     fitting = [(kind, sign) for kind, end, sign in RECOGNISERS if re.match(rf"(?:{end})\b", how)]
     looks = ((kind, sign, list(re.finditer(sign, text, re.M))[-1:]) for kind, sign in fitting)
     kind, sign, found = next(look for look in looks if not look[1] or look[2])
-    message = str(ended) + ", core dumped" * ended.core
+    message = ended.because or str(ended) + ", core dumped" * ended.core
     if sign:
         line = text[text.rfind("\n", 0, found[0].start()) + 1 :].partition("\n")[0].strip()
-        message = f"{kind.replace('_', ' ')}: {found[0].groupdict().get('what') or line}"
-    elif ended.signal == "SIGKILL" and not ended.oom:
+        told = f"{kind.replace('_', ' ')}: {found[0].groupdict().get('what') or line}"
+        message = f"{ended.because}; {told}" if ended.because else told
+    elif how != "code" and ended.signal == "SIGKILL" and not ended.oom:
         message += ", which nobody here sent: out of memory?"
     elif how.startswith("code"):
         message += f"; it last wrote: {tail[-1]}" if tail else "; it wrote nothing"
@@ -3243,6 +3248,7 @@ LIVE_FIELDS = (
     *("max_restarts", "restart_window_s", "success_codes", "no_restart_codes", "backoff_s"),
     *("backoff_max_s", "cooldown_s", "idle_timeout_s", "require_env", "rules", "start_seconds"),
     *("success_log", "failure_log", "no_pause", "connect_timeout_s", "backoff_reset_s"),
+    "call_cooldown_s",
 )
 
 
@@ -3821,10 +3827,10 @@ class Supervisor:
             reason = getattr(error, "strerror", None) or str(error)
             ended = Exit(time.time(), errno=getattr(error, "errno", None))
             self.record = record._replace(exit=ended)
-            self.note_failure(ended)
             if record.restarts:
                 self.decide(None, "failed", f"it could not be executed: {reason}")
                 return
+            self.note_failure(ended)
             self.record = after_end(self.record, None, 0.0, steady_s())
             self.change("start_failed", "failed", reason)
             self.leave()
@@ -4045,8 +4051,6 @@ class Supervisor:
         remark = f"; {counted(len(left), 'process')} of its tree left alive" if left else ""
         if left and ended.code == 0 and type_ == "simple":
             remark += " (a daemon? start it with --type forking, or in the foreground)"
-        if not is_well:
-            self.note_failure(ended)
         self.decide(ended, "exited" if is_well else "failed", f"{ended}{remark}")
 
     # -- what its policy makes of its end
@@ -4058,6 +4062,8 @@ class Supervisor:
         if self.judge_until is not None and ended:
             phase, story = "failed", f"{story}; it was to live for {spec.start_seconds:g} s first"
             ended = ended if is_among(ended, spec.no_restart_codes) else None  # whatever it was
+        if phase == "failed" and record.exit:
+            self.note_failure(record.exit)
         self.judge_until = self.search_until = None
         record = self.record = after_end(record, ended, now - self.since, now)
         recent = tuple(at for at in record.restarted_at if now - at < spec.restart_window_s)
@@ -4302,7 +4308,8 @@ class Supervisor:
             phase = "running" if why is None else "failed"
             self.change("stop_failed", phase, f"pid {left} outlived {FORCE}")
         elif why != "":  # else it but waits to restart
-            self.record = self.record._replace(exit=self.record.exit or Exit(time.time()))
+            ended = (self.record.exit or Exit(time.time()))._replace(because=why or "")
+            self.record = self.record._replace(exit=ended)
             self.finished = why is None
             if why:
                 self.decide(None, "failed", why)
@@ -4834,7 +4841,7 @@ class Relay:
         """Nothing more will come: everybody hears so at once, and who comes later."""
         tail = self.supervisor.store.last_lines(self.name, 20)
         facts: Message = {"cause": cause, "log_tail": tail, "exit": ended and ended._asdict()}
-        advice = f"read: logs {self.name}; how it is spoken to, --protocol says"
+        advice = f"why says: explain {self.name}; how it is spoken to, --protocol says"
         self.problem, self.due_at = Failed(f"{self.name} {why}", advice, **facts), float("inf")
         pending, self.pending = self.pending, {}
         for one in pending.values():
@@ -5017,6 +5024,8 @@ class Relay:
         one = self.pending.pop(number, None) if type(number) is int else None
         if one is None:
             return
+        if self.supervisor.record.called:  # a success: its end will be no failed start
+            self.supervisor.record = self.supervisor.record._replace(called=False, failures=0)
         if one.method == "tools/list" and self.era != "jsonrpc":
             self.learn(result.get("tools"))
         if one.caller is None:
@@ -5257,6 +5266,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         pid_file=os.path.join(cwd, args.pid_file) if args.pid_file else None,
         require_env=tuple(args.require_env),
         cooldown_s=cooldown_s if args.cooldown is None else args.cooldown,
+        call_cooldown_s=COOLDOWN_S if args.cooldown is None else args.cooldown,
         start_seconds=lives_s if args.start_seconds is None else args.start_seconds,
         **{key: getattr(args, key.removesuffix("_s")) for key in PLAIN_FIELDS},
         sample_s=args.sample_interval,
@@ -5937,6 +5947,7 @@ class Step(NamedTuple):
 FIELD_KEYS = {"argv": "command", "env_given": "env", "env_taken": "env", "env_files": "env_file"}
 FIELD_KEYS.update(log_bytes="log_size", port_declared="port", port_asked="port")
 FIELD_KEYS.update(sample_s="sample_interval", alerts="alert", rules="environment")
+FIELD_KEYS.update(call_cooldown_s="cooldown")
 
 
 def plan_of(
@@ -6075,6 +6086,7 @@ def keys_of(wanted: Wanted) -> dict[str, object]:
         env_file=[shown_path(path, base) for path in spec.env_files],
         root=[shown_path(path, base) for path in spec.root],
         pid_file=spec.pid_file and shown_path(spec.pid_file, spec.cwd),
+        cooldown=spec.cooldown_s if spec.cooldown_s == spec.call_cooldown_s else None,
     )
     keys.update(on_conflict=wanted.conflict, environment=spec.rules)
     keys.update(depends_on=wanted.depends_on, disabled=wanted.disabled)
@@ -6204,6 +6216,7 @@ class Asked(NamedTuple):
     conflict: str = "auto"  # --on-conflict, or force
     config: str = ""  # the path of the configuration it comes from
     owner: Owner | None = None
+    called: bool = False  # by a call that needs it
 
 
 class Seen(NamedTuple):
@@ -6602,7 +6615,7 @@ def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -
 
 def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
     """Check what can be checked, end the former instance, start a new one."""
-    name, spec, given, conflict, config, owner = asked
+    name, spec, given, conflict, config, owner, called = asked
     owner = owner or owner_of(spec.lease)
     failures, failed_at = failures_before(store, former, asked)
     if not os.path.isdir(spec.cwd):
@@ -6620,6 +6633,7 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
     users = (old.owner, *old.sharers) if owner[0] and old.wanted == "running" else ()
     sharers = tuple(one for one in users if one and one != owner[0] and is_alive(one))
     record = record._replace(environment=sources_of(spec, values, config), config=config)
+    record = record._replace(called=called)
     record = granted(record._replace(sharers=sharers), *owner, steady_s())
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
@@ -6632,6 +6646,8 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
         error.message += f" ({shown_command(spec)})"
         error.advice = start_advice(spec, values, error.facts.get("errno")) or error.advice
         error.facts.update(failure_facts(store, store.record(name), error.advice))
+        cause = as_object(error.facts["cause"])
+        error.advice += str(cause["advice"]) if cause.get("kind") == "unknown" else ""
         raise
 
 
@@ -6645,13 +6661,15 @@ def failures_before(store: Store, former: Seen | None, asked: Asked) -> tuple[in
     spec = with_lease_of(was.spec, asked.spec)
     if at is None or differences_of(store, was, spec, asked.given):
         return 0, None
-    left_s = cooldown_until(was.failures, at, spec.cooldown_s) - steady_s()
+    base_s = spec.call_cooldown_s if asked.called and was.called else spec.cooldown_s
+    left_s = cooldown_until(was.failures, at, base_s) - steady_s()
     if status == "failed" and left_s > 0:
         count, left = counted(was.failures, "time"), format_duration(left_s)
         told = f"{was.name} failed {count} in a row ({why}); cooldown: {left} left"
         if asked.conflict != "force":
             facts = {"retry_at": round(time.time() + left_s, 3), "seconds_left": round(left_s, 3)}
-            advice = f"why it fails says: explain {was.name}; mend that, then wait, or add --force"
+            advice = f"why it fails says: explain {was.name}; mend that, then wait, or "
+            advice += f"start it now: start {was.name} --force" if asked.called else "add --force"
             raise Cooldown(told, advice, name=was.name, reason=why, count=was.failures, **facts)
         store.write_event("forced", was.name, was, told)
     return was.failures, at
@@ -8129,7 +8147,7 @@ ASK_S, LONGEST_ASK_S = 60.0, 600.0  # for an answer; each sign of progress renew
 LEAVING_S = 5.0  # what `connect` was asked for may still come after its stdin has ended
 PLAIN_METHODS = ("ping", "initialize")  # methods without a slash: other such words are tools
 CAUSES = {-32602: "invalid_params", -32800: "cancelled"}
-ADVICE = {"server_died": "read: logs {}", "connection": "see: status {}"}  # else: see: tools
+ADVICE = {"connection": "see: status {}", "server_died": "why it ends says: explain {}"}
 ADVICE["timeout"] = "wait longer with --timeout; progress renews it, up to --max-time"
 REPEATED, RETRY_S = ("server_died", "connection", "flood"), 0.1  # doubled each time
 CALL_OPTIONS = (  # the first two are those of `connect` too
@@ -8173,9 +8191,9 @@ def ensure_running(
         if has_started:
             facts = {"cause": "server_died", "log_tail": store.last_lines(name, 20)}
             text = f"{name} ended as soon as it was started: {why or status}"
-            raise Failed(text, f"read: logs {name}", **facts)
+            raise Failed(text, ADVICE["server_died"].format(name), **facts)
         owner = kept_owner(seen.record) if seen and seen.record.wanted == "running" else None
-        begin(store, asked._replace(owner=owner), seen, "started")
+        begin(store, asked._replace(owner=owner, called=True), seen, "started")
         return True
 
 
@@ -8923,7 +8941,7 @@ class Application:
                 status, why = find(self.store, name).verdict
                 stages = [*STAGES] if status == "exited" else []
                 if status in ("failed", "stopped", "lost"):
-                    raise Failed(f"{name} {status}: {why}", f"read: logs {name}")
+                    raise Failed(f"{name} {status}: {why}", f"why says: explain {name}")
             if is_late and not stages:
                 told = f"{name} did not end in {format_duration(self.limit_s)}"
                 late = TimedOut(told, "give it longer with --wait")
@@ -10122,10 +10140,24 @@ def complete() -> None:
     __import__("argcomplete").autocomplete(parser)
 
 
+def naming(option: str, parse: Callable[[str], object]) -> Callable[[str], object]:
+    """The parser of an option's value, whose errors begin with the option."""
+
+    def parse_named(text: str) -> object:
+        try:
+            return parse(text)
+        except UsageError as error:
+            error.message = f"{option}: {error.message}"
+            raise
+
+    return parse_named if option.startswith("-") else parse
+
+
 def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
     """Declare options and arguments to a parser."""
     add: Callable[..., object] = parser.add_argument
     for words, metavar, kind, default, text in options:
+        kind = naming(words.split()[-1], kind)
         how = {"metavar": metavar, "type": kind, "default": default}
         how.update({"action": "append"} if isinstance(default, list) else {})
         how.update({"nargs": words[-1]} if words[-1] in "+*?" else {})
