@@ -1807,10 +1807,11 @@ def tree_of(record: Record, stats: dict[int, Stat] | None = None) -> list[Member
     children: dict[int, list[int]] = {}
     for pid, look in stats.items():
         children.setdefault(look.parent, []).append(pid)
-    # Only the younger ones can bear the cookie; what has no memory has no environment either.
-    born = record.born
+    # Only the younger ones can bear the cookie, and what was adopted another one: a command of an
+    # alert that outlives a restart. What has no memory has no environment either.
+    born, guard = record.born, record.supervisor.pid if record.supervisor else 0
     young = [pid for pid, look in stats.items() if look.identity.born >= born and look.memory_bytes]
-    cookies = {pid: cookie_of(pid) for pid in young}
+    cookies = {pid: cookie_of(pid) for pid in (*young, *children.get(guard, ()))}
     reasons: dict[int, str] = {}
 
     living = {look.identity for look in stats.values()}
@@ -1819,13 +1820,13 @@ def tree_of(record: Record, stats: dict[int, Stat] | None = None) -> list[Member
         roots += [(record.main.pid, "main process")] * (record.main in living)
         roots += companions(record.main, record.instance, stats).items()
     if ADOPTS and record.supervisor and record.supervisor in living:
-        adopted = children.get(record.supervisor.pid, ())
+        adopted = children.get(guard, ())
         roots += [(pid, "adopted by its supervisor") for pid in adopted]
     bearers = [pid for pid, cookie in cookies.items() if cookie.instance == record.instance != ""]
     roots += [(pid, "bears its cookie") for pid in bearers if stats[pid].is_mine]
     for root, reason in roots:
-        cookie = cookies.get(root, Cookie())  # none to be seen: it may be in the middle of exec
-        if cookie.instance not in ("", record.instance) and reason != "main process":
+        run = run_of(cookies.get(root, Cookie()).instance)  # none: it may be in the middle of exec
+        if run not in ("", run_of(record.instance)) and reason != "main process":
             continue
         found = [(root, reason)]
         while found:  # whom one of ours started is ours, whatever it did to its cookie
@@ -3733,7 +3734,7 @@ class Supervisor:
         self.because: str | None = None  # why we end it unasked; its policy decides what then
         self.waiters: list[Client] = []
         self.watchers: list[Client] = []  # they hear of each phase; with them it isn't idle
-        self.finished, self.oom_kills = False, oom_kills()
+        self.finished, self.oom_kills = False, (oom_kills(),) * 2
         self.pause = False  # its window waits, or waited, for a key
         is_external, now = record.spec.type == "external", time.monotonic()
         self.search_until = now + LAUNCHER_S if is_external else None
@@ -4030,8 +4031,7 @@ class Supervisor:
         if self.prober:
             self.prober.halt.set()
         self.hears_main = False
-        before, self.oom_kills = self.oom_kills, oom_kills()
-        oom = ended.signal == "SIGKILL" and self.oom_kills > before
+        oom = ended.signal == "SIGKILL" and oom_kills() > self.oom_kills[0]
         lived_s = round(max(ended.at - self.record.started_at, 0.0), 3)
         ended = ended._replace(oom=oom, lived_s=lived_s)
         if self.pipes and self.pipes.ended(ended):
@@ -4099,6 +4099,7 @@ class Supervisor:
         self.mains |= {former.main, None}
         self.failures, self.leaves_until = 0, time.monotonic() + HOME_S
         self.sampler.at, self.sampler.cpu_s = 0.0, 0.0  # other processes begin at nothing
+        self.oom_kills = (oom_kills(),) * 2
         instance = f"{run_of(former.instance)}.{os.urandom(8).hex()}"
         log_at, count = self.log.start + os.fstat(self.log.descriptor).st_size, former.restarts + 1
         former = former._replace(main=None, launcher=None, exit=None, instance=instance)
@@ -4227,6 +4228,8 @@ class Supervisor:
         figures: dict[str, float | None] = {}
         now = time.monotonic()
         if now >= self.sampler.due_at:
+            # A kill counts as ours while it is new: others of this cgroup have theirs.
+            self.oom_kills = self.oom_kills[1], oom_kills()
             took_s = self.prober.took_s if self.prober else None
             figures = self.sampler.measure(self.record, now, took_s)
             if self.pipes and figures:
@@ -10306,7 +10309,7 @@ def run(argv: Sequence[str]) -> int:
     """One command from its words to its exit code."""
     from importlib.machinery import PathFinder
 
-    notes: list[str] = []
+    notes, every_s = list[str](), None
     try:
         command, args = parse(argv)
         if PathFinder.find_spec("psutil") is None:  # not imported: 0.2 ms instead of 15
@@ -10329,6 +10332,8 @@ def run(argv: Sequence[str]) -> int:
     except SpmError as error:
         result = Result({}, error=error)
     except OSError as error:
+        if every_s and isinstance(error, BrokenPipeError):
+            raise  # who read what is repeated has left
         text = f"{error.filename or os.curdir}: {error.strerror or error}"
         result = Result({}, error=StateError(text, "see that it can be used"))
     except KeyboardInterrupt:

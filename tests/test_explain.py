@@ -357,6 +357,37 @@ def test_a_kill_by_the_kernel_for_want_of_memory_is_told_from_a_guess(spm: Spm) 
     assert "which nobody here sent: out of memory?" in status["cause"]["message"]
 
 
+@pytest.mark.skipif(GENERIC, reason="only Linux tells whom it ended for want of memory")
+def test_an_old_kill_of_another_one_in_the_cgroup_explains_nothing(spm: Spm) -> None:
+    """As in a container with cgroup v2: its memory.events counts what any process there meets."""
+    with open("/proc/self/cgroup", encoding="utf-8") as file:
+        groups = [line.rstrip()[4:] for line in file if line.startswith("0::/")]
+    counts = spm.base / "cgroup" / "".join(groups) / "memory.events"
+    counts.parent.mkdir(parents=True)
+    counts.write_text("oom 0\noom_kill 0\noom_group_kill 0\n")
+    script = 'mount --bind "$0" /sys/fs/cgroup && exec "$@"'
+    words = ["unshare", "-m", "sh", "-c", script, str(spm.base / "cgroup")]
+    if not groups or not shutil.which("unshare") or subprocess.run([*words, "true"]).returncode:
+        pytest.skip("no file can be put in the place of the kernel's here")
+    for name in ("new", "old"):
+        start = spm.argv("start", name, "sleep 100", "--sample-interval", "100ms")
+        subprocess.run([*words, *start], env=spm.env, cwd=spm.cwd, check=True)
+    counts.write_text("oom 1\noom_kill 1\noom_group_kill 0\n")
+    path = spm.home / "services" / "old" / "metrics.jsonl"
+    ended_by(spm, "new", signal.SIGKILL)
+    assert spm.service("new")["exit"]["oom"] is True
+    count = len(path.read_text().splitlines())
+    eventually(lambda: len(path.read_text().splitlines()) > count + 2, what="more samples")
+    ended_by(spm, "old", signal.SIGKILL)
+    assert spm.service("old")["exit"]["oom"] is False
+
+
+def ended_by(spm: Spm, name: str, number: int) -> None:
+    """Send a signal to a service that ends it."""
+    os.kill(spm.service(name)["pid"], number)
+    eventually(lambda: spm.service(name)["status"] == "failed", what="its end")
+
+
 # -- explain
 
 
