@@ -3172,9 +3172,14 @@ RECOGNISERS = (
     ("missing_variable", "code 127", r": line \d+: (?P<what>[A-Z][A-Z0-9_]+): "),
     ("command_not_found", "code 127", r"not found"),
     ("command_not_found", "code", r"is not recognized as an internal or external command"),
-    ("connection_refused", "code", r"ECONNREFUSED|(?i:connection ?refused)|\b(?:111|10061)\]"),
+    (
+        "connection_refused",
+        "code",
+        r"ECONNREFUSED|(?i:connection ?refused)|\b(?:111|10061)\]",
+    ),
     ("permission_denied", "code", r"EACCES|(?i:permission ?denied)|PermissionError|EPERM"),
     ("timeout", "code", r"TimeoutError|ETIMEDOUT|(?i:timed out|timeout expired)"),
+    ("protocol_error", "code", r"HPE_INVALID|HTTP/0\.9|(?i:wrong.version.number)|invalid response"),
     ("protocol_error", "code", r"BadStatusLine|RemoteDisconnected|(?i:protocol error)|EPROTO"),
     ("command_not_found", "code 127", ""),
     ("permission_denied", "code 126", ""),
@@ -6636,8 +6641,7 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
     users = (old.owner, *old.sharers) if owner[0] and old.wanted == "running" else ()
     sharers = tuple(one for one in users if one and one != owner[0] and is_alive(one))
     record = record._replace(environment=sources_of(spec, values, config), config=config)
-    record = record._replace(called=called)
-    record = granted(record._replace(sharers=sharers), *owner, steady_s())
+    record = granted(record._replace(sharers=sharers, called=called), *owner, steady_s())
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
     with state_errors(store.home):
@@ -7463,13 +7467,15 @@ def shown(key: str, value: object) -> str:
     """A value of a JSON document as people read it; lists of objects take a line for each."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "".join(f"\n    {shown('', item)}" for item in value)
+    if isinstance(value, dict) and key == "cause":
+        return f"{value['message']}\n  → {value['advice']}"
     if isinstance(value, dict):
         pairs = [(k, v) for k, v in value.items() if v not in (None, "") and v is not False]
         return ", ".join(f"{k} {shown(k, v)}" for k, v in pairs)
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if value is None or isinstance(value, str):
-        return value or "-"
+        return (value or "-").replace("\n", "\\n")
     return SHOWN.get(key, str)(value)
 
 
@@ -7506,9 +7512,6 @@ def status(store: Store, args: argparse.Namespace) -> Result:
 
 def page_of(data: Mapping[str, object], width: int) -> list[str]:
     """A document as people read it: a line for each key that says anything."""
-    cause = data.get("cause")
-    if isinstance(cause, dict):
-        data = {**data, "cause": f"{cause['message']}\n  → {cause['advice']}"}
     facts = [(key, value) for key, value in data.items() if value not in (None, "", [], {})]
     return "\n".join(f"{key + ':':{width}}{shown(key, value)}" for key, value in facts).split("\n")
 
