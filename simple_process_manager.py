@@ -3250,11 +3250,10 @@ def changed_fields(old: Spec, new: Spec) -> dict[str, tuple[object, object]]:
 
 # What a supervisor takes over while its service runs, or what matters at the next start only.
 LIVE_FIELDS = (
-    *("alerts", "sample_s", "health_interval_s", "health_timeout_s", "health_retries", "restart"),
-    *("max_restarts", "restart_window_s", "success_codes", "no_restart_codes", "backoff_s"),
-    *("backoff_max_s", "cooldown_s", "idle_timeout_s", "require_env", "rules", "start_seconds"),
-    *("success_log", "failure_log", "no_pause", "connect_timeout_s", "backoff_reset_s"),
-    "call_cooldown_s",
+    *("health_interval_s", "call_cooldown_s", "restart", "no_pause", "sample_s", "idle_timeout_s"),
+    *("health_timeout_s", "cooldown_s", "require_env", "alerts", "backoff_s", "backoff_max_s"),
+    *("health_retries", "success_codes", "no_restart_codes", "restart_window_s", "backoff_reset_s"),
+    *("connect_timeout_s", "success_log", "failure_log", "max_restarts", "start_seconds", "rules"),
 )
 
 
@@ -5953,9 +5952,8 @@ class Step(NamedTuple):
 
 
 FIELD_KEYS = {"argv": "command", "env_given": "env", "env_taken": "env", "env_files": "env_file"}
-FIELD_KEYS.update(log_bytes="log_size", port_declared="port", port_asked="port")
-FIELD_KEYS.update(sample_s="sample_interval", alerts="alert", rules="environment")
-FIELD_KEYS.update(call_cooldown_s="cooldown")
+FIELD_KEYS.update(log_bytes="log_size", port_declared="port", port_asked="port", alerts="alert")
+FIELD_KEYS.update(sample_s="sample_interval", rules="environment", call_cooldown_s="cooldown")
 
 
 def plan_of(
@@ -7416,6 +7414,8 @@ def list_services(store: Store, args: argparse.Namespace) -> Result:
     news = [(one, one.verdict.why) for one in open_ones]
     news += [(one, text) for one in seen for text in active_alerts(one)]
     lines = [f"[WARN] {one.record.name}: {text}" for one, text in news if text]
+    if any(one.verdict.why == RESTARTED for one in seen):
+        lines.append(f"[WARN] {RESTARTED}: start --all-previous brings back what ran")
     keys = ("name", "status", "pid", "port", "uptime_s", "cpu_percent", "memory_bytes", "command")
     table = [tuple(key.partition("_")[0] for key in keys)]
     for data in services:

@@ -572,6 +572,7 @@ def test_what_ran_when_the_machine_went_down_is_started_again(spm: Spm) -> None:
         record["place"]["boot"] = "another"
     (spm.home / "state.json").write_text(json.dumps(state))
     assert spm.service("a")["why"] == "machine restarted"
+    assert "machine restarted: start --all-previous brings" in spm("list").stderr
     told = spm.json("start", "--all-previous", code=4)
     a, c = told["services"]
     assert (a["name"], a["status"], a["error"]) == ("a", "running", None)
