@@ -698,6 +698,7 @@ class Spec(NamedTuple):
     backoff_s: float = 0.5  # before the first automatic restart; doubled each time
     backoff_max_s: float = 60.0
     backoff_reset_s: float = 60.0  # who lived that long failed for another reason than before
+    call_cooldown_s: float = 60.0  # the next, for starts by a call: on unless it was asked for
     cooldown_s: float = 0.0  # before it may be started again after a failure; doubled each time
     start_seconds: float = 0.0  # how long it must live to count as started
     success_log: str | None = None  # patterns of its log that decide that earlier
@@ -770,6 +771,7 @@ class Exit(NamedTuple):
     oom: bool = False  # the kernel ended it for want of memory, and says so
     errno: int | None = None  # why it couldn't even be executed
     lived_s: float | None = None
+    because: str = ""  # why its supervisor ended it, as one that failed
 
     def __str__(self) -> str:
         """`exit code 1`, `killed by SIGSEGV`, `exit code not known`."""
@@ -816,6 +818,7 @@ class Record(NamedTuple):
     alerts: tuple[str, ...] = ()  # those that are active
     sharers: tuple[Identity, ...] = ()  # other runs that use it: the next owners
     config: str = ""  # the file that it was started from, "" by hand
+    called: bool = False  # a call started it, and it has answered nothing yet
     extra: Mapping[str, object] = NOTHING
 
     def to_json(self) -> dict[str, object]:
@@ -1804,10 +1807,11 @@ def tree_of(record: Record, stats: dict[int, Stat] | None = None) -> list[Member
     children: dict[int, list[int]] = {}
     for pid, look in stats.items():
         children.setdefault(look.parent, []).append(pid)
-    # Only the younger ones can bear the cookie; what has no memory has no environment either.
-    born = record.born
+    # Only the younger ones can bear the cookie, and what was adopted another one: a command of an
+    # alert that outlives a restart. What has no memory has no environment either.
+    born, guard = record.born, record.supervisor.pid if record.supervisor else 0
     young = [pid for pid, look in stats.items() if look.identity.born >= born and look.memory_bytes]
-    cookies = {pid: cookie_of(pid) for pid in young}
+    cookies = {pid: cookie_of(pid) for pid in (*young, *children.get(guard, ()))}
     reasons: dict[int, str] = {}
 
     living = {look.identity for look in stats.values()}
@@ -1816,13 +1820,13 @@ def tree_of(record: Record, stats: dict[int, Stat] | None = None) -> list[Member
         roots += [(record.main.pid, "main process")] * (record.main in living)
         roots += companions(record.main, record.instance, stats).items()
     if ADOPTS and record.supervisor and record.supervisor in living:
-        adopted = children.get(record.supervisor.pid, ())
+        adopted = children.get(guard, ())
         roots += [(pid, "adopted by its supervisor") for pid in adopted]
     bearers = [pid for pid, cookie in cookies.items() if cookie.instance == record.instance != ""]
     roots += [(pid, "bears its cookie") for pid in bearers if stats[pid].is_mine]
     for root, reason in roots:
-        cookie = cookies.get(root, Cookie())  # none to be seen: it may be in the middle of exec
-        if cookie.instance not in ("", record.instance) and reason != "main process":
+        run = run_of(cookies.get(root, Cookie()).instance)  # none: it may be in the middle of exec
+        if run not in ("", run_of(record.instance)) and reason != "main process":
             continue
         found = [(root, reason)]
         while found:  # whom one of ours started is ours, whatever it did to its cookie
@@ -3181,9 +3185,14 @@ RECOGNISERS = (
     ("missing_variable", "code 127", r": line \d+: (?P<what>[A-Z][A-Z0-9_]+): "),
     ("command_not_found", "code 127", r"not found"),
     ("command_not_found", "code", r"is not recognized as an internal or external command"),
-    ("connection_refused", "code", r"ECONNREFUSED|(?i:connection ?refused)|\b(?:111|10061)\]"),
+    (
+        "connection_refused",
+        "code",
+        r"ECONNREFUSED|(?i:connection ?refused)|\b(?:111|10061)\]",
+    ),
     ("permission_denied", "code", r"EACCES|(?i:permission ?denied)|PermissionError|EPERM"),
     ("timeout", "code", r"TimeoutError|ETIMEDOUT|(?i:timed out|timeout expired)"),
+    ("protocol_error", "code", r"HPE_INVALID|HTTP/0\.9|(?i:wrong.version.number)|invalid response"),
     ("protocol_error", "code", r"BadStatusLine|RemoteDisconnected|(?i:protocol error)|EPROTO"),
     ("command_not_found", "code 127", ""),
     ("permission_denied", "code 126", ""),
@@ -3223,15 +3232,17 @@ def cause_of(ended: Exit, tail: Sequence[str]) -> Cause:
     """Why it failed, by how it ended and its last lines."""
     how = f"signal {ended.signal}{' oom' * ended.oom}" if ended.signal else f"code {ended.code}"
     how = f"errno {errno.errorcode.get(ended.errno)}" if ended.errno else how
+    how = "code" if ended.because else how  # whatever signal that took, what it wrote says more
     text = "\n".join(line[:500] for line in tail[-CAUSE_LINES:])
     fitting = [(kind, sign) for kind, end, sign in RECOGNISERS if re.match(rf"(?:{end})\b", how)]
     looks = ((kind, sign, list(re.finditer(sign, text, re.M))[-1:]) for kind, sign in fitting)
     kind, sign, found = next(look for look in looks if not look[1] or look[2])
-    message = str(ended) + ", core dumped" * ended.core
+    message = ended.because or str(ended) + ", core dumped" * ended.core
     if sign:
         line = text[text.rfind("\n", 0, found[0].start()) + 1 :].partition("\n")[0].strip()
-        message = f"{kind.replace('_', ' ')}: {found[0].groupdict().get('what') or line}"
-    elif ended.signal == "SIGKILL" and not ended.oom:
+        told = f"{kind.replace('_', ' ')}: {found[0].groupdict().get('what') or line}"
+        message = f"{ended.because}; {told}" if ended.because else told
+    elif how != "code" and ended.signal == "SIGKILL" and not ended.oom:
         message += ", which nobody here sent: out of memory?"
     elif how.startswith("code"):
         message += f"; it last wrote: {tail[-1]}" if tail else "; it wrote nothing"
@@ -3252,10 +3263,10 @@ def changed_fields(old: Spec, new: Spec) -> dict[str, tuple[object, object]]:
 
 # What a supervisor takes over while its service runs, or what matters at the next start only.
 LIVE_FIELDS = (
-    *("alerts", "sample_s", "health_interval_s", "health_timeout_s", "health_retries", "restart"),
-    *("max_restarts", "restart_window_s", "success_codes", "no_restart_codes", "backoff_s"),
-    *("backoff_max_s", "cooldown_s", "idle_timeout_s", "require_env", "rules", "start_seconds"),
-    *("success_log", "failure_log", "no_pause", "connect_timeout_s", "backoff_reset_s"),
+    *("health_interval_s", "call_cooldown_s", "restart", "no_pause", "sample_s", "idle_timeout_s"),
+    *("health_timeout_s", "cooldown_s", "require_env", "alerts", "backoff_s", "backoff_max_s"),
+    *("health_retries", "success_codes", "no_restart_codes", "restart_window_s", "backoff_reset_s"),
+    *("connect_timeout_s", "success_log", "failure_log", "max_restarts", "start_seconds", "rules"),
 )
 
 
@@ -3740,7 +3751,7 @@ class Supervisor:
         self.because: str | None = None  # why we end it unasked; its policy decides what then
         self.waiters: list[Client] = []
         self.watchers: list[Client] = []  # they hear of each phase; with them it isn't idle
-        self.finished, self.oom_kills = False, oom_kills()
+        self.finished, self.oom_kills = False, (oom_kills(),) * 2
         self.pause = False  # its window waits, or waited, for a key
         is_external, now = record.spec.type == "external", time.monotonic()
         self.search_until = now + LAUNCHER_S if is_external else None
@@ -3834,10 +3845,10 @@ class Supervisor:
             reason = getattr(error, "strerror", None) or str(error)
             ended = Exit(time.time(), errno=getattr(error, "errno", None))
             self.record = record._replace(exit=ended)
-            self.note_failure(ended)
             if record.restarts:
                 self.decide(None, "failed", f"it could not be executed: {reason}")
                 return
+            self.note_failure(ended)
             self.record = after_end(self.record, None, 0.0, steady_s())
             self.change("start_failed", "failed", reason)
             self.leave()
@@ -4037,8 +4048,7 @@ class Supervisor:
         if self.prober:
             self.prober.halt.set()
         self.hears_main = False
-        before, self.oom_kills = self.oom_kills, oom_kills()
-        oom = ended.signal == "SIGKILL" and self.oom_kills > before
+        oom = ended.signal == "SIGKILL" and oom_kills() > self.oom_kills[0]
         lived_s = round(max(ended.at - self.record.started_at, 0.0), 3)
         ended = ended._replace(oom=oom, lived_s=lived_s)
         if self.pipes and self.pipes.ended(ended):
@@ -4058,8 +4068,6 @@ class Supervisor:
         remark = f"; {counted(len(left), 'process')} of its tree left alive" if left else ""
         if left and ended.code == 0 and type_ == "simple":
             remark += " (a daemon? start it with --type forking, or in the foreground)"
-        if not is_well:
-            self.note_failure(ended)
         self.decide(ended, "exited" if is_well else "failed", f"{ended}{remark}")
 
     # -- what its policy makes of its end
@@ -4071,6 +4079,8 @@ class Supervisor:
         if self.judge_until is not None and ended:
             phase, story = "failed", f"{story}; it was to live for {spec.start_seconds:g} s first"
             ended = ended if is_among(ended, spec.no_restart_codes) else None  # whatever it was
+        if phase == "failed" and record.exit:
+            self.note_failure(record.exit)
         self.judge_until = self.search_until = None
         record = self.record = after_end(record, ended, now - self.since, now)
         recent = tuple(at for at in record.restarted_at if now - at < spec.restart_window_s)
@@ -4106,6 +4116,7 @@ class Supervisor:
         self.mains |= {former.main, None}
         self.failures, self.leaves_until = 0, time.monotonic() + HOME_S
         self.sampler.at, self.sampler.cpu_s = 0.0, 0.0  # other processes begin at nothing
+        self.oom_kills = (oom_kills(),) * 2
         instance = f"{run_of(former.instance)}.{os.urandom(8).hex()}"
         log_at, count = self.log.start + os.fstat(self.log.descriptor).st_size, former.restarts + 1
         former = former._replace(main=None, launcher=None, exit=None, instance=instance)
@@ -4235,6 +4246,8 @@ class Supervisor:
         figures: dict[str, float | None] = {}
         now = time.monotonic()
         if now >= self.sampler.due_at:
+            # A kill counts as ours while it is new: others of this cgroup have theirs.
+            self.oom_kills = self.oom_kills[1], oom_kills()
             took_s = self.prober.took_s if self.prober else None
             figures = self.sampler.measure(self.record, now, took_s)
             if self.pipes and figures:
@@ -4316,7 +4329,8 @@ class Supervisor:
             phase = "running" if why is None else "failed"
             self.change("stop_failed", phase, f"pid {left} outlived {FORCE}")
         elif why != "":  # else it but waits to restart
-            self.record = self.record._replace(exit=self.record.exit or Exit(time.time()))
+            ended = (self.record.exit or Exit(time.time()))._replace(because=why or "")
+            self.record = self.record._replace(exit=ended)
             self.finished = why is None
             if why:
                 self.decide(None, "failed", why)
@@ -4854,7 +4868,7 @@ class Relay:
         """Nothing more will come: everybody hears so at once, and who comes later."""
         tail = self.supervisor.store.last_lines(self.name, 20)
         facts: Message = {"cause": cause, "log_tail": tail, "exit": ended and ended._asdict()}
-        advice = f"read: logs {self.name}; how it is spoken to, --protocol says"
+        advice = f"why says: explain {self.name}; how it is spoken to, --protocol says"
         self.problem, self.due_at = Failed(f"{self.name} {why}", advice, **facts), float("inf")
         pending, self.pending = self.pending, {}
         for one in pending.values():
@@ -5038,6 +5052,8 @@ class Relay:
         one = self.pending.pop(number, None) if type(number) is int else None
         if one is None:
             return
+        if self.supervisor.record.called:  # a success: its end will be no failed start
+            self.supervisor.record = self.supervisor.record._replace(called=False, failures=0)
         if one.method == "tools/list" and self.era != "jsonrpc":
             self.learn(result.get("tools"))
         if one.caller is None:
@@ -5276,6 +5292,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         pid_file=os.path.join(cwd, args.pid_file) if args.pid_file else None,
         require_env=tuple(args.require_env),
         cooldown_s=cooldown_s if args.cooldown is None else args.cooldown,
+        call_cooldown_s=COOLDOWN_S if args.cooldown is None else args.cooldown,
         start_seconds=lives_s if args.start_seconds is None else args.start_seconds,
         **{key: getattr(args, key.removesuffix("_s")) for key in PLAIN_FIELDS},
         sample_s=args.sample_interval,
@@ -5954,8 +5971,8 @@ class Step(NamedTuple):
 
 
 FIELD_KEYS = {"argv": "command", "env_given": "env", "env_taken": "env", "env_files": "env_file"}
-FIELD_KEYS.update(log_bytes="log_size", port_declared="port", port_asked="port")
-FIELD_KEYS.update(sample_s="sample_interval", alerts="alert", rules="environment")
+FIELD_KEYS.update(log_bytes="log_size", port_declared="port", port_asked="port", alerts="alert")
+FIELD_KEYS.update(sample_s="sample_interval", rules="environment", call_cooldown_s="cooldown")
 
 
 def plan_of(
@@ -6094,6 +6111,7 @@ def keys_of(wanted: Wanted) -> dict[str, object]:
         env_file=[shown_path(path, base) for path in spec.env_files],
         root=[shown_path(path, base) for path in spec.root],
         pid_file=spec.pid_file and shown_path(spec.pid_file, spec.cwd),
+        cooldown=spec.cooldown_s if spec.cooldown_s == spec.call_cooldown_s else None,
     )
     keys.update(on_conflict=wanted.conflict, environment=spec.rules)
     keys.update(depends_on=wanted.depends_on, disabled=wanted.disabled)
@@ -6223,6 +6241,7 @@ class Asked(NamedTuple):
     conflict: str = "auto"  # --on-conflict, or force
     config: str = ""  # the path of the configuration it comes from
     owner: Owner | None = None
+    called: bool = False  # by a call that needs it
 
 
 class Seen(NamedTuple):
@@ -6622,7 +6641,7 @@ def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -
 
 def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
     """Check what can be checked, end the former instance, start a new one."""
-    name, spec, given, conflict, config, owner = asked
+    name, spec, given, conflict, config, owner, called = asked
     owner = owner or owner_of(spec.lease)
     failures, failed_at = failures_before(store, former, asked)
     if not os.path.isdir(spec.cwd):
@@ -6640,7 +6659,7 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
     users = (old.owner, *old.sharers) if owner[0] and old.wanted == "running" else ()
     sharers = tuple(one for one in users if one and one != owner[0] and is_alive(one))
     record = record._replace(environment=sources_of(spec, values, config), config=config)
-    record = granted(record._replace(sharers=sharers), *owner, steady_s())
+    record = granted(record._replace(sharers=sharers, called=called), *owner, steady_s())
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
     with state_errors(store.home):
@@ -6652,6 +6671,8 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
         error.message += f" ({shown_command(spec)})"
         error.advice = start_advice(spec, values, error.facts.get("errno")) or error.advice
         error.facts.update(failure_facts(store, store.record(name), error.advice))
+        cause = as_object(error.facts["cause"])
+        error.advice += str(cause["advice"]) if cause.get("kind") == "unknown" else ""
         raise
 
 
@@ -6665,13 +6686,15 @@ def failures_before(store: Store, former: Seen | None, asked: Asked) -> tuple[in
     spec = with_lease_of(was.spec, asked.spec)
     if at is None or differences_of(store, was, spec, asked.given):
         return 0, None
-    left_s = cooldown_until(was.failures, at, spec.cooldown_s) - steady_s()
+    base_s = spec.call_cooldown_s if asked.called and was.called else spec.cooldown_s
+    left_s = cooldown_until(was.failures, at, base_s) - steady_s()
     if status == "failed" and left_s > 0:
         count, left = counted(was.failures, "time"), format_duration(left_s)
         told = f"{was.name} failed {count} in a row ({why}); cooldown: {left} left"
         if asked.conflict != "force":
             facts = {"retry_at": round(time.time() + left_s, 3), "seconds_left": round(left_s, 3)}
-            advice = f"why it fails says: explain {was.name}; mend that, then wait, or add --force"
+            advice = f"why it fails says: explain {was.name}; mend that, then wait, or "
+            advice += f"start it now: start {was.name} --force" if asked.called else "add --force"
             raise Cooldown(told, advice, name=was.name, reason=why, count=was.failures, **facts)
         store.write_event("forced", was.name, was, told)
     return was.failures, at
@@ -7416,6 +7439,8 @@ def list_services(store: Store, args: argparse.Namespace) -> Result:
     news = [(one, one.verdict.why) for one in open_ones]
     news += [(one, text) for one in seen for text in active_alerts(one)]
     lines = [f"[WARN] {one.record.name}: {text}" for one, text in news if text]
+    if any(one.verdict.why == RESTARTED for one in seen):
+        lines.append(f"[WARN] {RESTARTED}: start --all-previous brings back what ran")
     keys = ("name", "status", "pid", "port", "uptime_s", "cpu_percent", "memory_bytes", "command")
     table = [tuple(key.partition("_")[0] for key in keys)]
     for data in services:
@@ -7467,13 +7492,15 @@ def shown(key: str, value: object) -> str:
     """A value of a JSON document as people read it; lists of objects take a line for each."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "".join(f"\n    {shown('', item)}" for item in value)
+    if isinstance(value, dict) and key == "cause":
+        return f"{value['message']}\n  → {value['advice']}"
     if isinstance(value, dict):
         pairs = [(k, v) for k, v in value.items() if v not in (None, "") and v is not False]
         return ", ".join(f"{k} {shown(k, v)}" for k, v in pairs)
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if value is None or isinstance(value, str):
-        return value or "-"
+        return (value or "-").replace("\n", "\\n")
     return SHOWN.get(key, str)(value)
 
 
@@ -7510,9 +7537,6 @@ def status(store: Store, args: argparse.Namespace) -> Result:
 
 def page_of(data: Mapping[str, object], width: int) -> list[str]:
     """A document as people read it: a line for each key that says anything."""
-    cause = data.get("cause")
-    if isinstance(cause, dict):
-        data = {**data, "cause": f"{cause['message']}\n  → {cause['advice']}"}
     facts = [(key, value) for key, value in data.items() if value not in (None, "", [], {})]
     return "\n".join(f"{key + ':':{width}}{shown(key, value)}" for key, value in facts).split("\n")
 
@@ -8154,7 +8178,7 @@ ASK_S, LONGEST_ASK_S = 60.0, 600.0  # for an answer; each sign of progress renew
 LEAVING_S = 5.0  # what `connect` was asked for may still come after its stdin has ended
 PLAIN_METHODS = ("ping", "initialize")  # methods without a slash: other such words are tools
 CAUSES = {-32602: "invalid_params", -32800: "cancelled"}
-ADVICE = {"server_died": "read: logs {}", "connection": "see: status {}"}  # else: see: tools
+ADVICE = {"connection": "see: status {}", "server_died": "why it ends says: explain {}"}
 ADVICE["timeout"] = "wait longer with --timeout; progress renews it, up to --max-time"
 INPUT_PAUSES_S = (0.05, 0.1, 0.2, *[0.25] * 7)  # between rounds of input_required, as the SDKs do
 REPEATED, RETRY_S = ("server_died", "connection", "flood"), 0.1  # doubled each time
@@ -8199,9 +8223,9 @@ def ensure_running(
         if has_started:
             facts = {"cause": "server_died", "log_tail": store.last_lines(name, 20)}
             text = f"{name} ended as soon as it was started: {why or status}"
-            raise Failed(text, f"read: logs {name}", **facts)
+            raise Failed(text, ADVICE["server_died"].format(name), **facts)
         owner = kept_owner(seen.record) if seen and seen.record.wanted == "running" else None
-        begin(store, asked._replace(owner=owner), seen, "started")
+        begin(store, asked._replace(owner=owner, called=True), seen, "started")
         return True
 
 
@@ -8989,7 +9013,7 @@ class Application:
                 status, why = find(self.store, name).verdict
                 stages = [*STAGES] if status == "exited" else []
                 if status in ("failed", "stopped", "lost"):
-                    raise Failed(f"{name} {status}: {why}", f"read: logs {name}")
+                    raise Failed(f"{name} {status}: {why}", f"why says: explain {name}")
             if is_late and not stages:
                 told = f"{name} did not end in {format_duration(self.limit_s)}"
                 late = TimedOut(told, "give it longer with --wait")
@@ -10188,10 +10212,24 @@ def complete() -> None:
     __import__("argcomplete").autocomplete(parser)
 
 
+def naming(option: str, parse: Callable[[str], object]) -> Callable[[str], object]:
+    """The parser of an option's value, whose errors begin with the option."""
+
+    def parse_named(text: str) -> object:
+        try:
+            return parse(text)
+        except UsageError as error:
+            error.message = f"{option}: {error.message}"
+            raise
+
+    return parse_named if option.startswith("-") else parse
+
+
 def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
     """Declare options and arguments to a parser."""
     add: Callable[..., object] = parser.add_argument
     for words, metavar, kind, default, text in options:
+        kind = naming(words.split()[-1], kind)
         how = {"metavar": metavar, "type": kind, "default": default}
         how.update({"action": "append"} if isinstance(default, list) else {})
         how.update({"nargs": words[-1]} if words[-1] in "+*?" else {})
@@ -10340,7 +10378,7 @@ def run(argv: Sequence[str]) -> int:
     """One command from its words to its exit code."""
     from importlib.machinery import PathFinder
 
-    notes: list[str] = []
+    notes, every_s = list[str](), None
     try:
         command, args = parse(argv)
         if PathFinder.find_spec("psutil") is None:  # not imported: 0.2 ms instead of 15
@@ -10363,6 +10401,8 @@ def run(argv: Sequence[str]) -> int:
     except SpmError as error:
         result = Result({}, error=error)
     except OSError as error:
+        if every_s and isinstance(error, BrokenPipeError):
+            raise  # who read what is repeated has left
         text = f"{error.filename or os.curdir}: {error.strerror or error}"
         result = Result({}, error=StateError(text, "see that it can be used"))
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,7 +107,6 @@ SCRIPTS = [
         ["node", "--max-old-space-size=20", "-e", "a=[]; for(;;) a.push(Array(1e5).fill(1.5))"],
         "heap out of memory",
     ),
-    ("timeout", [PY, "-c", "import socket\nraise socket.timeout('timed out')"], "timed out"),
     ("killed_by_signal", ["sh", "-c", "kill -SEGV $$"], "killed by SIGSEGV"),
     ("killed_by_signal", ["sh", "-c", "kill -KILL $$"], "which nobody here sent: out of memory?"),
     ("killed_by_signal", ["sh", "-c", "sh -c 'kill -SEGV $$'; exit $?"], "exit code 139"),
@@ -148,16 +148,41 @@ def test_a_missing_setting_of_pydantic_is_named_without_its_values(tmp_path: Pat
     assert (found.kind, found.message) == ("missing_variable", "missing variable: db_url")
 
 
-def test_a_server_of_another_protocol_is_recognised(held: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [PY, "-c", "import urllib.request as u; u.urlopen('http://{}')"],
+        [PY, "-c", "import urllib.request as u; u.urlopen('https://{}')"],
+        ["node", "-e", "require('http').get('http://{}')"],
+        ["curl", "-sS", "http://{}"],
+    ],
+)
+def test_a_server_of_another_protocol_is_recognised(argv: list[str], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        code = f"import urllib.request as u; u.urlopen('{url}')"
-        client = subprocess.Popen([PY, "-c", code], stderr=subprocess.PIPE, text=True)
-        with server.accept()[0] as connection:
-            connection.recv(1000)
-            connection.sendall(b"-ERR unknown command 'GET'\r\n")
-        lines = client.communicate(timeout=20)[1].splitlines()
-    assert program.cause_of(program.Exit(0.0, 1), lines).kind == "protocol_error", lines
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(1000)
+                connection.sendall(b"-ERR unknown command 'GET'\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        where = f"127.0.0.1:{server.getsockname()[1]}"
+        found = cause([word.replace("{}", where) for word in argv], tmp_path)
+    assert found.kind == "protocol_error", found
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [PY, "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:{}', timeout=0.1)"],
+        ["curl", "-sS", "--max-time", "0.1", "http://127.0.0.1:{}"],
+    ],
+)
+def test_a_server_that_never_answers_is_recognised(
+    held: int, argv: list[str], tmp_path: Path
+) -> None:
+    found = cause([word.replace("{}", str(held)) for word in argv], tmp_path)
+    assert (found.kind, found.retryable) == ("timeout", True), found
 
 
 def test_an_old_remark_in_the_log_does_not_explain_a_signal() -> None:
@@ -357,12 +382,44 @@ def test_a_kill_by_the_kernel_for_want_of_memory_is_told_from_a_guess(spm: Spm) 
     assert "which nobody here sent: out of memory?" in status["cause"]["message"]
 
 
+@pytest.mark.skipif(GENERIC, reason="only Linux tells whom it ended for want of memory")
+def test_an_old_kill_of_another_one_in_the_cgroup_explains_nothing(spm: Spm) -> None:
+    """As in a container with cgroup v2: its memory.events counts what any process there meets."""
+    with open("/proc/self/cgroup", encoding="utf-8") as file:
+        groups = [line.rstrip()[4:] for line in file if line.startswith("0::/")]
+    counts = spm.base / "cgroup" / "".join(groups) / "memory.events"
+    counts.parent.mkdir(parents=True)
+    counts.write_text("oom 0\noom_kill 0\noom_group_kill 0\n")
+    script = 'mount --bind "$0" /sys/fs/cgroup && exec "$@"'
+    words = ["unshare", "-m", "sh", "-c", script, str(spm.base / "cgroup")]
+    if not groups or not shutil.which("unshare") or subprocess.run([*words, "true"]).returncode:
+        pytest.skip("no file can be put in the place of the kernel's here")
+    for name in ("new", "old"):
+        start = spm.argv("start", name, "sleep 100", "--sample-interval", "100ms")
+        subprocess.run([*words, *start], env=spm.env, cwd=spm.cwd, check=True)
+    counts.write_text("oom 1\noom_kill 1\noom_group_kill 0\n")
+    path = spm.home / "services" / "old" / "metrics.jsonl"
+    ended_by(spm, "new", signal.SIGKILL)
+    assert spm.service("new")["exit"]["oom"] is True
+    count = len(path.read_text().splitlines())
+    eventually(lambda: len(path.read_text().splitlines()) > count + 2, what="more samples")
+    ended_by(spm, "old", signal.SIGKILL)
+    assert spm.service("old")["exit"]["oom"] is False
+
+
+def ended_by(spm: Spm, name: str, number: int) -> None:
+    """Send a signal to a service that ends it."""
+    os.kill(spm.service(name)["pid"], number)
+    eventually(lambda: spm.service(name)["status"] == "failed", what="its end")
+
+
 # -- explain
 
 
 def test_explain_is_one_page_without_secrets_and_control_characters(spm: Spm) -> None:
     text = "\n".join(f"line {n} \x1b[31mred\x07 API_KEY=s3cr3t99" for n in range(300))
     code = f"print({text!r}); raise SystemExit(3)"
+    code = "\n" * 60 + code  # a command of many lines takes one
     failed(spm, "api", "--env", "TOKEN=s3cr3t99", "--", PY, "-c", code)
     page = spm("explain", "api").stdout
     lines = page.splitlines()

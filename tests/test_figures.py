@@ -380,7 +380,8 @@ def test_an_exec_action_sees_the_alert_and_belongs_to_nobody(spm: Spm) -> None:
 
 
 def test_a_command_of_an_alert_that_hangs_holds_up_nothing(spm: Spm) -> None:
-    start_python(spm, "burn", BURN, "--alert", "processes>0: exec sleep 30")
+    policy = ("--restart", "always", "--backoff", "50ms")
+    start_python(spm, "burn", BURN, "--alert", "processes>0: exec sleep 30", *policy)
     eventually(lambda: spm.service("burn")["alerts"], what="the alert")
     command = eventually(
         lambda: [
@@ -393,6 +394,10 @@ def test_a_command_of_an_alert_that_hangs_holds_up_nothing(spm: Spm) -> None:
     )[0]
     count = len(samples(spm, "burn"))
     eventually(lambda: len(samples(spm, "burn")) > count + 2, what="more samples")
+    os.kill(spm.service("burn")["pid"], signal.SIGKILL)
+    eventually(lambda: spm.service("burn")["pid"] and spm.service("burn")["restarts"])
+    tree = [one["why"] for one in spm.json("status", "burn")["tree"]]
+    assert GENERIC or tree == ["main process"], "nor does it belong to what comes after a restart"
     began = time.monotonic()
     spm("stop", "burn")
     assert time.monotonic() - began < 5
@@ -487,6 +492,11 @@ def test_watch_into_a_pipe_writes_plain_lines(spm: Spm) -> None:
     watch.communicate(timeout=10)
     assert watch.returncode == 130
     assert "leave one of them out" in spm("list", "--watch", "--json", code=2).stdout
+    watch = spm.popen("list", "--watch", "0.05")
+    assert watch.stdout and watch.stderr and watch.stdout.readline()
+    watch.stdout.close()
+    assert (watch.stderr.read(), watch.wait(10)) == ("", 141), "as `| head` leaves it"
+    watch.stderr.close()
     spm("status", "nobody", "--watch", code=3)
     spm("stop", "web")
 

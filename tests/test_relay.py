@@ -319,8 +319,29 @@ def test_a_server_that_ends_at_once_is_not_started_for_ever(spm: Spm) -> None:
     spm("start", "s", "--type", "stdio", "--shell", script)
     error = spm.json("call", "s", "echo", code=1)["error"]
     assert error["cause"] == "server_died"
-    assert error["log_tail"] == ["broken"]
-    assert len(starts.read_text().split()) <= 4
+    assert error["log_tail"] == ["broken"] and "explain s" in error["advice"]
+    count = len(starts.read_text().split())
+    assert count <= 4
+    refused = spm.json("call", "s", "echo", code=7)["error"]
+    assert (refused["kind"], refused["reason"]) == ("cooldown", "exit code 5")
+    assert 55 < refused["seconds_left"] <= 240 and "start s --force" in refused["advice"]
+    assert len(starts.read_text().split()) == count
+    spm("start", "s")  # by hand: whoever does that has mended it
+    spm("start", "s", "--type", "stdio", "--cooldown", "0", "--shell", script, "--replace")
+    for _ in range(2):
+        spm("call", "s", "echo", code=1)
+
+
+def test_a_server_that_a_call_started_and_that_answered_may_be_called_again_at_once(
+    spm: Spm,
+) -> None:
+    begin(spm)
+    for _ in range(2):
+        spm("stop", "s")
+        spm("call", "s", "echo", MESSAGE)
+        spm("call", "s", "die", code=1)
+        assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
+    spm("stop", "s")
 
 
 def test_a_server_that_never_answers_is_given_up(spm: Spm) -> None:

@@ -131,7 +131,23 @@ def test_failures_in_a_row_are_counted_until_one_lived_for_a_minute(
 def test_what_are_no_exit_codes_is_refused(spm: Spm, text: str) -> None:
     refused = spm("start", "api", "sleep 1", f"--success-codes={text}", code=2)
     assert "no exit codes" in refused.stderr
-    spm("start", "api", "sleep 1", "--restart", "sometimes", code=2)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--max-restarts", "x"),
+        ("--sample-interval", "1y"),
+        ("--backoff", "-1"),
+        ("--restart", "sometimes"),
+        ("--alert", "cpu>90%"),
+        ("--port", "x"),
+    ],
+)
+def test_a_bad_value_is_refused_naming_its_option(spm: Spm, option: str, value: str) -> None:
+    refused = spm("start", "api", "sleep 1", option, value, code=2)
+    assert refused.stderr.startswith(f"[ERROR] {option}: {value!r} "), refused.stderr
+    assert "\n  → " in refused.stderr and spm.json("list")["services"] == []
 
 
 def test_what_a_record_says_of_restarts_comes_back_from_its_json() -> None:
@@ -369,6 +385,30 @@ def test_an_unhealthy_service_is_ended_and_restarted(spm: Spm) -> None:
     spm("stop", "api")
 
 
+def test_who_was_ended_as_unhealthy_has_failed_and_that_is_kept_with_its_reason(spm: Spm) -> None:
+    sick = spm.cwd / "sick"
+    health = ("--health", f"exec:test ! -e {sick}", "--health-interval", "50ms")
+    policy = ("--restart", "on-failure", "--max-restarts", 0, "--cooldown", "0")
+    spm("start", "api", "sleep 100", *policy, *health)
+    status_once(spm, "api", "ready")
+    sick.touch()
+    status_once(spm, "api", "failed")
+    page = spm.json("explain", "api")
+    seen = f"unhealthy: exec 'test ! -e {sick}': exit code 1"
+    assert [one["because"] for one in page["exits"]] == [seen]
+    assert page["cause"]["message"].startswith(seen), "it isn't that somebody sent SIGTERM"
+    assert page["cause"]["kind"] == "unknown"
+    short = ("--start-seconds", 5)
+    done = spm("start", "short", "sh -c 'exit 0'", *short, code=4)
+    assert "\n  → run the command by hand to see\n" in done.stderr
+    assert [one["code"] for one in spm.json("explain", "short")["exits"]] == [0]
+    words = "sh -c 'echo bind: Connection refused; sleep 100'"
+    done = spm("start", "bad", words, "--failure-log", "bind:", code=4)
+    told = "its log matches 'bind:'; connection refused: bind: Connection refused"
+    assert f"  cause: {told}\n" in done.stderr
+    assert [one["cause"] for one in spm.json("explain", "bad")["exits"]] == ["connection_refused"]
+
+
 def test_readiness_by_log_is_that_of_the_new_instance(spm: Spm) -> None:
     flag = spm.cwd / "flag"
     command = f"sh -c 'test -e {flag} && sleep 100; touch {flag}; echo up; sleep 0.3; exit 1'"
@@ -532,6 +572,7 @@ def test_what_ran_when_the_machine_went_down_is_started_again(spm: Spm) -> None:
         record["place"]["boot"] = "another"
     (spm.home / "state.json").write_text(json.dumps(state))
     assert spm.service("a")["why"] == "machine restarted"
+    assert "machine restarted: start --all-previous brings" in spm("list").stderr
     told = spm.json("start", "--all-previous", code=4)
     a, c = told["services"]
     assert (a["name"], a["status"], a["error"]) == ("a", "running", None)
