@@ -3254,8 +3254,8 @@ def spec_differences(old: Spec, new: Spec) -> list[str]:
     """How two specs differ, one text for each field."""
 
     def shown(value: object) -> str:
-        words = value if isinstance(value, tuple) else (str(value),)
-        return "none" if value in (None, (), False) else mask_secrets(join_command(words))
+        text = join_command(value) if isinstance(value, tuple) else str(value)
+        return "none" if value in (None, (), False, {}) else mask_secrets(text)
 
     rows = changed_fields(old, new).items()
     return [f"{SPEC_WORDS.get(key, key)}: {shown(was)} → {shown(now)}" for key, (was, now) in rows]
@@ -5533,8 +5533,11 @@ class Source(NamedTuple):
 
     def place(self, key: str) -> tuple[str, str]:
         """The file and the path of a key: it may be that of the defaults."""
-        top = key.partition(".")[0]
-        is_own = self.keys.get(top) is not self.defaults.get(top, self)
+        top, *inner = re.split(r"[.[]", key)
+        own, usual = self.keys.get(top), self.defaults.get(top, self)
+        if top == "env" and inner:  # that of the defaults and its own are one
+            own, usual = as_object(own)[inner[0]], as_object(usual).get(inner[0], self)
+        is_own = own is not usual
         return (self.file, f"{self.path}.{key}") if is_own else (self.config, f"defaults.{key}")
 
 
@@ -5811,7 +5814,7 @@ class Reading:
         import argparse
 
         before, place = len(self.problems), source.place
-        keys = {k: self.expanded(source, v, place(k)) for k, v in source.keys.items()}
+        keys = {k: self.expanded(source, v, k) for k, v in source.keys.items()}
         for key in [k for k in keys if self.expands and k != "env"]:
             for name, _ in re.findall(REFERENCE, json.dumps(source.keys[key])):
                 if re.fullmatch(SECRET_NAME, name):
@@ -5859,13 +5862,12 @@ class Reading:
             )
         return None
 
-    def expanded(self, source: Source, value: object, place: tuple[str, str]) -> object:
+    def expanded(self, source: Source, value: object, key: str) -> object:
         """A value with what its ${NAME} stand for."""
-        file, path = place
         if isinstance(value, dict):
-            return {k: self.expanded(source, v, (file, f"{path}.{k}")) for k, v in value.items()}
+            return {k: self.expanded(source, v, f"{key}.{k}") for k, v in value.items()}
         if isinstance(value, list):
-            return [self.expanded(source, v, (file, f"{path}[{i}]")) for i, v in enumerate(value)]
+            return [self.expanded(source, v, f"{key}[{i}]") for i, v in enumerate(value)]
         if not (isinstance(value, str) and "${" in value and self.expands):
             return value
 
@@ -5874,9 +5876,11 @@ class Reading:
                 return "${"
             value = self.variables_of(source).get(found[1], "" if found[2] is not None else None)
             if found[1] is None:
-                self.fault(file, path, "${ begins no ${NAME}; write $${ for these two characters")
+                told = "${ begins no ${NAME}; write $${ for these two characters"
+                self.fault(*source.place(key), told)
             elif value is None and source.keys.get("disabled") is not True:
-                self.fault(file, path, f"${{{found[1]}}} is not set here, and it has no :-default")
+                told = f"${{{found[1]}}} is not set here, and it has no :-default"
+                self.fault(*source.place(key), told)
             return value or found[2] or ""
 
         return re.sub(REFERENCE, meant, value)
@@ -5887,7 +5891,7 @@ class Reading:
         if files not in self.variables:
             self.variables[files] = {**os.environ, "workspaceFolder": self.base}
             for file in files:  # its own name may only be made of what the caller has
-                path = str(self.expanded(source, file, source.place("env_file")))
+                path = str(self.expanded(source, file, "env_file"))
                 values = self.load(os.path.join(self.base, path), lambda t: parse_env_text(t, ""))
                 self.variables[files].update(values if isinstance(values, dict) else {})
         return self.variables[files]
@@ -6173,9 +6177,8 @@ def error_lines(error: SpmError) -> list[str]:
     told = [str(Problem(**one)) for one in problems if isinstance(one, dict)]
     tail = as_list(error.facts.get("log_tail") or told)
     lines = [f"[ERROR] {mask_secrets(error.message)}", *(f"  | {line}" for line in tail)]
-    cause = error.facts.get("cause")
-    cause = cause if isinstance(cause, dict) else {"kind": "unknown"}
-    if cause["kind"] != "unknown" and cause["advice"] != error.advice:  # else it is said
+    cause = as_object(error.facts.get("cause"))
+    if cause.get("kind", "unknown") != "unknown" and cause["advice"] != error.advice:
         lines += [f"  cause: {cause['message']}", f"  → {cause['advice']}"]
     return lines + [f"  → {mask_secrets(error.advice)}"] * bool(error.advice)
 
@@ -9129,7 +9132,7 @@ def unready(services: Iterable[Wanted | None]) -> ConfigError | None:
         except ConfigError as error:
             for key, told in zip(*(as_list(error.facts[fact]) for fact in ("keys", "problems"))):
                 problems.append(Problem(*one.source.place(str(key)), str(told)))
-    return config_error(problems) if problems else None
+    return config_error([*dict.fromkeys(problems)]) if problems else None
 
 
 def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[str]:
@@ -9768,7 +9771,9 @@ def with_references(config: Config) -> tuple[Config, dict[str, list[str]], dict[
     services, names, notes = dict[str, object](), dict[str, list[str]](), dict[str, list[str]]()
     for name, one in as_object(config.document["services"]).items():
         keys, found = as_object(one), dict[str, bool]()
+        env = {k: v and "" for k, v in as_object(keys.get("env")).items()}  # their names are told
         new = {**keys, "command": held(keys["command"], keys.get("shell") is True, found)}
+        new.update({"env": env} if env else {})
         for key in ("ready", "health"):
             if key in keys:
                 new[key] = [held_check(text, found) for text in as_list(keys[key])]
@@ -9789,7 +9794,7 @@ def described(store: Store) -> dict[str, tuple[Described, list[str]]]:
     here: dict[str, tuple[Described, list[str]]] = {}
     path = find_config(None, store.home)
     if os.path.lexists(path):
-        config, names, notes = with_references(read_config(path))
+        config, names, notes = with_references(read_config(path, expands=False))
         for one in config.services.values():
             taken = tuple(dict.fromkeys((*one.spec.env_taken, *names[one.name])))
             spec = one.spec._replace(env_taken=taken)

@@ -167,7 +167,7 @@ def test_a_file_that_is_nested_without_end_is_a_problem_like_any_other(tmp_path:
 
 def test_every_problem_is_told_at_once_and_nothing_is_started(spm: Spm) -> None:
     text = """// a comment
-    {"servces": {}, "alerts": ["cpu"], "services": {
+    {"servces": {}, "alerts": ["cpu"], "defaults": {"env": {"D": "${SPM_NOT_SET}"}}, "services": {
       "api": {"command": "a && b", "prot": 1, "port": 70000, "depends_on": ["dbb"]},
       "db": {"command": "sleep 1", "env": {"T": "${SPM_NOT_SET}"}, "pid_file": "x"},
       "one": {"command": "x", "depends_on": {"two": "ready"}}, "Two": {"command": "x"},
@@ -182,6 +182,7 @@ def test_every_problem_is_told_at_once_and_nothing_is_started(spm: Spm) -> None:
     assert "needs a shell for &&" in told["services.api.command"]
     assert "did you mean db?" in told["services.api.depends_on"]
     assert "${SPM_NOT_SET} is not set" in told["services.db.env.T"]
+    assert [path for path in told if path.endswith("env.D")] == ["defaults.env.D"], "once, there"
     assert "pid_file goes with type forking" in told["services.db"]
     assert "'nope' is not a check" in told["services.two.ready"]
     assert "Two has that name already" in told["services.two"]

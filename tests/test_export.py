@@ -333,7 +333,7 @@ def test_a_reference_stays_one_and_its_value_stays_here(spm: Spm) -> None:
     services = {
         "a": {"command": command, **checks, "cwd": "${PLACE}"},
         "b": {"command": "printf '%s' \"${TOK:-no}\" | cat", "shell": True},
-        "c": {"command": "/usr/bin/printf %s ${TOK}"},
+        "c": {"command": "/usr/bin/printf %s ${TOK}", "env": {"E": "${SPM_UNSET}", "F": None}},
     }
     (spm.cwd / "spm.json").write_text(json.dumps({"services": services}))
     own = {
