@@ -6660,6 +6660,7 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
         error.message += f" ({shown_command(spec)})"
         error.advice = start_advice(spec, values, error.facts.get("errno")) or error.advice
         error.facts.update(failure_facts(store, store.record(name), error.advice))
+        error.advice = error.advice or f"mend the cause, then: restart {name}"
         raise
 
 
@@ -9151,7 +9152,7 @@ def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[
                     result = bring_up(store, config, args)
                 except SpmError as problem:
                     result = Result({}, error=problem)
-                failed = [f"[ERROR] {one.message}: {one.advice}" for one in [result.error] if one]
+                failed = error_lines(result.error) if result.error else []
                 yield "".join(f"{line}\n" for line in (*result.lines, *failed))
                 yield told * (applied is None)
                 now = applied = {**now, **file_marks(files - watched)}
@@ -9192,10 +9193,9 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
         lines += [f"[ERROR] {result.error.message}"] if result.error and first else []
         data += as_list(result.data["services"])
         first = first or result.error
-    if not lines:
-        is_there = os.path.lexists(path) or args.procfile or args.mcp_config
-        none = f"[WARN] there is no {path}: nothing was stopped; started by hand? stop it by name"
-        lines = ["[OK] nothing of it was running" if is_there else none]
+    is_there = os.path.lexists(path) or args.procfile or args.mcp_config
+    none = f"[WARN] there is no {path}: nothing was stopped; started by hand? stop it by name"
+    lines = lines or ["[OK] nothing of it was running" if is_there else none]
     return Result({"config": path, "services": data}, lines, error=first)
 
 

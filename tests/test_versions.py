@@ -139,7 +139,7 @@ def test_versions_go_along_with_a_project_that_is_copied(spm: Spm) -> None:
         spm("up")
     text = (there / "spm.json").read_text()
     spm.cwd = there.with_name("copy")
-    shutil.copytree(there, spm.cwd, ignore=shutil.ignore_patterns("*.sock"))
+    shutil.copytree(there, spm.cwd, ignore=shutil.ignore_patterns("*.sock", "*.tmp"))
     assert [one["applied"] for one in versions(spm)] == [False, True]
     assert [*spm.json("config", "diff", "1")["changed"]["a"]] == ["max_restarts"]
     spm("config", "rollback", "1")
