@@ -8814,25 +8814,26 @@ class Application:
         self.waits: dict[str, tuple[Target | None, float]] = {}  # None: for its end; until when
         self.needs = {s.name: s.wanted.depends_on if s.wanted and s.acts else {} for s in steps}
         self.ends = [step.name for step in steps if step.action == "stop"]
-        ports = {one.name: one.spec.port or -1 for one in store.records().values()}
+        records = store.records()
+        ports = {one.name: one.spec.port or -1 for one in records.values()}
         holders: dict[int | None, str] = {}
         asked = {s.name: s.wanted.spec.port for s in steps if s.wanted and s.acts}
-        again = {s.name: ports.get(s.name, -1) for s in steps if s.action == "restart"}
-        moving = {port: name for name, port in again.items() if port != asked.get(name)}
+        moving = {ports.get(s.name): s.name for s in steps if s.action == "restart"}
         for step in steps:  # after who had its port until now, however that goes
             port = asked.get(step.name)
             if port in holders:
                 self.needs[step.name] = {holders[port]: "", **self.needs[step.name]}
-            elif port in moving:  # it gives way first: they may change places
+            elif port in moving and asked[moving[port]] != port:  # they may change places
                 self.ends.append(moving[port])
             holders.update({ports.get(step.name, -1): step.name} if step.acts else {})
+        self.ends.sort(key=lambda name: records[name.lower()].started_at, reverse=True)
         self.stages = {pair for needs in self.needs.values() for pair in needs.items()}
 
     def run(self, tell: Callable[[Step], object] = bool) -> list[Step]:
         """What came of each step, in the order of the plan; `tell` hears of each as it comes."""
         self.tell, pending = tell, list(self.steps)
-        stopped = stop_all(self.store, self.ends, STOP_TIMEOUT_S, force=False)
-        self.say(*stopped.lines)
+        for name in self.ends:  # the latest first: they may have needed those before them
+            self.say(*stop_all(self.store, [name], STOP_TIMEOUT_S, force=False).lines)
         supervisors_program(self.store)  # compiled here once, not by each start
         while pending or self.acting or self.waits:
             due = [one for one in pending if self.lost(one) or not self.lacks(one)]
@@ -9771,9 +9772,8 @@ def with_references(config: Config) -> tuple[Config, dict[str, list[str]], dict[
     services, names, notes = dict[str, object](), dict[str, list[str]](), dict[str, list[str]]()
     for name, one in as_object(config.document["services"]).items():
         keys, found = as_object(one), dict[str, bool]()
-        env = {k: v and "" for k, v in as_object(keys.get("env")).items()}  # their names are told
         new = {**keys, "command": held(keys["command"], keys.get("shell") is True, found)}
-        new.update({"env": env} if env else {})
+        new["env"] = {k: v and "" for k, v in as_object(keys.get("env")).items()}  # names are told
         for key in ("ready", "health"):
             if key in keys:
                 new[key] = [held_check(text, found) for text in as_list(keys[key])]

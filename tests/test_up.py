@@ -112,6 +112,14 @@ def test_five_real_services_are_brought_up_edited_and_taken_down(spm: Spm) -> No
     eventually(lambda: pids(spm).get("worker", second["worker"]) != second["worker"])
     assert "redis" in spm("config", "rules").stdout
 
+    removed = ("redis", "api", "worker")
+    write(spm, {name: keys for name, keys in services.items() if name not in removed})
+    lines = spm("up").stderr.splitlines()
+    names = [line.split()[1] for line in lines if " stopped in " in line]
+    assert names == ["worker", "api", "redis"], "in reverse"
+    write(spm, services)
+    spm("up")
+
     lines = spm("down").stdout.splitlines()
     names = [line.split()[1] for line in lines]
     assert sorted(names) == ["api", "files", "new", "redis", "worker"]
