@@ -3133,8 +3133,12 @@ SECRET_NAME = (
     r"(?i:[\w.-]{,40}(?:token|secret|passw|pwd|(?:api|access|private)[_-]?key)[\w.-]{,40})"
 )
 VALUE = r"""(?:"[^"]*"|'[^']*'|[^\s"',;&]+)"""
-SECRETS = (  # the first group is shown, the rest isn't; not meant is `TOKEN: not set`
-    rf"({SECRET_NAME}[\"']?\s*[=:]\s*)(?!(?i:not|is|parameter|unbound|bearer|basic)\s){VALUE}",
+NO_VALUE = (  # `TOKEN: not set`; as problems of configurations are told: `env.TOKEN: T is not set`
+    r"(?!(?i:not|is|parameter|unbound|bearer|basic)\s|\$\{\w+\}\s"
+    r"|\w+ (?:is (?:not set|empty|shorter)|doesn't match)\b)"
+)
+SECRETS = (  # the first group is shown, the rest isn't
+    rf"({SECRET_NAME}[\"']?\s*[=:]\s*){NO_VALUE}{VALUE}",
     rf"(--{SECRET_NAME}\s+|\b(?i:token|key|secret|password)\s+(?=\S*\d)(?=\S{{20}}))\S+",
     r"(\b(?i:bearer|basic)\s+)[\w.~+/=-]{6,}",
     r"(://[^\s/:@]*:)[^\s/]+(?=@)",
@@ -3274,8 +3278,8 @@ def spec_differences(old: Spec, new: Spec) -> list[str]:
     """How two specs differ, one text for each field."""
 
     def shown(value: object) -> str:
-        words = value if isinstance(value, tuple) else (str(value),)
-        return "none" if value in (None, (), False) else mask_secrets(join_command(words))
+        text = join_command(value) if isinstance(value, tuple) else str(value)
+        return "none" if value in (None, (), False, {}) else mask_secrets(text)
 
     rows = changed_fields(old, new).items()
     return [f"{SPEC_WORDS.get(key, key)}: {shown(was)} → {shown(now)}" for key, (was, now) in rows]
@@ -5565,8 +5569,11 @@ class Source(NamedTuple):
 
     def place(self, key: str) -> tuple[str, str]:
         """The file and the path of a key: it may be that of the defaults."""
-        top = key.partition(".")[0]
-        is_own = self.keys.get(top) is not self.defaults.get(top, self)
+        top, *inner = re.split(r"[.[]", key)
+        own, usual = self.keys.get(top), self.defaults.get(top, self)
+        if top == "env" and inner:  # that of the defaults and its own are one
+            own, usual = as_object(own)[inner[0]], as_object(usual).get(inner[0], self)
+        is_own = own is not usual
         return (self.file, f"{self.path}.{key}") if is_own else (self.config, f"defaults.{key}")
 
 
@@ -5708,7 +5715,7 @@ class Reading:
         try:
             yield
         except UsageError as error:
-            told = f"{error.message}: {error.advice}"
+            told = re.sub("(?s): start .* --shell .*", "", f"{error.message}: {error.advice}")
             told = "what its ${…} stand for can't be taken here" if hides else told
             # in the words of a configuration: --pid-file is pid_file here
             words = re.sub(r"--([a-z]+(?:-[a-z]+)*)", lambda m: m[1].replace("-", "_"), told)
@@ -5744,7 +5751,7 @@ class Reading:
             if os.path.exists(path):
                 self.take_servers(path)
             else:
-                self.notes.append(f"include: there is no {file}")
+                self.notes.append(f"[INFO] include: there is no {file}")
 
     def take_servers(self, file: str) -> None:
         """The servers of an agent's file, whose other keys are none of our business."""
@@ -5759,10 +5766,10 @@ class Reading:
             foreign = re.search(r"(?<!\$)\$\{(?!env:)\w+:(?!-)", json.dumps(keys))
             if foreign:  # ${input:NAME}: only the editor can ask for it
                 told = f"{where} has {foreign[0]}…}}, which only the editor knows: skipped"
-                self.notes.append(f"{shown_path(file)}: {told}")
+                self.notes.append(f"[INFO] {shown_path(file)}: {told}")
             elif name.lower() in self.names or not re.fullmatch(NAME, name):
                 why = "is known already" if name.lower() in self.names else "is no service name"
-                self.notes.append(f"{shown_path(file)}: {where} {why}: skipped")
+                self.notes.append(f"[INFO] {shown_path(file)}: {where} {why}: skipped")
             elif not bad:
                 self.add_server(name, keys, file, where)
 
@@ -5770,7 +5777,7 @@ class Reading:
         """A stdio server as a service; one that is reached by a URL is nobody's to start."""
         kind = keys.get("transport", keys.get("type", "stdio"))
         if kind != "stdio" or "url" in keys or "httpUrl" in keys:
-            self.notes.append(f"{shown_path(file)}: {where} is a remote server: skipped")
+            self.notes.append(f"[INFO] {shown_path(file)}: {where} is a remote server: skipped")
             return
         if "command" not in keys:
             self.fault(file, where, "command is missing")
@@ -5843,7 +5850,12 @@ class Reading:
         import argparse
 
         before, place = len(self.problems), source.place
-        keys = {k: self.expanded(source, v, place(k)) for k, v in source.keys.items()}
+        keys = {k: self.expanded(source, v, k) for k, v in source.keys.items()}
+        for key in [k for k in keys if self.expands and k != "env"]:
+            for name, _ in re.findall(REFERENCE, json.dumps(source.keys[key])):
+                if re.fullmatch(SECRET_NAME, name):
+                    told = f"[WARN] {Problem(*place(key), f'the value of ${{{name}}}')} will stand"
+                    self.notes.append(f"{told} in state.json, a command's in `ps`; use env for it")
         if not self.expands:
             keys = {k: v for k, v in keys.items() if k in ("command", "env") or not has_names(v)}
         args = {**defaults_of(START_OPTIONS), "name": source.name}
@@ -5873,7 +5885,9 @@ class Reading:
                 raise misfit
         if "command" not in keys:  # it was said
             return None
-        with self.faults_at(*place("command"), hides=words != source.keys["command"]):
+        written = source.keys["command"]  # what needs a shell there is no value
+        is_value = words != written and not shell_sign(re.sub(REFERENCE, "", str(written)))
+        with self.faults_at(*place("command"), hides=is_value):
             if len(self.problems) > before:
                 command_words(source.name, asked)
                 return None
@@ -5884,13 +5898,12 @@ class Reading:
             )
         return None
 
-    def expanded(self, source: Source, value: object, place: tuple[str, str]) -> object:
+    def expanded(self, source: Source, value: object, key: str) -> object:
         """A value with what its ${NAME} stand for."""
-        file, path = place
         if isinstance(value, dict):
-            return {k: self.expanded(source, v, (file, f"{path}.{k}")) for k, v in value.items()}
+            return {k: self.expanded(source, v, f"{key}.{k}") for k, v in value.items()}
         if isinstance(value, list):
-            return [self.expanded(source, v, (file, f"{path}[{i}]")) for i, v in enumerate(value)]
+            return [self.expanded(source, v, f"{key}[{i}]") for i, v in enumerate(value)]
         if not (isinstance(value, str) and "${" in value and self.expands):
             return value
 
@@ -5899,9 +5912,11 @@ class Reading:
                 return "${"
             value = self.variables_of(source).get(found[1], "" if found[2] is not None else None)
             if found[1] is None:
-                self.fault(file, path, "${ begins no ${NAME}; write $${ for these two characters")
+                told = "${ begins no ${NAME}; write $${ for these two characters"
+                self.fault(*source.place(key), told)
             elif value is None and source.keys.get("disabled") is not True:
-                self.fault(file, path, f"${{{found[1]}}} is not set here, and it has no :-default")
+                told = f"${{{found[1]}}} is not set here, and it has no :-default"
+                self.fault(*source.place(key), told)
             return value or found[2] or ""
 
         return re.sub(REFERENCE, meant, value)
@@ -5912,7 +5927,7 @@ class Reading:
         if files not in self.variables:
             self.variables[files] = {**os.environ, "workspaceFolder": self.base}
             for file in files:  # its own name may only be made of what the caller has
-                path = str(self.expanded(source, file, source.place("env_file")))
+                path = str(self.expanded(source, file, "env_file"))
                 values = self.load(os.path.join(self.base, path), lambda t: parse_env_text(t, ""))
                 self.variables[files].update(values if isinstance(values, dict) else {})
         return self.variables[files]
@@ -6190,6 +6205,19 @@ class Result(NamedTuple):
     error: SpmError | None = None
     stream: Iterator[str] | None = None
     is_raw: bool = False  # the stream is for the terminal as it is
+
+
+def error_lines(error: SpmError) -> list[str]:
+    """All that is told of an error: what it is, the last lines or the problems, what to do."""
+    problems = as_list(error.facts.get("problems", []))[1:]
+    # of a configuration; those of variables are in the message
+    told = [str(Problem(**one)) for one in problems if isinstance(one, dict)]
+    tail = as_list(error.facts.get("log_tail") or told)
+    lines = [f"[ERROR] {mask_secrets(error.message)}", *(f"  | {line}" for line in tail)]
+    cause = as_object(error.facts.get("cause"))
+    if cause.get("kind", "unknown") != "unknown" and cause["advice"] != error.advice:
+        lines += [f"  cause: {cause['message']}", f"  → {cause['advice']}"]
+    return lines + [f"  → {mask_secrets(error.advice)}"] * bool(error.advice)
 
 
 class Boot(NamedTuple):
@@ -6673,6 +6701,7 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
         error.facts.update(failure_facts(store, store.record(name), error.advice))
         cause = as_object(error.facts["cause"])
         error.advice += str(cause["advice"]) if cause.get("kind") == "unknown" else ""
+        error.advice = error.advice or f"mend the cause, then: restart {name}"
         raise
 
 
@@ -8509,8 +8538,8 @@ def validate(store: Store, args: argparse.Namespace) -> Result:
     error = unready(config.services.values())
     names: list[object] = list(config.services)
     line = f"[OK] {shown_path(config.path)} is valid: {counted(len(names), 'service')}"
-    data = {"path": config.path, "services": names, "notes": list(config.notes)}
-    lines = [*(f"[INFO] {note}" for note in config.notes), *[line] * (error is None)]
+    data = {"path": config.path, "services": names, "notes": [note[7:] for note in config.notes]}
+    lines = [*config.notes, *[line] * (error is None)]
     return Result({**data}, lines, error=error)
 
 
@@ -8563,7 +8592,8 @@ def read_version(store: Store, number: int) -> Version:
     path = version_path(store, f"{number:04}.json")
     try:
         with open(path, "rb") as file:
-            return Version.from_json(json.loads(file.read()), number)
+            version = Version.from_json(json.loads(file.read()), number)
+        return version._replace(config=os.path.join(os.path.dirname(store.home), version.config))
     except FileNotFoundError as error:
         raise NotFound(f"there is no version {number}", "see: config history") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -8589,6 +8619,9 @@ def last_applied(store: Store, config: str) -> Version | None:
 def write_version(store: Store, version: Version, durable: bool = True) -> None:
     """Keep a version, or what came of it since."""
     path = version_path(store, f"{version.number:04}.json")
+    if os.path.basename(store.home) == ".spm":  # it moves, or is copied, with its project
+        short = shown_path(version.config, os.path.dirname(store.home))
+        version = version._replace(config=short)
     with state_errors(path):
         os.makedirs(version_path(store), mode=0o700, exist_ok=True)
         write_file(path, json.dumps(version._asdict()).encode(), durable)
@@ -8870,21 +8903,27 @@ class Application:
         self.lines: dict[str, list[str]] = {step.name: [] for step in steps}  # to be told
         self.waits: dict[str, tuple[Target | None, float]] = {}  # None: for its end; until when
         self.needs = {s.name: s.wanted.depends_on if s.wanted and s.acts else {} for s in steps}
-        ports = {one.name: one.spec.port or -1 for one in store.records().values()}
+        self.ends = [step.name for step in steps if step.action == "stop"]
+        records = store.records()
+        ports = {one.name: one.spec.port or -1 for one in records.values()}
         holders: dict[int | None, str] = {}
+        asked = {s.name: s.wanted.spec.port for s in steps if s.wanted and s.acts}
+        moving = {ports.get(s.name): s.name for s in steps if s.action == "restart"}
         for step in steps:  # after who had its port until now, however that goes
-            port = step.wanted.spec.port if step.wanted and step.acts else None
+            port = asked.get(step.name)
             if port in holders:
                 self.needs[step.name] = {holders[port]: "", **self.needs[step.name]}
+            elif port in moving and asked[moving[port]] != port:  # they may change places
+                self.ends.append(moving[port])
             holders.update({ports.get(step.name, -1): step.name} if step.acts else {})
+        self.ends.sort(key=lambda name: records[name.lower()].started_at, reverse=True)
         self.stages = {pair for needs in self.needs.values() for pair in needs.items()}
 
     def run(self, tell: Callable[[Step], object] = bool) -> list[Step]:
         """What came of each step, in the order of the plan; `tell` hears of each as it comes."""
         self.tell, pending = tell, list(self.steps)
-        ends = [step.name for step in self.steps if step.action == "stop"]
-        stopped = stop_all(self.store, ends, STOP_TIMEOUT_S, force=False)
-        self.say(*stopped.lines)
+        for name in self.ends:  # the latest first: they may have needed those before them
+            self.say(*stop_all(self.store, [name], STOP_TIMEOUT_S, force=False).lines)
         supervisors_program(self.store)  # compiled here once, not by each start
         while pending or self.acting or self.waits:
             due = [one for one in pending if self.lost(one) or not self.lacks(one)]
@@ -8898,6 +8937,10 @@ class Application:
             self.show(pending)
             if not due or len(self.acting) == MOST_STARTS:
                 time.sleep(probe_pause_s(time.monotonic() - self.began))
+        for name in [step.name for step in self.steps if step.acts and self.wait_s]:
+            record = self.store.record(name)  # also what has no checks has to be there
+            if record and record.phase == "failed" and self.outcomes[name].result == "done":
+                self.look(name, Target(self.store, record), self.began + 1e9)
         self.progress()
         return [self.outcomes[step.name] for step in self.steps]
 
@@ -9034,9 +9077,15 @@ def roll_back(
     store: Store, former: Mapping[str, Known], outcomes: Sequence[Step], say: Callable[..., None]
 ) -> bool:
     """Bring what a plan has changed, or tried to, back to what it was: whether all of it is."""
-    is_whole = True
+    is_whole, acted = True, [one.name for one in outcomes[::-1] if one.acts]
+    news = [(name, record) for name in acted for record in [store.record(name)] if record]
+    had = {key: one.record.spec.port for key, one in former.items() if one.is_live}
+    moved = [name for name, new in news if had.get(name.lower(), new.spec.port) != new.spec.port]
+    say(*stop_all(store, moved, STOP_TIMEOUT_S, force=False).lines)
     for step in [one for one in outcomes[::-1] if one.result != "skipped"]:
         was, now = former.get(step.name.lower()), store.record(step.name)
+        for path in was.stale if was and step.acts else ():
+            say(f"[WARN] {step.name} takes {shown_path(path)} as it is now: the old one isn't kept")
         try:
             if was and was.is_live and step.action == "settings":
                 spec, config = was.record.spec.to_json(), was.record.config
@@ -9091,7 +9140,7 @@ def bring_up(
         left = {str(one.get("name")).lower() for one in cut.plan} if cut else set()
         plans = [step for names in asked for step in plan_of(config, known, names, left)]
         steps = [*{step.name: step for step in plans}.values()]
-        lines = [f"[INFO] {note}" for note in config.notes] + [f"  {step}" for step in steps]
+        lines = [*config.notes, *(f"  {step}" for step in steps)]
         data: dict[str, object] = {"config": config.path, "plan": [one.data for one in steps]}
         error: SpmError | None = unready([one.wanted for one in steps if one.acts])
         if args.dry_run:
@@ -9122,8 +9171,8 @@ def bring_up(
     error, is_back = failed[0].error, came == "rolled back"
     if error and args.rollback_on_failure:
         error.message += f"; {'not wholly ' * (not is_back)}rolled back to what ran before"
-    lines = [f"[ERROR] {mask_secrets(one.error.message)}" for one in failed[1:] if one.error]
-    return Result({**data, "rolled_back": is_back}, lines, error=error)
+    args.say(*[line for one in failed[1:] if one.error for line in error_lines(one.error)])
+    return Result({**data, "rolled_back": is_back}, error=error)
 
 
 def part_of(config: Config, steps: Sequence[Step], last: Version | None) -> Config:
@@ -9175,7 +9224,7 @@ def unready(services: Iterable[Wanted | None]) -> ConfigError | None:
         except ConfigError as error:
             for key, told in zip(*(as_list(error.facts[fact]) for fact in ("keys", "problems"))):
                 problems.append(Problem(*one.source.place(str(key)), str(told)))
-    return config_error(problems) if problems else None
+    return config_error([*dict.fromkeys(problems)]) if problems else None
 
 
 def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[str]:
@@ -9194,7 +9243,7 @@ def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[
                     result = bring_up(store, config, args)
                 except SpmError as problem:
                     result = Result({}, error=problem)
-                failed = [f"[ERROR] {one.message}: {one.advice}" for one in [result.error] if one]
+                failed = error_lines(result.error) if result.error else []
                 yield "".join(f"{line}\n" for line in (*result.lines, *failed))
                 yield told * (applied is None)
                 now = applied = {**now, **file_marks(files - watched)}
@@ -9206,10 +9255,10 @@ def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[
 @command("down", Option("names*", "NAME"), *CONFIG_OPTIONS)
 def down(store: Store, args: argparse.Namespace) -> Result:
     """Stop the services of the configuration, those first on which no other depends."""
-    if not os.path.lexists(store.home):
-        return Result({"config": None, "services": []}, ["[OK] nothing of it was running"])
-    store.prepare()
-    with only_one(store, CLAIM_S):  # an `up` that is under way is over first
+    with contextlib.ExitStack() as locks:
+        if os.path.lexists(store.home):
+            store.prepare()
+            locks.enter_context(only_one(store, CLAIM_S))  # an `up` under way is over first
         return bring_down(store, args)
 
 
@@ -9235,7 +9284,9 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
         lines += [f"[ERROR] {result.error.message}"] if result.error and first else []
         data += as_list(result.data["services"])
         first = first or result.error
-    lines = lines or ["[OK] nothing of it was running"]
+    is_there = os.path.lexists(path) or args.procfile or args.mcp_config
+    none = f"[WARN] there is no {path}: nothing was stopped; started by hand? stop it by name"
+    lines = lines or ["[OK] nothing of it was running" if is_there else none]
     return Result({"config": path, "services": data}, lines, error=first)
 
 
@@ -9245,10 +9296,13 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
 TARGETS = ("systemd", "procfile", "compose", "kubernetes", "nomad")
 # Fields of a spec that a target has no word for: said where they differ from their defaults.
 LOST_EVERYWHERE = (
-    "lease idle_timeout_s require_env rules alerts success_log failure_log terminal expect"
+    "lease idle_timeout_s require_env rules alerts success_log failure_log terminal expect "
+    "start_seconds cooldown_s backoff_max_s backoff_reset_s log_bytes sample_s"
 )
 LOST = dict.fromkeys(TARGETS, "success_codes no_restart_codes")
 LOST.update(systemd="health", procfile="restart ready health success_codes no_restart_codes")
+LOST["compose"] += " backoff_s restart_window_s"
+LOST["kubernetes"] += " backoff_s max_restarts restart_window_s"
 RESTART_NOTES = {
     ("kubernetes", "no"): "a Pod that nothing starts again; --restart always makes it a Deployment",
     ("kubernetes", "on-failure"): "a Pod of one node; --restart always makes it a Deployment",
@@ -9480,9 +9534,10 @@ def probes_inside(target: str, unit: Unit) -> list[tuple[Check, ...]]:
 def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
     """The unit of a service; what the target has no word for is added to the notes."""
     unwatched = " health" * (target == "kubernetes" and spec.restart == "no")
+    usual = {**Spec._field_defaults, "cooldown_s": COOLDOWN_S * bool(spec.cooldown_s)}
     for field in f"{LOST_EVERYWHERE} {LOST[target]}{unwatched}".split():
-        if getattr(spec, field) != Spec._field_defaults[field]:
-            option = field.removesuffix("_s").replace("_", "-").replace("alerts", "alert")
+        if getattr(spec, field) != usual[field]:
+            option = FIELD_KEYS.get(field, field.removesuffix("_s")).replace("_", "-")
             lost = f"has nothing like --{option}" + " with --restart no" * (field in unwatched)
             lost = "doesn't check environment rules" if field == "rules" else lost
             notes.append(f"{name}: {target} {lost}")
@@ -9495,6 +9550,7 @@ def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
         for text, one in known.items()
         if one.kind != "log" and (reach(one, spec) if one.kind != "exec" else not is_nomad)
         if not is_nomad or (spec.port and one.host in local)
+        if target not in ("kubernetes", "nomad") or not re.search(IS_HELD, one.text)
     }
     unasked = known.keys() - asked.keys() if target != "procfile" else ()
     notes += [f"{name}: {target} can't look for {quoted(one)}" for one in sorted(unasked)]
@@ -9774,8 +9830,8 @@ def write_all(root: str, makes: Mapping[str, Callable[[str], str]], advice: str)
     return Result({"done": done}, lines, error=refused)
 
 
-def held(value: object, is_shell: bool, names: dict[str, None]) -> object:
-    """A value whose ${NAME} stay references, for a shell as they are; their names are added."""
+def held(value: object, is_shell: bool, names: dict[str, bool]) -> object:
+    """A value whose ${NAME} stay references; to `names` go these, and whether a default is lost."""
     if isinstance(value, list):
         return [held(one, is_shell, names) for one in value]
 
@@ -9783,16 +9839,16 @@ def held(value: object, is_shell: bool, names: dict[str, None]) -> object:
         name, default = found[1], found[2]
         if name in (None, "workspaceFolder"):
             return found[0]
-        names[name] = None
+        names[name] = names.get(name, False) or (default is not None and not is_shell)
         usual = f":-{default}" if default is not None else ""
         return f"$${{{name}{usual}}}" if is_shell else HELD.format(name)
 
     return re.sub(REFERENCE, reference, value) if isinstance(value, str) else value
 
 
-def held_check(text: object, names: dict[str, None]) -> object:
+def held_check(text: object, names: dict[str, bool]) -> object:
     """A check whose ${NAME} stay references, unless it is none without their values: a port."""
-    inner = dict[str, None]()
+    inner = dict(names)
     new = held(text, str(text).startswith("exec:"), inner)
     with contextlib.suppress(UsageError):
         if not re.search(IS_HELD, parse_check(str(new)).host):  # which is in lower case
@@ -9805,12 +9861,14 @@ def with_references(config: Config) -> tuple[Config, dict[str, list[str]], dict[
     """The Config whose commands and checks keep their ${NAME}; by service: names, and notes."""
     services, names, notes = dict[str, object](), dict[str, list[str]](), dict[str, list[str]]()
     for name, one in as_object(config.document["services"]).items():
-        keys, found = as_object(one), dict[str, None]()
+        keys, found = as_object(one), dict[str, bool]()
         new = {**keys, "command": held(keys["command"], keys.get("shell") is True, found)}
+        new["env"] = {k: v and "" for k, v in as_object(keys.get("env")).items()}  # names are told
         for key in ("ready", "health"):
             if key in keys:
                 new[key] = [held_check(text, found) for text in as_list(keys[key])]
-        told = [f"{name}: its command or checks have ${{{each}}}: not its value" for each in found]
+        what = ("not its value", "not its value, nor its default")
+        told = [f"{name}: its command or checks have ${{{k}}}: {what[v]}" for k, v in found.items()]
         for key, value in new.items():
             left = re.findall(REFERENCE, json.dumps(value)) if key not in ("env", "command") else ()
             inside = sorted({each[0] for each in left if each[0] not in ("", "workspaceFolder")})
@@ -9826,7 +9884,7 @@ def described(store: Store) -> dict[str, tuple[Described, list[str]]]:
     here: dict[str, tuple[Described, list[str]]] = {}
     path = find_config(None, store.home)
     if os.path.lexists(path):
-        config, names, notes = with_references(read_config(path))
+        config, names, notes = with_references(read_config(path, expands=False))
         for one in config.services.values():
             taken = tuple(dict.fromkeys((*one.spec.env_taken, *names[one.name])))
             spec = one.spec._replace(env_taken=taken)
@@ -10190,11 +10248,14 @@ def no_command(leading: Sequence[str], name: str, rest: Sequence[str]) -> Except
 
 
 def service_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
-    """The services of this home, for the completion."""
-    with contextlib.suppress(OSError, ValueError):  # whoever only presses TAB mends nothing
+    """The services of this home and its configuration, for the completion."""
+    names = list[str]()
+    with contextlib.suppress(OSError, ValueError, SpmError):  # who only presses TAB mends nothing
         store = Store(find_home(getattr(parsed_args, "home", None)))
-        return [record.name for record in store.read().values()]
-    return []
+        names += [record.name for record in store.read().values()]
+        path = find_config(getattr(parsed_args, "config", None), store.home)
+        names += read_config(path, expands=False).services
+    return names
 
 
 def complete() -> None:
@@ -10279,18 +10340,7 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> None:
         lines = chunk.replace("\r\n", "\n").split("\n")
         write(sys.stdout, chunk if result.is_raw else "\n".join(map(neutral, lines)))
     if error:
-        problems = as_list(error.facts.get("problems", []))[1:]
-        # of a configuration; those of variables are in the message
-        told = [str(Problem(**one)) for one in problems if isinstance(one, dict)]
-        tail = as_list(error.facts.get("log_tail") or told)
-        shown = [f"  | {neutral(str(line))}\n" for line in tail]
-        cause = error.facts.get("cause")
-        cause = cause if isinstance(cause, dict) else {"kind": "unknown"}
-        if cause["kind"] != "unknown" and cause["advice"] != error.advice:  # else it is said
-            shown += [f"  cause: {neutral(cause['message'])}\n  → {neutral(cause['advice'])}\n"]
-        advice = f"  → {neutral(error.advice)}\n" if error.advice else ""
-        line = coloured(neutral(f"[ERROR] {error.message}"), sys.stderr)
-        write(sys.stderr, "".join([line, "\n", *shown, advice]))
+        say(*error_lines(error))
 
 
 def neutral(line: str) -> str:

@@ -167,7 +167,7 @@ def test_a_file_that_is_nested_without_end_is_a_problem_like_any_other(tmp_path:
 
 def test_every_problem_is_told_at_once_and_nothing_is_started(spm: Spm) -> None:
     text = """// a comment
-    {"servces": {}, "alerts": ["cpu"], "services": {
+    {"servces": {}, "alerts": ["cpu"], "defaults": {"env": {"D": "${SPM_NOT_SET}"}}, "services": {
       "api": {"command": "a && b", "prot": 1, "port": 70000, "depends_on": ["dbb"]},
       "db": {"command": "sleep 1", "env": {"T": "${SPM_NOT_SET}"}, "pid_file": "x"},
       "one": {"command": "x", "depends_on": {"two": "ready"}}, "Two": {"command": "x"},
@@ -182,6 +182,7 @@ def test_every_problem_is_told_at_once_and_nothing_is_started(spm: Spm) -> None:
     assert "needs a shell for &&" in told["services.api.command"]
     assert "did you mean db?" in told["services.api.depends_on"]
     assert "${SPM_NOT_SET} is not set" in told["services.db.env.T"]
+    assert [path for path in told if path.endswith("env.D")] == ["defaults.env.D"], "once, there"
     assert "pid_file goes with type forking" in told["services.db"]
     assert "'nope' is not a check" in told["services.two.ready"]
     assert "Two has that name already" in told["services.two"]
@@ -272,6 +273,27 @@ def test_references_are_replaced_and_their_values_are_never_shown(
         assert "s3cret" not in str(told), told
 
 
+def test_a_variable_that_is_called_a_secret_is_named_and_not_shown(spm: Spm) -> None:
+    keys = {"command": "sleep ${API_TOKEN}", "env": {"DB_PASSWORD": "${PROD_PASSWORD}"}}
+    spm.env["API_TOKEN"] = "60"
+    service_ = {"services": {"a": {**keys, "environment": {"API_KEY": {"required": True}}}}}
+    (spm.cwd / "spm.json").write_text(json.dumps(service_))
+    error = "[ERROR] spm.json: services.a"
+    unset = f"{error}.env.DB_PASSWORD: ${{PROD_PASSWORD}} is not set here, and it has no :-default"
+    assert spm("up", code=6).stderr.startswith(unset)
+    spm.env["PROD_PASSWORD"] = "hunter2"
+    told = spm("up", code=6)
+    assert f"{error}.environment.API_KEY: API_KEY is not set\n" in told.stderr
+    warning = "spm.json: services.a.command: the value of ${API_TOKEN} will stand in state.json"
+    assert f"[WARN] {warning}" in told.stderr and told.stderr.count("[WARN]") == 1
+    spm.env["API_KEY"] = "x"
+    assert spm.json("config", "validate")["warnings"][0].startswith(warning)
+    (spm.cwd / "spm.json").write_text('{"services": {"a": {"command": "x && y ${API_TOKEN}"}}}')
+    told = spm("config", "validate", code=6)
+    assert "services.a.command: the command needs a shell for &&" in told.stderr
+    assert "60" not in told.stderr + told.stdout
+
+
 def test_agents_files_and_procfiles_are_read_where_they_are(spm: Spm) -> None:
     (spm.cwd / ".kiro/settings").mkdir(parents=True)
     server = {"command": "uvx", "args": ["time"], "env": {"A": "b"}, "autoApprove": ["x"]}
@@ -312,7 +334,11 @@ def test_two_hundred_services_take_less_than_half_a_second(tmp_path: Path) -> No
     (tmp_path / "spm.json").write_text(json.dumps({"services": services}))
     began = time.process_time()
     config = spm_module.read_config(str(tmp_path / "spm.json"))
-    assert len(config.services) == 200
+    records = [spm_module.new_record(n, one.spec, "i") for n, one in config.services.items()]
+    ours = [one._replace(config=config.path) for one in records]
+    known = {one.name: spm_module.Known(one, "running", True, True, {}) for one in ours}
+    plan = spm_module.plan_of(config, known)
+    assert [step.action for step in plan] == ["restart"] * 200, "their env is another"
     assert time.process_time() - began < 0.5
 
 

@@ -45,6 +45,9 @@ WANTED: list[tuple[str, Spec, dict[str, str]]] = [
             health_interval_s=2.5,
             restart="on-failure",
             max_restarts=3,
+            backoff_max_s=5.0,
+            log_bytes=10**6,
+            start_seconds=2.0,
             success_codes="0,SIGTERM",
             no_restart_codes="3,4",
             lease="2h",
@@ -90,7 +93,8 @@ def test_the_services_look_in_each_target_as_they_did(target: str) -> None:
     assert files == files_of(target)
     text = "".join(files.values())
     assert all(f"# {note}\n" in text for note in notes), "what is lost stands in the files"
-    for lost in ("--lease", "--alert", '"log:started"', "clock is left out"):
+    lacks = ["--lease", "--alert", "--backoff-max", "--log-size", "--start-seconds"]
+    for lost in (*lacks, '"log:started"', "clock is left out"):
         assert any(lost in note for note in notes) or (target, lost[0]) == ("procfile", '"'), lost
 
 
@@ -324,11 +328,12 @@ def test_export_tells_names_and_never_values(spm: Spm, port: int) -> None:
 def test_a_reference_stays_one_and_its_value_stays_here(spm: Spm) -> None:
     spm.env.update(TOK="hunter2", P="8123", PLACE=str(spm.cwd))
     command = ["/usr/bin/printf", "%s|", "--token=${TOK}", "it's ${env:TOK:-no}", "$${TOK}"]
-    checks = {"ready": "http:/x?${TOK}", "health": ["exec:test ${TOK}", "tcp:${P}"]}
+    url = "http://127.0.0.1:8125/x?${TOK}"
+    checks = {"ready": url, "health": ["exec:test ${TOK}", "tcp:${P}"]}
     services = {
         "a": {"command": command, **checks, "cwd": "${PLACE}"},
         "b": {"command": "printf '%s' \"${TOK:-no}\" | cat", "shell": True},
-        "c": {"command": "/usr/bin/printf %s ${TOK}"},
+        "c": {"command": "/usr/bin/printf %s ${TOK}", "env": {"E": "${SPM_UNSET}", "F": None}},
     }
     (spm.cwd / "spm.json").write_text(json.dumps({"services": services}))
     own = {
@@ -341,7 +346,11 @@ def test_a_reference_stays_one_and_its_value_stays_here(spm: Spm) -> None:
     for target, word in own.items():
         done = spm("export", target)
         assert "hunter2" not in done.stdout + done.stderr and word in done.stdout, target
-        assert "[WARN] a: its command or checks have ${TOK}: not its value" in done.stderr
+        told = "a: its command or checks have ${TOK}: not its value, nor its default\n"
+        assert f"[WARN] {told}" in done.stderr and f"# {told}" in done.stdout
+        assert "[WARN] c: its command or checks have ${TOK}: not its value\n" in done.stderr
+        lost = f'[WARN] a: {target} can\'t look for "{url}"' in done.stderr
+        assert lost is (target in ("kubernetes", "nomad")), "they would ask for it literally"
         assert "[WARN] a: cwd holds the value of ${PLACE}, in clear" in done.stderr
         assert "# a: cwd holds the value of ${PLACE}, in clear\n" in done.stdout
         assert "[WARN] a: health holds the value of ${P}, in clear" in done.stderr

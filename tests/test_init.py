@@ -308,6 +308,9 @@ def test_the_shell_completes_commands_options_and_services(spm: Spm) -> None:
     assert {"start", "stop", "stats", "status"} == completions(spm, "st")
     assert {"--max-restarts", "--match"} == completions(spm, "start api --ma")
     assert {"api", "apple"} == completions(spm, "stop ap")
+    (spm.cwd / "spm.json").write_text('{"services": {"apricot": {"command": "x ${SPM_NO}"}}}')
+    assert {"api", "apple", "apricot"} == completions(spm, "up ap")
+    (spm.cwd / "spm.json").write_text("{")
     assert {"apple"} == completions(spm, "restart appl")
     assert set() == completions(spm, f"--home {spm.base}/none stop ap")
     state = spm.home / "state.json"

@@ -112,6 +112,14 @@ def test_five_real_services_are_brought_up_edited_and_taken_down(spm: Spm) -> No
     eventually(lambda: pids(spm).get("worker", second["worker"]) != second["worker"])
     assert "redis" in spm("config", "rules").stdout
 
+    removed = ("redis", "api", "worker")
+    write(spm, {name: keys for name, keys in services.items() if name not in removed})
+    lines = spm("up").stderr.splitlines()
+    names = [line.split()[1] for line in lines if " stopped in " in line]
+    assert names == ["worker", "api", "redis"], "in reverse"
+    write(spm, services)
+    spm("up")
+
     lines = spm("down").stdout.splitlines()
     names = [line.split()[1] for line in lines]
     assert sorted(names) == ["api", "files", "new", "redis", "worker"]
@@ -163,9 +171,14 @@ def test_a_failure_names_the_service_and_leaves_the_others(spm: Spm) -> None:
     results = {one["name"]: one["result"] for one in failed["services"]}
     assert results == {"good": "done", "bad": "failed", "after": "skipped", "later": "skipped"}
     assert pids(spm).keys() == {"good"}
+    write(spm, {**services, "too": {"command": "sh -c 'echo oops; exit 4'"}})  # it has no checks
     told = spm("up", "--wait", code=1).stderr
-    assert "after was not started: it depends on bad" in told
+    assert "after was not started: it depends on bad\n  → mend those first" in told
     assert told.count("bad is not running") == 1, "once is enough"
+    for name, tail in (("bad", "no"), ("too", "oops")):
+        lines = told[told.index(f"[ERROR] {name} is not running") :].splitlines()
+        advice = f"  → read its last lines above; mend the cause, then: restart {name}"
+        assert lines[1:3] == [f"  | {tail}", advice], "each failure tells all of it"
     dies = {"command": ["sh", "-uc", ": $SPM_NOT"], "start_seconds": 2}
     write(spm, {"good": services["good"], "none": {"command": "/no/such/program"}, "dies": dies})
     error = spm.json("up", code=4)["error"]
@@ -175,6 +188,7 @@ def test_a_failure_names_the_service_and_leaves_the_others(spm: Spm) -> None:
     error = spm.json("up", code=4)["error"]
     advice = "set it with env or env_file; require_env checks before the start"
     assert error["cause"]["advice"] == f"{advice} (services.dies in spm.json)"
+    assert error["advice"] == "mend the cause, then: restart dies"
     missing = {"environment": {"SPM_NOT": {"required": True}}, "env": {"SPM_X": None}}
     write(
         spm,
@@ -217,6 +231,13 @@ def test_rollback_on_failure_goes_back_to_what_ran(spm: Spm) -> None:
     assert psutil.Process(after["a"]).environ()["K"] == "old"
     write(spm, old)
     assert {one["action"] for one in spm.json("up", "--dry-run")["plan"]} == {"keep"}
+    (spm.cwd / ".env").write_text("A=1")
+    write(spm, {"a": worker("1", env_file=".env")})
+    spm("up")
+    (spm.cwd / ".env").write_text("A=2")
+    write(spm, {"a": worker("1", env_file=".env"), "bad": {"command": "false", "ready": "tcp:1"}})
+    told = spm("up", "--wait", "--rollback-on-failure", code=1).stderr
+    assert "[WARN] a takes .env as it is now: the old one isn't kept" in told
     spm("cleanup")
 
 
@@ -249,6 +270,31 @@ def test_a_port_is_handed_on(spm: Spm) -> None:
     write(spm, {"a": worker("2"), "b": server})
     assert spm.json("up", "--wait")["services"][1]["name"] == "b"
     assert spm.service("b")["status"] == "ready"
+    spm("down")
+    one, other = (
+        {"command": nasty("--port", port), "port": port, "ready": "tcp"}
+        for port in (port, free_port())
+    )
+    write(spm, {"a": one, "b": other, "c": worker("3")})
+    spm("up", "--wait")
+    write(spm, {"a": other, "b": one, "c": worker("3")})  # they change places
+    spm("up", "--wait")
+    ports = {name: spm.service(name)["port"] for name in ("a", "b")}
+    assert ports == {"a": other["port"], "b": one["port"]}
+    write(spm, {"a": one, "b": other, "c": {"command": "false", "ready": "tcp:1"}})
+    assert spm.json("up", "--wait", "--rollback-on-failure", code=1)["rolled_back"]
+    assert {name: spm.service(name)["port"] for name in ("a", "b")} == ports
+    assert [spm.service(name)["pid"] > 0 for name in ("a", "b", "c")] == [True] * 3
+    spm("cleanup")
+
+
+def test_down_where_nothing_is_configured_says_so(spm: Spm) -> None:
+    spm("start", "mine", "sleep 60")
+    told = spm("down").stderr
+    assert f"[WARN] there is no {spm.cwd / 'spm.json'}: nothing was stopped" in told
+    write(spm, {"a": worker()})
+    assert spm("down").stdout == "[OK] nothing of it was running\n"
+    assert pids(spm).keys() == {"mine"}
     spm("cleanup")
 
 
@@ -330,7 +376,8 @@ def test_watch_applies_valid_edits_and_keeps_the_state_on_broken_ones(spm: Spm) 
         while "ERROR" not in told:
             told = process.stdout.readline()
             assert "watching" not in told
-        assert "line 1, column" in told and "nothing was changed" in told
+        assert "line 1, column" in told
+        assert process.stdout.readline() == "  → mend that: nothing was changed\n"
         assert pids(spm).keys() == {"a", "b"}
         (spm.cwd / ".env").write_text("A=1")
         write(spm, {"a": worker("1"), "c": worker("3", env_file=".env")})

@@ -130,6 +130,24 @@ def test_five_real_services_are_edited_in_eight_ways_and_rolled_back(spm: Spm) -
     spm("cleanup")
 
 
+def test_versions_go_along_with_a_project_that_is_copied(spm: Spm) -> None:
+    del spm.env["SPM_HOME"]
+    there = spm.cwd
+    (there / ".git").touch()
+    for number in (1, 2):
+        write(spm, {"a": {"command": "true", "max_restarts": number}})
+        spm("up")
+    text = (there / "spm.json").read_text()
+    spm.cwd = there.with_name("copy")
+    shutil.copytree(there, spm.cwd, ignore=shutil.ignore_patterns("*.sock", "*.tmp"))
+    assert [one["applied"] for one in versions(spm)] == [False, True]
+    assert [*spm.json("config", "diff", "1")["changed"]["a"]] == ["max_restarts"]
+    spm("config", "rollback", "1")
+    assert (there / "spm.json").read_text() == text, "the other project's"
+    assert '"max_restarts": 1' in (spm.cwd / "spm.json").read_text()
+    assert spm("config", "diff").stdout == "[OK] nothing differs\n"
+
+
 def test_an_export_can_be_imported_and_means_the_same(spm: Spm) -> None:
     spm.env["SPM_T"] = "s3cret"
     services = {

@@ -1,6 +1,9 @@
 # Load.data: nomad isn't told that it needs db
 # api: nomad has nothing like --lease
 # api: nomad has nothing like --alert
+# api: nomad has nothing like --start-seconds
+# api: nomad has nothing like --backoff-max
+# api: nomad has nothing like --log-size
 # api: nomad has nothing like --success-codes
 # api: nomad has nothing like --no-restart-codes
 # api: nomad starts it again after a success, too
