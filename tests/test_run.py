@@ -243,7 +243,7 @@ def test_a_start_that_fails_gives_its_own_code(spm: Spm, port: int) -> None:
 
 
 def test_what_does_not_become_ready_is_stopped_and_said_to_be(spm: Spm) -> None:
-    words = ["run", "x", "--ready", "log:never", "--timeout", "300ms", "sleep 60"]
+    words = ["run", "x", "--ready", "log:never", "--wait", "300ms", "sleep 60"]
     told = spm(*words, *shell("true"), code=124).stderr
     assert (
         "mend the cause, then: run this again"

@@ -159,7 +159,9 @@ def test_a_pid_file_that_names_another_process_is_not_believed(spm: Spm, content
     (spm.cwd / "api.pid").write_text(content.format(self=os.getpid()))
     late = f"sleep 0.2; echo $! > {spm.cwd}/api.pid"
     line = f"sleep 99 & child=$!; (setsid sleep 100 & {late}) & exit 0"
-    spm("start", "api", "--shell", line, "--type", "forking", "--pid-file", "api.pid")
+    asked = ("--type", "forking", "--pid-file", "api.pid")
+    told = spm("start", "api", "--shell", line, *asked, "--wait", "100ms", code=124).stderr
+    assert f"no process of it is named by {spm.cwd}/api.pid yet" in told
     seen = becomes(spm, "api", "running")
     assert seen["pid"] == int((spm.cwd / "api.pid").read_text())
     assert psutil.Process(seen["pid"]).cmdline() == ["sleep", "100"]
@@ -332,6 +334,9 @@ def test_a_tool_of_which_nothing_can_be_followed_is_external_until_stop(
     again = spm("start", "tool").stdout
     assert "its former window, if it is still open" in again and "[OK] tool started" in again
     assert spm.service("tool")["status"] == "external"
+    spm("notify", "tool", "ready")
+    assert spm.json("notify", "tool", "stopped")["status"] == "stopped", "it says so itself"
+    spm("start", "tool")
     told = spm("stop", "tool").stdout
     assert told.startswith(
         "[OK] tool forgotten: nothing of it could be followed; its window, if any, is still open"
