@@ -4124,9 +4124,8 @@ class Supervisor:
             self.record = self.record._replace(launcher=self.record.main)
             self.leaves_until = time.monotonic() + HOME_S
         self.search_until = self.leaves_until
-        path = self.record.spec.pid_file
-        why = f"{ended}" + f"; no process of it is named by {path} yet" * bool(path)
-        self.change("launcher_exited", "starting", why)
+        missing = "; its pid file names no process of it yet" * bool(self.record.spec.pid_file)
+        self.change("launcher_exited", "starting", f"{ended}{missing}")
         self.search(self.search_until)
 
     def search(self, until: float) -> None:
@@ -4422,9 +4421,6 @@ class Supervisor:
         if state == "alive":
             self.on_touch(client, {})
             return
-        if state == "ready" and self.judge_until:  # who is ready has started
-            self.judge_until = None
-            self.change("running", "running", "it says that it is ready")
         is_believed = self.record.phase == "running" and not self.record.spec.readiness
         if state == "ready" and is_believed:  # else the checks decide
             self.change("ready", "ready", message)
@@ -6835,10 +6831,9 @@ def with_port(
     elif spec.port and spec.port_declared and flag != "force":
         reserve_declared(store, record)
     if record.spec.port != spec.port:
-        is_auto = spec.port_asked == "auto"
-        why = "auto" if is_auto else f"port {spec.port} is another service's, or can't be bound"
-        why = f"{held or why}: took port {record.spec.port}"
-        tell("port_chosen", why, "" if is_auto else "[WARN] ")
+        taken = f"port {spec.port} is another service's, or can't be bound"
+        why = held or taken * (spec.port_asked != "auto")
+        tell("port_chosen", f"{why or 'auto'}: took port {record.spec.port}", "[WARN] " * bool(why))
     return record
 
 
@@ -7643,10 +7638,9 @@ def notify(store: Store, args: argparse.Namespace) -> Result:
         after = store.ask_record(name, "notify", **facts)
     if after is None:
         raise Failed(f"{name} has no supervisor that could note it", f"start {name} takes it back")
-    data: dict[str, object] = {"name": name, **facts, "status": after.phase}
-    is_other = args.state not in ("alive", after.phase)
-    but = f"; it is {after.phase}, as its process and its checks show" * is_other
-    return Result(data, [f"[OK] {name}: {args.state} noted{but}"])
+    but = f"; it is {after.phase}, as its process and its checks show"
+    line = f"[OK] {name}: {args.state} noted" + but * (args.state not in ("alive", after.phase))
+    return Result({"name": name, **facts, "status": after.phase}, [line])
 
 
 # -- explain, events
@@ -7770,6 +7764,7 @@ class Target:
         self, store: Store, record: Record | None, given: Sequence[Check] = (), args: object = None
     ) -> None:
         self.store, self.given = store, given
+        self.ends = list[str]()  # why it is restarted, as far as its supervisor told us
         self.is_passing = False  # `run` ends it at once when it doesn't become ready
         asked = [(key, getattr(args, key, None)) for key in ("expect", "insecure")]
         self.asked = {key: value for key, value in asked if value}
@@ -7819,6 +7814,7 @@ class Target:
                 with contextlib.suppress(SpmError):  # an older supervisor knows no watchers
                     news = accepted(line)
                     self.phase, self.why = str(news.get("phase")), str(news.get("why"))
+                    self.ends += [self.why] * (self.phase == "backoff")
             if not chunk:
                 self.connection.close()
                 self.connection = None
@@ -8048,6 +8044,10 @@ class Chain:
         """Warn of services that have died since the last look; keep those in use from idling."""
         for target in list(self.targets):
             target.hear()
+            if target.ends:
+                text = f"{target.name} ended: {target.ends.pop()}; the tests go on"
+                tail = self.store.last_lines(str(target.name), 20)
+                self.say(f"[WARN] {text}", *(f"  | {line}" for line in tail))
             if not target.has_died():
                 continue
             try:

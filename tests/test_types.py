@@ -161,7 +161,7 @@ def test_a_pid_file_that_names_another_process_is_not_believed(spm: Spm, content
     line = f"sleep 99 & child=$!; (setsid sleep 100 & {late}) & exit 0"
     asked = ("--type", "forking", "--pid-file", "api.pid")
     told = spm("start", "api", "--shell", line, *asked, "--wait", "100ms", code=124).stderr
-    assert f"no process of it is named by {spm.cwd}/api.pid yet" in told
+    assert "its launcher ended: exit code 0; its pid file names no process of it yet" in told
     seen = becomes(spm, "api", "running")
     assert seen["pid"] == int((spm.cwd / "api.pid").read_text())
     assert psutil.Process(seen["pid"]).cmdline() == ["sleep", "100"]
