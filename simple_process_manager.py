@@ -2818,6 +2818,7 @@ class LogProbe:
         self.output, self.patterns, self.rest, self.count = output, patterns, b"", 0
         self.text = " or ".join(map(repr, patterns))
         self.cpu_s: float | None = None  # of this thread when the matching began
+        self.found: str | None = None  # the pattern that matched: each line is read but once
 
     def lines(self, deadline: float) -> Iterator[str]:
         """What was written since the last look; what stands behind the last line end is one too."""
@@ -2840,8 +2841,8 @@ class LogProbe:
         try:
             alarm(MATCH_S, self._give_up)
             pairs = ((one, line) for line in self.lines(deadline) for one in self.patterns)
-            found = next((one for one, line in pairs if re.search(one, line)), None)
-            self.cpu_s = None  # from now on an alarm that is just coming means nothing
+            found = self.found or next((one for one, line in pairs if re.search(one, line)), None)
+            self.found, self.cpu_s = found, None  # an alarm that is just coming now means nothing
         except TimeoutError:
             found, self.patterns = None, ()
         finally:
@@ -8045,9 +8046,8 @@ class Chain:
         for target in list(self.targets):
             target.hear()
             if target.ends:
-                text = f"{target.name} ended: {target.ends.pop()}; the tests go on"
-                tail = self.store.last_lines(str(target.name), 20)
-                self.say(f"[WARN] {text}", *(f"  | {line}" for line in tail))
+                tail = [f"  | {line}" for line in self.store.last_lines(str(target.name), 20)]
+                self.say(f"[WARN] {target.name} ended: {target.ends.pop()}; the tests go on", *tail)
             if not target.has_died():
                 continue
             try:

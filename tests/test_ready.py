@@ -496,9 +496,10 @@ def test_a_pattern_that_takes_for_ever_does_not_hold_the_supervisor(spm: Spm) ->
 
 
 def test_an_unhealthy_service_is_not_healthy_though_its_readiness_holds(spm: Spm) -> None:
-    checks = ("--ready", "exec:true", "--health", "exec:test -e good")
+    checks = ("--ready", "exec:true", "--ready", "log:up", "--health", "exec:test -e good")
     (spm.cwd / "good").touch()
-    spm("start", "job", "sleep 100", *checks, "--health-interval", "50ms", "--health-retries", 1)
+    asked = (*checks, "--health-interval", "50ms", "--health-retries", 1, "--shell")
+    spm("start", "job", *asked, "echo up; exec sleep 100")
     (spm.cwd / "good").unlink()
     status(spm, "job", "unhealthy")
     failed = spm("wait-healthy", "job", "200ms", code=124).stderr

@@ -97,7 +97,7 @@ def test_redis_that_daemonizes_itself_is_followed_without_a_pid_file(spm: Spm, p
     assert "redis restarted" in spm("restart", "redis").stdout
     assert becomes(spm, "redis", "running")["pid"] != pid
     spm("stop", "redis")
-    assert not spm.bearers()
+    eventually(lambda: not spm.bearers(), what="the end of all, its supervisor's too")
 
 
 def test_a_daemon_forked_twice_is_the_main_process_and_its_end_is_noticed(spm: Spm) -> None:
