@@ -616,7 +616,9 @@ def test_a_port_that_no_longer_answers_and_a_stopped_process_are_named(spm: Spm,
 
 def test_a_stopped_process_is_not_healthy_though_its_port_accepts(spm: Spm, port: int) -> None:
     spm("start", "web", nasty("--port", port), "--wait")
-    os.kill(spm.service("web")["pid"], signal.SIGSTOP)
+    process = psutil.Process(spm.service("web")["pid"])
+    process.suspend()
+    eventually(lambda: process.status() == psutil.STATUS_STOPPED, what="it takes its time")
     failed = spm("wait-healthy", port, "300ms", code=124)
     assert "(its main process is stopped (SIGSTOP)" in failed.stderr
     spm("stop", "web")
