@@ -137,7 +137,9 @@ def test_a_stopped_process_obeys_sigterm_all_the_same(spm: Spm) -> None:
     assert spm.json("stop", "api")["services"][0]["killed"] is False
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="a system call by its number")
+@pytest.mark.skipif(
+    GENERIC or platform.machine() != "x86_64", reason="Linux, and a system call by its number"
+)
 def test_who_lost_its_first_thread_is_not_dead(spm: Spm) -> None:
     # exit(2) of one thread; the kernel shows the process as a zombie while the others go on
     text = "threading.Thread(target=time.sleep, args=(60,)).start(); ctypes.CDLL(None).syscall(60)"

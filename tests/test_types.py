@@ -159,13 +159,19 @@ def test_a_pid_file_that_names_another_process_is_not_believed(spm: Spm, content
     (spm.cwd / "api.pid").write_text(content.format(self=os.getpid()))
     late = f"sleep 0.2; echo $! > {spm.cwd}/api.pid"
     line = f"sleep 99 & child=$!; (setsid sleep 100 & {late}) & exit 0"
-    asked = ("--type", "forking", "--pid-file", "api.pid")
-    told = spm("start", "api", "--shell", line, *asked, "--wait", "100ms", code=124).stderr
-    assert "its launcher ended: exit code 0; its pid file names no process of it yet" in told
+    spm("start", "api", "--shell", line, "--type", "forking", "--pid-file", "api.pid")
     seen = becomes(spm, "api", "running")
     assert seen["pid"] == int((spm.cwd / "api.pid").read_text())
     assert psutil.Process(seen["pid"]).cmdline() == ["sleep", "100"]
     assert spm.json("stop", "api")["services"][0]["processes"] == 2
+
+
+def test_a_pid_file_that_does_not_come_is_what_is_waited_for(spm: Spm) -> None:
+    spm("start", "api", nasty(*DAEMON), "--type", "forking", "--pid-file", "none.pid")
+    why = "its launcher ended: exit code 0; its pid file names no process of it yet"
+    eventually(lambda: spm.json("status", "api")["why"] == why, what="the launcher's end")
+    assert f"(starting: {why})" in spm("wait-healthy", "api", "200ms", code=124).stderr
+    spm("stop", "api")
 
 
 def test_a_fifo_as_pid_file_is_no_wait(spm: Spm) -> None:
