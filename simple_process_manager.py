@@ -1336,6 +1336,7 @@ else:
         identity = Identity(pid, f"{numbers[18]}@{_boot()}")
         memory, is_mine = numbers[20] * os.sysconf("SC_PAGE_SIZE"), owner == my_user_id
         parent, group, threads = numbers[0], numbers[1], numbers[16]
+        state = "S" if state == "Z" and threads > 1 else state  # it goes on without its first one
         return Stat(identity, parent, group, state, cpu_s, memory, is_mine, threads, waited_s)
 
     def all_stats() -> dict[int, Stat]:
@@ -2834,6 +2835,7 @@ class LogProbe:
         self.output, self.patterns, self.rest, self.count = output, patterns, b"", 0
         self.text = " or ".join(map(repr, patterns))
         self.cpu_s: float | None = None  # of this thread when the matching began
+        self.found: str | None = None  # the pattern that matched: each line is read but once
 
     def lines(self, deadline: float) -> Iterator[str]:
         """What was written since the last look; what stands behind the last line end is one too."""
@@ -2856,8 +2858,8 @@ class LogProbe:
         try:
             alarm(MATCH_S, self._give_up)
             pairs = ((one, line) for line in self.lines(deadline) for one in self.patterns)
-            found = next((one for one, line in pairs if re.search(one, line)), None)
-            self.cpu_s = None  # from now on an alarm that is just coming means nothing
+            found = self.found or next((one for one, line in pairs if re.search(one, line)), None)
+            self.found, self.cpu_s = found, None  # an alarm that is just coming now means nothing
         except TimeoutError:
             found, self.patterns = None, ()
         finally:
@@ -3037,6 +3039,7 @@ def status_of(record: Record, facts: Facts) -> Verdict:
     waits = format_duration(facts.retry_s) if phase == "backoff" else ""
     alone = "{0.reason}; its supervisor was gone while it waited to restart"
     begins, as_was = phase == "starting" and supervised, "{0.reason}" * (phase == "unhealthy")
+    launched = "its launcher ended: {0.reason}" if facts.main == "gone" else CONDITIONS["starting"]
     rows = (  # {0} is the record, {1} how long it waits
         (phase in ENDED_PHASES, phase, "{0.reason}"),
         (not facts.here and facts.same_host, "exited", RESTARTED),
@@ -3048,7 +3051,7 @@ def status_of(record: Record, facts: Facts) -> Verdict:
         (main is None, "failed", "the start was interrupted before anything ran"),
         (phase == "external", phase, "{0.reason}"),
         (begins and record.spec.start_seconds, phase, "{0.spec.start_seconds:g} s to live first"),
-        (begins, phase, CONDITIONS["starting"] * (facts.main != "gone")),
+        (begins, phase, launched),
         (facts.main == "stranger", "lost", "pid {0.main.pid} is another process now, left alone"),
         (facts.main == "gone", "exited", "its end was not seen: its supervisor was gone"),
         (facts.main == "zombie", "exited", CONDITIONS["zombie"]),
@@ -4150,7 +4153,8 @@ class Supervisor:
             self.record = self.record._replace(launcher=self.record.main)
             self.leaves_until = time.monotonic() + HOME_S
         self.search_until = self.leaves_until
-        self.change("launcher_exited", "starting", str(ended))
+        missing = "; its pid file names no process of it yet" * bool(self.record.spec.pid_file)
+        self.change("launcher_exited", "starting", f"{ended}{missing}")
         self.search(self.search_until)
 
     def search(self, until: float) -> None:
@@ -4453,8 +4457,8 @@ class Supervisor:
         is_believed = self.record.phase == "running" and not self.record.spec.readiness
         if state == "ready" and is_believed:  # else the checks decide
             self.change("ready", "ready", message)
-        else:
-            self.tell(state, message)
+        else:  # by no name of a status: it hasn't got that one
+            self.tell("notice", f"it says {state}" + f": {message}" * bool(message))
         client.answer(self.told())
 
     def heard(self) -> dict[str, object]:
@@ -6185,7 +6189,7 @@ CLAIM_S = 30.0
 BOOT_S = 10.0
 SELF = os.path.abspath(__file__)
 NOT_OF_A_SPEC = {"name", "replace", "force", "on_conflict", "lease", "idle_timeout", "wait"}
-NOT_IN_RUN = ("name?", "--lease", "--idle-timeout", "--wait", "--all-previous")
+NOT_IN_RUN = ("name?", "--lease", "--all-previous")
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
 PORT_GRACE_S = 5.0
 OTHER_WAYS = ", take another port (--on-conflict next, --port auto), or start anyway with --force"
@@ -6900,8 +6904,9 @@ def with_port(
     elif spec.port and spec.port_declared and flag != "force":
         reserve_declared(store, record)
     if record.spec.port != spec.port:
-        why = f"{held or spec.port_asked}: took port {record.spec.port}"
-        tell("port_chosen", why, "[WARN] " * bool(held))
+        taken = f"port {spec.port} is another service's, or can't be bound"
+        why = held or taken * (spec.port_asked != "auto")
+        tell("port_chosen", f"{why or 'auto'}: took port {record.spec.port}", "[WARN] " * bool(why))
     return record
 
 
@@ -6947,15 +6952,24 @@ def show_port(store: Store, args: argparse.Namespace) -> Result:
     if held is None:
         return Result(free, lines)
     decision = port_decision(held.kind, args.on_conflict, is_production(os.environ))
-    if args.free and decision in ("take back", "end"):
-        why = clear_port(store, held, "")
-        # in the journal of whose port it is; if it is nobody's, in one of its own
-        names = [one.name for one in store.records().values() if one.spec.port == args.port]
-        for name in (names or [f"port-{args.port}"]) if os.path.isdir(store.home) else ():
-            os.makedirs(store.path(name), mode=0o700, exist_ok=True)
-            store.write_event("port_freed", name, store.record(name), why)
-        return Result(free, [f"[WARN] {why}", *lines])
+    ends, records = decision in ("take back", "end"), store.records().values()
+    # in the journal of whose port it is; if it is nobody's, in one of its own
+    names = [one.name for one in records if one.spec.port == args.port] or [f"port-{args.port}"]
+
+    def tell(event: str, why: str) -> None:
+        is_told = ends or os.path.isdir(store.home)  # for a refusal alone no directory is made
+        with contextlib.suppress(SpmError, OSError):
+            store.prepare() if is_told else None
+            for name in names * is_told:
+                os.makedirs(store.path(name), mode=0o700, exist_ok=True)
+                store.write_event(event, name, store.record(name), why)
+
     error = port_error(held, decision)
+    tell("port_held", f"{held}: {decision}") if args.free else None
+    if args.free and ends:
+        why = clear_port(store, held, "")
+        tell("port_freed", why)
+        return Result(free, [f"[WARN] {why}", *lines])
     if args.free:
         raise error
     lines = [f"  pid {one.identity.pid}: {one.command}" for one in held.holders if one.identity]
@@ -7667,10 +7681,10 @@ def touch(store: Store, args: argparse.Namespace) -> Result:
     return Result({"name": name, "last_active": record.last_active}, [f"[OK] {name} touched"])
 
 
-def find_live(store: Store, name: str) -> Seen:
-    """A service that runs; NotFound if it doesn't."""
+def find_live(store: Store, name: str, *also: str) -> Seen:
+    """A service that runs, or has one of these statuses; NotFound if it doesn't."""
     seen = find(store, name)
-    if not seen.verdict.is_live:
+    if not (seen.verdict.is_live or seen.verdict.status in also):
         name, status = seen.record.name, seen.verdict.status
         raise NotFound(f"{name} is not running: {status}", f"start it: start {name}")
     return seen
@@ -7687,16 +7701,25 @@ def notify(store: Store, args: argparse.Namespace) -> Result:
     inside = os.environ.get("SPM_SERVICE", "")
     if not (args.name or inside):
         raise UsageError("whose notice is it?", f"outside a service: notify NAME {args.state}")
-    record = find_live(store, args.name or inside).record
+    record = find_live(store, args.name or inside, "external").record
     name = record.name
     instance = os.environ.get("SPM_INSTANCE", "") if name.lower() == inside.lower() else ""
     if instance not in ("", record.instance):
         what = f"this process is of an earlier instance of {name}, not of the one that runs"
         raise Refused(what, "end it: it outlived a restart")
     facts = {"state": args.state, "message": args.message}
-    if store.ask_record(name, "notify", **facts) is None:
+    if record.phase == "external":  # nobody else could know
+        why = f"it says {args.state}" + f": {args.message}" * bool(args.message)
+        store.write_event("notice", name, record, why)
+        stop_all(store, [name], 0.0, force=False) if args.state == "stopped" else None
+        after = store.record(name)
+    else:
+        after = store.ask_record(name, "notify", **facts)
+    if after is None:
         raise Failed(f"{name} has no supervisor that could note it", f"start {name} takes it back")
-    return Result({"name": name, **facts}, [f"[OK] {name}: {args.state} noted"])
+    but = f"; it is {after.phase}, as its process and its checks show"
+    line = f"[OK] {name}: {args.state} noted" + but * (args.state not in ("alive", after.phase))
+    return Result({"name": name, **facts, "status": after.phase}, [line])
 
 
 # -- explain, events
@@ -7738,8 +7761,10 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
 )
 def events(store: Store, args: argparse.Namespace) -> Result:
     """What happened to a service, or to all of them, and why: one line each."""
-    name = find(store, args.name).record.name if args.name else None
+    name = check_name(args.name) if args.name else None
     told, looked_at = store.events(name), 0.0
+    if name and not told:  # else it may be forgotten, or a port's
+        find(store, name)
     last, known = told[max(0, len(told) - args.lines) :], set(told)
 
     def news() -> str:
@@ -7818,6 +7843,7 @@ class Target:
         self, store: Store, record: Record | None, given: Sequence[Check] = (), args: object = None
     ) -> None:
         self.store, self.given = store, given
+        self.ends = list[str]()  # why it is restarted, as far as its supervisor told us
         self.is_passing = False  # `run` ends it at once when it doesn't become ready
         asked = [(key, getattr(args, key, None)) for key in ("expect", "insecure")]
         self.asked = {key: value for key, value in asked if value}
@@ -7867,6 +7893,7 @@ class Target:
                 with contextlib.suppress(SpmError):  # an older supervisor knows no watchers
                     news = accepted(line)
                     self.phase, self.why = str(news.get("phase")), str(news.get("why"))
+                    self.ends += [self.why] * (self.phase == "backoff")
             if not chunk:
                 self.connection.close()
                 self.connection = None
@@ -8042,7 +8069,7 @@ class Chain:
         look = stat_of(os.getpid())
         assert look
         self.store, self.say, self.progress = store, args.say, args.progress
-        self.timeout_s: float = args.timeout
+        self.timeout_s: float = args.timeout if args.wait in (None, WAIT_S) else args.wait
         self.me, self.env = look.identity, dict(os.environ)
         self.services: dict[str, dict[str, object]] = {}  # their JSON, in the order of their starts
         self.targets: list[Target] = []  # those that live as far as was seen
@@ -8096,6 +8123,9 @@ class Chain:
         """Warn of services that have died since the last look; keep those in use from idling."""
         for target in list(self.targets):
             target.hear()
+            if target.ends:
+                tail = [f"  | {line}" for line in self.store.last_lines(str(target.name), 20)]
+                self.say(f"[WARN] {target.name} ended: {target.ends.pop()}; the tests go on", *tail)
             if not target.has_died():
                 continue
             try:

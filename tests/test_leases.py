@@ -438,14 +438,19 @@ def test_a_service_tells_of_itself_from_inside(spm: Spm) -> None:
     eventually(lambda: ("ready", "warm now") in events_of(spm, "api"), what="the notice")
     spm.env["SPM_HOME"] = str(spm.home)
     assert spm.service("api")["status"] == "ready"
-    spm("notify", "api", "stopped", "--message", "the window was closed")
-    assert events_of(spm, "api")[-1] == ("stopped", "the window was closed")
-    assert spm.json("notify", "api", "alive") == {
-        "ok": True,
-        "name": "api",
-        "state": "alive",
-        "message": "",
-    }
+    told = spm("notify", "api", "stopped", "--message", "the window was closed").stdout
+    assert "it is ready, as its process" in told, "who lives hasn't stopped"
+    assert events_of(spm, "api")[-1] == ("notice", "it says stopped: the window was closed")
+    answer = {"name": "api", "state": "alive", "message": "", "status": "ready"}
+    assert spm.json("notify", "api", "alive") == {"ok": True, **answer}
+    spm("stop", "api")
+
+
+def test_a_notice_is_not_readiness_where_checks_decide(spm: Spm) -> None:
+    spm("start", "api", "sleep 100", "--ready", "log:never")
+    assert "ready noted; it is running, as" in spm("notify", "api", "ready").stdout
+    assert events_of(spm, "api")[-1] == ("notice", "it says ready")
+    assert spm.service("api")["status"] == "running"
     spm("stop", "api")
 
 

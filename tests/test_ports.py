@@ -122,20 +122,25 @@ def test_port_free_ends_a_leftover_and_nobody_else(
     spm.forget_home()
     leftover = hold(port, spm.cwd)
     assert spm.json("port", port, code=5)["error"]["decision"] == "take back"
-    spm.home.mkdir(mode=0o700)  # where there is no state directory none is made for the event
+    spm("port", port, "--free", code=8, env={**spm.env, "ENVIRONMENT": "production"})
+    assert not spm.home.exists(), "a state directory is made only for what was ended"
     freed = spm("port", port, "--free")
     assert f"[WARN] port {port} was held: pid {leftover.pid}" in freed.stderr
     assert "1 process ended" in freed.stderr and f"[OK] port {port} is free" in freed.stdout
     assert leftover.wait(5) == -15
-    (told,) = spm("events").stdout.splitlines()
-    assert f" port-{port} port_freed: port {port} was held: pid {leftover.pid}" in told
+    held, ended = spm("events").stdout.splitlines()
+    assert f" port-{port} port_held: port {port} is held: pid {leftover.pid}" in held
+    assert held.endswith(": take back")
+    assert f" port-{port} port_freed: port {port} was held: pid {leftover.pid}" in ended
     foreign = hold(port, elsewhere)
     assert "--on-conflict kill" in spm("port", port, "--free", code=5).stderr
     assert foreign.poll() is None
+    told = spm("events", f"port-{port}").stdout.splitlines()
+    assert told[:2] == [held, ended] and told[2].endswith(": fail")
     spm("start", "api", "sleep 100", "--port", port, "--force")
     spm("port", port, "--free", "--on-conflict", "kill")
     assert foreign.wait(5) == -15
-    assert events(spm, "api") == ["port_held", "started", "port_freed"]
+    assert events(spm, "api") == ["port_held", "started", "port_held", "port_freed"]
     assert f"pid {foreign.pid}" in spm("events", "api").stdout
     spm("stop", "api")
 
@@ -156,6 +161,7 @@ def test_of_two_that_declare_a_port_and_start_at_once_one_is_refused(spm: Spm, p
     spm("start", second, "sleep 100", "--port", port, "--force")
     moved = spm.json("start", "c", "sleep 100", "--port", port, "--on-conflict", "next")
     assert moved["port"] > port
+    assert f"port {port} is another service's, or can't be bound" in moved["warnings"][0]
     spm("cleanup")
 
 

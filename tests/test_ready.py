@@ -496,9 +496,10 @@ def test_a_pattern_that_takes_for_ever_does_not_hold_the_supervisor(spm: Spm) ->
 
 
 def test_an_unhealthy_service_is_not_healthy_though_its_readiness_holds(spm: Spm) -> None:
-    checks = ("--ready", "exec:true", "--health", "exec:test -e good")
+    checks = ("--ready", "exec:true", "--ready", "log:up", "--health", "exec:test -e good")
     (spm.cwd / "good").touch()
-    spm("start", "job", "sleep 100", *checks, "--health-interval", "50ms", "--health-retries", 1)
+    asked = (*checks, "--health-interval", "50ms", "--health-retries", 1, "--shell")
+    spm("start", "job", *asked, "echo up; exec sleep 100")
     (spm.cwd / "good").unlink()
     status(spm, "job", "unhealthy")
     failed = spm("wait-healthy", "job", "200ms", code=124).stderr
@@ -615,7 +616,9 @@ def test_a_port_that_no_longer_answers_and_a_stopped_process_are_named(spm: Spm,
 
 def test_a_stopped_process_is_not_healthy_though_its_port_accepts(spm: Spm, port: int) -> None:
     spm("start", "web", nasty("--port", port), "--wait")
-    os.kill(spm.service("web")["pid"], signal.SIGSTOP)
+    process = psutil.Process(spm.service("web")["pid"])
+    process.suspend()
+    eventually(lambda: process.status() == psutil.STATUS_STOPPED, what="it takes its time")
     failed = spm("wait-healthy", port, "300ms", code=124)
     assert "(its main process is stopped (SIGSTOP)" in failed.stderr
     spm("stop", "web")

@@ -243,7 +243,7 @@ def test_a_start_that_fails_gives_its_own_code(spm: Spm, port: int) -> None:
 
 
 def test_what_does_not_become_ready_is_stopped_and_said_to_be(spm: Spm) -> None:
-    words = ["run", "x", "--ready", "log:never", "--timeout", "300ms", "sleep 60"]
+    words = ["run", "x", "--ready", "log:never", "--wait", "300ms", "sleep 60"]
     told = spm(*words, *shell("true"), code=124).stderr
     assert (
         "mend the cause, then: run this again"
@@ -289,6 +289,14 @@ def test_a_service_that_dies_during_the_tests_is_told_at_once(
     assert run.wait(10) == 5
     reader.join(5)
     assert lines[-1] == "[ERROR] the tests failed: exit code 5\n"
+
+
+def test_a_service_that_is_restarted_during_the_tests_is_told_too(spm: Spm) -> None:
+    line = "echo I was up; sleep 0.3; test -e again || { touch again; exit 7; }; exec sleep 100"
+    asked = ("--ready", "log:up", "--restart", "on-failure", "--backoff", "50ms", "--shell", line)
+    told = spm("run", "api", *asked, *shell("until test -e again; do sleep 0.1; done; sleep 0.5"))
+    assert told.stderr.count("[WARN]") == 1 and "the tests go on\n  | I was up\n" in told.stderr
+    assert "[WARN] api ended: exit code 7 (restart 1 of 5 in" in told.stderr
 
 
 def test_a_death_at_the_very_end_is_told_too(spm: Spm, port: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -134,6 +135,20 @@ def test_a_stopped_process_obeys_sigterm_all_the_same(spm: Spm) -> None:
     os.kill(spm.service("api")["pid"], signal.SIGSTOP)
     eventually(lambda: "SIGSTOP" in spm.service("api")["why"], what="the status to tell")
     assert spm.json("stop", "api")["services"][0]["killed"] is False
+
+
+@pytest.mark.skipif(
+    GENERIC or platform.machine() != "x86_64", reason="Linux, and a system call by its number"
+)
+def test_who_lost_its_first_thread_is_not_dead(spm: Spm) -> None:
+    # exit(2) of one thread; the kernel shows the process as a zombie while the others go on
+    text = "threading.Thread(target=time.sleep, args=(60,)).start(); ctypes.CDLL(None).syscall(60)"
+    spm("start", "api", "--", sys.executable, "-c", f"import ctypes, threading, time; {text}")
+    process = psutil.Process(spm.service("api")["pid"])
+    eventually(lambda: process.status() == psutil.STATUS_ZOMBIE, what="the end of that thread")
+    assert spm.service("api")["status"] == "running"
+    assert spm.json("stop", "api")["services"][0]["processes"] == 1
+    assert not psutil.pid_exists(process.pid)
 
 
 def test_dry_run_lists_each_process_and_why_and_signals_none(spm: Spm) -> None:

@@ -97,7 +97,7 @@ def test_redis_that_daemonizes_itself_is_followed_without_a_pid_file(spm: Spm, p
     assert "redis restarted" in spm("restart", "redis").stdout
     assert becomes(spm, "redis", "running")["pid"] != pid
     spm("stop", "redis")
-    assert not spm.bearers()
+    eventually(lambda: not spm.bearers(), what="the end of all, its supervisor's too")
 
 
 def test_a_daemon_forked_twice_is_the_main_process_and_its_end_is_noticed(spm: Spm) -> None:
@@ -164,6 +164,14 @@ def test_a_pid_file_that_names_another_process_is_not_believed(spm: Spm, content
     assert seen["pid"] == int((spm.cwd / "api.pid").read_text())
     assert psutil.Process(seen["pid"]).cmdline() == ["sleep", "100"]
     assert spm.json("stop", "api")["services"][0]["processes"] == 2
+
+
+def test_a_pid_file_that_does_not_come_is_what_is_waited_for(spm: Spm) -> None:
+    spm("start", "api", nasty(*DAEMON), "--type", "forking", "--pid-file", "none.pid")
+    why = "its launcher ended: exit code 0; its pid file names no process of it yet"
+    eventually(lambda: spm.json("status", "api")["why"] == why, what="the launcher's end")
+    assert f"(starting: {why})" in spm("wait-healthy", "api", "200ms", code=124).stderr
+    spm("stop", "api")
 
 
 def test_a_fifo_as_pid_file_is_no_wait(spm: Spm) -> None:
@@ -332,6 +340,9 @@ def test_a_tool_of_which_nothing_can_be_followed_is_external_until_stop(
     again = spm("start", "tool").stdout
     assert "its former window, if it is still open" in again and "[OK] tool started" in again
     assert spm.service("tool")["status"] == "external"
+    spm("notify", "tool", "ready")
+    assert spm.json("notify", "tool", "stopped")["status"] == "stopped", "it says so itself"
+    spm("start", "tool")
     told = spm("stop", "tool").stdout
     assert told.startswith(
         "[OK] tool forgotten: nothing of it could be followed; its window, if any, is still open"
