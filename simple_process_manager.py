@@ -113,6 +113,7 @@ if TYPE_CHECKING:
     Described = tuple[str, "Spec", Mapping[str, str]]  # its name, its spec, what it depends on
     Made = TypeVar("Made", bound=NamedTuple)
     Given = TypeVar("Given")
+    Ends = tuple[int, int, int]  # a supervisor's pid, where to write its order and read its answer
 else:
     from operator import itemgetter
 
@@ -1009,9 +1010,14 @@ if sys.platform == "win32":
     _children: list[subprocess.Popen[bytes]] = []
     _wakes: list[socket.socket] = []
     _jobs: list[int] = []  # kept open: a job that nobody holds loses its name
+    _routines: list[object] = []  # what the system calls, once we run in a window
+    _window = {"closed": False, "told": True}  # by its X; why the tool in it ended is known
     CMD_SWITCHES = ("/d", "/s", "/c")
+    CLOSED = b"\2"  # CTRL_CLOSE_EVENT
     FORCE = "TerminateProcess"
     CONNECT_S = 0.05  # a closed port of loopback refuses only after 2 s: SYN is sent three times
+    ASKED_S = 2.0  # to end the tool of a closed window: after 5 s the system ends us
+    NO_WINDOW = "only --terminal auto opens one, on the desktop; or try --type external"
     ADOPTS = False  # the other children of a supervisor are its console's host and its probes
     my_user_id = 0  # as os.stat() has it: the access list of the profile protects the directory
     stat_of, cookie_of, user_name = _psutil_stat, _psutil_cookie, str
@@ -1029,9 +1035,8 @@ if sys.platform == "win32":
     listen_sockets: Callable[[], dict[str, Listener] | None] = _always(None)  # psutil knows
     sockets_of: Callable[[int], list[str]] = _always([])
     oom_kills = _always(0)  # it refuses memory, it doesn't end a process for it
-    asks_to_stop = _always("")  # only its socket asks a supervisor to
-    terminal_line: Callable[[str], str | None] = _always(None)  # none holds a supervisor
-    await_key = alarm = _always(None)  # no signal could interrupt us
+    alarm = _always(None)  # no signal could interrupt us
+    terminal_line = {"auto": ""}.get  # the system itself opens one for a supervisor
     death_watch: Callable[[Identity], int | None] = _always(None)  # it is looked at
 
     def steady_s() -> float:
@@ -1076,9 +1081,21 @@ if sys.platform == "win32":
         listed = min(listing[0] >> 32, 4095)
         return {int(pid): "in its job object" for pid in listing[1 : listed + 1]}
 
+    def listening_ports() -> set[int] | None:
+        """The TCP ports that anybody listens on, which a connection would learn slowly."""
+        table_of = ctypes.WinDLL("iphlpapi").GetExtendedTcpTable
+        of_listeners, ports = 3, set[int]()
+        # MIB_TCPROW_OWNER_PID has 6 words, its local port is the third; for IPv6 14, the sixth
+        for family, width, at in ((socket.AF_INET, 6, 3), (socket.AF_INET6, 14, 6)):
+            words, size = (ctypes.c_uint32 * (1 << 14))(), ctypes.c_ulong(1 << 16)
+            if table_of(words, ctypes.byref(size), False, int(family), of_listeners, 0):
+                return None  # there are thousands
+            ports |= {socket.ntohs(one & 0xFFFF) for one in words[at : words[0] * width : width]}
+        return ports
+
     def send_signal(identity: Identity, force: bool) -> bool:
         """End a process for certain, or politely by CTRL_BREAK: False where that can't reach it."""
-        look = stat_of(identity.pid)
+        look, _window["told"] = stat_of(identity.pid), True
         if look is None or look.identity != identity:
             return False
         try:
@@ -1086,16 +1103,19 @@ if sys.platform == "win32":
                 psutil.Process(identity.pid).kill()
             elif identity.pid not in [child.pid for child in _children]:
                 return False  # it leads no group on our console: the event might reach ourselves
-            else:
-                os.kill(identity.pid, signal.CTRL_BREAK_EVENT)
+            else:  # in our window it leads no group, there all but us hear it
+                os.kill(0 if _routines else identity.pid, signal.CTRL_BREAK_EVENT)
         except (psutil.Error, OSError):
             return False
         return True
 
-    def launch_supervisor(argv: list[str], env: dict[str, str]) -> tuple[int, int, int]:
+    def launch_supervisor(argv: list[str], env: dict[str, str], in_window: bool = False) -> Ends:
         """Start a supervisor apart from our console and, where it lets us, from our job."""
         # Its pid, and the descriptors to write its order to and to read its answer from.
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
+        if in_window:  # a venv's python.exe, ended with it, would take the supervisor along
+            flags = subprocess.CREATE_NEW_CONSOLE
+            argv = [getattr(sys, "_base_executable", argv[0]), *argv[1:]]
         pipe, out = subprocess.PIPE, subprocess.STDOUT
 
         def launch(more: int) -> subprocess.Popen[bytes]:
@@ -1121,6 +1141,47 @@ if sys.platform == "win32":
         """End a supervisor that got no order: TerminateProcess."""
         with contextlib.suppress(OSError):
             os.kill(pid, 9)
+
+    def _enter_window(title: str) -> list[int]:
+        # Both ends of the console that launch_supervisor() asked for.
+        if not _kernel32.GetConsoleWindow():
+            raise OSError(errno.ENXIO, "there is no window")
+        if not _routines:
+            _routines.append(ctypes.WINFUNCTYPE(ctypes.c_int, ctypes.c_ulong)(_on_control))
+            _kernel32.SetConsoleCtrlHandler(_routines[0], True)
+            _kernel32.SetConsoleCtrlHandler(None, False)  # Ctrl-C ignored is inherited
+            _kernel32.SetConsoleTitleW(ctypes.c_wchar_p(title))
+        _window["told"] = False
+        return [os.open(name, os.O_RDWR) for name in ("CONIN$", "CONOUT$")]
+
+    def _on_control(event: int) -> bool:
+        # HandlerRoutine, called in a thread of its own: Ctrl-C and Ctrl-Break are the tool's. When
+        # it returns from CTRL_CLOSE_EVENT we are ended, so it doesn't: the loop is told.
+        if event in CLOSED:
+            _window.update(closed=True, told=True)
+            _wake(CLOSED)
+            time.sleep(60)
+        return event < CLOSED[0]
+
+    def asks_to_stop(wakes: bytes, in_window: bool) -> str:
+        """Why the wakes ask for it, "" if they don't."""
+        return "its window was closed (CTRL_CLOSE)" if CLOSED in wakes else ""
+
+    def await_key(text: str) -> socket.socket:
+        """Say this in our window; what it returns is readable after a key, or when it is closed."""
+        if not _routines:
+            raise OSError(errno.ENXIO, "we aren't in it")
+        ours, theirs = socket.socketpair()
+        with open("CONOUT$", "w", encoding="utf-8") as console:
+            console.write(text)
+
+        def wait() -> None:
+            while not (_window["closed"] or msvcrt.kbhit()):
+                time.sleep(0.05)
+            theirs.close()
+
+        threading.Thread(target=wait, name="key", daemon=True).start()
+        return ours
 
     def settle(in_window: bool = False) -> None:
         """Leave the caller's directory: nobody could remove it. CreateProcess did the rest."""
@@ -1148,8 +1209,10 @@ if sys.platform == "win32":
         argv: Sequence[str], cwd: str, env: dict[str, str], log: int, instance: str, ends: list[int]
     ) -> int:
         """The pid of the service, suspended until it is in its job; OSError if it can't run."""
-        create_suspended = 0x4
-        output = _appender(log)
+        # With log -1 it shares our window; in a group of its own it wouldn't hear of Ctrl-C.
+        create_suspended, group = 0x4, 0 if log < 0 else subprocess.CREATE_NEW_PROCESS_GROUP
+        mine = _enter_window(env["SPM_SERVICE"]) if log < 0 else [_appender(log)]
+        output, ends = mine[-1], mine if log < 0 else ends
         os.chdir(cwd)  # CreateProcess looks for the program from the caller's directory
         try:
             # CreateProcess alone adds only .exe, and doesn't look in the PATH of `env`
@@ -1164,11 +1227,12 @@ if sys.platform == "win32":
                 stdin=ends[0] if ends else subprocess.DEVNULL,
                 stdout=ends[1] if ends else output,
                 stderr=output,
-                creationflags=subprocess.CREATE_NEW_PROCESS_GROUP | create_suspended,
+                creationflags=group | create_suspended,
             )
         finally:
-            os.close(output)
             settle()
+            for descriptor in mine:
+                os.close(descriptor)
         handle = HANDLE(int(process._handle))  # type: ignore[attr-defined]
         job = _kernel32.CreateJobObjectW(None, f"Local\\spm-{instance}")
         if job:
@@ -1195,16 +1259,26 @@ if sys.platform == "win32":
     def watch(wake: socket.socket) -> None:
         """Have a byte sent to `wake` when a child ends that is launched from now on."""
         _wakes.append(wake)
+        _wake(CLOSED if _window["closed"] else b"\0")
+
+    def _wake(word: bytes) -> None:
+        for wake in _wakes:
+            with contextlib.suppress(OSError):  # the supervisor is leaving already
+                wake.send(word)
 
     def _wait_for(child: subprocess.Popen[bytes]) -> None:
         child.wait()
-        with contextlib.suppress(OSError):  # the supervisor is leaving already
-            _wakes[0].send(b"\0")
+        # The closing of our window ends the tool too, and it may hear of that before we do.
+        deadline = time.monotonic() + 0.3
+        while not _window["told"] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        _window["told"] = True
+        _wake(b"\0")
 
     def reap() -> tuple[list[tuple[int, int | None, str | None, bool]], bool]:
         """(pid, exit code, signal name, core) of the children that ended since the last call."""
         # And whether the system knows of no other child: never, it keeps no such list.
-        ended = [child for child in _children if child.poll() is not None]
+        ended = [child for child in _children if _window["told"] and child.poll() is not None]
         _children[:] = [child for child in _children if child not in ended]
         return [(child.pid, child.returncode, None, False) for child in ended], False
 
@@ -1282,6 +1356,8 @@ else:
     my_user_id = os.geteuid()
     FORCE = "SIGKILL"
     CONNECT_S = 0.25  # loopback refuses at once; only a full backlog takes longer
+    ASKED_S = 10.0  # for a service to end when a signal asks its supervisor to
+    NO_WINDOW = "install tmux or xterm, set DISPLAY, give 'PROGRAM {}', or try --type external"
     ADOPTS = True
     # One clock for all processes of a boot (docs.python.org/3/library/time.html#time.monotonic);
     # nobody sets it, and it stands still in suspend: CLOCK_MONOTONIC in clock_gettime(2), on macOS
@@ -1440,6 +1516,9 @@ else:
             return None
         return found
 
+    def listening_ports() -> set[int] | None:
+        """None: loopback refuses at once, and answers also for what no table shows."""
+
     def user_name(uid: int) -> str:
         """The name of a user, or the number if it has none."""
         with contextlib.suppress(KeyError):
@@ -1455,7 +1534,7 @@ else:
                     found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
         return found
 
-    def launch_supervisor(argv: list[str], env: dict[str, str]) -> tuple[int, int, int]:
+    def launch_supervisor(argv: list[str], env: dict[str, str], in_window: bool = False) -> Ends:
         """Start a supervisor: its pid, and where to write its order to and read its answer from."""
         # posix_spawn(3), because importing subprocess takes 3 ms; session, directory and inherited
         # descriptors are the supervisor's own first business: see settle().
@@ -1504,12 +1583,13 @@ else:
             lines = [tmux] * in_tmux + here + [tmux]
         return next((line for line in lines if shutil.which(split_command(line)[0])), None)
 
-    def await_key(text: str) -> None:
-        """Say this in our window; from now on a key makes descriptor 0 readable."""
+    def await_key(text: str) -> int | socket.socket:
+        """Say this in our window; what it returns becomes readable with a key."""
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         os.tcsetpgrp(0, os.getpgrp())  # a shell may have put a group of its own in front
         tty.setcbreak(0)
         os.write(1, text.encode())
+        return 0
 
     def settle(in_window: bool = False) -> None:
         """Leave the caller's session (a window's we keep) and directory, and its descriptors."""
@@ -2760,6 +2840,12 @@ def probe_tcp(port: int, addresses: Sequence[str] = LOOPBACK) -> tuple[str | Non
     return None, ", ".join(seen)
 
 
+def has_listener(port: int) -> bool:
+    """Whether somebody listens on a port, or answers where the system doesn't tell that."""
+    ports = listening_ports()
+    return probe_tcp(port)[0] is not None if ports is None else port in ports
+
+
 def is_free(port: int) -> bool:
     """Whether a server could listen on a port: it can be bound, IPv4 and IPv6; nobody answers."""
     option: int = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
@@ -3760,6 +3846,7 @@ class Supervisor:
         self.watchers: list[Client] = []  # they hear of each phase; with them it isn't idle
         self.finished, self.oom_kills = False, (oom_kills(),) * 2
         self.pause = False  # its window waits, or waited, for a key
+        self.key: int | socket.socket = 0  # that tells of it
         is_external, now = record.spec.type == "external", time.monotonic()
         self.search_until = now + LAUNCHER_S if is_external else None
         self.leaves_until = now + HOME_S  # whoever ends well before that was but a launcher
@@ -3987,7 +4074,7 @@ class Supervisor:
         """A child ended, or somebody signalled us."""
         why = asks_to_stop(self.wake.recv(4096), self.record.spec.terminal is not None)
         if why and not self.pause:  # a window that waits for a key ends by itself
-            self.end(why)
+            self.end(why, ASKED_S)
         self.step_at = 0.0  # something changed: look at once
 
     def take_note(self) -> None:
@@ -4005,9 +4092,10 @@ class Supervisor:
         if wanted and not self.pause:
             self.pause = True
             with contextlib.suppress(OSError):  # it was closed, or we aren't in it
-                await_key(f"\r\n[{record.name}: {record.reason}] press a key to close this window")
-                self.hear(0, self.events.unregister)
-        return bool(wanted) and 0 in self.events.get_map()
+                text = f"\r\n[{record.name}: {record.reason}] press a key to close this window"
+                self.key = await_key(text)
+                self.hear(self.key, self.events.unregister)
+        return bool(wanted) and self.key in self.events.get_map()
 
     def reap(self) -> None:
         """Hear of the children that ended."""
@@ -6756,7 +6844,7 @@ def settled(store: Store, record: Record) -> Record:
 
 def port_state(port: int) -> str:
     """`port 8000 is free`, or who holds it."""
-    if probe_tcp(port)[0] is None:
+    if not has_listener(port):
         return f"port {port} is free"
     return f"port {port} is held by {look_at(port_holder(port))}"
 
@@ -6818,7 +6906,7 @@ class Held(NamedTuple):
 
 def held_port(store: Store, port: int, name: str) -> Held | None:
     """Who listens on a port that the service `name` wants; None, in a millisecond, if nobody."""
-    answers = probe_tcp(port)[0] is not None
+    answers = has_listener(port)
     holders = holders_of(port) if answers or listen_sockets() else []
     if not (answers or holders):
         return None
@@ -6984,11 +7072,11 @@ def supervisors_environment(store: Store, name: str, instance: str) -> dict[str,
     return {**{k: v for k, v in os.environ.items() if k not in COOKIE_NAMES}, **own}
 
 
-def boot(store: Store, name: str, instance: str, compiled: bool = True) -> Boot:
+def boot(store: Store, name: str, instance: str, compiled: bool, in_window: bool = False) -> Boot:
     """Start the interpreter of a supervisor; it waits for its order, or goes away without one."""
     environ = supervisors_environment(store, name, instance)
     program = supervisors_program(store) if compiled else SELF
-    ends = launch_supervisor(supervisor_command(program, name), environ)
+    ends = launch_supervisor(supervisor_command(program, name), environ, in_window)
     return Boot(store.home, name, instance, *ends)
 
 
@@ -7003,7 +7091,7 @@ def boot_early(argv: Sequence[str]) -> Boot | None:
         return None
     with contextlib.suppress(OSError, SpmError):  # whatever it is, the start itself will tell
         store.prepare()  # before anything in it is executed
-        return boot(store, argv[1], os.urandom(16).hex())
+        return boot(store, argv[1], os.urandom(16).hex(), compiled=True)
     return None
 
 
@@ -7012,8 +7100,9 @@ def launch(
 ) -> Record:
     """The record after a new supervisor took it over; its interpreter starts while we write."""
     wanted = (store.home, record.name, record.instance)
-    is_early = bool(BOOTED) and BOOTED[0][:3] == wanted
-    booted = BOOTED.pop() if is_early else boot(store, record.name, record.instance, has_retry)
+    in_window = bool(record.spec.terminal) and not adopt
+    is_early = bool(BOOTED) and BOOTED[0][:3] == wanted and not in_window
+    booted = BOOTED.pop() if is_early else boot(store, *wanted[1:], has_retry, in_window)
     try:
         if not adopt and store.reserved != record:
             store.save({record.name: record})  # if that fails the pipe closes and it goes away
@@ -7046,8 +7135,9 @@ def launch_in_window(store: Store, record: Record, env: dict[str, str]) -> Recor
     name, asked = record.name, record.spec.terminal or ""
     line, label = terminal_line(asked), f"{name}-{record.instance[:4]}".replace(".", "_")
     if line is None:
-        advice = "install tmux or xterm, set DISPLAY, give 'PROGRAM {}', or try --type external"
-        raise StartFailed(f"{name}: no window can be opened here (--terminal {asked})", advice)
+        raise StartFailed(f"{name}: no window can be opened here (--terminal {asked})", NO_WINDOW)
+    if not line:  # the system opens one for a supervisor
+        return launch(store, record._replace(reason="console"), env)
     inherited = supervisors_environment(store, name, record.instance)
     own = [f"{key}={inherited.pop(key)}" for key in COOKIE_NAMES if key in inherited]
     meeting, log = store.path(name, "window"), store.path(name, "window.log")

@@ -328,3 +328,18 @@ def free_port() -> int:
 def nasty(*switches: object) -> str:
     """The command line of the test service with the bad manners."""
     return shlex.join([sys.executable, "-S", str(NASTY), *map(str, switches)])
+
+
+@pytest.fixture
+def display(base: Path) -> Iterator[str]:
+    """A screen that nobody sees."""
+    reader, writer = os.pipe()
+    asked = ["Xvfb", "-displayfd", str(writer), "-screen", "0", "640x480x8", "-nolisten", "tcp"]
+    null = subprocess.DEVNULL
+    server = subprocess.Popen(asked, pass_fds=[writer], stdout=null, stderr=null)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        number = file.readline().decode().strip()
+    yield f":{number}"
+    server.terminate()
+    server.wait()

@@ -316,7 +316,7 @@ def test_a_supervisor_stopped_while_it_boots_is_replaced(
     monkeypatch.setattr(program, "BOOT_S", 1.5)
     store = program.Store(str(spm.home))
     store.prepare()
-    booted = program.boot(store, "api", "0" * 32)
+    booted = program.boot(store, "api", "0" * 32, compiled=True)
     os.kill(booted.pid, signal.SIGSTOP)
     monkeypatch.setattr(program, "BOOTED", [booted])
     assert program.run(["start", "api", "sleep 100"]) == 0, capsys.readouterr()

@@ -531,21 +531,6 @@ def test_inside_tmux_it_is_a_window_of_that_session(spm: Spm, tmux: Tmux) -> Non
     spm("stop", "tool")
 
 
-@pytest.fixture
-def display(base: Path) -> Iterator[str]:
-    """A screen that nobody sees."""
-    reader, writer = os.pipe()
-    asked = ["Xvfb", "-displayfd", str(writer), "-screen", "0", "640x480x8", "-nolisten", "tcp"]
-    null = subprocess.DEVNULL
-    server = subprocess.Popen(asked, pass_fds=[writer], stdout=null, stderr=null)
-    os.close(writer)
-    with open(reader, "rb") as file:
-        number = file.readline().decode().strip()
-    yield f":{number}"
-    server.terminate()
-    server.wait()
-
-
 @needs("xterm")
 @needs("Xvfb")
 def test_a_window_on_a_screen_whose_x_is_clicked_has_stopped_its_tool(

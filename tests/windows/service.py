@@ -5,6 +5,7 @@
 --child      a child that sleeps       --orphan     one whose parent has ended
 --scrubbed   with --orphan: without its environment, so without our cookie
 --lines N    write so many lines, 20 at a time
+--ask        say whether it has a terminal, end with the code that is typed
 --mark DIR   to be found in a list of processes
 --exit CODE  end with this code, after --after S seconds
 """
@@ -33,6 +34,8 @@ def main() -> None:
         print(json.dumps([WORDS, os.getcwd(), os.environ.get("PORT")]), flush=True)
     if "--say" in WORDS:
         print(value("--say"), flush=True)
+    if "--ask" in WORDS:
+        sys.exit(int(input(f"{sys.stdin.isatty()} {sys.stdout.isatty()}?")))
     if "--bytes" in WORDS:
         os.write(1, bytes.fromhex(value("--bytes")))
     for number in range(int(value("--lines", "0"))):
