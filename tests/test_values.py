@@ -86,12 +86,13 @@ exits = st.builds(
     signal=st.none() | texts,
     errno=st.none() | st.integers(1, 2**15 - 1),
     lived_s=st.none() | numbers,
+    because=texts,
 )
 records = st.builds(
     spm.Record,
     name=st.from_regex(spm.NAME, fullmatch=True),
     spec=specs,
-    instance=st.from_regex(r"[\w-]+(\.[\w-]+)*", fullmatch=True),
+    instance=st.sampled_from(["a", "4f.b-2_", "é.1.2"]),
     place=places,
     wanted=st.sampled_from(["running", "stopped"]),
     phase=st.sampled_from([*spm.LIVE_PHASES, *spm.ENDED_PHASES, "external"]),
