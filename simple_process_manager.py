@@ -8101,7 +8101,7 @@ class Target:
         if self.has_died():  # and begins anew again and again
             why = ": ".join(filter(None, find(self.store, name).verdict))
             text = f"{name} did not become healthy in {waited} ({why})"
-            return TimedOut(text, f"why it ends says: explain {name}", **facts)
+            return TimedOut(text, f"see why: explain {name}; or wait longer", **facts)
         left = "was alive" if self.is_passing else "is alive and left running"
         alive = f"{name} (pid {pid}) {left}"
         if any(sight.is_foreign for sight in sights.values()):
@@ -8327,7 +8327,7 @@ ASK_S, LONGEST_ASK_S = 60.0, 600.0  # for an answer; each sign of progress renew
 LEAVING_S = 5.0  # what `connect` was asked for may still come after its stdin has ended
 PLAIN_METHODS = ("ping", "initialize")  # methods without a slash: other such words are tools
 CAUSES = {-32602: "invalid_params", -32800: "cancelled"}
-ADVICE = {"connection": "see: status {}", "server_died": "why it ends says: explain {}"}
+ADVICE = {"connection": "see: status {}", "server_died": "see why: explain {}"}
 ADVICE["timeout"] = "wait longer with --timeout; progress renews it, up to --max-time"
 INPUT_PAUSES_S = (0.05, 0.1, 0.2, *[0.25] * 7)  # between rounds of input_required, as the SDKs do
 REPEATED, RETRY_S = ("server_died", "connection", "flood"), 0.1  # doubled each time

@@ -321,7 +321,7 @@ def test_while_it_waits_to_restart_everything_says_so(spm: Spm) -> None:
     assert (page["status"], page["wanted"], page["tree"]) == ("backoff", "running", [])
     waited = spm("wait-healthy", "api", "500ms", code=124)
     assert "did not become healthy in 0.50 s (backoff: restarting in " in waited.stderr
-    assert "→ why it ends says: explain api" in waited.stderr and "alive" not in waited.stderr
+    assert "→ see why: explain api; or wait longer" in waited.stderr and "alive" not in waited.stderr
     began = time.monotonic()
     spm("stop", "api")
     assert time.monotonic() - began < 5

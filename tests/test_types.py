@@ -171,7 +171,7 @@ def test_a_pid_file_that_does_not_come_is_what_is_waited_for(spm: Spm) -> None:
     why = "its launcher ended: exit code 0; its pid file names no process of it yet"
     eventually(lambda: spm.json("status", "api")["why"] == why, what="the launcher's end")
     assert f"(starting: {why})" in spm("wait-healthy", "api", "200ms", code=124).stderr
-    spm("stop", "api")
+    spm("stop", "api", "--force")
 
 
 def test_a_fifo_as_pid_file_is_no_wait(spm: Spm) -> None:
