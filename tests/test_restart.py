@@ -321,7 +321,9 @@ def test_while_it_waits_to_restart_everything_says_so(spm: Spm) -> None:
     assert (page["status"], page["wanted"], page["tree"]) == ("backoff", "running", [])
     waited = spm("wait-healthy", "api", "500ms", code=124)
     assert "did not become healthy in 0.50 s (backoff: restarting in " in waited.stderr
-    assert "→ see why: explain api; or wait longer" in waited.stderr and "alive" not in waited.stderr
+    assert (
+        "→ see why: explain api; or wait longer" in waited.stderr and "alive" not in waited.stderr
+    )
     began = time.monotonic()
     spm("stop", "api")
     assert time.monotonic() - began < 5
@@ -598,7 +600,7 @@ def test_a_zombie_that_its_parent_does_not_collect_is_shown_with_that_parent(spm
     spm("stop", "api")
 
 
-STEPS = int(os.environ.get("SPM_RESTART_STEPS", "1000" if THOROUGH else "80"))
+STEPS = int(os.environ.get("SPM_RESTART_STEPS", "1000" if THOROUGH else "100"))
 
 
 @pytest.mark.parametrize("part", range(4))  # side by side where there are several workers
