@@ -3174,6 +3174,13 @@ def cooldown_until(failures: int, failed_at: float, base_s: float) -> float:
     return failed_at + min(doubled_s, LONGEST_COOLDOWN_S)
 
 
+def refused_for_s(record: Record, status: str, base_s: float, now: float) -> float:
+    """For how many more seconds what has failed isn't started anew; 0: it is."""
+    if status != "failed" or record.failed_at is None:
+        return 0.0
+    return max(cooldown_until(record.failures, record.failed_at, base_s) - now, 0.0)
+
+
 def after_end(record: Record, ended: Exit | None, lived_s: float, now: float) -> Record:
     """The record with an end counted that nobody asked for."""
     was_healthy = lived_s >= record.spec.backoff_reset_s
@@ -6808,8 +6815,8 @@ def failures_before(store: Store, former: Seen | None, asked: Asked) -> tuple[in
     if at is None or differences_of(store, was, spec, asked.given):
         return 0, None
     base_s = spec.call_cooldown_s if asked.called and was.called else spec.cooldown_s
-    left_s = cooldown_until(was.failures, at, base_s) - steady_s()
-    if status == "failed" and left_s > 0:
+    left_s = refused_for_s(was, status, base_s, steady_s())
+    if left_s:
         count, left = counted(was.failures, "time"), format_duration(left_s)
         told = f"{was.name} failed {count} in a row ({why}); cooldown: {left} left"
         if asked.conflict != "force":
@@ -7637,6 +7644,14 @@ def shown(key: str, value: object) -> str:
     return SHOWN.get(key, str)(value)
 
 
+def restart_line(seen: Seen) -> str:
+    """What starts it again, in spite of a cooldown if there is one."""
+    record, status = seen.record, seen.verdict.status
+    left_s = refused_for_s(record, status, record.spec.cooldown_s, steady_s()) * seen.facts.here
+    how = f"--force (cooldown: {format_duration(left_s)} left)" if left_s else ""
+    return f"restart {record.name} {how}".strip()
+
+
 @command("status", Option("name", "NAME"), WATCH)
 def status(store: Store, args: argparse.Namespace) -> Result:
     """Everything about one service (exit 3: it isn't running)."""
@@ -7663,7 +7678,7 @@ def status(store: Store, args: argparse.Namespace) -> Result:
     if verdict.is_live or verdict.status == "external":
         return Result(data, page_of(data, 16))
     why = f"{verdict.status} ({verdict.why})" if verdict.why else verdict.status
-    advice = f"its output: logs {record.name}; start it again: restart {record.name}"
+    advice = f"its output: logs {record.name}; start it again: {restart_line(seen)}"
     error = NotFound(f"{record.name} is not running: {why}", advice)  # 3, as LSB's status has it
     return Result(data, page_of(data, 16), error=error)
 
@@ -7814,7 +7829,7 @@ def notify(store: Store, args: argparse.Namespace) -> Result:
 
 # -- explain, events
 
-NEXT = ("logs {0} -n 100", "events {0}", "restart {0}")
+NEXT = ("logs {0} -n 100", "events {0}")
 NEXT_LIVE = ("logs {0} -n 100", "events {0}", "wait-healthy {0}", "stop {0}")
 
 
@@ -7834,6 +7849,7 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
     data.update(port_state=state, log=store.path(name, "output.log"))
     exits, tail = store.failed_exits(name), [*map(masked_line, store.last_lines(name, 20))]
     after = [line.format(name) for line in (NEXT_LIVE if verdict.is_live else NEXT)]
+    after += [] if verdict.is_live else [restart_line(seen)]
     # 34 lines of facts, the newest exits first, 21 of output, 5 of what to do next
     brief = [{k: v for k, v in one.items() if k != "log_tail"} for one in exits]
     page = page_of({**data, "exits": brief}, 14)[:34]

@@ -263,6 +263,8 @@ def test_a_crash_loop_ends_as_failed_with_the_whole_story_and_starts_are_refused
         assert (refused["kind"], refused["count"], refused["reason"]) == ("cooldown", 3, row["why"])
         assert 230 < refused["seconds_left"] <= 240, "60 s doubled twice"
         assert abs(refused["retry_at"] - time.time() - refused["seconds_left"]) < 5
+    assert "start it again: restart api --force (cooldown: " in spm("status", "api", code=3).stderr
+    assert "\n  restart api --force (cooldown: " in spm("explain", "api").stdout
     assert spm.record("api") == before, "a refusal is no failure and changes nothing"
 
     spm("start", "api", "--force")
