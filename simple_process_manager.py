@@ -3285,11 +3285,7 @@ RECOGNISERS = (
     ("missing_variable", "code 127", r": line \d+: (?P<what>[A-Z][A-Z0-9_]+): "),
     ("command_not_found", "code 127", r"not found"),
     ("command_not_found", "code", r"is not recognized as an internal or external command"),
-    (
-        "connection_refused",
-        "code",
-        r"ECONNREFUSED|(?i:connection ?refused)|\b(?:111|10061)\]",
-    ),
+    ("connection_refused", "code", r"ECONNREFUSED|(?i:connection ?refused)|\b(?:111|10061)\]"),
     ("permission_denied", "code", r"EACCES|(?i:permission ?denied)|PermissionError|EPERM"),
     ("timeout", "code", r"TimeoutError|ETIMEDOUT|(?i:timed out|timeout expired)"),
     ("protocol_error", "code", r"HPE_INVALID|HTTP/0\.9|(?i:wrong.version.number)|invalid response"),
@@ -7148,14 +7144,8 @@ def launch_in_window(store: Store, record: Record, env: dict[str, str]) -> Recor
     inherited = supervisors_environment(store, name, record.instance)
     own = [f"{key}={inherited.pop(key)}" for key in COOKIE_NAMES if key in inherited]
     meeting, log = store.path(name, "window"), store.path(name, "window.log")
-    words = [
-        "env",
-        "-u",
-        "SPM_INSTANCE",
-        *own,
-        *supervisor_command(supervisors_program(store), name),
-        meeting,
-    ]
+    words = ["env", "-u", "SPM_INSTANCE", *own]
+    words += [*supervisor_command(supervisors_program(store), name), meeting]
     how = line.partition(" ")[0] if " -d " not in line else f"tmux attach -t {label}"
     record = record._replace(reason=how)
     store.save({name: record})
