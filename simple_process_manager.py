@@ -7537,7 +7537,12 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
         names = set(os.listdir(store.path(""))) - set(store.records())
         for name in (one for one in names if os.path.exists(store.path(one, "events.jsonl"))):
             with contextlib.suppress(TimedOut), store.claim(name, HUNG_S):
-                if store.record(name) is None and not stays(store, name):
+                if store.record(name) or stays(store, name):
+                    continue
+                told = store.journal_record(name)
+                if told and told.name.lower() == name and is_alive(told.main):
+                    store.save({name: told})  # its record was lost, and it runs
+                else:
                     shutil.rmtree(store.path(name), ignore_errors=True)
     return gone
 

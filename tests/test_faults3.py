@@ -322,6 +322,16 @@ def test_a_stop_that_met_a_stranger_leaves_no_trace_of_it_in_the_record(
     end([child])
 
 
+def test_what_a_purge_finds_running_in_a_journal_is_known_again(spm: Spm) -> None:
+    # started while the state was rebuilt without it; with the journal went the last trace of it
+    spm("start", "api", "sleep 100")
+    spm.kill_supervisor("api")
+    (spm.home / "state.json").write_text('{"schema": 1, "services": {}}')
+    assert program.forget(program.Store(str(spm.home)), [], purge=True) == []
+    assert spm.service("api")["status"] == "running"
+    spm("stop", "api")
+
+
 def test_a_crash_at_a_named_step_is_only_that_of_who_is_meant(spm: Spm) -> None:
     spm.env["SPM_TEST_CRASH"] = "command.intended"
     spm("start", "api", "sleep 100", code=-signal.SIGKILL)
