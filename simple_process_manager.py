@@ -2412,13 +2412,14 @@ class Store:
         self.reserved = record
         return None
 
-    def ensure(self, record: Record) -> None:
-        """Have the record of a start be there: who rebuilt state.json meanwhile didn't know it."""
-        with contextlib.suppress(OSError, SpmError):  # damaged, read-only: it is known later on
-            with open(self.state_path, "rb", opener=private) as file:
-                is_there = record.instance.encode() in file.read()
-            if not is_there:
-                self.save({record.name: record})
+    def ensures(self, record: Record, may_write: bool) -> bool:
+        """Whether a start is noted: who rebuilt state.json meanwhile didn't know of it."""
+        with contextlib.suppress(OSError), open(self.state_path, "rb", opener=private) as file:
+            if record.instance.encode() in file.read():
+                return True
+        with contextlib.suppress(SpmError):  # read-only, full: it is known later on
+            self.save({record.name: record}) if may_write else None
+        return may_write
 
     def swap(self, was: Record, after: Record, why: str = "") -> Record:
         """Write what follows from a look, unless who wrote since knows better; what holds now."""
@@ -3606,6 +3607,7 @@ class Order(NamedTuple):
     record: Record
     env: dict[str, str]  # what the start adds to the inherited environment
     adopt: bool
+    command: int = 0  # the pid of who launched us, if that is our parent
 
 
 class StopRequest(NamedTuple):
@@ -4614,7 +4616,8 @@ def supervise(order: Order, is_subreaper: bool, answer_to: int = 1) -> None:
     store.supervises = True
     try:
         supervisor = Supervisor(store, order.record, is_subreaper)
-        store.ensure(supervisor.record)
+        if not store.ensures(supervisor.record, order.command in (0, os.getppid())):
+            return  # the command was killed, its intent is lost: nobody would know
         supervisor.adopt() if order.adopt else supervisor.spawn(order.env)
     except SpmError as error:
         reply({"ok": False, "error": error.to_json()}, answer_to)
@@ -7111,6 +7114,7 @@ def launch(
             store.save({record.name: record})  # if that fails the pipe closes and it goes away
             reached("intended")
         order = {"home": store.home, "record": record.to_json(), "env": env, "adopt": adopt}
+        order["command"] = os.getpid()
         with contextlib.suppress(OSError), open(booted.order, "wb", closefd=False) as file:
             file.write(json.dumps({**order, "sys_path": sys.path}).encode() + b"\n")
         reached("ordered")
