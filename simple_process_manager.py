@@ -5266,8 +5266,9 @@ HTTP_OPTIONS = (
 
 def parse_terminal(text: str) -> str:
     """What can open a window, or UsageError."""
-    if text in ("auto", "tmux", *TERMINALS) or ("{}" in text and split_command(text)):
-        return text
+    with contextlib.suppress(ValueError):  # a quotation without end
+        if text in ("auto", "tmux", *TERMINALS) or ("{}" in text and split_command(text)):
+            return text
     known = ", ".join(("auto", "tmux", *TERMINALS))
     raise UsageError(f"{text!r} is no terminal", f"write --terminal {known} or 'PROGRAM {{}}'")
 

@@ -565,7 +565,8 @@ def test_a_terminal_that_fails_is_a_failed_start(spm: Spm) -> None:
     assert spm.service("tool")["status"] == "failed"
     absent = spm("start", "tool", "cat", "--terminal", "no-such-terminal {}", code=4)
     assert "no window can be opened here" in absent.stderr and "tmux" in absent.stderr
-    assert "is no terminal" in spm("start", "tool", "cat", "--terminal", "odd", code=2).stderr
+    for odd in ("odd", "'{}"):  # the second one's quotation doesn't end
+        assert "is no terminal" in spm("start", "tool", "cat", "--terminal", odd, code=2).stderr
 
 
 @given(st.lists(st.from_regex(r"[ -~]+", fullmatch=True), min_size=1))
