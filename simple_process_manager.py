@@ -7353,7 +7353,7 @@ def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Calla
     """Ask the supervisor to end its service, put one that doesn't answer aside; then what waits."""
     name = seen.record.name
     recorded = store.record(name) or seen.record
-    if recorded.main is None:  # the start that would have noted it was broken off
+    if not is_alive(recorded.main):  # the start that would have noted it was broken off; read-only
         recorded = store.ask_record(name) or recorded
     main = recorded.main  # what state.json says: if its supervisor knows better, it was forged
     if store.is_supervised(name):

@@ -360,6 +360,19 @@ def test_what_a_purge_finds_running_in_a_journal_is_known_again(spm: Spm) -> Non
     spm("stop", "api")
 
 
+def test_a_record_that_lags_behind_its_supervisor_is_no_forgery(spm: Spm) -> None:
+    # the state was read-only when the main process changed: stop was refused
+    spm("start", "api", "sleep 100")
+    pid = spm.service("api")["pid"]
+    with subprocess.Popen(["sleep", "100"]) as former:
+        look = program.stat_of(former.pid)
+        former.kill()
+    assert look
+    forge(spm, main=look.identity._asdict())
+    assert "api stopped" in spm("stop", "api").stdout
+    assert not is_running(pid)
+
+
 def test_a_crash_at_a_named_step_is_only_that_of_who_is_meant(spm: Spm) -> None:
     spm.env["SPM_TEST_CRASH"] = "command.intended"
     spm("start", "api", "sleep 100", code=-signal.SIGKILL)
