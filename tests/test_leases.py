@@ -114,7 +114,7 @@ def test_the_reason_of_an_idle_end_has_both_times() -> None:
         ("timeout", "timeout 9 x"),
         ("python3.11", "python3.11 -m tox -e py"),
         ("python3.11", "/usr/bin/python3.11 /usr/bin/poetry run x"),
-        ("Python", f"python {SCRIPT} start api x"),
+        pytest.param("Python", f"python {SCRIPT} start api x", id="a copy of the file"),
         ("python3", "python3 -S -E /h/cache/x/simple_process_manager.pyc supervise api"),
         ("python", "python /usr/local/bin/spm run api"),
     ],
