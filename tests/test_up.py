@@ -463,3 +463,9 @@ def test_down_waits_for_an_up_that_is_under_way(spm: Spm) -> None:
     down = spm("down").stdout
     going.communicate(timeout=20)
     assert "api stopped" in down and "db stopped" in down
+
+
+def test_a_procfile_alone_is_brought_up_and_named(spm: Spm) -> None:
+    (spm.cwd / "Procfile").write_text("worker: sleep 100\n")
+    assert "[OK] Procfile is up (start: 1)" in spm("up", "--procfile", "Procfile").stdout
+    spm("down", "--procfile", "Procfile")
