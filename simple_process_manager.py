@@ -2417,14 +2417,13 @@ class Store:
         self.reserved = record
         return None
 
-    def ensures(self, record: Record, may_write: bool) -> bool:
-        """Whether a start is noted: who rebuilt state.json meanwhile didn't know of it."""
+    def ensure(self, record: Record) -> None:
+        """Have a start be noted: who rebuilt state.json meanwhile didn't know of it."""
+        is_there = False
         with contextlib.suppress(OSError), open(self.state_path, "rb", opener=private) as file:
-            if record.instance.encode() in file.read():
-                return True
+            is_there = record.instance.encode() in file.read()
         with contextlib.suppress(SpmError):  # read-only, full: it is known later on
-            self.save({record.name: record}) if may_write else None
-        return may_write
+            None if is_there else self.save({record.name: record})
 
     def swap(self, was: Record, after: Record, why: str = "") -> Record:
         """Write what follows from a look, unless who wrote since knows better; what holds now."""
@@ -2516,7 +2515,10 @@ class Store:
         names: list[str] = []
         with contextlib.suppress(FileNotFoundError):
             names = [name for name in os.listdir(self.path("")) if re.fullmatch(NAME, name)]
-        known = {name: self.ask_record(name) or self.journal_record(name) for name in names}
+        # Who has no socket yet may be waiting for the lock that we hold.
+        hears = {name: os.path.lexists(self.path(name, CONTROL_SOCKET)) for name in names}
+        asked = {name: self.ask_record(name) if hears[name] else None for name in names}
+        known = {name: asked[name] or self.journal_record(name) for name in names}
         found = {key: r for key, r in known.items() if r and r.name.lower() == key}
         found.update(records_from_cookies(self.home, [r.instance for r in found.values()]))
         return found
@@ -2543,9 +2545,10 @@ class Store:
         return self._is_held(name, "supervisor.lock")
 
     def _is_held(self, name: str, lock: str) -> bool:
-        path = self.path(name, lock)
-        with contextlib.suppress(OSError), open(path, "r+b", 0, opener=private) as file:
-            return not try_lock(file.fileno())
+        for mode in ("r+b", "rb"):  # the second where it is read-only, NFS needs the first
+            path = self.path(name, lock)
+            with contextlib.suppress(OSError), open(path, mode, 0, opener=private) as file:
+                return not try_lock(file.fileno())
         return False
 
     def send(self, name: str, request: dict[str, object]) -> socket.socket:
@@ -4615,14 +4618,21 @@ def take_environment(callers: dict[str, str]) -> None:
     os.environ.update({key: value for key, value in callers.items() if key not in own}, **kept)
 
 
+def is_awaited(order: Order) -> bool:
+    """Whether somebody waits for what is ordered: a command that was killed has begun nothing."""
+    return order.adopt or order.command in (0, os.getppid())
+
+
 def supervise(order: Order, is_subreaper: bool, answer_to: int = 1) -> None:
     """The life of a supervisor, from the order of the command that launched it."""
     store = Store(order.home, lock_wait_s=1.0)
     store.supervises = True
     try:
         supervisor = Supervisor(store, order.record, is_subreaper)
-        if not store.ensures(supervisor.record, order.command in (0, os.getppid())):
-            return  # the command was killed, its intent is lost: nobody would know
+        if is_awaited(order):
+            store.ensure(supervisor.record)
+        if not is_awaited(order):
+            return  # another command may have done something else since
         supervisor.adopt() if order.adopt else supervisor.spawn(order.env)
     except SpmError as error:
         reply({"ok": False, "error": error.to_json()}, answer_to)
@@ -7358,7 +7368,8 @@ def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Calla
     """Ask the supervisor to end its service, put one that doesn't answer aside; then what waits."""
     name = seen.record.name
     recorded = store.record(name) or seen.record
-    if not is_alive(recorded.main):  # the start that would have noted it was broken off; read-only
+    # The start that would have noted it was broken off, or what goes on could not be written.
+    if recorded.main is None or condition_of(recorded.main) in ("gone", "zombie"):
         recorded = store.ask_record(name) or recorded
     main = recorded.main  # what state.json says: if its supervisor knows better, it was forged
     if store.is_supervised(name):

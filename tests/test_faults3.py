@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -56,9 +57,12 @@ def caught(check: Callable[[], list[psutil.Process]]) -> psutil.Process:
 
 
 def is_late(process: psutil.Process) -> bool:
-    """Whether it is a supervisor."""
+    """Whether it is a supervisor, and not what one has just forked."""
     try:
-        return "supervise" in process.cmdline()
+        above = process.parent()
+        return "supervise" in process.cmdline() and (
+            above is None or "supervise" not in above.cmdline()
+        )
     except psutil.NoSuchProcess:
         return False
 
@@ -127,6 +131,30 @@ def test_a_start_whose_command_and_state_are_lost_does_not_happen(
     late.resume()
     eventually(lambda: not spm.bearers(), what="its end")
     assert not spm.json("list")["services"]
+
+
+def test_a_start_whose_command_is_lost_does_not_happen_though_it_is_noted(
+    spm: Spm, late: psutil.Process
+) -> None:
+    # `restart` had started another instance meanwhile, and stopped the first one's last process
+    late.resume()
+    eventually(lambda: not spm.bearers(), what="its end")
+    assert "interrupted before anything ran" in spm.service("api")["why"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_supervisor_is_seen_where_nothing_can_be_written(spm: Spm) -> None:
+    # its lock could not be opened for writing: it was taken for gone, and what it had for nobody's
+    spm("start", "api", "sleep 100")
+    home = str(spm.home)
+    mounts = f"mount --bind {home} {home} && mount -o remount,bind,ro {home}"
+    line = f"{mounts} && {shlex.join(spm.argv('list', '--json'))}"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", line], cwd=spm.cwd, env=spm.env, capture_output=True
+    )
+    (row,) = json.loads(done.stdout)["services"]
+    assert row["supervised"] is True
+    spm("stop", "api")
 
 
 def test_a_start_under_way_survives_the_loss_of_the_state(spm: Spm) -> None:
