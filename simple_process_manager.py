@@ -1035,7 +1035,7 @@ if sys.platform == "win32":
     listen_sockets: Callable[[], dict[str, Listener] | None] = _always(None)  # psutil knows
     sockets_of: Callable[[int], list[str]] = _always([])
     oom_kills = _always(0)  # it refuses memory, it doesn't end a process for it
-    alarm = trim_memory = _always(None)  # no signal could interrupt us
+    alarm = _always(None)  # no signal could interrupt us
     terminal_line = {"auto": ""}.get  # the system itself opens one for a supervisor
     death_watch: Callable[[Identity], int | None] = _always(None)  # it is looked at
 
@@ -1518,11 +1518,6 @@ else:
 
     def listening_ports() -> set[int] | None:
         """None: loopback refuses at once, and answers also for what no table shows."""
-
-    def trim_memory() -> None:
-        """Give back what compiling this file took, 20 MB: without it our end is 1.5 ms faster."""
-        with contextlib.suppress(AttributeError, OSError):  # malloc_trim(3) is glibc's
-            ctypes.CDLL(None).malloc_trim(0)
 
     def user_name(uid: int) -> str:
         """The name of a user, or the number if it has none."""
@@ -8156,7 +8151,7 @@ def wait_for(
 ) -> Result:
     """The Result when all are healthy; as soon as one dies or time is over, the error."""
     began = shown_at = time.monotonic()
-    waiting, deadline, trims_at = list(targets), began + timeout_s, began + 0.1
+    waiting, deadline = list(targets), began + timeout_s
     try:
         while waiting:
             for target in targets:
@@ -8170,9 +8165,6 @@ def wait_for(
                 time_s = f"{now - began:.0f} s of {format_duration(timeout_s)}"
                 progress(f"waiting for {waiting[0].label}: {waiting[0].seen:.44} ({time_s})")
                 shown_at = now + 0.1
-            if waiting and now >= trims_at:
-                trim_memory()
-                trims_at = deadline
             due = [one.due_at[check] for one in waiting for check in one.checks.waiting()]
             time.sleep(max(0.0, min(*due, deadline) - time.monotonic()) if due else 0.0)
     finally:
