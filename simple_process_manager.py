@@ -2414,11 +2414,11 @@ class Store:
 
     def ensure(self, record: Record) -> None:
         """Have a start be noted: who rebuilt state.json meanwhile didn't know of it."""
-        is_there = False
         with contextlib.suppress(OSError), open(self.state_path, "rb", opener=private) as file:
-            is_there = record.instance.encode() in file.read()
+            if record.instance.encode() in file.read():
+                return
         with contextlib.suppress(SpmError):  # read-only, full: it is known later on
-            None if is_there else self.save({record.name: record})
+            self.save({record.name: record})
 
     def swap(self, was: Record, after: Record, why: str = "") -> Record:
         """Write what follows from a look, unless who wrote since knows better; what holds now."""
@@ -2540,8 +2540,8 @@ class Store:
         return self._is_held(name, "supervisor.lock")
 
     def _is_held(self, name: str, lock: str) -> bool:
+        path = self.path(name, lock)
         for mode in ("r+b", "rb"):  # the second where it is read-only, NFS needs the first
-            path = self.path(name, lock)
             with contextlib.suppress(OSError), open(path, mode, 0, opener=private) as file:
                 return not try_lock(file.fileno())
         return False
@@ -6810,7 +6810,8 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
         error.facts.update(failure_facts(store, store.record(name), error.advice))
         cause = as_object(error.facts["cause"])
         error.advice += str(cause["advice"]) if cause.get("kind") == "unknown" else ""
-        error.advice = error.advice or f"mend the cause, then: restart {name}"
+        again = f"restart {name}" + " --force" * bool(spec.cooldown_s)
+        error.advice = error.advice or f"mend the cause, then: {again}"
         raise
 
 

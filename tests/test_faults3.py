@@ -352,30 +352,32 @@ def test_a_forged_record_makes_nobody_a_stale_process_that_holds_the_port(
     spm("cleanup", code=None)
 
 
-def test_what_is_left_of_a_service_is_ended_though_its_number_is_another_ones_now(
-    spm: Spm, stranger: program.Identity
-) -> None:
+@pytest.fixture
+def child(spm: Spm, stranger: program.Identity) -> Iterator[psutil.Process]:
+    """What is left of a service whose recorded number is a stranger's now."""
     spm("start", "api", "--", "sh", "-c", "sleep 98 & exec sleep 99")
     (child,) = kill_all_but(spm, "98")
     forge(spm, main={**spm.record("api")["main"], "pid": stranger.pid}, phase="running")
+    yield child
+    end([child])
+
+
+def test_what_is_left_of_a_service_is_ended_though_its_number_is_another_ones_now(
+    spm: Spm, stranger: program.Identity, child: psutil.Process
+) -> None:
     assert spm.service("api")["status"] == "lost"
     spm("start", "api", "sleep 100")
     assert not is_running(child.pid), "two instances"
     assert is_running(stranger.pid)
     spm("stop", "api")
-    end([child])
 
 
 def test_a_stop_that_met_a_stranger_leaves_no_trace_of_it_in_the_record(
-    spm: Spm, stranger: program.Identity
+    spm: Spm, stranger: program.Identity, child: psutil.Process
 ) -> None:
-    spm("start", "api", "--", "sh", "-c", "sleep 98 & exec sleep 99")
-    (child,) = kill_all_but(spm, "98")
-    forge(spm, main={**spm.record("api")["main"], "pid": stranger.pid}, phase="running")
     spm("stop", "api")
     assert not is_running(child.pid) and is_running(stranger.pid)
     assert spm.record("api")["main"] is None
-    end([child])
 
 
 def test_what_a_purge_finds_running_in_a_journal_is_known_again(spm: Spm) -> None:

@@ -688,3 +688,13 @@ def test_restarts_outside_of_the_window_are_not_counted(spm: Spm) -> None:
     spm("start", "api", "sh -c 'exit 3'", "--restart", "on-failure", *limits, *waits)
     eventually(lambda: spm.record("api")["restarts"] >= 3, what="a third restart")
     spm("stop", "api")
+
+
+def test_the_advice_of_a_start_that_failed_is_not_refused_by_its_cooldown(spm: Spm) -> None:
+    # `restart web` was advised, and refused for a minute
+    soon = ("sh", "-c", "echo \"ModuleNotFoundError: No module named 'x'\"; exit 1")
+    policy = ("--start-seconds", "20", "--restart", "on-failure")
+    refused = spm("start", "web", *policy, "--", *soon, code=4).stderr.strip()
+    assert refused.endswith("then: restart web --force")
+    free = spm("start", "job", *policy[:2], "--", *soon, code=4).stderr.strip()
+    assert free.endswith("then: restart job")
