@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     import tty
     import zlib
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+    from types import CodeType
     from typing import NamedTuple, NoReturn, Protocol, TextIO, TypeVar
 
     import psutil
@@ -1059,6 +1060,11 @@ if sys.platform == "win32":
         """Where pids mean something."""
         return Place(os.environ.get("COMPUTERNAME", ""), _psutil_boot(), "")
 
+    def replace_process(argv: Sequence[str]) -> NoReturn:
+        """Go on as another program, if the system can: this one has no exec."""
+        # os.execv here starts another process and ends this one, for which nobody would wait
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), argv[0])
+
     def key_within(wait_s: float) -> str:
         """The key that is pressed within some seconds, "" if none is."""
         os.system("")  # after that the console understands control sequences
@@ -1419,6 +1425,10 @@ else:
         """One look at every process that can be seen, by pid."""
         names = filter(str.isdigit, os.listdir("/proc")) if HAS_PROC else psutil.pids()
         return looks_at(map(int, names))
+
+    def replace_process(argv: Sequence[str]) -> NoReturn:
+        """Go on as another program with the same pid; OSError if it can't be executed."""
+        os.execv(argv[0], list(argv))
 
     def key_within(wait_s: float) -> str:
         """The key that is pressed within some seconds, "" if none is or there is no keyboard."""
@@ -6293,6 +6303,7 @@ def change_lines(changes: Mapping[str, object]) -> list[str]:
 CLAIM_S = 30.0
 BOOT_S = 10.0
 SELF = os.path.abspath(__file__)
+IS_SOURCE = __name__ == "__main__" and not (__spec__ or SELF.endswith(".pyc"))
 NOT_OF_A_SPEC = {"name", "replace", "force", "on_conflict", "lease", "idle_timeout", "wait"}
 NOT_IN_RUN = ("name?", "--lease", "--all-previous")
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
@@ -7219,15 +7230,22 @@ def supervisor_command(program: str, name: str) -> list[str]:
 
 def compile_supervisor(target: str) -> None:
     """Write the bytecode that supervisors start from: of the rooms that they need, no others."""
-    import importlib.util
-    import marshal
-
     with open(SELF, encoding="utf-8") as file:
         rooms = file.read().partition("\n# == Config ==")[0]
     code = compile(f"{rooms}\nobey()\nos._exit(0)\n", SELF, "exec", dont_inherit=True, optimize=2)
-    # PEP 552: with these flags nobody looks whether the source has changed since
-    header = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8)
-    write_file(target, header + marshal.dumps(code), durable=False)
+    write_bytecode(target, code)
+
+
+def write_bytecode(target: str, code: CodeType) -> None:
+    """Write a .pyc with its own checksum; Python asks neither for that nor for the source."""
+    import binascii
+    import importlib.util
+    import marshal
+
+    data = marshal.dumps(code)
+    # PEP 552: flags 1 is a hash of the source that isn't checked
+    header = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(4)
+    write_file(target, header + binascii.crc32(data).to_bytes(4, "little") + data, durable=False)
 
 
 def supervisors_program(store: Store) -> str:
@@ -7250,6 +7268,35 @@ def compiled_path(store: Store) -> str:
     facts = os.stat(SELF)
     tag = f"{sys.implementation.cache_tag}-{facts.st_mtime_ns:x}-{facts.st_size:x}"
     return os.path.join(store.home, "cache", tag, "simple_process_manager.pyc")
+
+
+def is_sound(path: str) -> bool:
+    """Whether bytecode is there and is what was written."""
+    import binascii
+
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        data = file.read()
+        return data[12:16] == binascii.crc32(data[16:]).to_bytes(4, "little")
+    return False
+
+
+def go_on_lean(store: Store) -> None:
+    """Do this command again from bytecode, in this very process; returns where that can't be.
+
+    CPython keeps the syntax tree of a script until its end. To give that back, some 30 MB, takes
+    milliseconds, which at the end of a wait nobody has.
+    """
+    if not (IS_SOURCE and os.path.isdir(store.home)):
+        return
+    target, frame = f"{compiled_path(store)[:-4]}-whole.pyc", sys._getframe()
+    words = [sys.executable, *getattr(sys, "orig_argv", sys.argv)[1 : -len(sys.argv)]]
+    while frame.f_back:
+        frame = frame.f_back
+    with contextlib.suppress(OSError):  # no room, or a system without exec: only slower
+        if not is_sound(target):
+            make_private(os.path.dirname(target))
+            write_bytecode(target, frame.f_code)
+        replace_process([*words, target, *sys.argv[1:]])
 
 
 def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
@@ -7916,7 +7963,13 @@ def wait_healthy(store: Store, args: argparse.Namespace) -> Result:
     elif len(words) > 1 and not parse_url(words[-1]) and not store.record(words[-1]):
         advice = "write for example: wait-healthy api redis 30s"
         raise UsageError(f"{words[-1]!r} is neither a service here nor a duration", advice)
+    began = time.monotonic()
     targets = [target_of(store, word, args) for word in dict.fromkeys(words)]
+    for target in targets:
+        target.look(began, began + timeout_s)
+    is_long = any(target.checks.waiting() for target in targets)
+    if is_long and time.monotonic() - began < LEAST_S:  # else it would wait for too long
+        go_on_lean(store)
     return wait_for(targets, timeout_s, args.progress)
 
 

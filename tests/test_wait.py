@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
+from pathlib import Path
 
+import psutil
 import pytest
-from conftest import Spm, eventually, free_port, nasty
+from conftest import SCRIPT, Spm, eventually, free_port, nasty
 
 
 @pytest.mark.smoke
@@ -201,3 +207,55 @@ def test_who_ends_well_or_in_silence_is_told_what_that_means(spm: Spm) -> None:
     spm("start", "mute", "false")
     assert "→ run the command by hand to see; " in spm("wait-healthy", "mute", 10, code=1).stderr
     assert "run the command by hand" in spm.json("status", "mute", code=3)["cause"]["advice"]
+
+
+@pytest.mark.parametrize("harm", ["", "cut off", "in the way"])
+def test_a_long_wait_of_the_copied_file_lets_go_of_its_source(
+    spm: Spm, port: int, harm: str
+) -> None:
+    # its syntax tree, some 30 MB, would have to be given back at the very end of the wait
+    wait, whole = lean_wait(spm, port)
+    if harm:
+        wait.kill()
+        wait.communicate()
+        whole.write_bytes(whole.read_bytes()[:9999])
+        wait = lean_wait(spm, port)[0]
+    if harm == "in the way":  # then it stays as it is, and works all the same
+        wait.kill()
+        wait.communicate()
+        whole.unlink()
+        whole.mkdir()
+        wait = spm.popen("wait-healthy", port, "20", "--json")
+    with socket.create_server(("127.0.0.1", port)):
+        out, err = wait.communicate(timeout=20)
+    assert (json.loads(out)["port"], err, wait.returncode) == (port, "", 0)
+
+
+def test_an_interrupted_long_wait_says_so(spm: Spm, port: int) -> None:
+    wait = lean_wait(spm, port)[0]
+    eventually(lambda: is_looking(wait.pid), what="its looks")
+    wait.send_signal(signal.SIGINT)
+    assert "interrupted" in wait.communicate(timeout=20)[0] and wait.returncode == 130
+
+
+def lean_wait(spm: Spm, port: int) -> tuple[subprocess.Popen[str], Path]:
+    """A wait that went on from bytecode, as it does unless its first look took too long."""
+    spm.program = SCRIPT
+    for _ in range(20):
+        wait = spm.popen("wait-healthy", port, "20", "--json")
+        eventually(functools.partial(is_looking, wait.pid), what="its first look")
+        with contextlib.suppress(AssertionError):
+            return wait, Path(eventually(functools.partial(whole_of, wait.pid), within=1.0))
+        wait.kill()
+        wait.communicate()
+    raise AssertionError("no wait became lean")
+
+
+def whole_of(pid: int) -> str:
+    """What it was compiled to, if it runs from that."""
+    return next((word for word in psutil.Process(pid).cmdline() if "-whole.pyc" in word), "")
+
+
+def is_looking(pid: int) -> bool:
+    """Whether it has come as far as to load what it looks with."""
+    return any("_socket" in one.path for one in psutil.Process(pid).memory_maps())
