@@ -8280,15 +8280,30 @@ class Chain:
         except Interrupted as error:
             what = f"{os.path.basename(argv[0])} has {format_duration(STOP_TIMEOUT_S)} to end"
             self.say(f"[INFO] {error.message}: {what}, then the services are stopped")
-            with contextlib.suppress(Interrupted, subprocess.TimeoutExpired):  # a second Ctrl-C
-                if error.facts["signal"] in ("SIGTERM", "SIGHUP"):  # Ctrl-C reaches it by itself
-                    process.terminate()
-                process.wait(STOP_TIMEOUT_S)
-            process.kill()
-            process.wait()
+            self.end_tests(process, str(error.facts["signal"]))
             raise
         self.look()
         return process.returncode
+
+    def end_tests(self, process: subprocess.Popen[bytes], cause: str) -> None:
+        """Give interrupted tests their time, then end those of their processes that are left."""
+        members, until = list[Identity](), time.monotonic() + STOP_TIMEOUT_S
+        with contextlib.suppress(Interrupted):  # a second Ctrl-C
+            if cause in ("SIGTERM", "SIGHUP"):  # Ctrl-C reaches all of them by itself
+                look = stat_of(process.pid)
+                tests = new_record("tests", Spec(("",), os.curdir), os.urandom(16).hex())
+                tests = tests._replace(main=look and look.identity)
+                members = [member.identity for member in tree_of(tests)]
+            for member in members:
+                send_signal(member, force=False)
+            while process.poll() is None or any(map(is_alive, members)):
+                if time.monotonic() > until:
+                    break
+                time.sleep(0.02)
+        for member in members:
+            send_signal(member, force=True)
+        process.kill()
+        process.wait()
 
     def look(self) -> None:
         """Warn of services that have died since the last look; keep those in use from idling."""

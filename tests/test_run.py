@@ -338,14 +338,17 @@ def test_a_second_ctrl_c_ends_tests_that_do_not_listen(spm: Spm, port: int, chai
 def test_a_signal_to_run_reaches_the_tests_and_then_everything_stops(
     spm: Spm, port: int, chains: Chains, name: str
 ) -> None:
-    script = "trap 'touch tidied; exit 0' TERM; touch up; while :; do sleep 0.05; done"
-    run = chains.begin("api", nasty("--port", port), *shell(script))
+    trap, loop = "trap 'touch $0; exit 0' TERM", "while :; do sleep 0.05; done"
+    below = shlex.quote(f"{trap}; touch up; {loop}")  # what its first process started
+    script = f"sh -c {below} below & {trap}; {loop}"
+    run = chains.begin("api", nasty("--port", port), "--", "sh", "-c", script, "tidied")
     number = signal.Signals[name]
     run.send_signal(number)
     _, err = run.communicate(timeout=15)
     assert run.returncode == 128 + number
     assert err.endswith(f"[ERROR] interrupted by {name}; stopped: api\n"), err
-    assert (spm.cwd / "tidied").exists() and stopped(spm, "api")
+    assert (spm.cwd / "tidied").exists() and (spm.cwd / "below").exists()
+    assert stopped(spm, "api")
 
 
 def test_a_signal_to_run_alone_is_answered_at_once(spm: Spm, port: int, chains: Chains) -> None:
