@@ -3872,6 +3872,7 @@ class Supervisor:
         self.save_at: float | None = None  # when the record is to be written (again)
         self.open_at: float | None = None  # and the control socket is to be made
         self.prober: Prober | None = None
+        self.complaints: list[str] = []  # of what alerts executed
         self.env: dict[str, str] | None = None  # for checks; none yet: it is too early for them
         self.failures = 0  # of liveness, in a row
         for text in (*record.spec.ready, *record.spec.health):
@@ -4374,6 +4375,8 @@ class Supervisor:
     def take_alerts(self, figures: Mapping[str, float | None], now: float) -> None:
         """Note which alerts came or went, and do what the rules of those that came ask for."""
         alerts = self.sampler.alerts
+        while self.complaints:
+            self.tell("alert_failed", self.complaints.pop(0))
         for rule, was in list(alerts.items()):
             alerts[rule], event = judge(was, rule, figures.get(rule.metric), now)
             text = alerts[rule].text or was.text
@@ -4398,8 +4401,13 @@ class Supervisor:
             facts = {**rule._asdict(), **where, "name": rule.text, "value": value}
             env = {f"SPM_ALERT_{key.upper()}": str(fact) for key, fact in facts.items()}
             env, until = {**os.environ, **(self.env or {}), **env}, time.monotonic() + ALERT_S
-            args = (line, self.record.spec.cwd, env, until, bool)  # bool(): it is never over
-            threading.Thread(target=probe_exec, args=args, name="alert", daemon=True).start()
+            cwd = self.record.spec.cwd
+
+            def carry_out() -> None:
+                is_ok, seen = probe_exec(line, cwd, env, until, bool)  # bool(): it is never over
+                self.complaints.extend([] if is_ok else [seen])
+
+            threading.Thread(target=carry_out, name="alert", daemon=True).start()
 
     # -- ending it
 

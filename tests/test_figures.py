@@ -379,6 +379,14 @@ def test_an_exec_action_sees_the_alert_and_belongs_to_nobody(spm: Spm) -> None:
     spm("stop", "burn")
 
 
+def test_a_command_of_an_alert_that_fails_is_told(spm: Spm) -> None:
+    start_python(spm, "burn", BURN, "--alert", "processes>0: exec nosuchprogram --token=abc123")
+    eventually(lambda: "alert_failed" in spm("alerts", "burn").stdout, what="the event")
+    (told,) = events(spm, "burn", "alert_failed")
+    assert "exec 'nosuchprogram" in str(told["why"]) and "exit code 127" in str(told["why"])
+    spm("stop", "burn")
+
+
 def test_a_command_of_an_alert_that_hangs_holds_up_nothing(spm: Spm) -> None:
     policy = ("--restart", "always", "--backoff", "50ms")
     start_python(spm, "burn", BURN, "--alert", "processes>0: exec sleep 30", *policy)
