@@ -2250,6 +2250,9 @@ def state_errors(path: str) -> Iterator[None]:
         raise StateError(f"{error.filename or path}: {reason}", advice.format(path=path)) from error
 
 
+LEFT = r"\.\d+\.tmp$"
+
+
 def write_file(path: str, data: bytes, durable: bool = True) -> None:
     """Replace a file whole: temporary file beside it, flush, fsync, os.replace."""
     temporary = f"{path}.{os.getpid()}.tmp"
@@ -2262,7 +2265,7 @@ def write_file(path: str, data: bytes, durable: bool = True) -> None:
         reached("written")
         replace_file(temporary, path)
         reached("replaced")
-    except OSError:
+    except BaseException:  # Ctrl-C too
         with contextlib.suppress(OSError):  # the first error is the one to tell
             os.unlink(temporary)
         raise
@@ -2634,6 +2637,14 @@ class Store:
                     with contextlib.suppress(RecordError):
                         found.append(read_event({**line, "name": key}, "event"))
         return sorted(found)
+
+    def sweep(self) -> None:
+        """Remove what writes that were killed left: a write that isn't takes no minute."""
+        for directory, _, names in os.walk(self.home):
+            for path in (os.path.join(directory, one) for one in names if re.search(LEFT, one)):
+                with contextlib.suppress(OSError):  # somebody else has, or may
+                    if os.stat(path).st_mtime < time.time() - 60:
+                        os.unlink(path)
 
     def failed_exits(self, name: str) -> list[dict[str, object]]:
         """The last 20 failed exits, newest first: an Exit, its `cause` and `log_tail`."""
@@ -7568,6 +7579,7 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
         error = Failed(f"still running: {', '.join(sorted(left))}", "run cleanup again")
     kept = {*left, *names, *(records if args.keep else ())}
     gone = forget(store, [records[key] for key in records if key not in kept], args.purge)
+    store.sweep()
     stopped = [line for line in result.lines if " was not running: " not in line]
     summary = f"[OK] {counted(len(stopped), 'service')} stopped, nothing of {where} runs"
     summary += f"; {counted(len(gone), 'service')} forgotten" if gone else ""

@@ -230,6 +230,21 @@ def test_cleanup_stops_everything_and_forgets_it(spm: Spm) -> None:
     assert not list((spm.home / "services").iterdir())
 
 
+def test_cleanup_removes_what_killed_writes_left(spm: Spm) -> None:
+    spm.env["SPM_TEST_CRASH"] = "command.written"
+    spm("start", "api", "sleep 100", code=None)
+    del spm.env["SPM_TEST_CRASH"]
+    (left,) = spm.home.rglob("*.tmp")
+    notes = spm.home / "notes.tmp"  # not in our form
+    notes.touch()
+    spm("cleanup")
+    assert left.exists(), "it might be somebody's who writes just now"
+    for path in (left, notes):
+        os.utime(path, (0, 0))
+    spm("cleanup")
+    assert notes.exists() and not left.exists()
+
+
 def test_cleanup_keep_keeps_them_known(spm: Spm) -> None:
     spm("start", "api", "sleep 100")
     spm("cleanup", "--keep")
