@@ -4428,14 +4428,15 @@ class Supervisor:
         timeout_s: float = STOP_TIMEOUT_S,
         force: bool = False,
         because: str | None = None,
+        members: Sequence[Member] | None = None,
     ) -> None:
-        """Start to end the tree, or hurry an ending that goes on."""
+        """Start to end the tree (as it was just seen), or hurry an ending that goes on."""
         # `because`: it failed, why its policy decides; "": it did, what is left of it is ended.
         if self.ending and self.because is None:
             self.step(force) if force else None
             return
         self.because, quiet_s = because, 0.0
-        members = tree_of(self.record)
+        members = tree_of(self.record) if members is None else members
         if self.pipes:
             quiet_s, timeout_s = STDIO_END_S, min(timeout_s, STDIO_END_S)
             self.pipes.close_stdin()
@@ -4614,7 +4615,8 @@ class Supervisor:
         asked = read_stop_request(request, "request")
         # Whoever read state.json just before a restart means the former main process.
         meant = self.record.main if asked.main in self.mains else asked.main
-        error = refusal(self.record, meant, tree_of(self.record), asked.spare)
+        members = tree_of(self.record)
+        error = refusal(self.record, meant, members, asked.spare)
         if error and not self.finished:
             self.save()
             client.answer({"ok": False, "error": error.to_json()})
@@ -4624,7 +4626,7 @@ class Supervisor:
         if self.finished:  # only its record waits to be written, and who asks writes the next
             self.save_at, self.outcome = None, Ended(0, 0.0, False, ())
         else:
-            self.end("stop was asked for", asked.timeout_s, asked.force)
+            self.end("stop was asked for", asked.timeout_s, asked.force, members=members)
 
 
 def order_in_window(directory: str) -> tuple[bytes, int]:
