@@ -51,7 +51,7 @@ def test_the_whole_tree_goes(spm: Spm, switches: tuple[str, ...], supervised: bo
     done = spm.json("stop", "api", "--timeout", "300ms")["services"][0]
     assert not [pid for pid in pids if is_running(pid)]
     assert done["status"] == "stopped" and done["processes"] >= len(pids)
-    assert not spm.bearers()
+    eventually(lambda: not spm.bearers(), what="the supervisor's end")
 
 
 def test_a_shell_wrapper_goes_with_its_children(spm: Spm) -> None:
