@@ -65,7 +65,9 @@ def test_the_transcripts_print_what_they_show(spm: Spm) -> None:
             encoding="utf-8",
             timeout=60,
         )
-        assert normal(done.stdout) == normal(expected), command
+        # Python 3.9 shows lines of its own modules too
+        output = done.stdout.replace("  |     raise KeyError(key) from None\n", "")
+        assert normal(output) == normal(expected), command
     spm("cleanup")
 
 
