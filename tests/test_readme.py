@@ -65,8 +65,8 @@ def test_the_transcripts_print_what_they_show(spm: Spm) -> None:
             encoding="utf-8",
             timeout=60,
         )
-        # 3.9 shows lines of its own modules, 3.13 where in a line it was
-        output = re.sub(r"  \|  +(raise KeyError\(key\) .*|[~^]+)\n", "", done.stdout)
+        # which lines of source a traceback has is another matter in 3.9, and in 3.13
+        output = re.sub(r"  \|   +\S.*\n", "", done.stdout)
         assert normal(output) == normal(expected), command
     spm("cleanup")
 
