@@ -7304,7 +7304,7 @@ def is_sound(path: str) -> bool:
 def go_on_lean(store: Store) -> None:
     """Do this command again from bytecode, in this very process; returns where that can't be.
 
-    CPython keeps the syntax tree of a script until its end. To give that back, some 30 MB, takes
+    CPython keeps the syntax tree of a script until its end, some 30 MB. To give them back takes
     milliseconds, which at the end of a wait nobody has.
     """
     if not (IS_SOURCE and os.path.isdir(store.home)):
@@ -10684,6 +10684,8 @@ def run(argv: Sequence[str]) -> int:
         if endless and args.json:
             text = f"--json is one document, {endless} has no end"
             raise UsageError(text, "leave one of them out")
+        if endless or command is COMMANDS["connect"]:
+            go_on_lean(store)
         every_s = None if every_s is True else every_s  # of `up`, which has its own way
         result = repeat(command, store, args, every_s) if every_s else command.run(store, args)
     except HelpWanted as answer:

@@ -17,6 +17,8 @@ import psutil
 import pytest
 from conftest import SCRIPT, Spm, eventually, free_port, nasty
 
+SERVER = Path(__file__).with_name("rpc_server.py")
+
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("target", ["name", "port"])
@@ -236,6 +238,17 @@ def test_an_interrupted_long_wait_says_so(spm: Spm, port: int) -> None:
     eventually(lambda: is_looking(wait.pid), what="its looks")
     wait.send_signal(signal.SIGINT)
     assert "interrupted" in wait.communicate(timeout=20)[0] and wait.returncode == 130
+
+
+def test_a_connection_of_the_copied_file_lets_go_of_its_source_too(spm: Spm) -> None:
+    # an editor keeps one for each server, all day long
+    spm.program = SCRIPT
+    spm("start", "rpc", "--type", "stdio", "--", sys.executable, SERVER)
+    connection = spm.popen("connect", "rpc", stdin=subprocess.PIPE)
+    eventually(lambda: whole_of(connection.pid), what="the connection")
+    out, err = connection.communicate('{"jsonrpc": "2.0", "id": 1, "method": "ping"}\n', 20)
+    assert (json.loads(out)["id"], err, connection.returncode) == (1, "", 0)
+    spm("stop", "rpc")
 
 
 def lean_wait(spm: Spm, port: int) -> tuple[subprocess.Popen[str], Path]:
