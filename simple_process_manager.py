@@ -1020,6 +1020,7 @@ if sys.platform == "win32":
     ASKED_S = 2.0  # to end the tool of a closed window: after 5 s the system ends us
     NO_WINDOW = "only --terminal auto opens one, on the desktop; or try --type external"
     ADOPTS = False  # the other children of a supervisor are its console's host and its probes
+    HAS_EXEC = False  # os.execv starts another process there, and nobody waits for that
     my_user_id = 0  # as os.stat() has it: the access list of the profile protects the directory
     stat_of, cookie_of, user_name = _psutil_stat, _psutil_cookie, str
     arguments_of = _psutil_arguments
@@ -1059,11 +1060,6 @@ if sys.platform == "win32":
     def place() -> Place:
         """Where pids mean something."""
         return Place(os.environ.get("COMPUTERNAME", ""), _psutil_boot(), "")
-
-    def replace_process(argv: Sequence[str]) -> NoReturn:
-        """Go on as another program, if the system can: this one has no exec."""
-        # os.execv here starts another process and ends this one, for which nobody would wait
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), argv[0])
 
     def key_within(wait_s: float) -> str:
         """The key that is pressed within some seconds, "" if none is."""
@@ -1365,6 +1361,7 @@ else:
     ASKED_S = 10.0  # for a service to end when a signal asks its supervisor to
     NO_WINDOW = "install tmux or xterm, set DISPLAY, give 'PROGRAM {}', or try --type external"
     ADOPTS = True
+    HAS_EXEC = True
     # One clock for all processes of a boot (docs.python.org/3/library/time.html#time.monotonic);
     # nobody sets it, and it stands still in suspend: CLOCK_MONOTONIC in clock_gettime(2), on macOS
     # mach_absolute_time().
@@ -1425,10 +1422,6 @@ else:
         """One look at every process that can be seen, by pid."""
         names = filter(str.isdigit, os.listdir("/proc")) if HAS_PROC else psutil.pids()
         return looks_at(map(int, names))
-
-    def replace_process(argv: Sequence[str]) -> NoReturn:
-        """Go on as another program with the same pid; OSError if it can't be executed."""
-        os.execv(argv[0], list(argv))
 
     def key_within(wait_s: float) -> str:
         """The key that is pressed within some seconds, "" if none is or there is no keyboard."""
@@ -7307,17 +7300,17 @@ def go_on_lean(store: Store) -> None:
     CPython keeps the syntax tree of a script until its end, some 30 MB. To give them back takes
     milliseconds, which at the end of a wait nobody has.
     """
-    if not (IS_SOURCE and os.path.isdir(store.home)):
+    if not (HAS_EXEC and IS_SOURCE and os.path.isdir(store.home)):
         return
     target, frame = f"{compiled_path(store)[:-4]}-whole.pyc", sys._getframe()
     words = [sys.executable, *getattr(sys, "orig_argv", sys.argv)[1 : -len(sys.argv)]]
     while frame.f_back:
         frame = frame.f_back
-    with contextlib.suppress(OSError):  # no room, or a system without exec: only slower
+    with contextlib.suppress(OSError):  # no room: only slower
         if not is_sound(target):
             make_private(os.path.dirname(target))
             write_bytecode(target, frame.f_code)
-        replace_process([*words, target, *sys.argv[1:]])
+        os.execv(sys.executable, [*words, target, *sys.argv[1:]])
 
 
 def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
