@@ -10551,6 +10551,17 @@ def neutral(line: str) -> str:
     return re.sub(CONTROLS, lambda found: repr(found[0])[1:-1], line)
 
 
+def fitted(line: str, columns: int) -> str:
+    """As much of the line as a terminal of that width has room for; 0: all of it."""
+    line = neutral(line).replace("\t", " ") if columns else neutral(line)
+    if not columns or line.isascii():
+        return line[: columns or None]
+    from unicodedata import combining, east_asian_width
+
+    widths = (2 if east_asian_width(char) in "WF" else not combining(char) for char in line)
+    return "".join(c for c, end in zip(line, itertools.accumulate(widths)) if end <= columns)
+
+
 def write(stream: TextIO | None, text: str) -> None:
     """Write at once; what the stream can't encode is replaced."""
     if stream is None:  # the caller closed it
@@ -10590,7 +10601,7 @@ def show_progress(*texts: str) -> None:
         with contextlib.suppress(OSError):
             columns, rows = os.get_terminal_size(sys.stderr.fileno())
         up = f"\033[{len(DRAWN) - 1}A" * (len(DRAWN) > 1)
-        DRAWN[:] = [neutral(text)[: (columns or 80) - 1] for text in texts if text]
+        DRAWN[:] = [fitted(text, (columns or 80) - 1) for text in texts if text]
         del DRAWN[max((rows or 24) - 1, 1) :]
         write(sys.stderr, f"\r{up}\033[J" + "\n".join(DRAWN))
 
@@ -10602,7 +10613,7 @@ def table_lines(table: Sequence[tuple[str, ...]]) -> list[str]:
     if lines and sys.stdout and sys.stdout.isatty():
         with contextlib.suppress(OSError):
             columns = os.get_terminal_size(sys.stdout.fileno()).columns
-            lines = [line[: columns or None] for line in lines]
+            lines = [fitted(line, columns) for line in lines]
     return lines
 
 
@@ -10616,10 +10627,8 @@ def repeat(command: Command, store: Store, args: argparse.Namespace, every_s: fl
             result = command.run(store, args)
             lines = [*table_lines(result.table), *result.lines]
             lines += [f"[ERROR] {result.error.message}"] if result.error else []
-            lines = list(map(neutral, lines))
-            if in_place:
-                columns, rows = os.get_terminal_size(sys.stdout.fileno())
-                lines = [line[: columns or None] for line in lines[: max(rows - 1, 0) or None]]
+            columns, rows = os.get_terminal_size(sys.stdout.fileno()) if in_place else (0, 0)
+            lines = [fitted(line, columns) for line in lines[: max(rows - 1, 0) or None]]
             write(sys.stdout, home + "".join(line + end for line in lines) + rest)
             if key_within(every_s) in ("q", "Q"):
                 return Result({})

@@ -56,6 +56,11 @@ def in_terminal(spm: Spm, *words: str, columns: int = 60, **env: str) -> str:
 def test_a_terminal_gets_lines_that_fit_and_colour_unless_unwanted(spm: Spm) -> None:
     spm("start", "web", nasty("--say", "x" * 200))
     assert all(len(line) <= 60 for line in in_terminal(spm, "list").splitlines())
+    spm("start", "wide", "--", "sh", "-c", "sleep 100 # \t\x1b[1m", "世" * 60)
+    shown = in_terminal(spm, "list", columns=110).splitlines()
+    cells = [sum(1 + (char > "\u2e80") for char in line) for line in shown]
+    assert max(cells) in (109, 110) and "\t" not in shown[-1], "世 takes two of them"
+    spm("stop", "wide")
     assert "\033[32m[OK]\033[0m" in in_terminal(spm, "touch", "web")
     assert "\033[" not in in_terminal(spm, "touch", "web", NO_COLOR="1")
     assert "\033[" not in spm("touch", "web").stdout
