@@ -7600,7 +7600,10 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
             gone.append(record.name)
     if purge and os.path.isdir(store.path("")):
         names = set(os.listdir(store.path(""))) - set(store.records())
-        for name in (one for one in names if os.path.exists(store.path(one, "events.jsonl"))):
+        found = {one: os.listdir(path) for one in names if os.path.isdir(path := store.path(one))}
+        # a lock alone: of a start that was refused
+        ours = [name for name in found if "events.jsonl" in found[name] or found[name] == ["lock"]]
+        for name in ours:
             with contextlib.suppress(TimedOut), store.claim(name, HUNG_S):
                 if store.record(name) or stays(store, name):
                     continue
