@@ -6893,8 +6893,11 @@ def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict
 
 
 def check_successor(store: Store, asked: Asked, port: int | None, values: dict[str, str]) -> None:
-    """Fail before anything is ended, if what is to replace it can't be executed or has no port."""
+    """Fail before anything is ended, if what is to replace it has no program, room or port."""
     name, spec, program = asked.name, asked.spec, asked.spec.argv[0]
+    with state_errors(store.home):  # a full disk
+        write_file(store.path(name, "room"), bytes(1 << 17), durable=False)
+        os.unlink(store.path(name, "room"))
     path = values.get("PATH", os.environ.get("PATH", os.defpath))
     where = os.path.join(spec.cwd, program) if os.path.dirname(program) else program
     if not shutil.which(where, path=path):

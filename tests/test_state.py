@@ -281,6 +281,8 @@ def test_a_full_disk_loses_no_service_and_is_told(spm: Spm, small_disk: Path) ->
             pass
     failed = spm("start", "other", "sleep 100", code=9)
     assert "No space left on device" in failed.stderr and "free some disk space" in failed.stderr
+    for words in (["restart", "api"], ["start", "api", "sleep 101", "--replace"]):
+        assert "running services go on" in spm(*words, code=9).stderr
     assert spm.service("api")["pid"] == pid
     assert len(spm.bearers()) == 2, "nothing half-started"
     spm("stop", "api")
