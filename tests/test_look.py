@@ -206,6 +206,8 @@ def test_the_log_is_rotated_while_the_service_writes_and_the_disk_stays_bounded(
 
     eventually(last_line, within=60, what="the end of 200 MB")
     assert max(sizes) < 100e6, "far less than was written"
+    took_s = float(spm("logs", "web", "-n", 1).stdout.split()[-2])
+    assert 1.9 < took_s < 3.5, "at 100 MB/s, which it isn't kept from"
     eventually(lambda: (directory / "output.log").stat().st_size < 2e6, what="the last rotation")
     assert spm.service("web")["status"] == "running"
     spm("stop", "web")

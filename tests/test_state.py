@@ -77,7 +77,7 @@ def known(spm: Spm) -> bool:
     rows = spm.json("list")["services"]
     pids = set()
     for row in rows:
-        status = spm.json("status", row["name"], code=None if row["pid"] is None else 0)
+        status = json.loads(spm("status", row["name"], "--json", code=None).stdout)
         pids |= {one["pid"] for one in status.get("tree", [])} | {status.get("supervisor")}
     return {process.pid for process in spm.bearers()} <= pids
 
