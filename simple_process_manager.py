@@ -3678,18 +3678,19 @@ class Log:
         """Copy the youngest bytes to the older file, then empty this one."""
         # The service holds it open, so it can't be renamed. What is written between the last look
         # at its size and the truncation, two system calls, is lost; and more of what is written
-        # faster than it can be copied.
+        # faster than it can be copied. To close the older file takes ext4 up to a millisecond.
         position, most = max(0, self.size - self.most), self.size + 4 * self.most
-        # OSError: no room for the older file, but bounding the disk matters more.
-        with contextlib.suppress(OSError):
-            write_file(self.path + ".1", b"", durable=False)  # Windows renames no open file
-            with open(self.path + ".1", "wb", buffering=0, opener=private) as older:
+        with contextlib.ExitStack() as stack:  # closed at its end
+            # OSError: no room for the older file, but bounding the disk matters more.
+            with contextlib.suppress(OSError):
+                write_file(self.path + ".1", b"", durable=False)  # Windows renames no open file
+                older = stack.enter_context(open(self.path + ".1", "wb", 0, opener=private))
                 while position < min(os.fstat(self.descriptor).st_size, most):
                     position += older.write(read_at(self.descriptor, 1 << 20, position))
-        with contextlib.suppress(OSError):  # Windows: not while the service holds it; at restart
-            os.ftruncate(self.descriptor, 0)
-            self.start, self.size = self.start + position, 0
-            self.sample()
+            with contextlib.suppress(OSError):  # Windows: not before its restart
+                os.ftruncate(self.descriptor, 0)
+                self.start, self.size = self.start + position, 0
+        self.sample()
 
     def sample(self, figures: Mapping[str, object] = NOTHING) -> None:
         """Note how much there is by now, so that `logs --since` finds its place; and figures."""
@@ -6906,8 +6907,11 @@ def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict
 
 
 def check_successor(store: Store, asked: Asked, port: int | None, values: dict[str, str]) -> None:
-    """Fail before anything is ended, if what is to replace it can't be executed or has no port."""
+    """Fail before anything is ended, if what is to replace it has no program, room or port."""
     name, spec, program = asked.name, asked.spec, asked.spec.argv[0]
+    with state_errors(store.home):  # a full disk
+        write_file(store.path(name, "room"), bytes(1 << 17), durable=False)
+        os.unlink(store.path(name, "room"))
     path = values.get("PATH", os.environ.get("PATH", os.defpath))
     where = os.path.join(spec.cwd, program) if os.path.dirname(program) else program
     if not shutil.which(where, path=path):
@@ -7614,7 +7618,10 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
             gone.append(record.name)
     if purge and os.path.isdir(store.path("")):
         names = set(os.listdir(store.path(""))) - set(store.records())
-        for name in (one for one in names if os.path.exists(store.path(one, "events.jsonl"))):
+        found = {one: os.listdir(path) for one in names if os.path.isdir(path := store.path(one))}
+        # a lock alone: of a start that was refused
+        ours = [name for name in found if "events.jsonl" in found[name] or found[name] == ["lock"]]
+        for name in ours:
             with contextlib.suppress(TimedOut), store.claim(name, HUNG_S):
                 if store.record(name) or stays(store, name):
                     continue
@@ -10581,6 +10588,17 @@ def neutral(line: str) -> str:
     return re.sub(CONTROLS, lambda found: repr(found[0])[1:-1], line)
 
 
+def fitted(line: str, columns: int) -> str:
+    """As much of the line as a terminal of that width has room for; 0: all of it."""
+    line = neutral(line).replace("\t", " ") if columns else neutral(line)
+    if not columns or line.isascii():
+        return line[: columns or None]
+    from unicodedata import combining, east_asian_width
+
+    widths = (2 if east_asian_width(char) in "WF" else not combining(char) for char in line)
+    return "".join(c for c, end in zip(line, itertools.accumulate(widths)) if end <= columns)
+
+
 def write(stream: TextIO | None, text: str) -> None:
     """Write at once; what the stream can't encode is replaced."""
     if stream is None:  # the caller closed it
@@ -10620,7 +10638,7 @@ def show_progress(*texts: str) -> None:
         with contextlib.suppress(OSError):
             columns, rows = os.get_terminal_size(sys.stderr.fileno())
         up = f"\033[{len(DRAWN) - 1}A" * (len(DRAWN) > 1)
-        DRAWN[:] = [neutral(text)[: (columns or 80) - 1] for text in texts if text]
+        DRAWN[:] = [fitted(text, (columns or 80) - 1) for text in texts if text]
         del DRAWN[max((rows or 24) - 1, 1) :]
         write(sys.stderr, f"\r{up}\033[J" + "\n".join(DRAWN))
 
@@ -10632,7 +10650,7 @@ def table_lines(table: Sequence[tuple[str, ...]]) -> list[str]:
     if lines and sys.stdout and sys.stdout.isatty():
         with contextlib.suppress(OSError):
             columns = os.get_terminal_size(sys.stdout.fileno()).columns
-            lines = [line[: columns or None] for line in lines]
+            lines = [fitted(line, columns) for line in lines]
     return lines
 
 
@@ -10646,10 +10664,8 @@ def repeat(command: Command, store: Store, args: argparse.Namespace, every_s: fl
             result = command.run(store, args)
             lines = [*table_lines(result.table), *result.lines]
             lines += [f"[ERROR] {result.error.message}"] if result.error else []
-            lines = list(map(neutral, lines))
-            if in_place:
-                columns, rows = os.get_terminal_size(sys.stdout.fileno())
-                lines = [line[: columns or None] for line in lines[: max(rows - 1, 0) or None]]
+            columns, rows = os.get_terminal_size(sys.stdout.fileno()) if in_place else (0, 0)
+            lines = [fitted(line, columns) for line in lines[: max(rows - 1, 0) or None]]
             write(sys.stdout, home + "".join(line + end for line in lines) + rest)
             if key_within(every_s) in ("q", "Q"):
                 return Result({})

@@ -8,7 +8,7 @@
 --signal N           kill itself with this signal after --after seconds
 --after S            see --exit, --signal
 --say TEXT           write this line first
---spam MB            write this many megabytes as fast as possible, then go on
+--spam MB            write this many megabytes at 100 a second, say how long it took, and go on
 --garbage            write bytes that aren't UTF-8
 --child              a child process that sleeps
 --setsid-child       a child in a session of its own that ignores SIGTERM
@@ -118,7 +118,7 @@ def main() -> None:
         for tenth in range(args.spam * 10):
             os.write(1, block * 1000)
             time.sleep(max(0.0, began + tenth / 1000 - time.monotonic()))
-        os.write(1, b"spam is over\n")
+        os.write(1, f"spam is over after {time.monotonic() - began:.3f} s\n".encode())
     if args.exit is not None or args.signal is not None:
         time.sleep(args.after)
         print("last words", flush=True)

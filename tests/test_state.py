@@ -77,7 +77,7 @@ def known(spm: Spm) -> bool:
     rows = spm.json("list")["services"]
     pids = set()
     for row in rows:
-        status = spm.json("status", row["name"], code=None if row["pid"] is None else 0)
+        status = json.loads(spm("status", row["name"], "--json", code=None).stdout)
         pids |= {one["pid"] for one in status.get("tree", [])} | {status.get("supervisor")}
     return {process.pid for process in spm.bearers()} <= pids
 
@@ -281,6 +281,8 @@ def test_a_full_disk_loses_no_service_and_is_told(spm: Spm, small_disk: Path) ->
             pass
     failed = spm("start", "other", "sleep 100", code=9)
     assert "No space left on device" in failed.stderr and "free some disk space" in failed.stderr
+    for words in (["restart", "api"], ["start", "api", "sleep 101", "--replace"]):
+        assert "running services go on" in spm(*words, code=9).stderr
     assert spm.service("api")["pid"] == pid
     assert len(spm.bearers()) == 2, "nothing half-started"
     spm("stop", "api")

@@ -226,6 +226,7 @@ def test_cleanup_stops_everything_and_forgets_it(spm: Spm) -> None:
     assert spm.json("list")["services"] == []
     assert not spm.bearers()
     assert (spm.home / "services" / "a" / "output.log").exists()
+    spm("start", "never", "sleep 100", "--cwd", "/nowhere", code=4)
     assert "nothing" in spm("cleanup", "--purge").stdout
     assert not list((spm.home / "services").iterdir())
 
