@@ -1322,7 +1322,7 @@ if sys.platform == "win32":
         server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         server.bind(("127.0.0.1", 0))
-        server.listen(64)
+        server.listen(512)  # else a crowd makes commands wait
         token, path = secrets.token_hex(16), os.path.join(directory, CONTROL_SOCKET)
         with open(path + ".new", "w", encoding="utf-8") as file:
             json.dump({"port": server.getsockname()[1], "token": token}, file)
@@ -1754,7 +1754,7 @@ else:
                 os.unlink(address)
             server.bind(address)
             os.chmod(address, 0o600)
-        server.listen(64)
+        server.listen(512)  # else a crowd makes commands wait
         return server, ""
 
     def most_connections() -> int:

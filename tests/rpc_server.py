@@ -184,7 +184,9 @@ def handle(message: dict[str, Any]) -> None:
         tools[0]["inputSchema"] = {"properties": fields, "required": ["message"]}
         reply(id_, result={"tools": tools})
     elif method == "subscriptions/listen":
-        reply(id_, result={"_meta": {"io.modelcontextprotocol/subscriptionId": id_}})
+        meta = {"_meta": {"io.modelcontextprotocol/subscriptionId": id_}}
+        say({"jsonrpc": "2.0", "method": "notifications/tools/list_changed", "params": meta})
+        reply(id_, result=meta)
     elif method == "tools/call":
         if params.get("name") in ("echo", "big"):
             run_tool(id_, params)

@@ -449,8 +449,9 @@ def test_a_modern_server_serves_callers_of_both_eras(spm: Spm) -> None:
         assert one.ask("ping", 2)["result"] == {}
         one.send(tool(3, "echo", message="from the older era"))
         assert said(one.hear()) == "from the older era"
-        ended = one.ask("subscriptions/listen", "mine")["result"]["_meta"]
-        assert ended == {"io.modelcontextprotocol/subscriptionId": "mine"}
+        one.send({"jsonrpc": "2.0", "id": "mine", "method": "subscriptions/listen"})
+        news, end = one.hear()["params"], one.hear()["result"]  # both by the caller's own id
+        assert news == end == {"_meta": {"io.modelcontextprotocol/subscriptionId": "mine"}}
     spm("stop", "s")
 
 
@@ -725,6 +726,32 @@ def test_the_official_server_and_client(spm: Spm) -> None:
     for mode in ("auto", "legacy"):
         assert "UTC" in anyio.run(talk, mode)
     assert relay(spm)["era"] == "modern"
+    spm("stop", "s")
+
+
+def test_the_official_server_of_node(spm: Spm) -> None:
+    package = "node_modules/@modelcontextprotocol/server-everything/dist/index.js"
+    found = [*Path.home().glob(f".npm/_npx/*/{package}")]
+    if not (found and shutil.which("node")):
+        pytest.skip("npx has not fetched @modelcontextprotocol/server-everything")
+    spm("start", "s", "--type", "stdio", f"node {found[0]} stdio")
+    assert spm("call", "s", "echo", MESSAGE).stdout == "Echo: hello\n"
+    assert (relay(spm)["era"], relay(spm)["server"]["version"]) == ("handshake", "2.0.0")
+    assert "expected number" in spm("call", "s", "get-sum", "a=x", code=1).stdout
+    long = ("trigger-long-running-operation", "duration=1.2", "steps=6")
+    assert "completed" in spm("call", "s", *long, "--timeout", "900ms").stdout
+    asked = tool(1, "trigger-sampling-request", prompt="p")
+    with wire(spm) as able:
+        able.ask("initialize", protocolVersion="2025-11-25", capabilities={"sampling": {}})
+        able.send(asked)
+        question = able.hear()
+        content = {
+            "role": "assistant",
+            "model": "m",
+            "content": {"type": "text", "text": "so be it"},
+        }
+        able.send({"jsonrpc": "2.0", "id": question["id"], "result": content})
+        assert "so be it" in said(able.hear())
     spm("stop", "s")
 
 
