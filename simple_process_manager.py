@@ -4958,7 +4958,7 @@ class Relay:
             anonymous: Message = {"name": self.name, "version": ""}
             greeting = {"capabilities": {}, **kept, "serverInfo": info or anonymous}
         self.era, self.version, self.greeting = era, version, greeting
-        self.due_at, self.pending = float("inf"), {}
+        self.due_at, self.problem = float("inf"), None
         self.let_in()
         self.answers(f"it was greeted ({era} {version})")
 
@@ -4991,8 +4991,8 @@ class Relay:
         elif time.monotonic() < self.give_up_at:
             self.shake_hands()
         else:
-            limit_s = self.supervisor.record.spec.connect_timeout_s
-            self.fail(f"didn't answer in {format_duration(limit_s)}", "protocol")
+            limit = format_duration(self.supervisor.record.spec.connect_timeout_s)
+            self.fail(f"didn't answer in {limit}", "protocol")
 
     def close_stdin(self) -> None:
         """The service is to end: what is under way may still be answered."""
@@ -5022,14 +5022,14 @@ class Relay:
         facts: Message = {"cause": cause, "log_tail": tail, "exit": ended and ended._asdict()}
         advice = f"why says: explain {self.name}; how it is spoken to, --protocol says"
         self.problem, self.due_at = Failed(f"{self.name} {why}", advice, **facts), float("inf")
-        pending, self.pending = self.pending, {}
-        for one in pending.values():
+        for number, one in [*self.pending.items()]:
             is_new = one.start >= self.server.sent
             happened = NEVER_SENT if is_new else UNSURE
             text = f"{self.name} {why} before it answered {one.method}: {happened}"
             known = self.supervisor.record.spec.extra.get("repeatable")
             repeat = is_new or is_harmless(self.era, one.method, one.tool, known)
-            if one.caller:
+            if one.caller:  # what we asked is kept: a late greeting is welcome
+                del self.pending[number]
                 self.faults += 1
                 answer = failure(one.id, RELAY_ERROR, text, **facts, repeat=repeat)
                 self.to_caller(one.caller, answer)

@@ -171,6 +171,14 @@ def test_how_long_a_server_may_take_to_connect_is_settable(spm: Spm) -> None:
     spm("start", "t", "sleep 9", "--connect-timeout", "2s", code=2)
 
 
+def test_a_server_that_took_too_long_to_connect_can_be_called_when_it_answers(spm: Spm) -> None:
+    slow = f"sleep 0.8; exec {server()}"  # npx that fetches its package first
+    spm("start", "s", "--type", "stdio", "--connect-timeout", "300ms", "--shell", slow)
+    assert "didn't answer" in spm("call", "s", "echo", MESSAGE, code=1).stderr
+    eventually(lambda: not spm("call", "s", "echo", MESSAGE, code=None).returncode, within=5)
+    spm("stop", "s")
+
+
 def test_the_health_interval_asked_for_is_the_one_used(spm: Spm) -> None:
     def interval(**keys: object) -> float:
         document = {"services": {"s": {"command": server(), "type": "stdio", **keys}}}
