@@ -1033,6 +1033,7 @@ if sys.platform == "win32":
     become_subreaper = _always(False)  # so it does here
     is_open_to_others = _always(False)  # there are no such bits
     is_own_peer = _always(True)  # who has the token is one of us
+    most_connections = _always(400)  # select() knows 512 sockets
     is_mine = _always(True)  # whose environment we may read, with our cookie in it, is ours
     listen_sockets: Callable[[], dict[str, Listener] | None] = _always(None)  # psutil knows
     sockets_of: Callable[[int], list[str]] = _always([])
@@ -1317,7 +1318,7 @@ if sys.platform == "win32":
         server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         server.bind(("127.0.0.1", 0))
-        server.listen(64)
+        server.listen(512)  # else a crowd makes commands wait
         token, path = secrets.token_hex(16), os.path.join(directory, CONTROL_SOCKET)
         with open(path + ".new", "w", encoding="utf-8") as file:
             json.dump({"port": server.getsockname()[1], "token": token}, file)
@@ -1746,8 +1747,13 @@ else:
                 os.unlink(address)
             server.bind(address)
             os.chmod(address, 0o600)
-        server.listen(64)
+        server.listen(512)  # else a crowd makes commands wait
         return server, ""
+
+    def most_connections() -> int:
+        """How many clients a supervisor can have: it needs some descriptors for itself."""
+        limit = os.sysconf("SC_OPEN_MAX")  # the soft limit
+        return max(limit - 100, limit // 2) if limit > 0 else 4000
 
     def is_own_peer(connection: socket.socket) -> bool:
         """Whether this user or root connected: unix(7) SO_PEERCRED, on macOS LOCAL_PEERCRED."""
@@ -4487,7 +4493,8 @@ class Supervisor:
         except OSError:  # no descriptor is left, or the caller has gone
             time.sleep(0.05)
             return
-        if not is_own_peer(connection):
+        is_crowd = len(self.events.get_map()) >= most_connections()  # else nothing can be opened
+        if is_crowd or not is_own_peer(connection):
             connection.close()
             return
         connection.setblocking(False)
@@ -4706,7 +4713,9 @@ PENDING_REQUESTS, KNOWN_TOOLS, DISCOVER_S = 1000, 500, 2.0
 CLOSED_S = 1.0  # between the end of a service's stdout and its own
 HANDSHAKE, MODERN = "2025-11-25", "2026-07-28"  # the latest revision of either era
 META = "io.modelcontextprotocol/"
+SUBSCRIPTION = META + "subscriptionId"  # the id of the request that asked for it
 END = "notifications/spm/end"  # of `connect`: its stdin has ended, what is under way may finish
+TOO_DEEP = "not to be written as JSON: nested too deeply"
 NEVER_SENT, UNSURE = "it was never sent", "it may or may not have happened"
 GAVE_UP = "notifications/spm/gave_up"  # of `call`: the answer took too long
 NO_METHOD, RELAY_ERROR, UNSUPPORTED_VERSION = -32601, -32000, -32022
@@ -4714,6 +4723,7 @@ CALLERS_FAULTS = (-32600, NO_METHOD, -32602, -32800)  # invalid request, paramet
 ABILITY = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation"}
 ABOUT = {"notifications/progress": "progressToken", "notifications/cancelled": "requestId"}
 SWALLOWED = ("notifications/initialized", "notifications/roots/list_changed")
+CLIENT = {"name": "simple_process_manager", "version": __version__}
 HARMLESS = ("initialize", "ping", "server/discover", "resources/read")
 
 
@@ -4747,9 +4757,6 @@ def envelope(version: str) -> Message:
     """The `_meta` of a request of the modern era."""
     facts = {"protocolVersion": version, "clientInfo": CLIENT, "clientCapabilities": {}}
     return {META + key: value for key, value in facts.items()}
-
-
-CLIENT = {"name": "simple_process_manager", "version": __version__}
 
 
 def roots_of(spec: Spec) -> Message:
@@ -4790,6 +4797,7 @@ class Channel:
         self.queued = self.sent = 0  # bytes
         self.abilities: Message = {}  # the capabilities that a client declared
         self.mask, self.is_open, self.is_leaving = 1, True, False
+        self.allows_nan = True  # which is no JSON, but what some services answer
         connection.setblocking(False)
 
     def listen(self, hear: Callable[[Channel, list[bytes | None] | None], None]) -> None:
@@ -4803,6 +4811,7 @@ class Channel:
         try:
             chunk = self.connection.recv(1 << 18) if self.is_open else None
         except BlockingIOError:
+            self.hear(self, [])
             return False
         except OSError:
             chunk = b""
@@ -4813,14 +4822,19 @@ class Channel:
             self.hear(self, None)
         return bool(chunk)
 
-    def send(self, message: Mapping[str, object]) -> None:
-        """Write a message, or keep it until it can be written."""
-        data = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+    def send(self, message: Mapping[str, object]) -> bool:
+        """Write a message, or keep it until it can be written; False if it is none in JSON."""
+        try:
+            text = json.dumps(message, separators=(",", ":"), allow_nan=self.allows_nan)
+        except (RecursionError, ValueError):
+            return False
+        data = text.encode() + b"\n"
         if self.queued <= 2 * MESSAGE_BYTES:  # who reads nothing at all misses something
             self.queue.append(memoryview(data))
             self.queued += len(data)
         if len(self.queue) == 1:
             self.flush()
+        return True
 
     def flush(self) -> None:
         """Write as much as is taken now."""
@@ -4839,6 +4853,14 @@ class Channel:
         if mask != self.mask and self.is_open:
             self.mask = mask
             self.events.modify(self.connection, mask, self.on_ready)
+
+    def finish(self, until: float) -> None:
+        """Let go of it when what waits is written, or at a time."""
+        with contextlib.suppress(OSError):  # it took too long, too
+            for rest in self.queue if self.is_open else ():
+                self.connection.settimeout(max(until - time.monotonic(), 0.001))
+                self.connection.sendall(rest)
+        self.close()
 
     def close(self) -> None:
         """Let go of it."""
@@ -4888,6 +4910,7 @@ class Relay:
         """The process runs: find out how it wants to be spoken to."""
         self.server = Channel(self.supervisor.events, self.connection)
         self.server.listen(self.hear)
+        self.server.allows_nan = False
         spec = self.supervisor.record.spec
         self.give_up_at = time.monotonic() + spec.connect_timeout_s
         self.era, self.problem, self.is_shaking, self.listing = "", None, False, -1
@@ -4931,6 +4954,9 @@ class Relay:
             self.settle("modern", best, result)
         elif best > MODERN and self.version == MODERN:  # asked once more, not for ever
             self.discover(best)
+        elif method == "initialize" and self.protocol != self.supervisor.record.spec.protocol:
+            self.protocol = "modern"  # it wasn't the probe that it died of
+            self.discover(MODERN)
         elif method == "initialize" or self.protocol == "modern":
             self.fail(f"answered {method} with {json.dumps(error or result):.200}", "protocol")
         else:
@@ -4947,7 +4973,7 @@ class Relay:
             anonymous: Message = {"name": self.name, "version": ""}
             greeting = {"capabilities": {}, **kept, "serverInfo": info or anonymous}
         self.era, self.version, self.greeting = era, version, greeting
-        self.due_at, self.pending = float("inf"), {}
+        self.due_at, self.problem = float("inf"), None
         self.let_in()
         self.answers(f"it was greeted ({era} {version})")
 
@@ -4980,8 +5006,8 @@ class Relay:
         elif time.monotonic() < self.give_up_at:
             self.shake_hands()
         else:
-            limit_s = self.supervisor.record.spec.connect_timeout_s
-            self.fail(f"didn't answer in {format_duration(limit_s)}", "protocol")
+            limit = format_duration(self.supervisor.record.spec.connect_timeout_s)
+            self.fail(f"didn't answer in {limit}", "protocol")
 
     def close_stdin(self) -> None:
         """The service is to end: what is under way may still be answered."""
@@ -4996,10 +5022,14 @@ class Relay:
         if self.era or self.is_shaking or self.protocol != "auto" or self.supervisor.ending:
             self.fail(f"ended ({ended})", "server_died", ended)
             return False
-        record = self.supervisor.record
-        spec = record.spec._replace(extra={**record.spec.extra, "probe": "died"})
-        self.supervisor.record, self.pending = record._replace(spec=spec), {}
+        self.remember("probe", "died")
         return True
+
+    def remember(self, key: str, value: object) -> None:
+        """Something about the command of the service, for its next start."""
+        record = self.supervisor.record
+        spec = record.spec._replace(extra={**record.spec.extra, key: value})
+        self.supervisor.record = record._replace(spec=spec)
 
     def fail(self, why: str, cause: str, ended: Exit | None = None) -> None:
         """Nothing more will come: everybody hears so at once, and who comes later."""
@@ -5007,19 +5037,20 @@ class Relay:
         facts: Message = {"cause": cause, "log_tail": tail, "exit": ended and ended._asdict()}
         advice = f"why says: explain {self.name}; how it is spoken to, --protocol says"
         self.problem, self.due_at = Failed(f"{self.name} {why}", advice, **facts), float("inf")
-        pending, self.pending = self.pending, {}
-        for one in pending.values():
+        for number, one in [*self.pending.items()]:
             is_new = one.start >= self.server.sent
             happened = NEVER_SENT if is_new else UNSURE
             text = f"{self.name} {why} before it answered {one.method}: {happened}"
             known = self.supervisor.record.spec.extra.get("repeatable")
             repeat = is_new or is_harmless(self.era, one.method, one.tool, known)
-            if one.caller:
+            if one.caller:  # what we asked is kept: a late greeting is welcome
+                del self.pending[number]
                 self.faults += 1
                 answer = failure(one.id, RELAY_ERROR, text, **facts, repeat=repeat)
                 self.to_caller(one.caller, answer)
-        for caller in self.callers:
-            caller.close()
+        until = time.monotonic() + CLOSED_S
+        for caller in sorted(self.callers, key=lambda one: one.queued):
+            caller.finish(until)
         self.callers = []
         self.let_in()
 
@@ -5030,9 +5061,9 @@ class Relay:
     def facts(self) -> Message:
         """What `status` tells."""
         in_flight = sum(one.caller is not None for one in self.pending.values())
-        facts: Message = {"era": self.era, "version": self.version}
-        facts.update(server=self.greeting.get("serverInfo"), calls=self.calls, errors=self.errors)
-        return {**facts, "in_flight": in_flight, "callers": len(self.callers)}
+        how = {"era": self.era, "version": self.version, "server": self.greeting.get("serverInfo")}
+        counts = {"calls": self.calls, "errors": self.errors, "in_flight": in_flight}
+        return {**how, **counts, "callers": len(self.callers)}
 
     def join(self, client: Client) -> None:
         """Let somebody in, as soon as it is known how to speak to the service."""
@@ -5060,8 +5091,8 @@ class Relay:
         for key in [key for key, asked in self.asked.items() if asked is caller]:
             del self.asked[key]
             self.server.send(failure(json.loads(key), RELAY_ERROR, why))
-        record = self.supervisor.record
-        if not (self.callers or self.joining or record.spec.keep_alive or self.problem):
+        in_use = self.callers or self.joining or self.supervisor.record.spec.keep_alive
+        if not (in_use or self.problem):
             self.supervisor.end("its call is done")
 
     def cancel(self, number: int, why: str) -> None:
@@ -5074,10 +5105,14 @@ class Relay:
         if caller.queued > MESSAGE_BYTES:
             self.to_log(b"a caller was disconnected: it doesn't read what it asked for")
             self.drop(caller, "the caller doesn't read")
-        elif caller.is_open:
-            caller.send(message)
+        elif caller.is_open and not caller.send(message):
+            caller.send(failure(message.get("id"), RELAY_ERROR, TOO_DEEP, cause="protocol"))
+        self.part(caller)
+
+    def part(self, caller: Channel) -> None:
+        """Let a caller go whose stdin has ended, as soon as it has its answers."""
         mine = (one.caller is caller for one in self.pending.values())
-        if caller.is_leaving and not caller.queue and not any(mine):
+        if caller.is_leaving and caller.is_open and not caller.queue and not any(mine):
             self.drop(caller)
 
     # -- what is heard
@@ -5089,6 +5124,8 @@ class Relay:
             self.due_at = time.monotonic() + CLOSED_S
         elif lines is None:
             self.drop(channel)
+        elif not lines:
+            self.part(channel)
         said = ((line, message) for line in lines or () for message in messages_in(line))
         for line, message in said:
             if not channel.is_open:  # let go meanwhile: nothing more is done in its name
@@ -5121,8 +5158,7 @@ class Relay:
             self.faults += len(mine)
         elif method == END:
             caller.is_leaving = True
-            if not mine and not caller.queue:
-                self.drop(caller)
+            self.part(caller)
         elif method == "notifications/cancelled" and self.era != "jsonrpc":
             meant = json.dumps(params.get("requestId"))  # 1 isn't "1", nor 1.0
             for number in [number for number, id_ in mine.items() if json.dumps(id_) == meant]:
@@ -5162,7 +5198,9 @@ class Relay:
         meta = {**envelope(self.version), **meta} if self.era == "modern" else meta
         if meta and self.era != "jsonrpc":
             message = {**message, "params": {**params, "_meta": meta}}
-        self.server.send({**message, "id": number})
+        if not self.server.send({**message, "id": number}):
+            del self.pending[number]
+            self.to_caller(caller, failure(message["id"], -32602, f"{TOO_DEEP}, or not finite"))
         if method == "tools/call" and self.era != "jsonrpc" and self.listing < 0:
             self.listing = self.ask("tools/list", {})  # which have no effect, in case it dies
 
@@ -5200,12 +5238,15 @@ class Relay:
         self.errors += "error" in message or result.get("isError") is True
         code = as_object(message.get("error")).get("code")
         self.faults += "error" in message and code not in CALLERS_FAULTS
+        meta = as_object(result.get("_meta"))
+        if SUBSCRIPTION in meta:
+            message = {**message, "result": {**result, "_meta": {**meta, SUBSCRIPTION: one.id}}}
         self.to_caller(one.caller, {**message, "id": one.id})
 
     def learn(self, tools: object) -> None:
         """Remember which tools say they have no effect: callers ask when we have been killed."""
-        record, self.listing = self.supervisor.record, max(self.listing, 0)
-        old = record.spec.extra.get("repeatable")
+        self.listing = max(self.listing, 0)
+        old = self.supervisor.record.spec.extra.get("repeatable")
         known = set(map(str, old)) if isinstance(old, list) else set()
         for tool in map(as_object, tools if isinstance(tools, list) else ()):
             hints, name = as_object(tool.get("annotations")), str(tool.get("name"))
@@ -5213,8 +5254,7 @@ class Relay:
             is_kept = says and len(name) < 200 and len(known) < KNOWN_TOOLS
             (known.add if is_kept else known.discard)(name)
         if sorted(known) != old:
-            extra = {**record.spec.extra, "repeatable": sorted(known)}
-            self.supervisor.record = record._replace(spec=record.spec._replace(extra=extra))
+            self.remember("repeatable", sorted(known))
             self.supervisor.save()
 
     def on_question(self, message: Message) -> None:
@@ -5235,19 +5275,23 @@ class Relay:
     def on_news(self, message: Message) -> None:
         """About a request: to its caller alone, under the caller's own ids. Else: to everybody."""
         params, key = as_object(message.get("params")), ABOUT.get(str(message["method"]))
-        meta, subscription = as_object(params.get("_meta")), META + "subscriptionId"
-        if key is None and subscription not in meta:
+        meta = as_object(params.get("_meta"))
+        if key == "requestId" and self.era != "modern":  # it gives up a question of its own
+            asked = self.asked.pop(json.dumps(params.get(key)), None)
+            self.to_caller(asked, message) if asked else None
+            return
+        if key is None and SUBSCRIPTION not in meta:
             for caller in self.callers:
                 self.to_caller(caller, message)
             return
-        number = params.get(key) if key else meta[subscription]
+        number = params.get(key) if key else meta[SUBSCRIPTION]
         one = self.pending.get(number) if type(number) is int else None
         if one is None or one.caller is None:
             return
         if key == "requestId" and type(number) is int:  # a subscription that the service ends
             del self.pending[number]
         changed = {key: one.token if key == "progressToken" else one.id} if key else {}
-        changed = changed or {"_meta": {**meta, subscription: one.id}}
+        changed = changed or {"_meta": {**meta, SUBSCRIPTION: one.id}}
         self.to_caller(one.caller, {**message, "params": {**params, **changed}})
 
 
@@ -6928,7 +6972,8 @@ def check_successor(store: Store, asked: Asked, port: int | None, values: dict[s
 def end_former(store: Store, seen: Seen) -> list[str]:
     """End what an earlier instance left, if it is here and certainly ours."""
     try:
-        record, ended = begin_stop(store, seen, STOP_TIMEOUT_S, force=False)()
+        limit_s = STDIO_END_S if seen.record.spec.type == "stdio" else STOP_TIMEOUT_S
+        record, ended = begin_stop(store, seen, limit_s, force=False)()
     except Refused as error:
         if "nothing_runs" not in error.facts:
             raise
@@ -8446,6 +8491,7 @@ LEAVING_S = 5.0  # what `connect` was asked for may still come after its stdin h
 PLAIN_METHODS = ("ping", "initialize")  # methods without a slash: other such words are tools
 CAUSES = {-32602: "invalid_params", -32800: "cancelled"}
 ADVICE = {"connection": "see: status {}", "server_died": "see why: explain {}"}
+ADVICE["cancelled"] = "what came of it may be in: logs {}"
 ADVICE["timeout"] = "wait longer with --timeout; progress renews it, up to --max-time"
 INPUT_PAUSES_S = (0.05, 0.1, 0.2, *[0.25] * 7)  # between rounds of input_required, as the SDKs do
 REPEATED, RETRY_S = ("server_died", "connection", "flood"), 0.1  # doubled each time
@@ -8532,7 +8578,10 @@ def message_of(args: argparse.Namespace, how: Message) -> Message:
     """The message that a `call` is about, to a service that is spoken to like this."""
     era = how.get("era")
     if args.raw:
-        return as_object(read_json(args.method))
+        message = read_json(args.method)
+        if not isinstance(message, dict):
+            raise UsageError("--raw: not one JSON-RPC message", "pass one: '{\"method\": …}'")
+        return message
     method, params = args.method, params_of(args.params)
     if era != "jsonrpc" and "/" not in method and method not in PLAIN_METHODS:
         method, params = "tools/call", {"name": method, "arguments": params}
@@ -8585,12 +8634,13 @@ def ask(connection: socket.socket, message: Message, patience: Patience) -> Mess
 
 
 def unanswered(
-    store: Store, name: str, era: object, message: Message, patience: Patience, fault: OSError
+    store: Store, name: str, era: object, message: Message, patience: Patience, fault: BaseException
 ) -> Message:
     """What to say of a request without answer, and whether it may be sent again."""
     method, tool = message.get("method"), as_object(message.get("params")).get("name")
     record, waited = store.record(name), format_duration(time.monotonic() - patience.began)
     late, broke = ("timeout", f" in {waited}: cancelled"), ("connection", ": the connection broke")
+    broke = ("cancelled", ": interrupted") if isinstance(fault, KeyboardInterrupt) else broke
     cause, why = late if isinstance(fault, socket.timeout) else broke
     is_new, extra = isinstance(fault, BrokenPipeError), record.spec.extra if record else NOTHING
     repeat = is_new or is_harmless(era, method, tool, extra.get("repeatable"))
@@ -8607,9 +8657,10 @@ def exchange(store: Store, args: argparse.Namespace, make: Callable[[Message], M
             message = message or make(facts)  # it may come from stdin: made once
             try:
                 answer = ask(connection, message, patience)
-            except OSError as fault:
+            except (OSError, KeyboardInterrupt) as fault:
+                note = b'{"method": "%s"}\n' % GAVE_UP.encode()
                 with contextlib.suppress(OSError):
-                    connection.sendall(b'{"method": "%s"}\n' % GAVE_UP.encode())
+                    connection.sendall(note if isinstance(fault, OSError) else b"")
                 answer = unanswered(store, name, facts.get("era"), message, patience, fault)
         error = as_object(answer.get("error"))
         data = as_object(error.get("data"))
@@ -8625,7 +8676,8 @@ def exchange(store: Store, args: argparse.Namespace, make: Callable[[Message], M
         advice = ADVICE.get(cause, "see: tools {}").format(name)
         facts = {"cause": cause, "code": code, "retryable": repeat}
         facts.update(data=data, log_tail=data.get("log_tail", []))
-        raise (TimedOut if cause == "timeout" else Failed)(text, advice, **facts)
+        kinds = {"timeout": TimedOut, "cancelled": Interrupted} if code == RELAY_ERROR else {}
+        raise kinds.get(cause, Failed)(text, advice, **facts)
     return answer
 
 
@@ -8678,10 +8730,10 @@ def conversation(store: Store, args: argparse.Namespace) -> Message:
 def call(store: Store, args: argparse.Namespace) -> Result:
     """One request to a stdio service: NAME TOOL key=value…, or NAME METHOD [PARAMS]."""
     answer = conversation(store, args)
+    if not answer:  # none was wanted
+        return Result({}, [f"[OK] {args.name} was told {args.method}"])
     if args.raw:
         return Result({"answer": answer}, stream=iter([json.dumps(answer) + "\n"]))
-    if args.notification:
-        return Result({}, [f"[OK] {args.name} was told {args.method}"])
     result, error = as_object(answer.get("result")), None
     content = result.get("content")
     texts = [json.dumps(answer.get("result"), indent=2, ensure_ascii=False)]
@@ -8693,6 +8745,14 @@ def call(store: Store, args: argparse.Namespace) -> Result:
         error = Failed(text, f"see: tools {args.name}", cause="tool")
     stream = (text + "\n" for text in texts)
     return Result({"result": answer.get("result")}, stream=stream, error=error)
+
+
+def type_in(schema: Message) -> str:
+    """What an argument may be, in a word."""
+    several = schema.get("anyOf") or schema.get("oneOf")
+    several = several if isinstance(several, list) else ["any"]
+    kinds = schema.get("type") or [as_object(one).get("type", "any") for one in several]
+    return "|".join(map(str, kinds)) if isinstance(kinds, list) else str(kinds)
 
 
 @command("tools", Option("name", "NAME"), *CALL_OPTIONS)
@@ -8714,7 +8774,7 @@ def tools(store: Store, args: argparse.Namespace) -> Result:
     for tool in found:
         schema = as_object(tool.get("inputSchema"))
         needed, known = str(schema.get("required")), as_object(schema.get("properties"))
-        pairs = [(key, f"{key}={as_object(one).get('type')}") for key, one in known.items()]
+        pairs = [(key, f"{key}={type_in(as_object(one))}") for key, one in known.items()]
         words = [text if repr(key) in needed else f"[{text}]" for key, text in pairs]
         text = str(tool.get("description") or "").strip().partition("\n")[0]
         table.append((str(tool.get("name")), " ".join(words) or "-", text))

@@ -14,9 +14,11 @@
 --deaf FILE        leave everything without an answer while FILE exists
 --batch            write its answers as batches of one
 --die-once FILE    die when it is asked anything after the handshake, unless FILE exists
+--needs FILE       end at once, unless FILE exists
 --times N          with --die-once: unless FILE has N bytes; a byte is added each time
 
-Its tools: echo, slow, die, sample, progress, announce, big, cancelled, pid.
+Its tools: echo, slow, die, sample, progress, announce, big, cancelled, pid; regret asks a question
+and takes it back, parting answers when stdin has ended.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from typing import Any
 LOCK = threading.Lock()
 SWITCHES = set(sys.argv[1:])
 CANCELLED: list[object] = []
+PARTING: list[object] = []
 ANSWERS: dict[object, Any] = {}
 NOTES = {"readOnlyHint": True}
 TOOLS = ["echo", "slow", "die", "sample", "progress", "announce", "big", "cancelled", "pid"]
@@ -74,7 +77,7 @@ def run_tool(id_: object, params: dict[str, Any]) -> None:
         text(id_, given.get("message", ""))
     elif name == "slow":
         time.sleep(given.get("seconds", 0.2))
-        text(id_, "slow")
+        text(id_, given.get("message", "slow"))
     elif name == "die":
         print("dying words", file=sys.stderr, flush=True)
         os._exit(given.get("code", 3))
@@ -108,6 +111,13 @@ def run_tool(id_: object, params: dict[str, Any]) -> None:
             asked = {"method": given.get("method", "roots/list"), "params": {"message": "how many"}}
             wanted = {"inputRequests": {"a": asked}} if not given.get("waits") else {}
             reply(id_, result={"resultType": "input_required", "requestState": "s", **wanted})
+    elif name == "regret":  # the SDKs count their own questions, too
+        say({"jsonrpc": "2.0", "id": id_, "method": "sampling/createMessage", "params": {}})
+        note = {"requestId": id_}
+        say({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": note})
+        text(id_, "no matter")
+    elif name == "parting":
+        PARTING.append(id_)
     elif name == "broken":
         reply(id_, error={"code": -32603, "message": "Internal error"})
     elif name == "pid":
@@ -159,7 +169,7 @@ def handle(message: dict[str, Any]) -> None:
             reply(id_, result={"supportedVersions": ["2026-07-28"], "_meta": info})
         elif "--silent" not in SWITCHES:
             reply(id_, error={"code": -32601, "message": "Method not found"})
-    elif method == "initialize":
+    elif method == "initialize" and "--modern" not in SWITCHES:
         known: dict[str, object] = {"protocolVersion": "2025-06-18", "capabilities": {}}
         known["serverInfo"] = {"name": "rpc", "version": "1"}
         reply(id_, result=known)
@@ -173,6 +183,10 @@ def handle(message: dict[str, Any]) -> None:
         fields = {"message": {"type": "string"}, "times": {"type": "integer"}}
         tools[0]["inputSchema"] = {"properties": fields, "required": ["message"]}
         reply(id_, result={"tools": tools})
+    elif method == "subscriptions/listen":
+        meta = {"_meta": {"io.modelcontextprotocol/subscriptionId": id_}}
+        say({"jsonrpc": "2.0", "method": "notifications/tools/list_changed", "params": meta})
+        reply(id_, result=meta)
     elif method == "tools/call":
         if params.get("name") in ("echo", "big"):
             run_tool(id_, params)
@@ -183,6 +197,8 @@ def handle(message: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    if "--needs" in SWITCHES and not os.path.exists(sys.argv[sys.argv.index("--needs") + 1]):
+        sys.exit("it needs something")
     if "--starts" in sys.argv:
         with open(sys.argv[sys.argv.index("--starts") + 1], "a", encoding="utf-8") as file:
             print(os.getpid(), file=file)
@@ -190,6 +206,8 @@ def main() -> None:
         if "--mute" not in SWITCHES:
             with contextlib.suppress(RecursionError):
                 handle(json.loads(line))
+    for id_ in PARTING:
+        text(id_, "x" * 5_000_000)
     if "--ignore-end" in SWITCHES:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:

@@ -171,6 +171,14 @@ def test_how_long_a_server_may_take_to_connect_is_settable(spm: Spm) -> None:
     spm("start", "t", "sleep 9", "--connect-timeout", "2s", code=2)
 
 
+def test_a_server_that_took_too_long_to_connect_can_be_called_when_it_answers(spm: Spm) -> None:
+    slow = f"sleep 0.8; exec {server()}"  # npx that fetches its package first
+    spm("start", "s", "--type", "stdio", "--connect-timeout", "300ms", "--shell", slow)
+    assert "didn't answer" in spm("call", "s", "echo", MESSAGE, code=1).stderr
+    eventually(lambda: not spm("call", "s", "echo", MESSAGE, code=None).returncode, within=5)
+    spm("stop", "s")
+
+
 def test_the_health_interval_asked_for_is_the_one_used(spm: Spm) -> None:
     def interval(**keys: object) -> float:
         document = {"services": {"s": {"command": server(), "type": "stdio", **keys}}}
@@ -181,6 +189,18 @@ def test_the_health_interval_asked_for_is_the_one_used(spm: Spm) -> None:
     assert (interval(protocol="jsonrpc"), interval(type="simple")) == (10, 10)
     begin(spm, options=("--health-interval", "10s"))
     assert spm.record("s")["spec"]["health_interval_s"] == 10
+    spm("stop", "s")
+
+
+def test_a_call_that_is_interrupted_may_have_happened(spm: Spm) -> None:
+    begin(spm)
+    call = spm.popen("call", "s", "slow", "seconds=30", "--json")
+    in_flight(spm, 1)
+    call.send_signal(signal.SIGINT)
+    code, error = outcome(call)
+    assert (code, error["cause"], error["retryable"]) == (130, "cancelled", False)
+    assert "may or may not have happened" in error["message"]
+    eventually(lambda: json.loads(spm("call", "s", "cancelled").stdout), what="its cancellation")
     spm("stop", "s")
 
 

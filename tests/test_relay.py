@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shlex
 import shutil
 import socket
@@ -12,13 +13,13 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Spm, eventually, is_running
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import simple_process_manager as program
@@ -121,6 +122,8 @@ def test_parameters_come_from_a_file_and_from_stdin(spm: Spm) -> None:
     raw = '{"jsonrpc": "2.0", "id": "mine", "method": "m", "params": [1, 2]}'
     answer = json.loads(spm("call", "s", "--raw", raw).stdout)
     assert (answer["id"], answer["result"]["params"]) == ("mine", [1, 2])
+    assert "was told" in spm("call", "s", "--raw", '{"method": "m"}').stdout
+    assert "not one JSON-RPC message" in spm("call", "s", "--raw", f"[{raw}]", code=2).stderr
     spm("call", "s", "add", "--notification")
     assert relay(spm)["era"] == "jsonrpc"
     spm("stop", "s")
@@ -162,6 +165,20 @@ def test_tools_are_listed_with_their_arguments(spm: Spm) -> None:
     spm("stop", "s")
 
 
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "string"}, "string"),
+        ({"type": ["string", "null"]}, "string|null"),
+        ({"anyOf": [{"type": "integer"}, {"$ref": "#/$defs/X"}]}, "integer|any"),
+        ({"oneOf": 3}, "any"),
+        ({"enum": ["x"]}, "any"),
+    ],
+)
+def test_the_type_of_an_argument_is_said_in_a_word(schema: dict[str, object], words: str) -> None:
+    assert program.type_in(schema) == words
+
+
 # -- one process
 
 
@@ -187,24 +204,48 @@ def test_without_keep_alive_two_calls_are_two_processes(spm: Spm) -> None:
 
 def test_every_answer_reaches_its_caller(spm: Spm) -> None:
     begin(spm)
-    callers, calls = 20, 50
+    callers, rounds, at_once = 50, 10, 20
+    known: list[object] = [*range(150), *map(str, range(150))]  # many are equal, 1 isn't "1"
 
-    def talk(caller: int) -> list[tuple[object, str]]:
+    def talk(caller: int) -> None:
+        ids = random.Random(caller).sample(known, rounds * at_once)
         with connected(spm) as connection, connection.makefile("rwb") as file:
-            for number in range(calls):  # ids as numbers and as strings, equal for all callers
-                id_: object = number if number % 2 else str(number)
-                message = tool(id_, "echo", message=f"{caller}/{number}")
-                file.write(json.dumps(message).encode() + b"\n")
-            file.flush()
-            answers = [json.loads(file.readline()) for _ in range(calls)]
-            return [(answer["id"], said(answer)) for answer in answers]
+            for first in range(0, len(ids), at_once):
+                asked = [(id_, f"{caller}/{id_!r}") for id_ in ids[first : first + at_once]]
+                lines = [json.dumps(tool(id_, "echo", message=words)) for id_, words in asked]
+                file.write("\n".join([*lines, ""]).encode())
+                file.flush()
+                answers = [json.loads(file.readline()) for _ in asked]
+                assert [(answer["id"], said(answer)) for answer in answers] == asked
 
     with ThreadPoolExecutor(callers) as pool:
-        heard = list(pool.map(talk, range(callers)))
-    for caller, answers in enumerate(heard):
-        ids = [number if number % 2 else str(number) for number in range(calls)]
-        assert answers == [(id_, f"{caller}/{id_}") for id_ in ids]
-    assert relay(spm)["calls"] == callers * calls
+        list(pool.map(talk, range(callers)))
+    assert relay(spm)["calls"] == callers * rounds * at_once
+    spm("stop", "s")
+
+
+def test_however_callers_take_turns_each_hears_its_own_answers_once(spm: Spm) -> None:
+    begin(spm)
+    ids: st.SearchStrategy[object] = st.sampled_from([0, 1, "0", "1", -1, 1.5, None])
+    step = st.tuples(st.integers(0, 3), ids, st.sampled_from(["echo", "slow"]))
+
+    @settings(max_examples=20, deadline=None)
+    @given(st.lists(step, max_size=30))
+    def talk(steps: list[tuple[int, object, str]]) -> None:
+        with ExitStack() as stack:
+            clients = [stack.enter_context(connected(spm)) for _ in range(4)]
+            for number, (client, id_, name) in enumerate(steps):
+                message = tool(id_, name, message=str(number), seconds=number % 3 / 1000)
+                clients[client].sendall(json.dumps(message).encode() + b"\n")
+            for client, connection in enumerate(clients):
+                file = stack.enter_context(connection.makefile("rb"))
+                mine = [(repr(s[1]), str(n)) for n, s in enumerate(steps) if s[0] == client]
+                answers = [json.loads(file.readline()) for _ in mine]
+                assert sorted((repr(one["id"]), said(one)) for one in answers) == sorted(mine)
+                connection.sendall(b'{"jsonrpc": "2.0", "id": "last", "method": "ping"}\n')
+                assert json.loads(file.readline())["id"] == "last"
+
+    talk()
     spm("stop", "s")
 
 
@@ -254,6 +295,15 @@ def test_a_server_that_dies_on_the_probe_is_started_again_and_that_is_remembered
     begin(spm, "--die-on-probe", "--starts", starts)
     spm("call", "s", "echo", MESSAGE)
     assert len(starts.read_text().split()) == 3
+    spm("stop", "s")
+
+
+def test_what_a_server_died_of_before_any_probe_is_not_taken_for_the_probe(spm: Spm) -> None:
+    begin(spm, "--modern", "--needs", "it")
+    assert "it needs something" in spm("call", "s", "echo", code=1).stderr
+    (spm.cwd / "it").touch()
+    spm("start", "s", "--force")
+    assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
     spm("stop", "s")
 
 
@@ -373,6 +423,17 @@ def test_the_end_of_stdin_ends_a_polite_server(spm: Spm) -> None:
     assert (done["killed"], done["exit"]["code"], done["processes"]) == (False, 0, 1)
 
 
+def test_what_a_server_says_at_its_end_comes_whole(spm: Spm) -> None:
+    begin(spm)
+    with connected(spm) as connection, connection.makefile("rwb") as file:
+        file.write(json.dumps(tool(1, "parting")).encode() + b"\n")
+        file.flush()
+        eventually(lambda: relay(spm)["in_flight"], what="the request in flight")
+        stopping = spm.popen("stop", "s")
+        assert len(said(json.loads(file.readline()))) == 5_000_000
+        assert stopping.communicate(timeout=20)[1] == ""
+
+
 # -- both eras
 
 
@@ -388,6 +449,9 @@ def test_a_modern_server_serves_callers_of_both_eras(spm: Spm) -> None:
         assert one.ask("ping", 2)["result"] == {}
         one.send(tool(3, "echo", message="from the older era"))
         assert said(one.hear()) == "from the older era"
+        one.send({"jsonrpc": "2.0", "id": "mine", "method": "subscriptions/listen"})
+        news, end = one.hear()["params"], one.hear()["result"]  # both by the caller's own id
+        assert news == end == {"_meta": {"io.modelcontextprotocol/subscriptionId": "mine"}}
     spm("stop", "s")
 
 
@@ -443,8 +507,10 @@ def test_a_large_answer_after_the_end_of_stdin_comes_whole(spm: Spm) -> None:
     begin(spm)
     asked = spm.cwd / "asked"
     asked.write_text(json.dumps(tool(1, "big", size=5_000_000)))
+    began = time.monotonic()
     with open(asked, encoding="utf-8") as file:
         assert len(said(json.loads(spm("connect", "s", stdin=file).stdout))) == 5_000_000
+    assert time.monotonic() - began < program.LEAVING_S, "it leaves when it has its answer"
     spm("stop", "s")
 
 
@@ -507,6 +573,31 @@ def test_sampling_goes_to_the_client_that_declared_it(spm: Spm) -> None:
         assert json.loads(said(other.hear()))["error"]["code"] == -32601
         other.send(tool(9, "sample", method="roots/list"))
         assert json.loads(said(other.hear()))["result"] == {"roots": []}
+    spm("stop", "s")
+
+
+def test_a_question_that_is_taken_back_costs_nobody_an_answer(spm: Spm) -> None:
+    begin(spm)
+    with connected(spm) as connection, connection.makefile("rwb") as file:
+        abilities = {"method": "initialize", "id": 0, "params": {"capabilities": {"sampling": {}}}}
+        for message in (abilities, tool("mine", "regret")):
+            file.write(json.dumps(message).encode() + b"\n")
+        file.flush()
+        _, question, note, answer = (json.loads(file.readline()) for _ in range(4))
+        assert note["params"]["requestId"] == question["id"] != "mine"
+        assert (answer["id"], said(answer)) == ("mine", "no matter")
+    spm("stop", "s")
+
+
+def test_what_is_no_json_reaches_no_server(spm: Spm) -> None:
+    begin(spm)
+    error = spm.json("call", "s", "echo", "message=1e400", code=1)["error"]
+    assert (error["cause"], error["retryable"]) == ("invalid_params", False)
+    with connected(spm) as connection, connection.makefile("rwb") as file:
+        file.write(json.dumps(tool(1, "echo", message=float("nan"))).encode() + b"\n")
+        file.flush()
+        assert json.loads(file.readline())["error"]["code"] == -32602
+        assert relay(spm)["in_flight"] == 0
     spm("stop", "s")
 
 
@@ -593,7 +684,15 @@ def test_messages_of_50_mb_pass(spm: Spm) -> None:
 def test_a_call_renews_last_active(spm: Spm) -> None:
     begin(spm)
     before = spm.record("s")["last_active"]
-    spm("call", "s", "echo", MESSAGE)
+
+    def left() -> float:
+        return float(spm.json("status", "s")["idle_left_s"])
+
+    for words in (("call", "s", "echo", MESSAGE), ("touch", "s")):
+        shrunk = left() - 0.2
+        eventually(lambda least=shrunk: left() < least, what="the time")  # type: ignore[misc]
+        spm(*words)
+        assert left() > shrunk
     spm("stop", "s")
     assert spm.record("s")["last_active"] > before
 
@@ -627,6 +726,32 @@ def test_the_official_server_and_client(spm: Spm) -> None:
     for mode in ("auto", "legacy"):
         assert "UTC" in anyio.run(talk, mode)
     assert relay(spm)["era"] == "modern"
+    spm("stop", "s")
+
+
+def test_the_official_server_of_node(spm: Spm) -> None:
+    package = "node_modules/@modelcontextprotocol/server-everything/dist/index.js"
+    found = [*Path.home().glob(f".npm/_npx/*/{package}")]
+    if not (found and shutil.which("node")):
+        pytest.skip("npx has not fetched @modelcontextprotocol/server-everything")
+    spm("start", "s", "--type", "stdio", f"node {found[0]} stdio")
+    assert spm("call", "s", "echo", MESSAGE).stdout == "Echo: hello\n"
+    assert (relay(spm)["era"], relay(spm)["server"]["version"]) == ("handshake", "2.0.0")
+    assert "expected number" in spm("call", "s", "get-sum", "a=x", code=1).stdout
+    long = ("trigger-long-running-operation", "duration=1.2", "steps=6")
+    assert "completed" in spm("call", "s", *long, "--timeout", "900ms").stdout
+    asked = tool(1, "trigger-sampling-request", prompt="p")
+    with wire(spm) as able:
+        able.ask("initialize", protocolVersion="2025-11-25", capabilities={"sampling": {}})
+        able.send(asked)
+        question = able.hear()
+        content = {
+            "role": "assistant",
+            "model": "m",
+            "content": {"type": "text", "text": "so be it"},
+        }
+        able.send({"jsonrpc": "2.0", "id": question["id"], "result": content})
+        assert "so be it" in said(able.hear())
     spm("stop", "s")
 
 
@@ -694,22 +819,29 @@ def test_an_official_server_asks_the_client_behind_connect(spm: Spm) -> None:
     spm("stop", "s")
 
 
-def test_hundreds_of_silent_or_broken_connections_disturb_nobody(spm: Spm) -> None:
-    begin(spm)
+@pytest.mark.parametrize("files", [2000, 200])
+def test_hundreds_of_silent_or_broken_connections_disturb_nobody(spm: Spm, files: int) -> None:
+    script = f'ulimit -S -n {files}; exec "$@"'
+    words = spm.argv("start", "s", "--type", "stdio", server())
+    null = subprocess.DEVNULL
+    subprocess.run(["sh", "-c", script, "sh", *words], env=spm.env, cwd=spm.cwd, stdout=null)
     spm("call", "s", "ping")
+    guard = spm.supervisor("s")
     path = str(spm.home / "services" / "s" / "control.sock")
     crowd: list[socket.socket] = []
-    for number in range(300):
+    for number in range(500):
         one = socket.socket(socket.AF_UNIX)  # it blocks: with a timeout a full backlog is EAGAIN
         one.connect(path)
         crowd.append(one)
         if number % 3:
             one.sendall([b'{"op": "jo', b'{"op": "join", "token": ""}\n{"half'][number % 2])
-    assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
+    if files > 500:  # else nobody is let in for a while
+        assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
     for one in crowd:
         one.close()
     eventually(lambda: not relay(spm)["callers"], what="their departure")
     assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
+    assert spm.supervisor("s") == guard
     spm("stop", "s")
 
 
