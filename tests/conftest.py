@@ -78,7 +78,8 @@ def forkserver() -> str:
         directory = tempfile.mkdtemp(prefix="spm-forks-")
         path = os.path.join(directory, "s")
         script = str(Path(__file__).with_name("forkserver.py"))
-        server = subprocess.Popen([sys.executable, script, str(SCRIPT), path])
+        env = {key: value for key, value in os.environ.items() if not key.startswith("SPM_HOME")}
+        server = subprocess.Popen([sys.executable, script, str(SCRIPT), path], env=env)
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
         atexit.register(server.wait)
         atexit.register(server.kill)  # the last that is registered is the first to run
