@@ -7349,12 +7349,14 @@ def go_on_lean(store: Store) -> None:
     CPython keeps the syntax tree of a script until its end, some 30 MB. To give them back takes
     milliseconds, which at the end of a wait nobody has.
     """
-    if not (HAS_EXEC and IS_SOURCE and os.path.isdir(store.home)):
-        return
-    target, frame = f"{compiled_path(store)[:-4]}-whole.pyc", sys._getframe()
-    words = [sys.executable, *getattr(sys, "orig_argv", sys.argv)[1 : -len(sys.argv)]]
+    frame = sys._getframe()
     while frame.f_back:
         frame = frame.f_back
+    is_program = IS_SOURCE and frame.f_globals is globals()  # not run by a debugger, for one
+    if not (HAS_EXEC and is_program and os.path.isdir(store.home)):
+        return
+    target = f"{compiled_path(store)[:-4]}-whole.pyc"
+    words = [sys.executable, *getattr(sys, "orig_argv", sys.argv)[1 : -len(sys.argv)]]
     with contextlib.suppress(OSError):  # no room: only slower
         if not is_sound(target):
             make_private(os.path.dirname(target))

@@ -233,6 +233,15 @@ def test_a_long_wait_of_the_copied_file_lets_go_of_its_source(
     assert (json.loads(out)["port"], err, wait.returncode) == (port, "", 0)
 
 
+def test_a_wait_that_a_debugger_runs_stays_as_it_is(spm: Spm, port: int) -> None:
+    # what lies outermost there is another program, and must not be kept as ours
+    run = f"import runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    words = [sys.executable, "-c", run, "wait-healthy", str(port), "1"]
+    done = subprocess.run(words, env=spm.env, cwd=spm.cwd, capture_output=True, text=True)
+    assert done.returncode == 124 and "didn't answer" in done.stderr
+    assert not list(spm.home.glob("cache/*/*-whole.pyc"))
+
+
 def test_an_interrupted_long_wait_says_so(spm: Spm, port: int) -> None:
     wait = lean_wait(spm, port)[0]
     eventually(lambda: is_looking(wait.pid), what="its looks")
