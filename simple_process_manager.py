@@ -7656,6 +7656,8 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
             now = store.record(record.name)
             if now is None or now.instance != record.instance or stays(store, record.name):
                 continue
+            if is_alive(now.main):  # it wasn't known yet when everything was stopped
+                continue
             store.write_event("forgotten", record.name, None)
             reached("forgotten")
             for file in ("env.json", "exits.jsonl"):

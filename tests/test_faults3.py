@@ -392,6 +392,19 @@ def test_what_a_purge_finds_running_in_a_journal_is_known_again(spm: Spm) -> Non
     spm("stop", "api")
 
 
+@pytest.mark.skipif(GENERIC, reason="the look happens in this process, which has /proc")
+def test_what_was_started_during_a_cleanup_is_not_forgotten(spm: Spm) -> None:
+    # state.json was rebuilt before it ran, so the cleanup found nothing to stop; then its
+    # supervisor was killed, and a service without one was taken for one that had ended
+    spm("start", "api", "sleep 100")
+    spm.kill_supervisor("api")
+    store = program.Store(str(spm.home))
+    record = store.record("api")
+    assert record and program.forget(store, [record], purge=True) == []
+    assert spm.service("api")["status"] == "running"
+    spm("stop", "api")
+
+
 def test_a_record_that_lags_behind_its_supervisor_is_no_forgery(spm: Spm) -> None:
     # the state was read-only when the main process changed: stop was refused
     spm("start", "api", "sleep 100")
