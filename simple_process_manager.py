@@ -97,7 +97,6 @@ if TYPE_CHECKING:
     import tty
     import zlib
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-    from types import CodeType
     from typing import NamedTuple, NoReturn, Protocol, TextIO, TypeVar
 
     import psutil
@@ -1033,6 +1032,7 @@ if sys.platform == "win32":
     become_subreaper = _always(False)  # so it does here
     is_open_to_others = _always(False)  # there are no such bits
     is_own_peer = _always(True)  # who has the token is one of us
+    hold_interrupts = _always(None)
     most_connections = _always(400)  # select() knows 512 sockets
     is_mine = _always(True)  # whose environment we may read, with our cookie in it, is ours
     listen_sockets: Callable[[], dict[str, Listener] | None] = _always(None)  # psutil knows
@@ -1423,6 +1423,10 @@ else:
         """One look at every process that can be seen, by pid."""
         names = filter(str.isdigit, os.listdir("/proc")) if HAS_PROC else psutil.pids()
         return looks_at(map(int, names))
+
+    def hold_interrupts(holds: bool) -> None:
+        """Keep Ctrl-C back, or let it come: sigprocmask(2), which exec hands down."""
+        signal.pthread_sigmask(signal.SIG_BLOCK if holds else signal.SIG_UNBLOCK, [signal.SIGINT])
 
     def key_within(wait_s: float) -> str:
         """The key that is pressed within some seconds, "" if none is or there is no keyboard."""
@@ -6361,8 +6365,10 @@ def change_lines(changes: Mapping[str, object]) -> list[str]:
 
 CLAIM_S = 30.0
 BOOT_S = 10.0
-SELF = os.path.abspath(__file__)
-IS_SOURCE = __name__ == "__main__" and not (__spec__ or SELF.endswith(".pyc"))
+# What a process that went on from bytecode has to know: see go_on_lean()
+LEAN_S, _, LEAN_FILE = os.environ.pop("SPM_LEAN", "").partition(" ")
+IS_LEAN = bool(LEAN_FILE) and __file__.endswith("-whole.pyc")
+SELF = LEAN_FILE if IS_LEAN else os.path.abspath(__file__)
 NOT_OF_A_SPEC = {"name", "replace", "force", "on_conflict", "lease", "idle_timeout", "wait"}
 NOT_IN_RUN = ("name?", "--lease", "--all-previous")
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
@@ -7291,24 +7297,28 @@ def supervisor_command(program: str, name: str) -> list[str]:
     return [sys.executable, "-S", "-E", program, "supervise", name]
 
 
-def compile_supervisor(target: str) -> None:
-    """Write the bytecode that supervisors start from: of the rooms that they need, no others."""
-    with open(SELF, encoding="utf-8") as file:
-        rooms = file.read().partition("\n# == Config ==")[0]
-    code = compile(f"{rooms}\nobey()\nos._exit(0)\n", SELF, "exec", dont_inherit=True, optimize=2)
-    write_bytecode(target, code)
+SUPERVISES = ("Config", "obey()\nos._exit(0)\n")
 
 
-def write_bytecode(target: str, code: CodeType) -> None:
-    """Write a .pyc with its own checksum; Python asks neither for that nor for the source."""
-    import binascii
-    import importlib.util
+def compile_rooms(target: str, until: str = "", act: str = "") -> None:
+    """Write the bytecode of this file, or of the rooms before one and what is done then."""
     import marshal
 
-    data = marshal.dumps(code)
+    with open(SELF, encoding="utf-8") as file:
+        rooms = file.read().partition(f"\n# == {until} ==")[0]
+    optimize = 2 if act else 0  # the help of commands is their docstrings
+    code = compile(f"{rooms}\n{act}", SELF, "exec", dont_inherit=True, optimize=optimize)
+    write_file(target, sealed(marshal.dumps(code)), durable=False)
+
+
+def sealed(code: bytes) -> bytes:
+    """A .pyc with its own checksum; Python asks neither for that nor for the source."""
+    import binascii
+    import importlib.util
+
     # PEP 552: flags 1 is a hash of the source that isn't checked
     header = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(4)
-    write_file(target, header + binascii.crc32(data).to_bytes(4, "little") + data, durable=False)
+    return header + binascii.crc32(code).to_bytes(4, "little") + code
 
 
 def supervisors_program(store: Store) -> str:
@@ -7318,7 +7328,7 @@ def supervisors_program(store: Store) -> str:
         own, all_of_them = os.path.dirname(target), os.path.join(store.home, "cache")
         with contextlib.suppress(OSError):  # no room: the source does as well, only slower
             make_private(own)
-            compile_supervisor(target)
+            compile_rooms(target, *SUPERVISES)
             for path in (os.path.join(all_of_them, name) for name in os.listdir(all_of_them)):
                 is_old = os.stat(path).st_mtime < time.time() - 86400
                 if path != own and is_old:
@@ -7333,35 +7343,39 @@ def compiled_path(store: Store) -> str:
     return os.path.join(store.home, "cache", tag, "simple_process_manager.pyc")
 
 
-def is_sound(path: str) -> bool:
-    """Whether bytecode is there and is what was written."""
-    import binascii
-
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        data = file.read()
-        return data[12:16] == binascii.crc32(data[16:]).to_bytes(4, "little")
-    return False
-
-
-def go_on_lean(store: Store) -> None:
+def go_on_lean(store: Store, began: float = 0.0) -> None:
     """Do this command again from bytecode, in this very process; returns where that can't be.
 
     CPython keeps the syntax tree of a script until its end, some 30 MB. To give them back takes
     milliseconds, which at the end of a wait nobody has.
     """
-    frame = sys._getframe()
+    frame, words = sys._getframe(), getattr(sys, "orig_argv", [])  # Python 3.9 doesn't tell
     while frame.f_back:
         frame = frame.f_back
-    is_program = IS_SOURCE and frame.f_globals is globals()  # not run by a debugger, for one
-    if not (HAS_EXEC and is_program and os.path.isdir(store.home)):
+    is_script = __name__ == "__main__" and not (__spec__ or __file__.endswith(".pyc"))
+    # run by a debugger, for one, it isn't outermost
+    can_exec = HAS_EXEC and bool(words) and is_script and frame.f_globals is globals()
+    if not (can_exec and os.path.isdir(store.home)):
         return
     target = f"{compiled_path(store)[:-4]}-whole.pyc"
-    words = [sys.executable, *getattr(sys, "orig_argv", sys.argv)[1 : -len(sys.argv)]]
+    words = [sys.executable, *words[1 : -len(sys.argv)], target, *sys.argv[1:]]
     with contextlib.suppress(OSError):  # no room: only slower
         if not is_sound(target):
             make_private(os.path.dirname(target))
-            write_bytecode(target, frame.f_code)
-        os.execv(sys.executable, [*words, target, *sys.argv[1:]])
+            compile_rooms(target)
+        hold_interrupts(True)  # a Python that just begins would answer with a traceback
+        try:
+            os.execve(words[0], words, {**os.environ, "SPM_LEAN": f"{began!r} {SELF}"})
+        finally:
+            hold_interrupts(False)
+
+
+def is_sound(path: str) -> bool:
+    """Whether bytecode is there and is what was written."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        data = file.read()
+        return len(data) > 16 and data == sealed(data[16:])
+    return False
 
 
 def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
@@ -8034,14 +8048,13 @@ def wait_healthy(store: Store, args: argparse.Namespace) -> Result:
     elif len(words) > 1 and not parse_url(words[-1]) and not store.record(words[-1]):
         advice = "write for example: wait-healthy api redis 30s"
         raise UsageError(f"{words[-1]!r} is neither a service here nor a duration", advice)
-    began = time.monotonic()
+    began = float(LEAN_S) if IS_LEAN else time.monotonic()  # one clock for all processes
     targets = [target_of(store, word, args) for word in dict.fromkeys(words)]
     for target in targets:
         target.look(began, began + timeout_s)
-    is_long = any(target.checks.waiting() for target in targets)
-    if is_long and time.monotonic() - began < LEAST_S:  # else it would wait for too long
-        go_on_lean(store)
-    return wait_for(targets, timeout_s, args.progress)
+    if any(target.checks.waiting() for target in targets):
+        go_on_lean(store, began)
+    return wait_for(targets, timeout_s, args.progress, began)
 
 
 def target_of(store: Store, word: str, args: argparse.Namespace) -> Target:
@@ -8272,10 +8285,14 @@ class Target:
 
 
 def wait_for(
-    targets: Sequence[Target], timeout_s: float, progress: Callable[[str], None]
+    targets: Sequence[Target],
+    timeout_s: float,
+    progress: Callable[[str], None],
+    began: float | None = None,
 ) -> Result:
     """The Result when all are healthy; as soon as one dies or time is over, the error."""
-    began = shown_at = time.monotonic()
+    shown_at = time.monotonic()
+    began = shown_at if began is None else began
     waiting, deadline = list(targets), began + timeout_s
     try:
         while waiting:
@@ -10743,6 +10760,7 @@ def run(argv: Sequence[str]) -> int:
 
     notes, every_s = list[str](), None
     try:
+        hold_interrupts(False) if IS_LEAN else None
         command, args = parse(argv)
         if PathFinder.find_spec("psutil") is None:  # not imported: 0.2 ms instead of 15
             raise UsageError("psutil is missing", NO_PSUTIL.format(sys.executable, PROGRAM))

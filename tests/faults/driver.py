@@ -869,7 +869,7 @@ def main() -> int:
     for name in set(reasons) - options.abilities:
         print(f"left out: {reasons[name]}")
     options.compiled = f"{options.where}/compiled.pyc"
-    program.compile_supervisor(options.compiled)
+    program.compile_rooms(options.compiled, *program.SUPERVISES)
     try:
         return spread(options)
     finally:
