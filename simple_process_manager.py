@@ -1048,10 +1048,14 @@ if sys.platform == "win32":
         _kernel32.QueryUnbiasedInterruptTime(ctypes.byref(ticks))
         return ticks.value / 1e7
 
+    def all_pids() -> list[int]:
+        """The number of every process that can be seen."""
+        return psutil.pids()
+
     def all_stats() -> dict[int, Stat]:
         """One look at every process that can be seen, by pid."""
         # An orphan keeps its parent's number, which a later process may have: no parent then.
-        stats = looks_at(psutil.pids())
+        stats = looks_at(all_pids())
         began = {pid: float(look.identity.token or 0) for pid, look in stats.items()}
         for pid, look in stats.items():
             if began.get(look.parent, 0.0) > began[pid]:
@@ -1419,10 +1423,14 @@ else:
         state = "S" if state == "Z" and threads > 1 else state  # it goes on without its first one
         return Stat(identity, parent, group, state, cpu_s, memory, is_mine, threads, waited_s)
 
+    def all_pids() -> list[int]:
+        """The number of every process that can be seen."""
+        names = filter(str.isdigit, os.listdir("/proc")) if HAS_PROC else psutil.pids()
+        return [*map(int, names)]
+
     def all_stats() -> dict[int, Stat]:
         """One look at every process that can be seen, by pid."""
-        names = filter(str.isdigit, os.listdir("/proc")) if HAS_PROC else psutil.pids()
-        return looks_at(map(int, names))
+        return looks_at(all_pids())
 
     def hold_interrupts(holds: bool) -> None:
         """Keep Ctrl-C back, or let it come: sigprocmask(2), which exec hands down."""
@@ -2077,29 +2085,30 @@ def matching(pattern: str, record: Record, born: float = 0.0) -> list[Member]:
     ]
 
 
-def listeners(pids: Iterable[int]) -> list[Listener]:
-    """The TCP sockets that these processes listen on."""
+def listeners(pids: Iterable[int]) -> Iterator[Listener]:
+    """The TCP sockets that these processes listen on, process by process."""
     known = listen_sockets()
-    if known is not None:
-        pairs = ((pid, name) for pid in pids for name in sockets_of(pid) if name in known)
-        return [known[name]._replace(pid=pid) for pid, name in dict.fromkeys(pairs)]
-    listening: list[Listener] = []
     for pid in pids:
+        if known is not None:
+            names = dict.fromkeys(sockets_of(pid))
+            yield from (known[name]._replace(pid=pid) for name in names if name in known)
+            continue
         with contextlib.suppress(psutil.Error, OSError):
             for one in psutil.Process(pid).net_connections(kind="tcp"):
                 if one.status == psutil.CONN_LISTEN and one.laddr:
-                    listening.append(Listener(one.laddr.port, one.laddr.ip, pid))
-    return listening
+                    yield Listener(one.laddr.port, one.laddr.ip, pid)
 
 
-def port_listeners(port: int) -> list[Listener]:
+def port_listeners(port: int) -> Iterator[Listener]:
     """Who listens on a TCP port, also whom this user can't see; if nobody, no process is read."""
     known = listen_sockets()
     hidden = [one for one in (known or {}).values() if one.port == port]
-    pids = all_stats() if hidden or known is None else ()
-    found = [one for one in listeners(pids) if one.port == port]
-    seen = [one._replace(pid=None) for one in found]
-    return found + [one for one in hidden if one not in seen]
+    pids = all_pids() if hidden or known is None else []
+    for one in listeners(sorted(pids, reverse=True)):  # mostly a young one, and one may be enough
+        if one.port == port:
+            hidden = [other for other in hidden if other != one._replace(pid=None)]
+            yield one
+    yield from hidden
 
 
 REACHED_AT = {"0.0.0.0": ("127.0.0.1",), "::": ("::1", "127.0.0.1")}
@@ -2120,7 +2129,7 @@ def own_listeners(record: Record, port: int | None) -> list[Listener]:
 
 def port_holder(port: int, address: str = "") -> int | None:
     """The pid that listens on a port or answers at that address of it; None if not to be seen."""
-    found = [one for one in port_listeners(port) if address in ("", *reached_at(one.address))]
+    found = (one for one in port_listeners(port) if address in ("", *reached_at(one.address)))
     return next((one.pid for one in found if one.pid), None)
 
 
@@ -2176,7 +2185,7 @@ def look_at(pid: int | None, listening: Sequence[Listener] = ()) -> Holder:
 
 def holders_of(port: int) -> list[Holder]:
     """Each process that listens on a port; one without identity for all that can't be seen."""
-    found = port_listeners(port)
+    found = [*port_listeners(port)]
     pids = dict.fromkeys(one.pid for one in found)
     looks = {pid: look_at(pid, [one for one in found if one.pid == pid]) for pid in pids}
     # A number may have changed hands since: who was just identified must listen there too.
@@ -8054,6 +8063,8 @@ def wait_healthy(store: Store, args: argparse.Namespace) -> Result:
         target.look(began, began + timeout_s)
     if any(target.checks.waiting() for target in targets):
         go_on_lean(store, began)
+        if not all(target.record for target in targets):
+            __import__("psutil")  # looks at who answers: 15 ms, better now than then
     return wait_for(targets, timeout_s, args.progress, began)
 
 
