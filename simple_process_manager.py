@@ -2262,7 +2262,7 @@ def state_errors(path: str) -> Iterator[None]:
         raise StateError(f"{error.filename or path}: {reason}", advice.format(path=path)) from error
 
 
-LEFT = r"\.\d+\.tmp$"
+LEFT = r"(\w+\.jsonl?|\.gitignore|output\.log\.1|room|simple_process_manager[\w-]*\.pyc)\.\d+\.tmp"
 
 
 def write_file(path: str, data: bytes, durable: bool = True) -> None:
@@ -2651,11 +2651,17 @@ class Store:
         return sorted(found)
 
     def sweep(self) -> None:
-        """Remove what writes that were killed left: a write that isn't takes no minute."""
-        for directory, _, names in os.walk(self.home):
-            for path in (os.path.join(directory, one) for one in names if re.search(LEFT, one)):
-                with contextlib.suppress(OSError):  # somebody else has, or may
-                    if os.stat(path).st_mtime < time.time() - 60:
+        """Remove what writes of ours that were killed left: one that isn't takes no minute."""
+        places = [self.home]
+        for inner in ("services", "cache"):
+            with contextlib.suppress(OSError):
+                above = os.path.join(self.home, inner)
+                places += [os.path.join(above, name) for name in os.listdir(above)]
+        for place in places:
+            with contextlib.suppress(OSError):
+                for name in os.listdir(place):
+                    path = os.path.join(place, name)
+                    if re.fullmatch(LEFT, name) and os.stat(path).st_mtime < time.time() - 60:
                         os.unlink(path)
 
     def failed_exits(self, name: str) -> list[dict[str, object]]:
@@ -8386,20 +8392,22 @@ class Chain:
 
     def end_tests(self, process: subprocess.Popen[bytes], cause: str) -> None:
         """Give interrupted tests their time, then end those of their processes that are left."""
-        members, until = list[Identity](), time.monotonic() + STOP_TIMEOUT_S
+        look, until, is_told = stat_of(process.pid), time.monotonic() + STOP_TIMEOUT_S, False
+        tests = new_record("tests", Spec(("",), os.curdir), os.urandom(16).hex())
+        tests = tests._replace(main=look and look.identity)
+        members: list[Identity] = []
         with contextlib.suppress(Interrupted):  # a second Ctrl-C
-            if cause in ("SIGTERM", "SIGHUP"):  # Ctrl-C reaches all of them by itself
-                look = stat_of(process.pid)
-                tests = new_record("tests", Spec(("",), os.curdir), os.urandom(16).hex())
-                tests = tests._replace(main=look and look.identity)
-                members = [member.identity for member in tree_of(tests)]
-            for member in members:
-                send_signal(member, force=False)
+            members = [member.identity for member in tree_of(tests)]
             while process.poll() is None or any(map(is_alive, members)):
+                # Ctrl-C reaches all of them by itself, but for those whom a shell has run with &
+                if not is_told and (
+                    cause in ("SIGTERM", "SIGHUP") or process.returncode is not None
+                ):
+                    is_told = bool([send_signal(member, force=False) for member in members])
                 if time.monotonic() > until:
                     break
                 time.sleep(0.02)
-        for member in members:
+        for member in {*members, *(one.identity for one in tree_of(tests))}:
             send_signal(member, force=True)
         process.kill()
         process.wait()

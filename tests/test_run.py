@@ -351,6 +351,18 @@ def test_a_signal_to_run_reaches_the_tests_and_then_everything_stops(
     assert stopped(spm, "api")
 
 
+def test_what_a_shell_ran_in_the_background_does_not_outlive_ctrl_c(
+    spm: Spm, port: int, chains: Chains
+) -> None:
+    # such a job ignores SIGINT (POSIX, sh: asynchronous lists), and kept the caller's output open
+    script = "trap 'sleep 0.3; exit 3' INT; sleep 987 & echo $! >job; touch up; wait"
+    run = chains.begin("api", nasty("--port", port), *shell(script))
+    job = int((spm.cwd / "job").read_text())
+    os.killpg(run.pid, signal.SIGINT)
+    run.communicate(timeout=15)
+    assert run.returncode == 130 and not is_running(job) and stopped(spm, "api")
+
+
 def test_a_signal_to_run_alone_is_answered_at_once(spm: Spm, port: int, chains: Chains) -> None:
     run = chains.begin("api", nasty("--port", port), *shell(WAIT_FOR_GO))
     run.send_signal(signal.SIGINT)

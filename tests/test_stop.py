@@ -236,7 +236,8 @@ def test_cleanup_removes_what_killed_writes_left(spm: Spm) -> None:
     spm("start", "api", "sleep 100", code=None)
     del spm.env["SPM_TEST_CRASH"]
     (left,) = spm.home.rglob("*.tmp")
-    notes = spm.home / "notes.tmp"  # not in our form
+    notes = spm.home / "services" / "api" / "data" / "dump.5.tmp"  # of the service
+    notes.parent.mkdir(parents=True)
     notes.touch()
     spm("cleanup")
     assert left.exists(), "it might be somebody's who writes just now"
