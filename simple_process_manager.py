@@ -8373,12 +8373,17 @@ class Chain:
 
     def test(self, argv: Sequence[str], stdout: int | None) -> int:
         """The return code of the test command; the services are watched meanwhile."""
+        held: list[int] = []  # a signal that comes before we know the process
+        on_ending_signals(lambda number, _: held.append(number))
         try:
             process = subprocess.Popen(argv, env=self.env, stdout=stdout)
         except OSError as error:
             what = f"{argv[0]} can't be executed: {error.strerror}"
             raise UsageError(what, "give it a first line such as #!/bin/sh") from error
         try:
+            on_ending_signals(interrupted)
+            if held:
+                interrupted(held[0], None)
             while process.poll() is None:
                 self.look()
                 time.sleep(0.02)
@@ -8446,6 +8451,10 @@ class Chain:
                 data["stopped"] = bool(lines)
                 self.say(*lines)
                 record = self.store.record(name)
+            is_over = is_ours and record and record.phase in ("exited", "failed")
+            if is_over and record and data.get("died", "") is None:  # after the last look
+                data["died"] = f"{name} ended by itself: {record.reason}"
+                self.say(f"[WARN] {data['died']}")
             data["status"] = record and record.phase
             data["exit"] = record and record.exit and record.exit._asdict()
         stopped = [name for name, data in self.services.items() if data["stopped"]]
