@@ -7687,11 +7687,12 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
                 continue
             if is_alive(now.main):  # it wasn't known yet when everything was stopped
                 continue
+            # what nobody needs any more; first, so that a full disk has room for the rest
+            for file in ("env.json", "exits.jsonl", *("output.log", "output.log.1") * purge):
+                with contextlib.suppress(OSError):
+                    os.unlink(store.path(record.name, file))
             store.write_event("forgotten", record.name, None)
             reached("forgotten")
-            for file in ("env.json", "exits.jsonl"):
-                with contextlib.suppress(OSError):  # what nobody needs any more
-                    os.unlink(store.path(record.name, file))
             store.save({record.name: None})
             gone.append(record.name)
     if purge and os.path.isdir(store.path("")):

@@ -309,6 +309,13 @@ def test_a_full_disk_does_not_keep_a_service_from_its_restart(spm: Spm, small_di
     spm("stop", "api")
 
 
+def test_a_purge_makes_room_on_a_disk_that_a_log_has_filled(spm: Spm, small_disk: Path) -> None:
+    spm("start", "api", "--shell", "head -c 3000000 /dev/zero; sleep 100")
+    eventually(lambda: shutil.disk_usage(small_disk).free == 0, what="the full disk")
+    assert "1 service forgotten, logs too" in spm("cleanup", "--purge").stdout
+    assert shutil.disk_usage(small_disk).free > 400_000
+
+
 @pytest.fixture
 def stranger() -> Iterator[subprocess.Popen[bytes]]:
     """A process of this user that is nobody's service."""
