@@ -6879,7 +6879,7 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
         error.advice = start_advice(spec, values, error.facts.get("errno")) or error.advice
         error.facts.update(failure_facts(store, store.record(name), error.advice))
         cause = as_object(error.facts["cause"])
-        error.advice += str(cause["advice"]) if cause.get("kind") == "unknown" else ""
+        error.advice = error.advice or str(cause["advice"]) * (cause.get("kind") == "unknown")
         again = f"restart {name}" + " --force" * bool(spec.cooldown_s)
         error.advice = error.advice or f"mend the cause, then: {again}"
         raise
