@@ -174,6 +174,12 @@ __version__ = "1.0.0"
 # says what to do next. Nobody matches on a message.
 
 
+def cut(line: object) -> str:
+    """A quoted line, 500 characters of it at most; one that was cut stays as it is."""
+    text = str(line)
+    return text if len(text) < 550 else f"{text[:500]}… {len(text) - 500} more characters"
+
+
 class SpmError(Exception):
     """A command failed: `kind` and `exit_code` are the contract, `facts` go into the JSON."""
 
@@ -184,6 +190,8 @@ class SpmError(Exception):
 
     def __init__(self, message: str, advice: str = "", **facts: object) -> None:
         super().__init__(message)
+        tail = facts.get("log_tail")  # `logs` has each line whole
+        facts.update({"log_tail": list(map(cut, tail))} if isinstance(tail, list) else {})
         self.message, self.advice, self.facts = message, advice, facts
 
     def to_json(self) -> dict[str, object]:
@@ -8381,7 +8389,7 @@ class Chain:
         for target in list(self.targets):
             target.hear()
             if target.ends:
-                tail = [f"  | {line}" for line in self.store.last_lines(str(target.name), 20)]
+                tail = [f"  | {cut(line)}" for line in self.store.last_lines(str(target.name), 20)]
                 self.say(f"[WARN] {target.name} ended: {target.ends.pop()}; the tests go on", *tail)
             if not target.has_died():
                 continue

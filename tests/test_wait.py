@@ -209,6 +209,11 @@ def test_who_ends_well_or_in_silence_is_told_what_that_means(spm: Spm) -> None:
     spm("start", "mute", "false")
     assert "→ run the command by hand to see; " in spm("wait-healthy", "mute", 10, code=1).stderr
     assert "run the command by hand" in spm.json("status", "mute", code=3)["cause"]["advice"]
+    spm("start", "big", "--", sys.executable, "-c", "print('a' * 300000); exit(1)")
+    failed, line = spm("wait-healthy", "big", 10, code=1), "a" * 500 + "… 299500 more characters"
+    assert f"  | {line}\n" in failed.stderr and len(failed.stderr) < 2000
+    assert spm.json("wait-healthy", "big", 10, code=1)["error"]["log_tail"] == [line]
+    assert "a" * 300000 in spm("logs", "big").stdout
 
 
 @pytest.mark.parametrize("harm", ["", "cut off", "in the way"])
