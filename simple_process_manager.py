@@ -10477,6 +10477,7 @@ GLOBAL_OPTIONS = (
     Option("--home", "DIR", help="state directory (default: SPM_HOME, or the nearest .spm)"),
     Option("--json", help="print one JSON document"),
 )
+LIKE_DURATION = r"(?i)[\d.]+ ?(?:ms|[smhd]|(?:m?sec|min|hr|hour|day)\w*)"
 OPTIONAL_VALUES = {"--watch": 2.0, "--wait": WAIT_S}  # seconds, where none are given
 PLAIN_BARS = dict(zip(map(ord, BARS), "_.-:=+*#"))
 FAMILIES = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # config schema
@@ -10509,13 +10510,19 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     words = getattr(args, "command", [])
     if len(words) > 1 and rest[-len(words) :] != words:
         # Options behind bare words could be start's or the command's: nobody should have to guess.
-        words = rest[rest.index(words[0], rest.index(args.name) + 1) :]
+        stray, words = words[1:], rest[rest.index(words[0], rest.index(args.name) + 1) :]
         # but of NAME=value only the name: a message may be logged
         form = rf"^((?:--env=)?{VARIABLE}=).*"
-        line = join_command([re.sub(form, r"\1…", word, flags=re.S) for word in words])
+        line, more = (
+            join_command([re.sub(form, r"\1…", word, flags=re.S) for word in some])
+            for some in (words, stray)
+        )
         advice = f"quote the command: start {args.name} {join_command([line])}, "
         advice += f"or put it behind --: start {args.name} -- {line}"
         told = "options behind an unquoted command: are they the command's or start's?"
+        if len(words[0].split()) > 1:
+            told = f"{more} stands behind the quoted command"
+            advice = f'one string is all of it: start {args.name} "COMMAND" with options around it'
         raise UsageError(told, advice)
     if cut < len(argv) and name not in ("start", "run"):
         raise UsageError(f"{name} takes no command behind --", f"see: {PROGRAM} {name} --help")
@@ -10529,6 +10536,8 @@ def with_value(options: Iterable[Option], words: Sequence[str]) -> list[str]:
     for word in words:
         if joined and joined[-1] in values and re.fullmatch(DURATION, word):
             joined[-1] += f"={word}"
+        elif joined and joined[-1] in values and re.fullmatch(LIKE_DURATION, word):
+            naming(joined[-1], parse_duration)(word)
         else:
             joined.append(word)
     return [f"{word}={values[word]:g}" if word in values else word for word in joined]

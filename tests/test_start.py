@@ -259,6 +259,14 @@ def test_a_bad_port_is_exit_2(spm: Spm, port: str) -> None:
     assert "is not a port" in spm("start", "api", "sleep 5", f"--port={port}", code=2).stderr
 
 
+def test_what_stands_behind_a_quoted_command_is_not_taken_for_an_unquoted_one(spm: Spm) -> None:
+    told = spm("start", "api", "sleep 5", "--wait", "30sec", code=2).stderr
+    assert "--wait: '30sec' is not a duration above 0\n  → write 500ms, 30s" in told
+    told = spm("start", "api", "sleep 5", "--wait", "much", "TOKEN=s3cr3t", code=2).stderr
+    assert told.startswith("[ERROR] much 'TOKEN=…' stands behind the quoted command\n")
+    assert 'start api "COMMAND"' in told and "unquoted" not in told
+
+
 def test_the_first_start_of_a_copied_file_leaves_the_project_clean(spm: Spm) -> None:
     project = spm.base / "project"
     project.mkdir()
