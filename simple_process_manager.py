@@ -6604,6 +6604,9 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
     if not args.name:
         how = 'write: start NAME "COMMAND"; or start NAME, as last time; or start --all-previous'
         raise UsageError("the name of the service is missing", how)
+    if len(args.name.split()) > 1 and not (args.command or args.tail):
+        how = f"{'run' if hasattr(args, 'with') else 'start'} NAME {join_command([args.name])}"
+        raise UsageError("the name of the service is missing", f"write: {how}")
     name = check_name(args.name)
     asked = known_start(store, name) if is_bare(args) else None
     if asked is None:
@@ -8039,7 +8042,7 @@ def wait_healthy(store: Store, args: argparse.Namespace) -> Result:
     words, timeout_s = list(args.targets), WAIT_S
     if len(words) > 1 and re.fullmatch(DURATION, words[-1]):
         timeout_s = parse_duration(words.pop())
-    elif len(words) > 1 and not parse_url(words[-1]) and not store.record(words[-1]):
+    elif len(words) > 1 and ":" not in words[-1] and not store.record(words[-1]):
         advice = "write for example: wait-healthy api redis 30s"
         raise UsageError(f"{words[-1]!r} is neither a service here nor a duration", advice)
     began = time.monotonic()
@@ -8055,6 +8058,10 @@ def wait_healthy(store: Store, args: argparse.Namespace) -> Result:
 def target_of(store: Store, word: str, args: argparse.Namespace) -> Target:
     """What a word of wait-healthy stands for; a service that is named lives on for it."""
     url, port = parse_url(word), parse_port(word) if word.isdigit() else None
+    if ":" in word and not url:
+        local = re.fullmatch(r"(?:localhost|127\.0\.0\.1|\[::1\]|0\.0\.0\.0|):(\d+)/?", word)
+        how = f"write {local[1] + ' or ' if local else ''}http://{word.strip('/')}/"
+        raise UsageError(f"{word!r} is neither a name, a port nor a URL", how)
     checks = [url] if url else [parse_check(f"http:{args.http}")] if args.http else []
     checks += [parse_check(f"log:{args.log}")] if args.log else []
     if url or port:

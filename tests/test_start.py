@@ -90,6 +90,8 @@ def test_start_with_the_name_alone_repeats_the_last_start(spm: Spm) -> None:
     assert "no service 'apo' is known" in told
     assert 'did you mean api? A new one: start apo "COMMAND"' in told
     assert "the name of the service is missing" in spm("start", code=2).stderr
+    told = spm("start", "uvicorn main:app", code=2).stderr
+    assert "is missing\n  → write: start NAME 'uvicorn main:app'\n" in told
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,8 @@ def test_a_bad_timeout_is_exit_2(spm: Spm, timeout: str) -> None:
 def test_a_bad_target_is_exit_2_and_an_unknown_name_3(spm: Spm, target: str) -> None:
     spm("wait-healthy", target, 1, code=2)
     spm("wait-healthy", "nobody", 1, code=3)
+    for words in (("localhost:80",), (8000, "localhost:80")):
+        assert "→ write 80 or http://localhost:80/" in spm("wait-healthy", *words, code=2).stderr
 
 
 def test_waiting_by_name_renews_last_active(spm: Spm, port: int) -> None:
