@@ -6892,8 +6892,20 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
         cause = as_object(error.facts["cause"])
         error.advice = error.advice or str(cause["advice"]) * (cause.get("kind") == "unknown")
         again = f"restart {name}" + " --force" * bool(spec.cooldown_s)
-        error.advice = error.advice or f"mend the cause, then: {again}"
+        error.advice = error.advice or mend_line(record, again)
         raise
+
+
+def corrected(record: Record) -> str:
+    """What starts it with another command."""
+    name, file = record.name, record.config and shown_path(record.config)
+    way = f"correct it in {file}, then: up {name}"
+    return way if file else f'start {name} "CORRECTED COMMAND"'
+
+
+def mend_line(record: Record, again: str) -> str:
+    """What to do about one that failed: to start it again repeats its command, right or wrong."""
+    return f"mend the cause, then: {again} (or, if the command is wrong: {corrected(record)})"
 
 
 def failures_before(store: Store, former: Seen | None, asked: Asked) -> tuple[int, float | None]:
@@ -7991,6 +8003,7 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
     exits, tail = store.failed_exits(name), [*map(masked_line, store.last_lines(name, 20))]
     after = [line.format(name) for line in (NEXT_LIVE if verdict.is_live else NEXT)]
     after += [] if verdict.is_live else [restart_line(seen)]
+    after += [f"{corrected(record)} (if the command is wrong)"] * (verdict.status == "failed")
     # 34 lines of facts, the newest exits first, 21 of output, 5 of what to do next
     brief = [{k: v for k, v in one.items() if k != "log_tail"} for one in exits]
     page = page_of({**data, "exits": brief}, 14)[:34]
@@ -8226,8 +8239,8 @@ class Target:
         cause = facts["cause"]
         is_known = isinstance(cause, dict) and cause["kind"] != "unknown"
         read = "" if is_known else f"{'read its last lines above' if tail else BY_HAND}; "
-        again = "run this again" if self.is_passing else f"restart {name}"
-        advice = f"{read}mend the cause, then: {again}"
+        advice = f"{read}{mend_line(seen.record, restart_line(seen))}"
+        advice = f"{read}mend the cause, then: run this again" if self.is_passing else advice
         if ended and ended.code == 0 and seen.verdict.status == "exited":
             advice = "a command that returns by itself needs no start; a daemon: --type forking"
         raise Failed(text, advice, name=name, log_tail=tail, **facts)

@@ -280,6 +280,11 @@ def test_wait_and_status_tell_the_cause_and_what_to_do(spm: Spm) -> None:
     told = spm("wait-healthy", "api", 10, code=1).stderr
     assert f"cause: missing module: {PY}: No module named nosuch" in told
     assert "→ install it" in told
+    other = 'start api "CORRECTED COMMAND"'
+    again = f"mend the cause, then: restart api (or, if the command is wrong: {other})"
+    assert error["advice"] == again
+    after = spm.json("explain", "api")["next"][2:]
+    assert after == ["restart api", f"{other} (if the command is wrong)"]
     assert spm.json("status", "api", code=3)["cause"] == error["cause"]
     for words, code in ((("status", "api"), 3), (("explain", "api"), 0)):
         told = spm(*words, code=code).stdout

@@ -265,6 +265,8 @@ def test_a_crash_loop_ends_as_failed_with_the_whole_story_and_starts_are_refused
         assert abs(refused["retry_at"] - time.time() - refused["seconds_left"]) < 5
     assert "start it again: restart api --force (cooldown: " in spm("status", "api", code=3).stderr
     assert "\n  restart api --force (cooldown: " in spm("explain", "api").stdout
+    told = spm("wait-healthy", "api", 5, code=1).stderr
+    assert "mend the cause, then: restart api --force (cooldown: " in told
     assert spm.record("api") == before, "a refusal is no failure and changes nothing"
 
     spm("start", "api", "--force")
