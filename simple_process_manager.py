@@ -5457,6 +5457,8 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         raise misfit
     argv = command_words(name, args)
     recognised = recognise_port(argv[-1].split() if args.shell else argv)
+    if args.port is None and any("{port}" in word for word in argv):
+        raise UsageError("{port} stands in the command for no port", "add --port N or --port auto")
     cwd = os.path.abspath(args.cwd or os.getcwd())
     cooldown_s = COOLDOWN_S * (args.restart != "no")
     lives_s = JUDGED_S * bool(args.success_log or args.failure_log)

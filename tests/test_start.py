@@ -259,6 +259,7 @@ def test_names_are_compared_without_case(spm: Spm) -> None:
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "http", "8e3", "\uff11\uff12"])
 def test_a_bad_port_is_exit_2(spm: Spm, port: str) -> None:
     assert "is not a port" in spm("start", "api", "sleep 5", f"--port={port}", code=2).stderr
+    assert "→ add --port N or --port auto" in spm("start", "api", "x --port={port}", code=2).stderr
 
 
 def test_what_stands_behind_a_quoted_command_is_not_taken_for_an_unquoted_one(spm: Spm) -> None:
