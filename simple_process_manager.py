@@ -470,12 +470,12 @@ PORT_SIGNS = (
 NO_PORT_PROGRAMS = ("docker", "podman", "nerdctl", "docker-compose", "kubectl", "ssh")
 
 
-def recognise_port(words: Sequence[str]) -> int | None:
+def recognise_port(words: Sequence[str], signs: Sequence[str] = PORT_SIGNS) -> int | None:
     """The port a command seems to listen on: `--port N`, `--port=N`, `-p N`, `PORT=N`, `:N`."""
     if words and os.path.basename(words[0]) in NO_PORT_PROGRAMS:
         return None
     text = "\0".join(("", *words, ""))
-    found = (as_port(match[1]) for sign in PORT_SIGNS for match in re.finditer(sign, text))
+    found = (as_port(match[1]) for sign in signs for match in re.finditer(sign, text))
     return next((port for port in found if port), None)
 
 
@@ -728,6 +728,13 @@ class Spec(NamedTuple):
         if not self.port_declared or self.port is None:
             return self.argv
         return tuple(word.replace("{port}", str(self.port)) for word in self.argv)
+
+    @property
+    def other_port(self) -> int | None:
+        """The port that the command names for certain, where another one is declared."""
+        words = self.words[-1].split() if self.shell else self.words
+        named = recognise_port(words, PORT_SIGNS[:3]) if self.port_declared else None
+        return None if re.search(rf"\b{self.port}\b", " ".join(words)) else named
 
     @property
     def readiness(self) -> tuple[str, ...]:
@@ -3343,6 +3350,7 @@ CAUSE_ADVICE = {
     "protocol_error": "check that address and port are of the server it means to talk to",
     "unknown": "read its last lines",
 }
+LITERAL_PORT = "take another port: -", "put {port} into the command and add -"  # where it has one
 BY_HAND = "run the command by hand to see"  # unknown, and it wrote nothing
 RETRYABLE = "out_of_memory killed_by_signal disk_full address_in_use connection_refused timeout"
 
@@ -6377,6 +6385,7 @@ NOT_OF_A_SPEC = {"name", "replace", "force", "on_conflict", "lease", "idle_timeo
 NOT_IN_RUN = ("name?", "--lease", "--all-previous")
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
 PORT_GRACE_S = 5.0
+OTHER_PORT = "declare --port {0}, or write {{port}} instead of {0} there"
 OTHER_WAYS = ", take another port (--on-conflict next, --port auto), or start anyway with --force"
 START_ADVICE = {
     "ENOENT": "check the spelling and PATH, or give the whole path",
@@ -6882,6 +6891,9 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
     record = granted(record._replace(sharers=sharers, called=called), *owner, steady_s())
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
+    other = record.spec.other_port
+    told = f"[WARN] port {record.spec.port} is declared, but the command names {other}: "
+    notes += [told + OTHER_PORT.format(other)] * bool(other)
     with state_errors(store.home):
         write_file(store.path(name, "env.json"), json.dumps({**given, **digests}).encode())
     try:
@@ -6971,6 +6983,8 @@ def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict
     port = as_port(named[-1]) if named else record.spec.port
     holder = f"; {port_state(port)}" if port and cause.kind == "address_in_use" else ""
     advice = advice or cause.advice.replace("port N", f"port {port or 'N'}")
+    if recognise_port(record.spec.argv[-1].split() if record.spec.shell else record.spec.argv):
+        advice = advice.replace(*LITERAL_PORT)
     cause = cause._replace(message=cause.message + holder, advice=advice)
     return {"cause": cause._asdict()}
 
@@ -8293,7 +8307,9 @@ class Target:
         ports = sorted({str(one.port) for one in own_listeners(record, None)})
         where = self.seen + (f"; it listens on {', '.join(ports)}" if ports else "")
         advice = f"read logs {name}, wait longer, or stop {name}"
-        if self.is_passing:
+        if record.spec.other_port:
+            advice = OTHER_PORT.format(record.spec.other_port)
+        elif self.is_passing:
             advice = f"read logs {name}; more time: --timeout {max(60, 2 * timeout_s):g}s"
         if not (self.given or record.spec.readiness or facts["port"]):
             advice += f"; what listens on no port says that it is ready with: notify {name} ready"

@@ -310,6 +310,8 @@ def test_a_held_port_names_its_holder_and_later_that_it_is_free(spm: Spm) -> Non
         status = failed(spm, "web", f"{PY} -m uvicorn json:loads --port {port}")
         assert f"port {port} is held by pid {os.getpid()}" in status["cause"]["message"]
         assert f"pid {os.getpid()}" in spm.json("explain", "web")["port_state"]
+        way = "or put {port} into the command and add --port auto"
+        assert status["cause"]["advice"].endswith(way)
     assert f"port {port} is free" in spm.json("status", "web", code=3)["cause"]["message"]
 
 

@@ -197,9 +197,12 @@ def test_the_lines_of_steering_documents_work_unchanged(spm: Spm) -> None:
 
 def test_a_service_that_listens_on_another_port_is_told_so(spm: Spm, port: int) -> None:
     other = free_port()
-    spm("start", "web", "--shell", nasty("--port", other), "--port", port)
+    way = f"declare --port {other}, or write {{port}} instead of {other} there\n"
+    told = f"[WARN] port {port} is declared, but the command names {other}: {way}"
+    assert spm("start", "web", "--shell", nasty("--port", other), "--port", port).stderr == told
     spm("wait-healthy", other, 10)
-    assert f"it listens on {other}" in spm("wait-healthy", "web", "0.2", code=124).stderr
+    failed = spm("wait-healthy", "web", "0.2", code=124).stderr
+    assert f"it listens on {other}" in failed and f"\n  → {way}" in failed
     spm("stop", "web")
 
 
