@@ -3311,7 +3311,9 @@ RECOGNISERS = (
     ("disk_full", "code", r"ENOSPC|No space left on device|not enough space on the disk"),
     ("address_in_use", "code", r"address already in use.*:\d+"),  # the line that names the port
     ("address_in_use", "code", r"EADDRINUSE|(?i:(?:address already|connection) in use)|\b10048\b"),
-    ("missing_module", "code", r"ModuleNotFoundError|ImportError|No module named|can't open file"),
+    ("missing_module", "code", r"(?P<file>can't open file|Could not import module)"),
+    ("missing_module", "code", r"(?P<file>Cannot find module '(?:/|[A-Z]:))"),
+    ("missing_module", "code", r"ModuleNotFoundError|ImportError|No module named"),
     ("missing_module", "code", r"Cannot find (?:module|package)|Could not (?:import|find or load)"),
     ("missing_attribute", "code", r"not found in module "),
     ("missing_module", "code", r"loading shared libraries: "),
@@ -3350,6 +3352,7 @@ CAUSE_ADVICE = {
     "protocol_error": "check that address and port are of the server it means to talk to",
     "unknown": "read its last lines",
 }
+NO_FILE = "no such file or module below {cwd}: check --cwd and the name"
 LITERAL_PORT = "take another port: -", "put {port} into the command and add -"  # where it has one
 BY_HAND = "run the command by hand to see"  # unknown, and it wrote nothing
 RETRYABLE = "out_of_memory killed_by_signal disk_full address_in_use connection_refused timeout"
@@ -3383,6 +3386,7 @@ def cause_of(ended: Exit, tail: Sequence[str]) -> Cause:
     elif how.startswith("code"):
         message += f"; it last wrote: {tail[-1]}" if tail else "; it wrote nothing"
     advice = BY_HAND if kind == "unknown" and not tail else CAUSE_ADVICE[kind]
+    advice = NO_FILE if sign and "file" in found[0].groupdict() else advice
     return Cause(kind, masked_line(message), advice, kind in RETRYABLE)
 
 
@@ -6983,6 +6987,7 @@ def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict
     port = as_port(named[-1]) if named else record.spec.port
     holder = f"; {port_state(port)}" if port and cause.kind == "address_in_use" else ""
     advice = advice or cause.advice.replace("port N", f"port {port or 'N'}")
+    advice = advice.replace("{cwd}", record.spec.cwd)
     if recognise_port(record.spec.argv[-1].split() if record.spec.shell else record.spec.argv):
         advice = advice.replace(*LITERAL_PORT)
     cause = cause._replace(message=cause.message + holder, advice=advice)
