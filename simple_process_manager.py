@@ -8262,7 +8262,10 @@ class Target:
         read = "" if is_known else f"{'read its last lines above' if tail else BY_HAND}; "
         advice = f"{read}{mend_line(seen.record, restart_line(seen))}"
         advice = f"{read}mend the cause, then: run this again" if self.is_passing else advice
-        if ended and ended.code == 0 and seen.verdict.status == "exited":
+        if seen.verdict.status == "stopped":
+            again = "run this again" if self.is_passing else f"start {name}"
+            advice = f"it was stopped ({seen.verdict.why or ended}): {again}"
+        elif ended and ended.code == 0 and seen.verdict.status == "exited":
             advice = "a command that returns by itself needs no start; a daemon: --type forking"
         raise Failed(text, advice, name=name, log_tail=tail, **facts)
 
@@ -8283,7 +8286,11 @@ class Target:
         pid, one = self.facts()["pid"], self.answer
         by = f" (pid {pid})" if self.record else "; no service here claims this port"
         if not self.record and one.address in LOOPBACK:  # else it is another machine's
-            by += f": {look_at(port_holder(one.port or 0, one.address))} answers"
+            holder = look_at(port_holder(one.port or 0, one.address))
+            by += f": {holder} answers"
+            if holder.identity and holder.cookie.home == self.store.home:
+                by = f"; service {holder.cookie.service} of this home answers there (pid "
+                by += f"{holder.identity.pid}; declare that with --port {one.port})"
         after = f"after {format_duration(self.after_s or 0.0)}{by}"
         if [check.kind for check in self.checks.checks] == ["tcp"] and one.port:
             return f"[OK] {self.label} answers on {joined_host(one.address, one.port)} {after}"
@@ -8316,7 +8323,10 @@ class Target:
             advice = OTHER_PORT.format(record.spec.other_port)
         elif self.is_passing:
             advice = f"read logs {name}; more time: --timeout {max(60, 2 * timeout_s):g}s"
-        if not (self.given or record.spec.readiness or facts["port"]):
+        if record.spec.type == "forking" and self.phase == "starting":
+            advice = "it stays in the foreground: start it without --type forking"
+            advice = advice if ports else f"if {advice}; else wait longer, or read logs {name}"
+        elif not (self.given or record.spec.readiness or facts["port"]):
             advice += f"; what listens on no port says that it is ready with: notify {name} ready"
         message = f"{name} did not become healthy in {waited} ({where}); {alive}"
         return TimedOut(message, advice, **facts)

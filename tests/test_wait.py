@@ -110,6 +110,9 @@ def test_without_a_known_port_any_port_it_listens_on_will_do(spm: Spm, port: int
     )
     assert spm.service("web")["port"] is None
     assert spm.json("wait-healthy", "web", 10)["port"] == port
+    way = f"(pid {spm.service('web')['pid']}; declare that with --port {port})\n"
+    told = spm("wait-healthy", port, 10).stdout
+    assert told.endswith(f"; service web of this home answers there {way}")
     spm("stop", "web")
 
 
@@ -138,6 +141,8 @@ def test_a_port_that_nobody_here_claims_is_simply_waited_for(spm: Spm, port: int
 def test_a_stopped_service_no_longer_claims_its_port(spm: Spm, port: int) -> None:
     spm("start", "web", nasty("--port", port))
     spm("stop", "web")
+    told = spm("wait-healthy", "web", 5, code=1).stderr
+    assert "\n  → it was stopped (stop was asked for): start web\n" in told
     with socket.create_server(("127.0.0.1", port)):
         assert "no service here claims" in spm("wait-healthy", port, 5).stdout
 
