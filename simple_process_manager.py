@@ -2904,8 +2904,8 @@ def joined_host(host: str, port: int | None) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[bool, str]:
-    """Whether a GET is answered with an expected status; redirects count on the same host only."""
+def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[bool, str, int]:
+    """Whether a GET is answered as expected, and the status; redirects on the same host count."""
     # By hand: http.client takes 20 ms to import, and a server that drips could hold it for ever.
     for _ in range(REDIRECTS + 1):
         where = f"{url.kind}://{joined_host(url.host, url.port)}{url.text}"
@@ -2914,10 +2914,10 @@ def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[b
         except (OSError, ValueError) as error:  # ValueError: a host name that can't be one
             advice = " (--insecure accepts it)" * hasattr(error, "verify_message")
             reason = getattr(error, "strerror", None) or str(error)
-            return False, f"{where}: {reason.lower()}{advice}"
+            return False, f"{where}: {reason.lower()}{advice}", 0
         match = re.match(rb"HTTP/1\.\d (\d{3})(?is:.*?\nlocation:[ \t]*([!-~]+))?", head)
         if match is None:
-            return False, f"{where}: no HTTP answer"
+            return False, f"{where}: no HTTP answer", 0
         status, location = int(match[1]), (match[2] or b"").decode().partition("#")[0]
         is_path = location[:1] == "/" and location[1:2] != "/"
         onward = url._replace(text=location) if is_path else parse_url(location)
@@ -2925,9 +2925,9 @@ def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[b
             away = f", which leads to {location[:200]}" if location else ""
             is_good = is_expected(status, spec.expect)
             wanted = "" if is_good else f", expected {spec.expect}"
-            return is_good, f"{where}: status {status}{wanted}{away}"
+            return is_good, f"{where}: status {status}{wanted}{away}", status
         url = onward
-    return False, f"{where}: more than {REDIRECTS} redirects"
+    return False, f"{where}: more than {REDIRECTS} redirects", 0
 
 
 def _http_head(url: Check, address: str, insecure: bool, deadline: float) -> bytes:
@@ -3040,6 +3040,7 @@ class Sight(NamedTuple):
     address: str = ""
     pid: int | None = None
     is_foreign: bool = False  # somebody answers, and it isn't the service
+    status: int = 0  # of HTTP
 
 
 class Checks:
@@ -3077,8 +3078,8 @@ class Checks:
         if sight.is_ok and check.kind in ("http", "https"):
             host = check.host or ("localhost" if sight.address in LOOPBACK else sight.address)
             url = check._replace(host=host, port=sight.port)
-            is_ok, seen = probe_http(url, sight.address, spec, deadline)
-            sight = sight._replace(is_ok=is_ok, seen=seen)
+            is_ok, seen, status = probe_http(url, sight.address, spec, deadline)
+            sight = sight._replace(is_ok=is_ok, seen=seen, status=status)
         self.sights[check] = sight
         return sight
 
@@ -8007,6 +8008,16 @@ NEXT = ("logs {0} -n 100", "events {0}")
 NEXT_LIVE = ("logs {0} -n 100", "events {0}", "wait-healthy {0}", "stop {0}")
 
 
+def pending(store: Store, record: Record) -> list[str]:
+    """What it has to fulfil to be ready, and what a look sees; no command is run for that."""
+    checks = [parse_check(text) for text in record.spec.readiness]
+    looks = Checks(store, record, checks, record.spec, lambda all_, one, end: all_.read(one, end))
+    for one in (check for check in checks if check.kind not in ("exec", "mcp")):
+        looks.look(one, {}, time.monotonic() + 0.5, lambda: False)
+    pairs = [(text, looks.sights[check]) for text, check in zip(record.spec.readiness, checks)]
+    return [text + f": {sight.seen}" * (sight != Sight()) for text, sight in pairs]
+
+
 @command("explain", Option("name", "NAME"))
 def explain(store: Store, args: argparse.Namespace) -> Result:
     """One page: status, cause, advice, failed exits, last lines."""
@@ -8016,6 +8027,8 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
     own = {one.port for one in listeners(member.identity.pid for member in members)}
     ended = None if verdict.is_live else record.exit
     data: dict[str, object] = {"name": name, "status": verdict.status, "why": verdict.why}
+    is_pending = verdict.status in ("starting", "running") and seen.facts.here
+    data["waits_for"] = pending(store, record) if is_pending else []
     data.update(since=ended.at if ended else record.started_at, **failure_facts(store, record))
     data.update(command=mask_secrets(shown_command(spec)), cwd=spec.cwd)
     data.update(environment=dict(record.environment), listens_on=sorted(own), port=spec.port)
@@ -8319,10 +8332,14 @@ class Target:
         ports = sorted({str(one.port) for one in own_listeners(record, None)})
         where = self.seen + (f"; it listens on {', '.join(ports)}" if ports else "")
         advice = f"read logs {name}, wait longer, or stop {name}"
-        if record.spec.other_port:
-            advice = OTHER_PORT.format(record.spec.other_port)
-        elif self.is_passing:
+        if self.is_passing:
             advice = f"read logs {name}; more time: --timeout {max(60, 2 * timeout_s):g}s"
+        answers = {sight.status for sight in sights.values() if sight.status and not sight.is_ok}
+        if answers:
+            told = f"status {min(answers)} is an answer: see that path and --expect are right; or "
+            advice = told + advice
+        elif record.spec.other_port:
+            advice = OTHER_PORT.format(record.spec.other_port)
         if record.spec.type == "forking" and self.phase == "starting":
             advice = "it stays in the foreground: start it without --type forking"
             advice = advice if ports else f"if {advice}; else wait longer, or read logs {name}"
