@@ -730,11 +730,13 @@ class Spec(NamedTuple):
         return tuple(word.replace("{port}", str(self.port)) for word in self.argv)
 
     @property
-    def other_port(self) -> int | None:
-        """The port that the command names for certain, where another one is declared."""
+    def port_doubt(self) -> str:
+        """What to say where the command names another port than the declared one."""
         words = self.words[-1].split() if self.shell else self.words
         named = recognise_port(words, PORT_SIGNS[:3]) if self.port_declared else None
-        return None if re.search(rf"\b{self.port}\b", " ".join(words)) else named
+        told = f"port {self.port} is declared, but the command names {named}: "
+        told += f"declare --port {named}, or write {{port}} instead of {named} there"
+        return told * bool(named and not re.search(rf"\b{self.port}\b", " ".join(words)))
 
     @property
     def readiness(self) -> tuple[str, ...]:
@@ -3312,8 +3314,7 @@ RECOGNISERS = (
     ("disk_full", "code", r"ENOSPC|No space left on device|not enough space on the disk"),
     ("address_in_use", "code", r"address already in use.*:\d+"),  # the line that names the port
     ("address_in_use", "code", r"EADDRINUSE|(?i:(?:address already|connection) in use)|\b10048\b"),
-    ("missing_module", "code", r"(?P<file>can't open file|Could not import module)"),
-    ("missing_module", "code", r"(?P<file>Cannot find module '(?:/|[A-Z]:))"),
+    ("missing_module", "code", r"(?P<file>can't open file|import module \"|find module '(/|\w:))"),
     ("missing_module", "code", r"ModuleNotFoundError|ImportError|No module named"),
     ("missing_module", "code", r"Cannot find (?:module|package)|Could not (?:import|find or load)"),
     ("missing_attribute", "code", r"not found in module "),
@@ -6390,7 +6391,7 @@ NOT_OF_A_SPEC = {"name", "replace", "force", "on_conflict", "lease", "idle_timeo
 NOT_IN_RUN = ("name?", "--lease", "--all-previous")
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
 PORT_GRACE_S = 5.0
-OTHER_PORT = "declare --port {0}, or write {{port}} instead of {0} there"
+MEND = "mend the cause, then: {} (or, if the command is wrong: {})"
 OTHER_WAYS = ", take another port (--on-conflict next, --port auto), or start anyway with --force"
 START_ADVICE = {
     "ENOENT": "check the spelling and PATH, or give the whole path",
@@ -6896,9 +6897,7 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
     record = granted(record._replace(sharers=sharers, called=called), *owner, steady_s())
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
-    other = record.spec.other_port
-    told = f"[WARN] port {record.spec.port} is declared, but the command names {other}: "
-    notes += [told + OTHER_PORT.format(other)] * bool(other)
+    notes += [f"[WARN] {record.spec.port_doubt}"] * bool(record.spec.port_doubt)
     with state_errors(store.home):
         write_file(store.path(name, "env.json"), json.dumps({**given, **digests}).encode())
     try:
@@ -6911,20 +6910,15 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
         cause = as_object(error.facts["cause"])
         error.advice = error.advice or str(cause["advice"]) * (cause.get("kind") == "unknown")
         again = f"restart {name}" + " --force" * bool(spec.cooldown_s)
-        error.advice = error.advice or mend_line(record, again)
+        error.advice = error.advice or MEND.format(again, corrected(record))
         raise
 
 
 def corrected(record: Record) -> str:
-    """What starts it with another command."""
-    name, file = record.name, record.config and shown_path(record.config)
-    way = f"correct it in {file}, then: up {name}"
-    return way if file else f'start {name} "CORRECTED COMMAND"'
-
-
-def mend_line(record: Record, again: str) -> str:
-    """What to do about one that failed: to start it again repeats its command, right or wrong."""
-    return f"mend the cause, then: {again} (or, if the command is wrong: {corrected(record)})"
+    """What starts it with another command: to start it again repeats the old one."""
+    if record.config:
+        return f"correct it in {shown_path(record.config)}, then: up {record.name}"
+    return f'start {record.name} "CORRECTED COMMAND"'
 
 
 def failures_before(store: Store, former: Seen | None, asked: Asked) -> tuple[int, float | None]:
@@ -8008,14 +8002,14 @@ NEXT = ("logs {0} -n 100", "events {0}")
 NEXT_LIVE = ("logs {0} -n 100", "events {0}", "wait-healthy {0}", "stop {0}")
 
 
-def pending(store: Store, record: Record) -> list[str]:
-    """What it has to fulfil to be ready, and what a look sees; no command is run for that."""
-    checks = [parse_check(text) for text in record.spec.readiness]
-    looks = Checks(store, record, checks, record.spec, lambda all_, one, end: all_.read(one, end))
-    for one in (check for check in checks if check.kind not in ("exec", "mcp")):
+def pending(store: Store, seen: Seen) -> list[str]:
+    """What it still has to fulfil, and what a look sees; no command is run for that."""
+    record, waits = seen.record, seen.facts.here and seen.verdict.status in ("starting", "running")
+    pairs = [(text, parse_check(text)) for text in record.spec.readiness if waits]
+    looks = Checks(store, record, [one for _, one in pairs], record.spec, Checks.read)
+    for one in (check for _, check in pairs if check.kind not in ("exec", "mcp")):
         looks.look(one, {}, time.monotonic() + 0.5, lambda: False)
-    pairs = [(text, looks.sights[check]) for text, check in zip(record.spec.readiness, checks)]
-    return [text + f": {sight.seen}" * (sight != Sight()) for text, sight in pairs]
+    return [f"{text}: {looks.sights[check].seen}" for text, check in pairs]
 
 
 @command("explain", Option("name", "NAME"))
@@ -8027,8 +8021,7 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
     own = {one.port for one in listeners(member.identity.pid for member in members)}
     ended = None if verdict.is_live else record.exit
     data: dict[str, object] = {"name": name, "status": verdict.status, "why": verdict.why}
-    is_pending = verdict.status in ("starting", "running") and seen.facts.here
-    data["waits_for"] = pending(store, record) if is_pending else []
+    data["waits_for"] = pending(store, seen)
     data.update(since=ended.at if ended else record.started_at, **failure_facts(store, record))
     data.update(command=mask_secrets(shown_command(spec)), cwd=spec.cwd)
     data.update(environment=dict(record.environment), listens_on=sorted(own), port=spec.port)
@@ -8273,11 +8266,10 @@ class Target:
         cause = facts["cause"]
         is_known = isinstance(cause, dict) and cause["kind"] != "unknown"
         read = "" if is_known else f"{'read its last lines above' if tail else BY_HAND}; "
-        advice = f"{read}{mend_line(seen.record, restart_line(seen))}"
+        advice = read + MEND.format(restart_line(seen), corrected(seen.record))
         advice = f"{read}mend the cause, then: run this again" if self.is_passing else advice
         if seen.verdict.status == "stopped":
-            again = "run this again" if self.is_passing else f"start {name}"
-            advice = f"it was stopped ({seen.verdict.why or ended}): {again}"
+            advice = f"it was stopped ({seen.verdict.why or ended}): start {name}"
         elif ended and ended.code == 0 and seen.verdict.status == "exited":
             advice = "a command that returns by itself needs no start; a daemon: --type forking"
         raise Failed(text, advice, name=name, log_tail=tail, **facts)
@@ -8334,15 +8326,11 @@ class Target:
         advice = f"read logs {name}, wait longer, or stop {name}"
         if self.is_passing:
             advice = f"read logs {name}; more time: --timeout {max(60, 2 * timeout_s):g}s"
-        answers = {sight.status for sight in sights.values() if sight.status and not sight.is_ok}
-        if answers:
-            told = f"status {min(answers)} is an answer: see that path and --expect are right; or "
-            advice = told + advice
-        elif record.spec.other_port:
-            advice = OTHER_PORT.format(record.spec.other_port)
+        advice = record.spec.port_doubt or advice
+        for status in {one.status for one in sights.values() if not one.is_ok} - {0}:
+            advice = f"status {status} is an answer: are path and --expect right? Or {advice}"
         if record.spec.type == "forking" and self.phase == "starting":
-            advice = "it stays in the foreground: start it without --type forking"
-            advice = advice if ports else f"if {advice}; else wait longer, or read logs {name}"
+            advice = "it seems to stay in the foreground: start it without --type forking"
         elif not (self.given or record.spec.readiness or facts["port"]):
             advice += f"; what listens on no port says that it is ready with: notify {name} ready"
         message = f"{name} did not become healthy in {waited} ({where}); {alive}"
@@ -10547,7 +10535,7 @@ GLOBAL_OPTIONS = (
     Option("--home", "DIR", help="state directory (default: SPM_HOME, or the nearest .spm)"),
     Option("--json", help="print one JSON document"),
 )
-LIKE_DURATION = r"(?i)[\d.]+ ?(?:ms|[smhd]|(?:m?sec|min|hr|hour|day)\w*)"
+LIKE_DURATION = r"(?i)\d[\d.]* ?(?:ms|[smhd]|(?:m?sec|min|hr|hour|day)\w*)"
 OPTIONAL_VALUES = {"--watch": 2.0, "--wait": WAIT_S}  # seconds, where none are given
 PLAIN_BARS = dict(zip(map(ord, BARS), "_.-:=+*#"))
 FAMILIES = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # config schema
@@ -10582,11 +10570,8 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
         # Options behind bare words could be start's or the command's: nobody should have to guess.
         stray, words = words[1:], rest[rest.index(words[0], rest.index(args.name) + 1) :]
         # but of NAME=value only the name: a message may be logged
-        form = rf"^((?:--env=)?{VARIABLE}=).*"
-        line, more = (
-            join_command([re.sub(form, r"\1…", word, flags=re.S) for word in some])
-            for some in (words, stray)
-        )
+        form = rf"(?s)^((?:--env=)?{VARIABLE}=).*"
+        line, more = (join_command([re.sub(form, r"\1…", w) for w in x]) for x in (words, stray))
         advice = f"quote the command: start {args.name} {join_command([line])}, "
         advice += f"or put it behind --: start {args.name} -- {line}"
         told = "options behind an unquoted command: are they the command's or start's?"
@@ -10604,10 +10589,9 @@ def with_value(options: Iterable[Option], words: Sequence[str]) -> list[str]:
     values = {one.words: OPTIONAL_VALUES[one.words] for one in options if one.metavar == "[D]"}
     joined: list[str] = []
     for word in words:
-        if joined and joined[-1] in values and re.fullmatch(DURATION, word):
+        is_value = re.fullmatch(DURATION, word) or re.fullmatch(LIKE_DURATION, word)
+        if joined and joined[-1] in values and is_value:
             joined[-1] += f"={word}"
-        elif joined and joined[-1] in values and re.fullmatch(LIKE_DURATION, word):
-            naming(joined[-1], parse_duration)(word)
         else:
             joined.append(word)
     return [f"{word}={values[word]:g}" if word in values else word for word in joined]
