@@ -9253,7 +9253,8 @@ def in_keys(text: object, wanted: Wanted) -> str:
     flags = "|".join(KEYS).replace("_", "-")
     words = re.sub(rf"--({flags})(?![\w-])", lambda found: found[1].replace("-", "_"), str(text))
     words += f" ({wanted.source.path} in {shown_path(wanted.source.file)})" * (words != text)
-    return words.replace("--force", f"`start {wanted.name} --force`")
+    bare = rf"(?<!restart {re.escape(wanted.name)} )--force"
+    return re.sub(bare, f"`start {wanted.name} --force`", words)
 
 
 class Application:

@@ -697,6 +697,6 @@ def test_the_advice_of_a_start_that_failed_is_not_refused_by_its_cooldown(spm: S
     soon = ("sh", "-c", "echo \"ModuleNotFoundError: No module named 'x'\"; exit 1")
     policy = ("--start-seconds", "20", "--restart", "on-failure")
     refused = spm("start", "web", *policy, "--", *soon, code=4).stderr.strip()
-    assert refused.endswith("then: restart web --force")
+    assert "then: restart web --force (or" in refused
     free = spm("start", "job", *policy[:2], "--", *soon, code=4).stderr.strip()
-    assert free.endswith("then: restart job")
+    assert "then: restart job (or" in free
