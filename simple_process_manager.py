@@ -173,6 +173,12 @@ __version__ = "1.0.0"
 # says what to do next. Nobody matches on a message.
 
 
+def cut(line: object) -> str:
+    """A quoted line, 500 characters of it at most; one that was cut stays as it is."""
+    text = str(line)
+    return text if len(text) < 550 else f"{text[:500]}… {len(text) - 500} more characters"
+
+
 class SpmError(Exception):
     """A command failed: `kind` and `exit_code` are the contract, `facts` go into the JSON."""
 
@@ -183,6 +189,8 @@ class SpmError(Exception):
 
     def __init__(self, message: str, advice: str = "", **facts: object) -> None:
         super().__init__(message)
+        tail = facts.get("log_tail")  # `logs` has each line whole
+        facts.update({"log_tail": list(map(cut, tail))} if isinstance(tail, list) else {})
         self.message, self.advice, self.facts = message, advice, facts
 
     def to_json(self) -> dict[str, object]:
@@ -461,12 +469,12 @@ PORT_SIGNS = (
 NO_PORT_PROGRAMS = ("docker", "podman", "nerdctl", "docker-compose", "kubectl", "ssh")
 
 
-def recognise_port(words: Sequence[str]) -> int | None:
+def recognise_port(words: Sequence[str], signs: Sequence[str] = PORT_SIGNS) -> int | None:
     """The port a command seems to listen on: `--port N`, `--port=N`, `-p N`, `PORT=N`, `:N`."""
     if words and os.path.basename(words[0]) in NO_PORT_PROGRAMS:
         return None
     text = "\0".join(("", *words, ""))
-    found = (as_port(match[1]) for sign in PORT_SIGNS for match in re.finditer(sign, text))
+    found = (as_port(match[1]) for sign in signs for match in re.finditer(sign, text))
     return next((port for port in found if port), None)
 
 
@@ -719,6 +727,15 @@ class Spec(NamedTuple):
         if not self.port_declared or self.port is None:
             return self.argv
         return tuple(word.replace("{port}", str(self.port)) for word in self.argv)
+
+    @property
+    def port_doubt(self) -> str:
+        """What to say where the command names another port than the declared one."""
+        words = self.words[-1].split() if self.shell else self.words
+        named = recognise_port(words, PORT_SIGNS[:3]) if self.port_declared else None
+        told = f"port {self.port} is declared, but the command names {named}: "
+        told += f"declare --port {named}, or write {{port}} instead of {named} there"
+        return told * bool(named and not re.search(rf"\b{self.port}\b", " ".join(words)))
 
     @property
     def readiness(self) -> tuple[str, ...]:
@@ -2908,8 +2925,8 @@ def joined_host(host: str, port: int | None) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[bool, str]:
-    """Whether a GET is answered with an expected status; redirects count on the same host only."""
+def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[bool, str, int]:
+    """Whether a GET is answered as expected, and the status; redirects on the same host count."""
     # By hand: http.client takes 20 ms to import, and a server that drips could hold it for ever.
     for _ in range(REDIRECTS + 1):
         where = f"{url.kind}://{joined_host(url.host, url.port)}{url.text}"
@@ -2918,10 +2935,10 @@ def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[b
         except (OSError, ValueError) as error:  # ValueError: a host name that can't be one
             advice = " (--insecure accepts it)" * hasattr(error, "verify_message")
             reason = getattr(error, "strerror", None) or str(error)
-            return False, f"{where}: {reason.lower()}{advice}"
+            return False, f"{where}: {reason.lower()}{advice}", 0
         match = re.match(rb"HTTP/1\.\d (\d{3})(?is:.*?\nlocation:[ \t]*([!-~]+))?", head)
         if match is None:
-            return False, f"{where}: no HTTP answer"
+            return False, f"{where}: no HTTP answer", 0
         status, location = int(match[1]), (match[2] or b"").decode().partition("#")[0]
         is_path = location[:1] == "/" and location[1:2] != "/"
         onward = url._replace(text=location) if is_path else parse_url(location)
@@ -2929,9 +2946,9 @@ def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[b
             away = f", which leads to {location[:200]}" if location else ""
             is_good = is_expected(status, spec.expect)
             wanted = "" if is_good else f", expected {spec.expect}"
-            return is_good, f"{where}: status {status}{wanted}{away}"
+            return is_good, f"{where}: status {status}{wanted}{away}", status
         url = onward
-    return False, f"{where}: more than {REDIRECTS} redirects"
+    return False, f"{where}: more than {REDIRECTS} redirects", 0
 
 
 def _http_head(url: Check, address: str, insecure: bool, deadline: float) -> bytes:
@@ -3044,6 +3061,7 @@ class Sight(NamedTuple):
     address: str = ""
     pid: int | None = None
     is_foreign: bool = False  # somebody answers, and it isn't the service
+    status: int = 0  # of HTTP
 
 
 class Checks:
@@ -3081,8 +3099,8 @@ class Checks:
         if sight.is_ok and check.kind in ("http", "https"):
             host = check.host or ("localhost" if sight.address in LOOPBACK else sight.address)
             url = check._replace(host=host, port=sight.port)
-            is_ok, seen = probe_http(url, sight.address, spec, deadline)
-            sight = sight._replace(is_ok=is_ok, seen=seen)
+            is_ok, seen, status = probe_http(url, sight.address, spec, deadline)
+            sight = sight._replace(is_ok=is_ok, seen=seen, status=status)
         self.sights[check] = sight
         return sight
 
@@ -3315,7 +3333,8 @@ RECOGNISERS = (
     ("disk_full", "code", r"ENOSPC|No space left on device|not enough space on the disk"),
     ("address_in_use", "code", r"address already in use.*:\d+"),  # the line that names the port
     ("address_in_use", "code", r"EADDRINUSE|(?i:(?:address already|connection) in use)|\b10048\b"),
-    ("missing_module", "code", r"ModuleNotFoundError|ImportError|No module named|can't open file"),
+    ("missing_module", "code", r"(?P<file>can't open file|import module \"|find module '(/|\w:))"),
+    ("missing_module", "code", r"ModuleNotFoundError|ImportError|No module named"),
     ("missing_module", "code", r"Cannot find (?:module|package)|Could not (?:import|find or load)"),
     ("missing_attribute", "code", r"not found in module "),
     ("missing_module", "code", r"loading shared libraries: "),
@@ -3354,6 +3373,8 @@ CAUSE_ADVICE = {
     "protocol_error": "check that address and port are of the server it means to talk to",
     "unknown": "read its last lines",
 }
+NO_FILE = "no such file or module below {cwd}: check --cwd and the name"
+LITERAL_PORT = "take another port: -", "put {port} into the command and add -"  # where it has one
 BY_HAND = "run the command by hand to see"  # unknown, and it wrote nothing
 RETRYABLE = "out_of_memory killed_by_signal disk_full address_in_use connection_refused timeout"
 
@@ -3386,6 +3407,7 @@ def cause_of(ended: Exit, tail: Sequence[str]) -> Cause:
     elif how.startswith("code"):
         message += f"; it last wrote: {tail[-1]}" if tail else "; it wrote nothing"
     advice = BY_HAND if kind == "unknown" and not tail else CAUSE_ADVICE[kind]
+    advice = NO_FILE if sign and "file" in found[0].groupdict() else advice
     return Cause(kind, masked_line(message), advice, kind in RETRYABLE)
 
 
@@ -5468,6 +5490,8 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         raise misfit
     argv = command_words(name, args)
     recognised = recognise_port(argv[-1].split() if args.shell else argv)
+    if args.port is None and any("{port}" in word for word in argv):
+        raise UsageError("{port} stands in the command for no port", "add --port N or --port auto")
     cwd = os.path.abspath(args.cwd or os.getcwd())
     cooldown_s = COOLDOWN_S * (args.restart != "no")
     lives_s = JUDGED_S * bool(args.success_log or args.failure_log)
@@ -6388,6 +6412,7 @@ NOT_OF_A_SPEC = {"name", "replace", "force", "on_conflict", "lease", "idle_timeo
 NOT_IN_RUN = ("name?", "--lease", "--all-previous")
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
 PORT_GRACE_S = 5.0
+MEND = "mend the cause, then: {} (or, if the command is wrong: {})"
 OTHER_WAYS = ", take another port (--on-conflict next, --port auto), or start anyway with --force"
 START_ADVICE = {
     "ENOENT": "check the spelling and PATH, or give the whole path",
@@ -6617,6 +6642,9 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
     if not args.name:
         how = 'write: start NAME "COMMAND"; or start NAME, as last time; or start --all-previous'
         raise UsageError("the name of the service is missing", how)
+    if len(args.name.split()) > 1 and not (args.command or args.tail):
+        how = f"{'run' if hasattr(args, 'with') else 'start'} NAME {join_command([args.name])}"
+        raise UsageError("the name of the service is missing", f"write: {how}")
     name = check_name(args.name)
     asked = known_start(store, name) if is_bare(args) else None
     if asked is None:
@@ -6890,6 +6918,7 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
     record = granted(record._replace(sharers=sharers, called=called), *owner, steady_s())
     record = with_port(store, record, conflict, values, notes)
     values = values if record.spec == spec else environment_of(record.spec, given)
+    notes += [f"[WARN] {record.spec.port_doubt}"] * bool(record.spec.port_doubt)
     with state_errors(store.home):
         write_file(store.path(name, "env.json"), json.dumps({**given, **digests}).encode())
     try:
@@ -6900,10 +6929,17 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
         error.advice = start_advice(spec, values, error.facts.get("errno")) or error.advice
         error.facts.update(failure_facts(store, store.record(name), error.advice))
         cause = as_object(error.facts["cause"])
-        error.advice += str(cause["advice"]) if cause.get("kind") == "unknown" else ""
+        error.advice = error.advice or str(cause["advice"]) * (cause.get("kind") == "unknown")
         again = f"restart {name}" + " --force" * bool(spec.cooldown_s)
-        error.advice = error.advice or f"mend the cause, then: {again}"
+        error.advice = error.advice or MEND.format(again, corrected(record))
         raise
+
+
+def corrected(record: Record) -> str:
+    """What starts it with another command: to start it again repeats the old one."""
+    if record.config:
+        return f"correct it in {shown_path(record.config)}, then: up {record.name}"
+    return f'start {record.name} "CORRECTED COMMAND"'
 
 
 def failures_before(store: Store, former: Seen | None, asked: Asked) -> tuple[int, float | None]:
@@ -6967,6 +7003,9 @@ def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict
     port = as_port(named[-1]) if named else record.spec.port
     holder = f"; {port_state(port)}" if port and cause.kind == "address_in_use" else ""
     advice = advice or cause.advice.replace("port N", f"port {port or 'N'}")
+    advice = advice.replace("{cwd}", record.spec.cwd)
+    if recognise_port(record.spec.argv[-1].split() if record.spec.shell else record.spec.argv):
+        advice = advice.replace(*LITERAL_PORT)
     cause = cause._replace(message=cause.message + holder, advice=advice)
     return {"cause": cause._asdict()}
 
@@ -7993,6 +8032,16 @@ NEXT = ("logs {0} -n 100", "events {0}")
 NEXT_LIVE = ("logs {0} -n 100", "events {0}", "wait-healthy {0}", "stop {0}")
 
 
+def pending(store: Store, seen: Seen) -> list[str]:
+    """What it still has to fulfil, and what a look sees; no command is run for that."""
+    record, waits = seen.record, seen.facts.here and seen.verdict.status in ("starting", "running")
+    pairs = [(text, parse_check(text)) for text in record.spec.readiness if waits]
+    looks = Checks(store, record, [one for _, one in pairs], record.spec, Checks.read)
+    for one in (check for _, check in pairs if check.kind not in ("exec", "mcp")):
+        looks.look(one, {}, time.monotonic() + 0.5, lambda: False)
+    return [f"{text}: {looks.sights[check].seen}" for text, check in pairs]
+
+
 @command("explain", Option("name", "NAME"))
 def explain(store: Store, args: argparse.Namespace) -> Result:
     """One page: status, cause, advice, failed exits, last lines."""
@@ -8002,6 +8051,7 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
     own = {one.port for one in listeners(member.identity.pid for member in members)}
     ended = None if verdict.is_live else record.exit
     data: dict[str, object] = {"name": name, "status": verdict.status, "why": verdict.why}
+    data["waits_for"] = pending(store, seen)
     data.update(since=ended.at if ended else record.started_at, **failure_facts(store, record))
     data.update(command=mask_secrets(shown_command(spec)), cwd=spec.cwd)
     data.update(environment=dict(record.environment), listens_on=sorted(own), port=spec.port)
@@ -8010,6 +8060,7 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
     exits, tail = store.failed_exits(name), [*map(masked_line, store.last_lines(name, 20))]
     after = [line.format(name) for line in (NEXT_LIVE if verdict.is_live else NEXT)]
     after += [] if verdict.is_live else [restart_line(seen)]
+    after += [f"{corrected(record)} (if the command is wrong)"] * (verdict.status == "failed")
     # 34 lines of facts, the newest exits first, 21 of output, 5 of what to do next
     brief = [{k: v for k, v in one.items() if k != "log_tail"} for one in exits]
     page = page_of({**data, "exits": brief}, 14)[:34]
@@ -8061,7 +8112,7 @@ def wait_healthy(store: Store, args: argparse.Namespace) -> Result:
     words, timeout_s = list(args.targets), WAIT_S
     if len(words) > 1 and re.fullmatch(DURATION, words[-1]):
         timeout_s = parse_duration(words.pop())
-    elif len(words) > 1 and not parse_url(words[-1]) and not store.record(words[-1]):
+    elif len(words) > 1 and ":" not in words[-1] and not store.record(words[-1]):
         advice = "write for example: wait-healthy api redis 30s"
         raise UsageError(f"{words[-1]!r} is neither a service here nor a duration", advice)
     began = float(LEAN_S) if IS_LEAN else time.monotonic()  # one clock for all processes
@@ -8078,6 +8129,10 @@ def wait_healthy(store: Store, args: argparse.Namespace) -> Result:
 def target_of(store: Store, word: str, args: argparse.Namespace) -> Target:
     """What a word of wait-healthy stands for; a service that is named lives on for it."""
     url, port = parse_url(word), parse_port(word) if word.isdigit() else None
+    if ":" in word and not url:
+        local = re.fullmatch(r"(?:localhost|127\.0\.0\.1|\[::1\]|0\.0\.0\.0|):(\d+)/?", word)
+        how = f"write {local[1] + ' or ' if local else ''}http://{word.strip('/')}/"
+        raise UsageError(f"{word!r} is neither a name, a port nor a URL", how)
     checks = [url] if url else [parse_check(f"http:{args.http}")] if args.http else []
     checks += [parse_check(f"log:{args.log}")] if args.log else []
     if url or port:
@@ -8242,9 +8297,11 @@ class Target:
         cause = facts["cause"]
         is_known = isinstance(cause, dict) and cause["kind"] != "unknown"
         read = "" if is_known else f"{'read its last lines above' if tail else BY_HAND}; "
-        again = "run this again" if self.is_passing else f"restart {name}"
-        advice = f"{read}mend the cause, then: {again}"
-        if ended and ended.code == 0 and seen.verdict.status == "exited":
+        advice = read + MEND.format(restart_line(seen), corrected(seen.record))
+        advice = f"{read}mend the cause, then: run this again" if self.is_passing else advice
+        if seen.verdict.status == "stopped":
+            advice = f"it was stopped ({seen.verdict.why or ended}): start {name}"
+        elif ended and ended.code == 0 and seen.verdict.status == "exited":
             advice = "a command that returns by itself needs no start; a daemon: --type forking"
         raise Failed(text, advice, name=name, log_tail=tail, **facts)
 
@@ -8265,7 +8322,11 @@ class Target:
         pid, one = self.facts()["pid"], self.answer
         by = f" (pid {pid})" if self.record else "; no service here claims this port"
         if not self.record and one.address in LOOPBACK:  # else it is another machine's
-            by += f": {look_at(port_holder(one.port or 0, one.address))} answers"
+            holder = look_at(port_holder(one.port or 0, one.address))
+            by += f": {holder} answers"
+            if holder.identity and holder.cookie.home == self.store.home:
+                by = f"; service {holder.cookie.service} of this home answers there (pid "
+                by += f"{holder.identity.pid}; declare that with --port {one.port})"
         after = f"after {format_duration(self.after_s or 0.0)}{by}"
         if [check.kind for check in self.checks.checks] == ["tcp"] and one.port:
             return f"[OK] {self.label} answers on {joined_host(one.address, one.port)} {after}"
@@ -8296,7 +8357,12 @@ class Target:
         advice = f"read logs {name}, wait longer, or stop {name}"
         if self.is_passing:
             advice = f"read logs {name}; more time: --timeout {max(60, 2 * timeout_s):g}s"
-        if not (self.given or record.spec.readiness or facts["port"]):
+        advice = record.spec.port_doubt or advice
+        for status in {one.status for one in sights.values() if not one.is_ok} - {0}:
+            advice = f"status {status} is an answer: are path and --expect right? Or {advice}"
+        if record.spec.type == "forking" and self.phase == "starting":
+            advice = "it seems to stay in the foreground: start it without --type forking"
+        elif not (self.given or record.spec.readiness or facts["port"]):
             advice += f"; what listens on no port says that it is ready with: notify {name} ready"
         message = f"{name} did not become healthy in {waited} ({where}); {alive}"
         return TimedOut(message, advice, **facts)
@@ -8423,7 +8489,7 @@ class Chain:
         for target in list(self.targets):
             target.hear()
             if target.ends:
-                tail = [f"  | {line}" for line in self.store.last_lines(str(target.name), 20)]
+                tail = [f"  | {cut(line)}" for line in self.store.last_lines(str(target.name), 20)]
                 self.say(f"[WARN] {target.name} ended: {target.ends.pop()}; the tests go on", *tail)
             if not target.has_died():
                 continue
@@ -9233,7 +9299,8 @@ def in_keys(text: object, wanted: Wanted) -> str:
     flags = "|".join(KEYS).replace("_", "-")
     words = re.sub(rf"--({flags})(?![\w-])", lambda found: found[1].replace("-", "_"), str(text))
     words += f" ({wanted.source.path} in {shown_path(wanted.source.file)})" * (words != text)
-    return words.replace("--force", f"`start {wanted.name} --force`")
+    bare = rf"(?<!restart {re.escape(wanted.name)} )--force"
+    return re.sub(bare, f"`start {wanted.name} --force`", words)
 
 
 class Application:
@@ -10515,6 +10582,7 @@ GLOBAL_OPTIONS = (
     Option("--home", "DIR", help="state directory (default: SPM_HOME, or the nearest .spm)"),
     Option("--json", help="print one JSON document"),
 )
+LIKE_DURATION = r"(?i)\d[\d.]* ?(?:ms|[smhd]|(?:m?sec|min|hr|hour|day)\w*)"
 OPTIONAL_VALUES = {"--watch": 2.0, "--wait": WAIT_S}  # seconds, where none are given
 PLAIN_BARS = dict(zip(map(ord, BARS), "_.-:=+*#"))
 FAMILIES = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # config schema
@@ -10547,13 +10615,16 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     words = getattr(args, "command", [])
     if len(words) > 1 and rest[-len(words) :] != words:
         # Options behind bare words could be start's or the command's: nobody should have to guess.
-        words = rest[rest.index(words[0], rest.index(args.name) + 1) :]
+        stray, words = words[1:], rest[rest.index(words[0], rest.index(args.name) + 1) :]
         # but of NAME=value only the name: a message may be logged
-        form = rf"^((?:--env=)?{VARIABLE}=).*"
-        line = join_command([re.sub(form, r"\1…", word, flags=re.S) for word in words])
+        form = rf"(?s)^((?:--env=)?{VARIABLE}=).*"
+        line, more = (join_command([re.sub(form, r"\1…", w) for w in x]) for x in (words, stray))
         advice = f"quote the command: start {args.name} {join_command([line])}, "
         advice += f"or put it behind --: start {args.name} -- {line}"
         told = "options behind an unquoted command: are they the command's or start's?"
+        if len(words[0].split()) > 1:
+            told = f"{more} stands behind the quoted command"
+            advice = f'one string is all of it: start {args.name} "COMMAND" with options around it'
         raise UsageError(told, advice)
     if cut < len(argv) and name not in ("start", "run"):
         raise UsageError(f"{name} takes no command behind --", f"see: {PROGRAM} {name} --help")
@@ -10565,7 +10636,8 @@ def with_value(options: Iterable[Option], words: Sequence[str]) -> list[str]:
     values = {one.words: OPTIONAL_VALUES[one.words] for one in options if one.metavar == "[D]"}
     joined: list[str] = []
     for word in words:
-        if joined and joined[-1] in values and re.fullmatch(DURATION, word):
+        is_value = re.fullmatch(DURATION, word) or re.fullmatch(LIKE_DURATION, word)
+        if joined and joined[-1] in values and is_value:
             joined[-1] += f"={word}"
         else:
             joined.append(word)

@@ -122,6 +122,8 @@ def test_what_a_real_program_says_is_recognised(
     found = cause(argv, tmp_path)
     assert (found.kind, told in found.message) == (kind, True), found
     assert found.advice, "each has a sentence of advice"
+    is_file = argv[-1] in ("nosuch.py", "nosuch:app", "nosuch.js")
+    assert (found.advice == program.NO_FILE) == is_file
 
 
 def test_a_held_port_is_recognised_whoever_says_so(held: int, tmp_path: Path) -> None:
@@ -274,12 +276,19 @@ def failed(spm: Spm, name: str, *words: object) -> dict[str, Any]:
 
 @pytest.mark.smoke
 def test_wait_and_status_tell_the_cause_and_what_to_do(spm: Spm) -> None:
+    advice = failed(spm, "file", PY, "nosuch.py")["cause"]["advice"]
+    assert advice == f"no such file or module below {spm.cwd.resolve()}: check --cwd and the name"
     spm("start", "api", "--", PY, "-m", "nosuch")
     error = spm.json("wait-healthy", "api", 10, code=1)["error"]
     assert error["cause"]["kind"] == "missing_module" and error["cause"]["retryable"] is False
     told = spm("wait-healthy", "api", 10, code=1).stderr
     assert f"cause: missing module: {PY}: No module named nosuch" in told
     assert "→ install it" in told
+    other = 'start api "CORRECTED COMMAND"'
+    again = f"mend the cause, then: restart api (or, if the command is wrong: {other})"
+    assert error["advice"] == again
+    after = spm.json("explain", "api")["next"][2:]
+    assert after == ["restart api", f"{other} (if the command is wrong)"]
     assert spm.json("status", "api", code=3)["cause"] == error["cause"]
     for words, code in ((("status", "api"), 3), (("explain", "api"), 0)):
         told = spm(*words, code=code).stdout
@@ -305,6 +314,8 @@ def test_a_held_port_names_its_holder_and_later_that_it_is_free(spm: Spm) -> Non
         status = failed(spm, "web", f"{PY} -m uvicorn json:loads --port {port}")
         assert f"port {port} is held by pid {os.getpid()}" in status["cause"]["message"]
         assert f"pid {os.getpid()}" in spm.json("explain", "web")["port_state"]
+        way = "or put {port} into the command and add --port auto"
+        assert status["cause"]["advice"].endswith(way)
     assert f"port {port} is free" in spm.json("status", "web", code=3)["cause"]["message"]
 
 
@@ -427,7 +438,7 @@ def test_explain_is_one_page_without_secrets_and_control_characters(spm: Spm) ->
     assert "  | line 299 \\x1b[31mred\\x07 API_KEY=…" in lines
     for part in ("name:", "api", "status:", "failed", "since:", "cause:", "exits:", "TOKEN"):
         assert part in page
-    assert lines[-3:] == ["  logs api -n 100", "  events api", "  restart api"]
+    assert lines[-4:-1] == ["  logs api -n 100", "  events api", "  restart api"]
     document = spm.json("explain", "api")
     assert document["environment"] == {"TOKEN": "--env"} and "s3cr3t99" not in json.dumps(document)
 

@@ -60,6 +60,7 @@ def test_what_is_forking_is_not_ready_while_its_launcher_lives(spm: Spm, port: i
     server = nasty("--port", port)
     done = spm("start", "web", server, "--type", "forking", "--wait", "1s", code=124)
     assert "its launcher has not exited" in done.stderr
+    assert "it seems to stay in the foreground: start it without --type forking\n" in done.stderr
     assert spm.service("web")["status"] == "starting"
     spm("stop", "web")
 

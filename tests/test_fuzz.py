@@ -339,7 +339,7 @@ def test_any_http_answer_is_looked_at_in_time(
     next_ones[0] = pieces
     url, spec = program.Check("http", "/", "127.0.0.1", port), program.Spec(("x",), "/")
     began = time.monotonic()
-    is_ok, seen = program.probe_http(url, "127.0.0.1", spec, time.monotonic() + 0.1)
+    is_ok, seen, _ = program.probe_http(url, "127.0.0.1", spec, time.monotonic() + 0.1)
     assert time.monotonic() - began < 1 and seen.isprintable()
     assert not is_ok or b"".join(pieces).startswith(b"HTTP/1.")
 

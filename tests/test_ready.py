@@ -352,7 +352,10 @@ def test_a_status_that_fails_and_then_is_good(spm: Spm, port: int) -> None:
     answer(spm, "503")
     spm("start", "web", server(spm, port), "--port", port, "--ready", "http:/health")
     failed = spm("wait-healthy", "web", "500ms", code=124)
-    assert f"http://localhost:{port}/health: status 503" in failed.stderr
+    seen = f"http://localhost:{port}/health: status 503"
+    assert seen in failed.stderr
+    assert "status 503 is an answer: are path and --expect right? Or read logs" in failed.stderr
+    assert spm.json("explain", "web")["waits_for"] == [f"http:/health: {seen}, expected 200-399"]
     assert spm.service("web")["status"] == "running"
     wait = spm.popen("wait-healthy", "web", "10")
     answer(spm, "200")

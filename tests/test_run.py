@@ -259,6 +259,8 @@ def test_a_test_command_that_does_not_exist_starts_nothing(spm: Spm, port: int) 
         "the test command 'pytset' can't be found or executed"
         in spm(*words, "--", "pytset", code=2).stderr
     )
+    told = spm("run", "sleep 60", *shell("true"), code=2).stderr
+    assert "the name of the service is missing\n  → write: run NAME 'sleep 60'" in told
     for more in ((), ("--",)):
         told = spm(*words, *more, code=2).stderr
         assert "there is no test command" in told and "put it behind --" in told

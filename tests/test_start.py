@@ -90,6 +90,8 @@ def test_start_with_the_name_alone_repeats_the_last_start(spm: Spm) -> None:
     assert "no service 'apo' is known" in told
     assert 'did you mean api? A new one: start apo "COMMAND"' in told
     assert "the name of the service is missing" in spm("start", code=2).stderr
+    told = spm("start", "uvicorn main:app", code=2).stderr
+    assert "is missing\n  → write: start NAME 'uvicorn main:app'\n" in told
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ def test_what_cannot_be_executed_fails_at_once_and_says_why(
     (spm.cwd / ".venv" / "bin").mkdir(parents=True)
     (spm.cwd / ".venv" / "bin" / "only-in-venv").write_text("")
     failed = spm("start", "api", command, code=4)
-    assert reason in failed.stderr and advice in failed.stderr
+    assert reason in failed.stderr and failed.stderr.count(advice) == 1
     assert command.split()[0] in failed.stderr
     assert spm.service("api")["status"] == "failed"
     assert not spm.bearers()
@@ -257,6 +259,15 @@ def test_names_are_compared_without_case(spm: Spm) -> None:
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "http", "8e3", "\uff11\uff12"])
 def test_a_bad_port_is_exit_2(spm: Spm, port: str) -> None:
     assert "is not a port" in spm("start", "api", "sleep 5", f"--port={port}", code=2).stderr
+    assert "→ add --port N or --port auto" in spm("start", "api", "x --port={port}", code=2).stderr
+
+
+def test_what_stands_behind_a_quoted_command_is_not_taken_for_an_unquoted_one(spm: Spm) -> None:
+    told = spm("start", "api", "sleep 5", "--wait", "30sec", code=2).stderr
+    assert "--wait: '30sec' is not a duration above 0\n  → write 500ms, 30s" in told
+    told = spm("start", "api", "sleep 5", "--wait", "much", "TOKEN=s3cr3t", code=2).stderr
+    assert told.startswith("[ERROR] much 'TOKEN=…' stands behind the quoted command\n")
+    assert 'start api "COMMAND"' in told and "unquoted" not in told
 
 
 def test_the_first_start_of_a_copied_file_leaves_the_project_clean(spm: Spm) -> None:

@@ -177,7 +177,8 @@ def test_a_failure_names_the_service_and_leaves_the_others(spm: Spm) -> None:
     assert told.count("bad is not running") == 1, "once is enough"
     for name, tail in (("bad", "no"), ("too", "oops")):
         lines = told[told.index(f"[ERROR] {name} is not running") :].splitlines()
-        advice = f"  → read its last lines above; mend the cause, then: restart {name}"
+        advice = f"  → read its last lines above; mend the cause, then: restart {name} (or, if the "
+        advice += f"command is wrong: correct it in spm.json, then: up {name})"
         assert lines[1:3] == [f"  | {tail}", advice], "each failure tells all of it"
     dies = {"command": ["sh", "-uc", ": $SPM_NOT"], "start_seconds": 2}
     write(spm, {"good": services["good"], "none": {"command": "/no/such/program"}, "dies": dies})
@@ -188,7 +189,7 @@ def test_a_failure_names_the_service_and_leaves_the_others(spm: Spm) -> None:
     error = spm.json("up", code=4)["error"]
     advice = "set it with env or env_file; require_env checks before the start"
     assert error["cause"]["advice"] == f"{advice} (services.dies in spm.json)"
-    assert error["advice"] == "mend the cause, then: restart dies"
+    assert error["advice"].startswith("mend the cause, then: restart dies (or, if the command is")
     missing = {"environment": {"SPM_NOT": {"required": True}}, "env": {"SPM_X": None}}
     write(
         spm,

@@ -111,6 +111,9 @@ def test_without_a_known_port_any_port_it_listens_on_will_do(spm: Spm, port: int
     )
     assert spm.service("web")["port"] is None
     assert spm.json("wait-healthy", "web", 10)["port"] == port
+    way = f"(pid {spm.service('web')['pid']}; declare that with --port {port})\n"
+    told = spm("wait-healthy", port, 10).stdout
+    assert told.endswith(f"; service web of this home answers there {way}")
     spm("stop", "web")
 
 
@@ -139,6 +142,8 @@ def test_a_port_that_nobody_here_claims_is_simply_waited_for(spm: Spm, port: int
 def test_a_stopped_service_no_longer_claims_its_port(spm: Spm, port: int) -> None:
     spm("start", "web", nasty("--port", port))
     spm("stop", "web")
+    told = spm("wait-healthy", "web", 5, code=1).stderr
+    assert "\n  → it was stopped (stop was asked for): start web\n" in told
     with socket.create_server(("127.0.0.1", port)):
         assert "no service here claims" in spm("wait-healthy", port, 5).stdout
 
@@ -153,6 +158,8 @@ def test_a_bad_timeout_is_exit_2(spm: Spm, timeout: str) -> None:
 def test_a_bad_target_is_exit_2_and_an_unknown_name_3(spm: Spm, target: str) -> None:
     spm("wait-healthy", target, 1, code=2)
     spm("wait-healthy", "nobody", 1, code=3)
+    for words in (("localhost:80",), (8000, "localhost:80")):
+        assert "→ write 80 or http://localhost:80/" in spm("wait-healthy", *words, code=2).stderr
 
 
 def test_waiting_by_name_renews_last_active(spm: Spm, port: int) -> None:
@@ -196,9 +203,12 @@ def test_the_lines_of_steering_documents_work_unchanged(spm: Spm) -> None:
 
 def test_a_service_that_listens_on_another_port_is_told_so(spm: Spm, port: int) -> None:
     other = free_port()
-    spm("start", "web", "--shell", nasty("--port", other), "--port", port)
+    way = f"declare --port {other}, or write {{port}} instead of {other} there\n"
+    told = f"[WARN] port {port} is declared, but the command names {other}: {way}"
+    assert spm("start", "web", "--shell", nasty("--port", other), "--port", port).stderr == told
     spm("wait-healthy", other, 10)
-    assert f"it listens on {other}" in spm("wait-healthy", "web", "0.2", code=124).stderr
+    failed = spm("wait-healthy", "web", "0.2", code=124).stderr
+    assert f"it listens on {other}" in failed and failed.endswith(f": {way}")
     spm("stop", "web")
 
 
@@ -210,6 +220,11 @@ def test_who_ends_well_or_in_silence_is_told_what_that_means(spm: Spm) -> None:
     spm("start", "mute", "false")
     assert "→ run the command by hand to see; " in spm("wait-healthy", "mute", 10, code=1).stderr
     assert "run the command by hand" in spm.json("status", "mute", code=3)["cause"]["advice"]
+    spm("start", "big", "--", sys.executable, "-c", "print('a' * 300000); exit(1)")
+    failed, line = spm("wait-healthy", "big", 10, code=1), "a" * 500 + "… 299500 more characters"
+    assert f"  | {line}\n" in failed.stderr and len(failed.stderr) < 2000
+    assert spm.json("wait-healthy", "big", 10, code=1)["error"]["log_tail"] == [line]
+    assert "a" * 300000 in spm("logs", "big").stdout
 
 
 lean = pytest.mark.skipif(sys.version_info < (3, 10), reason="Python 3.9 doesn't tell its options")
