@@ -2193,13 +2193,15 @@ LOG_PARTS = ("output.log.1", "output.log")
 LONGEST_LOG = 1 << 30
 STATE_ADVICE = {
     "ENOSPC": "free some disk space and run the command again; running services go on",
-    "EROFS": "give another directory with --home or SPM_HOME",
+    "EROFS": "make it writable again (mount -o remount,rw …), then run the command again; "
+    "in another --home none of its services is known",
     "EACCES": "make it readable and writable for this user: chmod -R u+rwX {path}",
     "EPERM": "make it readable and writable for this user: chmod -R u+rwX {path}",
     "EISDIR": "a directory is in the way: move it aside",
     "ELOOP": "a link is in the way: remove it",
     "ESPIPE": "a FIFO is in the way: remove it",
 }
+OTHER_HOME = "give a directory of your own, one that doesn't exist yet: e.g. --home /tmp/x"
 OWN_FILES = ("services", "lock", "cache", "state.json", ".gitignore")
 PROJECT_MARKS = (".git", "pyproject.toml", "package.json", "spm.json")
 
@@ -2370,12 +2372,18 @@ class Store:
             if not os.path.lexists(self.home):
                 os.makedirs(self.home, mode=0o700, exist_ok=True)
                 write_file(os.path.join(self.home, ".gitignore"), b"*\n", durable=False)
-            mode = os.stat(self.home).st_mode
-        if {os.stat(self.home).st_uid, os.lstat(self.home).st_uid} != {my_user_id}:
-            advice = f"use your own with --home, or take it over: chown -R {my_user_id} {self.home}"
+            facts = os.stat(self.home), os.lstat(self.home)
+        # To change /tmp, /dev/null or /home/bob would break more than it mends.
+        is_state = os.path.lexists(self.state_path) and not facts[0].st_mode & 0o1000
+        if not os.path.isdir(self.home):
+            raise StateError(f"{self.home} is no directory", OTHER_HOME)
+        if {one.st_uid for one in facts} != {my_user_id}:
+            advice = f"{OTHER_HOME}; or take it over: chown -R {my_user_id} {self.home}"
+            advice = advice if is_state else OTHER_HOME
             raise StateError(f"{self.home} belongs to another user", advice)
-        if is_open_to_others(mode):
-            raise StateError(f"{self.home} can be written by others", f"run: chmod 700 {self.home}")
+        if is_open_to_others(facts[0].st_mode):
+            advice = f"run: chmod 700 {self.home}" if is_state else OTHER_HOME
+            raise StateError(f"{self.home} can be written by others", advice)
         with state_errors(self.home):
             tops = [self.home, *filter(os.path.isdir, [self.path("")])]
             entries = [entry for top in tops for entry in os.scandir(top)]
@@ -2384,8 +2392,7 @@ class Store:
             advice = "see where it leads, then remove it"
             raise StateError(f"{links[0]} is a link: nothing is read or written", advice)
         if entries and not any(entry.name.startswith(OWN_FILES) for entry in entries):
-            advice = "give a directory that doesn't exist yet, or an empty one"
-            raise StateError(f"{self.home} is no state directory: it holds other files", advice)
+            raise StateError(f"{self.home} is no state directory: it holds other files", OTHER_HOME)
 
     def path(self, name: str, *parts: str) -> str:
         """A path in the directory of a service."""
