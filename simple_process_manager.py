@@ -5807,10 +5807,14 @@ def find_config(given: str | None, home: str) -> str:
 
 
 def read_config(
-    path: str, servers: Sequence[str] = (), procfile: str | None = None, expands: bool = True
+    path: str,
+    servers: Sequence[str] = (),
+    procfile: str | None = None,
+    expands: bool = True,
+    lacking: Callable[[Iterable[Wanted]], Sequence[Problem]] | None = None,
 ) -> Config:
     """The Config of a file, of agents' files and of a Procfile; ConfigError with every problem."""
-    reading = Reading(path, expands)
+    reading = Reading(path, expands, lacking)
     data: object = {}
     if not (os.path.lexists(path) or servers or procfile):
         text = f"there is no {os.path.basename(path)} in {os.path.dirname(path)}"
@@ -5848,8 +5852,14 @@ def read_instead(path: str, file: str) -> Config:
 class Reading:
     """One reading of a configuration: what was found so far, and what is wrong with it."""
 
-    def __init__(self, path: str, expands: bool = True) -> None:
+    def __init__(
+        self,
+        path: str,
+        expands: bool = True,
+        lacking: Callable[[Iterable[Wanted]], Sequence[Problem]] | None = None,
+    ) -> None:
         self.path, self.base = path, os.path.dirname(path)
+        self.lacking = lacking  # tells what else is wrong, if something is
         self.expands = expands  # else what has a ${NAME} in it stays so, and isn't looked at
         self.problems: list[Problem] = []
         self.notes: list[str] = []
@@ -5869,8 +5879,13 @@ class Reading:
         if problem not in self.problems:
             self.problems.append(problem)
 
-    def load(self, file: str, parse: Callable[[str], object] | None = None) -> object:
-        """What is in a file, None if it can't be read or is no JSON."""
+    def load(
+        self,
+        file: str,
+        parse: Callable[[str], object] | None = None,
+        place: tuple[str, str] | None = None,
+    ) -> object:
+        """What is in a file, None if it can't be read or is no JSON; `place`: who asks for it."""
         self.files.append(file)
 
         def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -5891,7 +5906,8 @@ class Reading:
             line = getattr(error, "lineno", None)
             where = f"line {line}, column {getattr(error, 'colno', 0)}" if line else ""
             told = getattr(error, "msg", None) or getattr(error, "strerror", None) or str(error)
-            self.fault(file, where, told.removeprefix(", "))
+            told = f"{file}: {told}" if place and file not in told else told.removeprefix(", ")
+            self.fault(*(place or (file, where)), told)
         return None
 
     @contextlib.contextmanager
@@ -6023,7 +6039,10 @@ class Reading:
             where = self.names[names[0].lower()].place("depends_on")
             self.fault(*where, f"each waits for the next: {' → '.join(names)}")
         if self.problems:
-            raise config_error(self.problems)
+            told = {one[:2] for one in self.problems}
+            more = self.lacking(found.values()) if self.lacking else ()
+            more = [one for one in more if one[:2] not in told]
+            raise config_error([*self.problems, *more])
         kept = {one.name: one.keys for one in self.sources}
         document: dict[str, object] = {"version": 1, "services": kept}
         return Config(
@@ -6031,10 +6050,10 @@ class Reading:
         )
 
     def wanted(self, source: Source) -> Wanted | None:
-        """The service of a source; None if there is something wrong with it."""
+        """The service of a source, as far as it can be read; None if that isn't far enough."""
         import argparse
 
-        before, place = len(self.problems), source.place
+        place = source.place
         keys = {k: self.expanded(source, v, k) for k, v in source.keys.items()}
         for key in [k for k in keys if self.expands and k != "env"]:
             for name, _ in re.findall(REFERENCE, json.dumps(source.keys[key])):
@@ -6065,7 +6084,8 @@ class Reading:
             with self.faults_at(file, f"{path}.{name}"):
                 rules.update(env_rules({name: rule}, path))
         needs, asked = self.needs(keys.get("depends_on", []), source), argparse.Namespace(**args)
-        for misfit in misfits(asked):
+        unfit = [*misfits(asked)]
+        for misfit in unfit:
             with self.faults_at(source.file, source.path):
                 raise misfit
         if "command" not in keys:  # it was said
@@ -6073,7 +6093,7 @@ class Reading:
         written = source.keys["command"]  # what needs a shell there is no value
         is_value = words != written and not shell_sign(re.sub(REFERENCE, "", str(written)))
         with self.faults_at(*place("command"), hides=is_value):
-            if len(self.problems) > before:
+            if unfit:
                 command_words(source.name, asked)
                 return None
             spec, given = spec_of(source.name, asked)
@@ -6112,8 +6132,9 @@ class Reading:
         if files not in self.variables:
             self.variables[files] = {**os.environ, "workspaceFolder": self.base}
             for file in files:  # its own name may only be made of what the caller has
-                path = str(self.expanded(source, file, "env_file"))
-                values = self.load(os.path.join(self.base, path), lambda t: parse_env_text(t, ""))
+                path = os.path.join(self.base, str(self.expanded(source, file, "env_file")))
+                read = functools.partial(parse_env_text, source=path)
+                values = self.load(path, read, source.place("env_file"))
                 self.variables[files].update(values if isinstance(values, dict) else {})
         return self.variables[files]
 
@@ -8826,10 +8847,32 @@ CONFIG_OPTIONS = (
 )
 
 
+def lacking(services: Iterable[Wanted]) -> list[Problem]:
+    """Every variable and env file that is missing or wrong here; ports that two would have."""
+    problems, holders, there = (
+        list[Problem](),
+        dict[int, str](),
+        [o for o in services if not o.disabled],
+    )
+    once = {name for one in there for name, how in one.depends_on.items() if how == "exited"}
+    for one in there:
+        try:
+            environment_of(one.spec, one.given_env)
+        except ConfigError as error:
+            for key, told in zip(*(as_list(error.facts[fact]) for fact in ("keys", "problems"))):
+                problems.append(Problem(*one.source.place(str(key)), str(told)))
+        port = one.spec.port if one.spec.port_declared and one.spec.keep_alive else None
+        if port and one.conflict != "next" and one.name not in once:
+            first = holders.setdefault(port, one.name)
+            told = f"{first} and {one.name} both want port {port}: give one of them another"
+            problems += [Problem(*one.source.place("port"), told)] * (first != one.name)
+    return [*dict.fromkeys(problems)]
+
+
 def config_at(store: Store, args: argparse.Namespace, expands: bool = True) -> Config:
     """The configuration that the options name."""
     path = find_config(args.config, store.home)
-    return read_config(path, args.mcp_config, args.procfile, expands)
+    return read_config(path, args.mcp_config, args.procfile, expands, lacking if expands else None)
 
 
 @command("config schema")
@@ -9286,7 +9329,7 @@ class Application:
         self.reached[name] = {""}
         if error:
             error.facts.setdefault("name", name)
-            if name not in error.message:
+            if not re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", error.message):
                 error.message = f"{name}: {error.message}"
             cause = as_object(error.facts.get("cause"))
             if wanted:
@@ -9527,15 +9570,9 @@ def carry_out(
 
 
 def unready(services: Iterable[Wanted | None]) -> ConfigError | None:
-    """Every variable that is missing or wrong here, as one error."""
-    problems = []
-    for one in (one for one in services if one and not one.disabled):
-        try:
-            environment_of(one.spec, one.given_env)
-        except ConfigError as error:
-            for key, told in zip(*(as_list(error.facts[fact]) for fact in ("keys", "problems"))):
-                problems.append(Problem(*one.source.place(str(key)), str(told)))
-    return config_error([*dict.fromkeys(problems)]) if problems else None
+    """What is lacking here for these, as one error."""
+    problems = lacking([one for one in services if one])
+    return config_error(problems) if problems else None
 
 
 def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[str]:

@@ -205,6 +205,28 @@ def test_a_failure_names_the_service_and_leaves_the_others(spm: Spm) -> None:
             "defaults.require_env": "SPM_Y is not set",
         }
     assert "  start x\n" in spm("up", "--dry-run", code=6).stdout
+    nope = spm.cwd / "nope.env"
+    write(  # what can't be expanded hides none of it
+        spm,
+        {
+            "x": worker("5", **missing, cwd="${SPM_NOT}"),
+            "y": worker("6", env_file=["nope.env"], env={"A": "${HOME}"}),
+            "p": worker("7", port=8000),
+            "q": worker("8", port=8000),
+            "r": worker("9", port=8001, on_conflict="next"),
+            "s": worker("10", port=8001, disabled=True),
+            "once": {"command": "true", "port": 8001},
+            "t": worker("11", port=8001, depends_on={"once": "exited"}),
+        },
+    )
+    told = {one["path"]: one["message"] for one in spm.json("up", code=6)["error"]["problems"]}
+    assert told == {
+        "services.x.cwd": "${SPM_NOT} is not set here, and it has no :-default",
+        "services.x.environment.SPM_NOT": "SPM_NOT is not set",
+        "services.x.env.SPM_X": "SPM_X is not set",
+        "services.y.env_file": f"{nope}: No such file or directory",
+        "services.q.port": "p and q both want port 8000: give one of them another",
+    }
     assert pids(spm) == before
     spm("cleanup")
 
@@ -270,6 +292,9 @@ def test_a_port_is_handed_on(spm: Spm) -> None:
     write(spm, {"a": worker("2"), "b": server})
     assert spm.json("up", "--wait")["services"][1]["name"] == "b"
     assert spm.service("b")["status"] == "ready"
+    write(spm, {"b": server, "e": server})
+    told = spm("up", code=5).stderr
+    assert f"[ERROR] e: port {port} is held: " in told and "service b of" in told
     spm("down")
     one, other = (
         {"command": nasty("--port", port), "port": port, "ready": "tcp"}
