@@ -9237,7 +9237,7 @@ def in_keys(text: object, wanted: Wanted) -> str:
     flags = "|".join(KEYS).replace("_", "-")
     words = re.sub(rf"--({flags})(?![\w-])", lambda found: found[1].replace("-", "_"), str(text))
     words += f" ({wanted.source.path} in {shown_path(wanted.source.file)})" * (words != text)
-    return words.replace("--force", f"`start {wanted.name} --force`")
+    return re.sub(r"(restart \S+ )?--force", f"`start {wanted.name} --force`", words)
 
 
 class Application:
@@ -9335,6 +9335,8 @@ class Application:
             if wanted:
                 cause.update({key: in_keys(cause[key], wanted) for key in cause if key == "advice"})
                 error.advice = in_keys(error.advice, wanted)
+            if any(name in needs for needs in self.needs.values()):  # a restart is its alone
+                error.advice = re.sub(r"\bthen: restart \S+$", "then: up", error.advice)
             if result == "failed" and (self.acting or self.waits):
                 self.lines[name].append(f"[WARN] {name} failed; the others go on")
         self.tell(self.outcomes[name])
@@ -9354,7 +9356,7 @@ class Application:
         lacking = self.lost(step)
         if lacking:
             told = f"{step.name} was not {step.action}ed: it depends on {', '.join(lacking)}"
-            self.note(step, "skipped", Failed(told, "mend those first"))
+            self.note(step, "skipped", Failed(told, "mend that, then: up"))
             return
         self.acting[step.name] = time.monotonic() + ORDER_S
         threading.Thread(target=work, name=f"{step.action} {step.name}", daemon=True).start()

@@ -173,11 +173,12 @@ def test_a_failure_names_the_service_and_leaves_the_others(spm: Spm) -> None:
     assert pids(spm).keys() == {"good"}
     write(spm, {**services, "too": {"command": "sh -c 'echo oops; exit 4'"}})  # it has no checks
     told = spm("up", "--wait", code=1).stderr
-    assert "after was not started: it depends on bad\n  → mend those first" in told
+    assert "after was not started: it depends on bad\n  → mend that, then: up" in told
     assert told.count("bad is not running") == 1, "once is enough"
     for name, tail in (("bad", "no"), ("too", "oops")):
         lines = told[told.index(f"[ERROR] {name} is not running") :].splitlines()
-        advice = f"  → read its last lines above; mend the cause, then: restart {name}"
+        again = "up" if name == "bad" else "restart too"  # others wait for it
+        advice = f"  → read its last lines above; mend the cause, then: {again}"
         assert lines[1:3] == [f"  | {tail}", advice], "each failure tells all of it"
     dies = {"command": ["sh", "-uc", ": $SPM_NOT"], "start_seconds": 2}
     write(spm, {"good": services["good"], "none": {"command": "/no/such/program"}, "dies": dies})
