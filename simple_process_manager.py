@@ -10175,7 +10175,7 @@ def write_all(root: str, makes: Mapping[str, Callable[[str], str]], advice: str)
             done[path] = "written" if renew(os.path.join(root, path), root, make) else "unchanged"
         except Refused as error:
             problems.append(error.message)
-    lines = [f"[OK] {path} {what}" for path, what in done.items()]
+    lines = [f"[OK] {shown_path(os.path.join(root, k))} {what}" for k, what in done.items()]
     refused = Refused("; ".join(problems), advice) if problems else None
     return Result({"done": done}, lines, error=refused)
 
@@ -10489,10 +10489,12 @@ def init(store: Store, args: argparse.Namespace) -> Result:
     if args.config:
         makes["spm.json"] = lambda old: old or guessed
     result = write_all(root, makes, "write there by hand, or mend it")
-    kept = "[INFO] spm.json is there already, left as it is"
-    lines = [kept if one == "[OK] spm.json unchanged" else one for one in result.lines]
-    if "[OK] spm.json written" in lines and "// a guess, from " not in guessed:
-        lines.append("[WARN] nothing was recognised: spm.json has only an example")
+    lines, path = list(result.lines), shown_path(os.path.join(root, "spm.json"))
+    came = as_object(result.data["done"]).get("spm.json")
+    if came == "unchanged":
+        lines[-1] = f"[INFO] {path} is there already, left as it is"  # it is the last to be made
+    elif came and "// a guess, from " not in guessed:
+        lines.append(f"[WARN] nothing was recognised: {path} has only an example")
     if args.hooks and "agents-md" in agents:
         lines.append("[INFO] AGENTS.md has no hooks: start what must end with --lease session")
     return result._replace(lines=lines)
