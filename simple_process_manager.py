@@ -109,6 +109,8 @@ if TYPE_CHECKING:
     Over = Callable[[], bool]  # whether there is nothing more to wait for
     Schema = Mapping[str, object]  # of JSON
     Owner = tuple["Identity | None", str]  # a process and its name; None: nobody
+    Parse = Callable[[str], object]
+    Lacking = Callable[["Iterable[Wanted]"], "Sequence[Problem]"]  # what is, for services
     Run = Callable[["Store", argparse.Namespace], "Result"]  # a command
     Stopped = tuple["Record", "Ended | None"]  # afterwards; what had to be ended, None: nothing
     Described = tuple[str, "Spec", Mapping[str, str]]  # its name, its spec, what it depends on
@@ -2193,8 +2195,7 @@ LOG_PARTS = ("output.log.1", "output.log")
 LONGEST_LOG = 1 << 30
 STATE_ADVICE = {
     "ENOSPC": "free some disk space and run the command again; running services go on",
-    "EROFS": "make it writable again (mount -o remount,rw …), then run the command again; "
-    "in another --home none of its services is known",
+    "EROFS": "make it writable again (mount -o remount,rw …), then run the command again",
     "EACCES": "make it readable and writable for this user: chmod -R u+rwX {path}",
     "EPERM": "make it readable and writable for this user: chmod -R u+rwX {path}",
     "EISDIR": "a directory is in the way: move it aside",
@@ -2378,9 +2379,8 @@ class Store:
         if not os.path.isdir(self.home):
             raise StateError(f"{self.home} is no directory", OTHER_HOME)
         if {one.st_uid for one in facts} != {my_user_id}:
-            advice = f"{OTHER_HOME}; or take it over: chown -R {my_user_id} {self.home}"
-            advice = advice if is_state else OTHER_HOME
-            raise StateError(f"{self.home} belongs to another user", advice)
+            how = f"; or take it over: chown -R {my_user_id} {self.home}" * is_state
+            raise StateError(f"{self.home} belongs to another user", OTHER_HOME + how)
         if is_open_to_others(facts[0].st_mode):
             advice = f"run: chmod 700 {self.home}" if is_state else OTHER_HOME
             raise StateError(f"{self.home} can be written by others", advice)
@@ -5811,7 +5811,7 @@ def read_config(
     servers: Sequence[str] = (),
     procfile: str | None = None,
     expands: bool = True,
-    lacking: Callable[[Iterable[Wanted]], Sequence[Problem]] | None = None,
+    lacking: Lacking | None = None,
 ) -> Config:
     """The Config of a file, of agents' files and of a Procfile; ConfigError with every problem."""
     reading = Reading(path, expands, lacking)
@@ -5852,12 +5852,7 @@ def read_instead(path: str, file: str) -> Config:
 class Reading:
     """One reading of a configuration: what was found so far, and what is wrong with it."""
 
-    def __init__(
-        self,
-        path: str,
-        expands: bool = True,
-        lacking: Callable[[Iterable[Wanted]], Sequence[Problem]] | None = None,
-    ) -> None:
+    def __init__(self, path: str, expands: bool = True, lacking: Lacking | None = None) -> None:
         self.path, self.base = path, os.path.dirname(path)
         self.lacking = lacking  # tells what else is wrong, if something is
         self.expands = expands  # else what has a ${NAME} in it stays so, and isn't looked at
@@ -5879,12 +5874,7 @@ class Reading:
         if problem not in self.problems:
             self.problems.append(problem)
 
-    def load(
-        self,
-        file: str,
-        parse: Callable[[str], object] | None = None,
-        place: tuple[str, str] | None = None,
-    ) -> object:
+    def load(self, file: str, parse: Parse | None = None, place: tuple[str, ...] = ()) -> object:
         """What is in a file, None if it can't be read or is no JSON; `place`: who asks for it."""
         self.files.append(file)
 
@@ -5906,8 +5896,9 @@ class Reading:
             line = getattr(error, "lineno", None)
             where = f"line {line}, column {getattr(error, 'colno', 0)}" if line else ""
             told = getattr(error, "msg", None) or getattr(error, "strerror", None) or str(error)
-            told = f"{file}: {told}" if place and file not in told else told.removeprefix(", ")
-            self.fault(*(place or (file, where)), told)
+            told = f"{file}: {told}".replace(": , line", ", line") if place else told
+            file, where = place or (file, where)
+            self.fault(file, where, told)
         return None
 
     @contextlib.contextmanager
@@ -5982,6 +5973,10 @@ class Reading:
             return
         if "command" not in keys:
             self.fault(file, where, "command is missing")
+        program = str(keys.get("command"))
+        first, *more = program.split(None, 1) or [""]
+        if more and not shutil.which(program) and shutil.which(first):
+            self.fault(file, f"{where}.command", f"{first!r} only: put the arguments into args")
         own = {key: one for key, one in keys.items() if key not in AGENT_SHAPES}
         own.update({"env_file": keys["envFile"]} if "envFile" in keys else {})
         words = [*as_list(keys.get("command", [])), *as_list(keys.get("args", []))]
@@ -6041,8 +6036,7 @@ class Reading:
         if self.problems:
             told = {one[:2] for one in self.problems}
             more = self.lacking(found.values()) if self.lacking else ()
-            more = [one for one in more if one[:2] not in told]
-            raise config_error([*self.problems, *more])
+            raise config_error([*self.problems, *(one for one in more if one[:2] not in told)])
         kept = {one.name: one.keys for one in self.sources}
         document: dict[str, object] = {"version": 1, "services": kept}
         return Config(
@@ -6084,8 +6078,7 @@ class Reading:
             with self.faults_at(file, f"{path}.{name}"):
                 rules.update(env_rules({name: rule}, path))
         needs, asked = self.needs(keys.get("depends_on", []), source), argparse.Namespace(**args)
-        unfit = [*misfits(asked)]
-        for misfit in unfit:
+        for misfit in (unfit := [*misfits(asked)]):
             with self.faults_at(source.file, source.path):
                 raise misfit
         if "command" not in keys:  # it was said
@@ -6133,8 +6126,7 @@ class Reading:
             self.variables[files] = {**os.environ, "workspaceFolder": self.base}
             for file in files:  # its own name may only be made of what the caller has
                 path = os.path.join(self.base, str(self.expanded(source, file, "env_file")))
-                read = functools.partial(parse_env_text, source=path)
-                values = self.load(path, read, source.place("env_file"))
+                values = self.load(path, lambda t: parse_env_text(t, ""), source.place("env_file"))
                 self.variables[files].update(values if isinstance(values, dict) else {})
         return self.variables[files]
 
@@ -7392,6 +7384,15 @@ def go_on_lean(store: Store) -> None:
         os.execv(sys.executable, [*words, target, *sys.argv[1:]])
 
 
+def near_program(program: str, values: Mapping[str, str]) -> str:
+    """`did you mean pytest? `, if that is on the PATH."""
+    names: set[str] = set()
+    for directory in values.get("PATH", os.environ.get("PATH", os.defpath)).split(os.pathsep):
+        with contextlib.suppress(OSError):
+            names.update(os.listdir(directory))
+    return nearest(program, names, 0.8)
+
+
 def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     """What to do about a command that couldn't be executed."""
     program = spec.argv[0]
@@ -7405,11 +7406,7 @@ def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     for where in LOCAL_PROGRAMS:
         if os.path.exists(os.path.join(spec.cwd, where, program)):
             return f"it is in {where}: write {where}/{program}, or activate that environment"
-    names: set[str] = set()
-    for directory in values.get("PATH", os.environ.get("PATH", os.defpath)).split(os.pathsep):
-        with contextlib.suppress(OSError):
-            names.update(os.listdir(directory))
-    near = nearest(program, names, 0.8)
+    near = near_program(program, values)
     return f"{near}Otherwise {advice}" if near else advice
 
 
@@ -8451,7 +8448,7 @@ class Chain:
 def interrupted(number: int, _: object) -> None:
     """A handler for the signals that ask to leave."""
     name = signal.Signals(number).name
-    error = Interrupted(f"interrupted by {name}", signal=name)
+    error = Interrupted(f"interrupted by {name}", "run it again; what is left: list", signal=name)
     error.exit_code = 128 + number
     raise error
 
@@ -8480,7 +8477,8 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
         raise UsageError("there is no test command", f"put it behind --; {advice}")
     program = shutil.which(tests[0])
     if program is None:
-        raise UsageError(f"the test command {tests[0]!r} can't be found or executed", advice)
+        told = f"the test command {tests[0]!r} can't be found or executed"
+        raise UsageError(told, near_program(tests[0], {}) + advice)
     defaults = defaults_of(START_OPTIONS)
     chain, code, failure = Chain(store, args), None, None
     on_ending_signals(interrupted)
@@ -8507,7 +8505,8 @@ def tests_result(
     if failure:
         failure.message += stopped
     elif code:
-        failure = Failed(f"the tests failed: {ended}{stopped}")
+        advice = "see what they printed; what {0} wrote: logs {0}".format([*chain.services][-1])
+        failure = Failed(f"the tests failed: {ended}{stopped}", advice)
         failure.exit_code = code if code < 2**31 else code - 2**32  # Windows: unsigned
     else:
         chain.say(f"[OK] the tests passed{stopped}")
@@ -8849,11 +8848,8 @@ CONFIG_OPTIONS = (
 
 def lacking(services: Iterable[Wanted]) -> list[Problem]:
     """Every variable and env file that is missing or wrong here; ports that two would have."""
-    problems, holders, there = (
-        list[Problem](),
-        dict[int, str](),
-        [o for o in services if not o.disabled],
-    )
+    problems, holders = list[Problem](), dict[int, str]()
+    there = [one for one in services if not one.disabled]
     once = {name for one in there for name, how in one.depends_on.items() if how == "exited"}
     for one in there:
         try:
@@ -10521,6 +10517,8 @@ OPTIONAL_VALUES = {"--watch": 2.0, "--wait": WAIT_S}  # seconds, where none are 
 PLAIN_BARS = dict(zip(map(ord, BARS), "_.-:=+*#"))
 FAMILIES = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # config schema
 MEANT = {"ps": "list", "ls": "list", "kill": "stop", "rm": "cleanup", "wait": "wait-healthy"}
+MEANT_OPTIONS = {"logs --tail": "--lines", "stop --all": "cleanup, which ends them all"}
+MEANT_OPTIONS["wait-healthy --timeout"] = "wait-healthy NAME 10"
 LEADING = ("--home", "--json", "--version", "--help", "-h")  # what may stand before the command
 # C0 and C1, and what turns the direction of writing: Unicode's bidirectional controls
 CONTROLS = r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
@@ -10544,7 +10542,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     if name not in COMMANDS:
         raise no_command(leading, name, head[at + 1 :])
     rest = with_value(COMMANDS[name].options, head[at + 1 :])
-    args = parser_of(name).parse_intermixed_args([*leading, *rest])
+    args = parser_of(name, rest).parse_intermixed_args([*leading, *rest])
     args.tail = tail
     words = getattr(args, "command", [])
     if len(words) > 1 and rest[-len(words) :] != words:
@@ -10652,7 +10650,18 @@ def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> N
             vars(action)["completer"] = service_names
 
 
-def parser_of(name: str) -> argparse.ArgumentParser:
+def meant_option(name: str, words: Sequence[str]) -> str:
+    """`did you mean --wait? Otherwise `, where an unknown option is near one of the command's."""
+    options = (*COMMANDS[name].options, *GLOBAL_OPTIONS)
+    known = [word for one in options for word in one.words.split() if word[0] == "-"]
+    given = [word.partition("=")[0] for word in words if word.startswith("--")]
+    unknown = next((word for word in given if word not in (*known, "--help")), "")
+    meant = MEANT_OPTIONS.get(f"{name} {unknown}")
+    near = f"did you mean {meant}? " if meant else nearest(unknown, known, 0.82)
+    return near and f"{near}Otherwise "
+
+
+def parser_of(name: str, words: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of one command; its errors and its help are raised, not printed."""
 
     class Parser(argparse.ArgumentParser):
@@ -10661,6 +10670,8 @@ def parser_of(name: str) -> argparse.ArgumentParser:
             if name == "start" and message.startswith("unrecognized arguments"):
                 advice = 'if they belong to the command, quote it: start NAME "COMMAND --option", '
                 advice += "or put it behind --: start NAME -- COMMAND --option"
+            if message.startswith(("unrecognized", "the following")):
+                advice = meant_option(name, words) + advice
             # an unknown option may have been meant to carry a secret
             raise UsageError(f"{name}: {re.sub('=[^ ]+', '=…', message)}", advice)
 
@@ -10847,7 +10858,8 @@ def main() -> NoReturn:
     except OSError as error:
         code = Failed.exit_code
         with contextlib.suppress(OSError):
-            write(sys.stderr, f"[ERROR] the output can't be written: {error.strerror}\n")
+            told = f"[ERROR] the output can't be written: {error.strerror}\n"
+            write(sys.stderr, told + "  → what was asked for is done all the same: see list\n")
     for booted in BOOTED:
         dismiss(booted.pid)
     # Nothing of ours waits for the interpreter's own end, which takes some milliseconds.

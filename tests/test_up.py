@@ -206,12 +206,13 @@ def test_a_failure_names_the_service_and_leaves_the_others(spm: Spm) -> None:
             "defaults.require_env": "SPM_Y is not set",
         }
     assert "  start x\n" in spm("up", "--dry-run", code=6).stdout
-    nope = spm.cwd / "nope.env"
+    nope, bad = spm.cwd / "nope.env", spm.cwd / "bad.env"
+    bad.write_text("A=1\n!\n")
     write(  # what can't be expanded hides none of it
         spm,
         {
             "x": worker("5", **missing, cwd="${SPM_NOT}"),
-            "y": worker("6", env_file=["nope.env"], env={"A": "${HOME}"}),
+            "y": worker("6", env_file=["nope.env", "bad.env"], env={"A": "${HOME}"}),
             "p": worker("7", port=8000),
             "q": worker("8", port=8000),
             "r": worker("9", port=8001, on_conflict="next"),
@@ -220,8 +221,9 @@ def test_a_failure_names_the_service_and_leaves_the_others(spm: Spm) -> None:
             "t": worker("11", port=8001, depends_on={"once": "exited"}),
         },
     )
-    told = {one["path"]: one["message"] for one in spm.json("up", code=6)["error"]["problems"]}
-    assert told == {
+    problems = spm.json("up", code=6)["error"]["problems"]
+    assert f"{bad}, line 2: not NAME=value" in [one["message"] for one in problems]
+    assert {one["path"]: one["message"] for one in problems[::-1]} == {
         "services.x.cwd": "${SPM_NOT} is not set here, and it has no :-default",
         "services.x.environment.SPM_NOT": "SPM_NOT is not set",
         "services.x.env.SPM_X": "SPM_X is not set",
