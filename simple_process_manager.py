@@ -2389,7 +2389,7 @@ class Store:
             entries = [entry for top in tops for entry in os.scandir(top)]
             links = [entry.path for entry in entries if entry.is_symlink()]
         if links:  # a cloned repository may have brought it along
-            advice = "see where it leads, then remove it"
+            advice = "see where it leads, then remove it" if is_state else OTHER_HOME
             raise StateError(f"{links[0]} is a link: nothing is read or written", advice)
         if entries and not any(entry.name.startswith(OWN_FILES) for entry in entries):
             raise StateError(f"{self.home} is no state directory: it holds other files", OTHER_HOME)
