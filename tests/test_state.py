@@ -265,9 +265,9 @@ def test_a_home_that_others_can_write_is_refused_with_the_remedy(spm: Spm) -> No
     (system / "os-release").symlink_to("../usr/lib/os-release")
     for place in ("/tmp", "/dev/null", system):
         for one in words:
-            told = spm("--home", place, *one, code=9).stderr
-            assert "--home /tmp/x" in told
-            assert not any(word in told for word in ("chmod", "chown", "remove"))
+            said = spm("--home", place, *one, code=9).stderr
+            assert "--home /tmp/x" in said
+            assert not any(word in said for word in ("chmod", "chown", "remove"))
 
 
 @pytest.fixture
