@@ -108,6 +108,8 @@ if TYPE_CHECKING:
     Over = Callable[[], bool]  # whether there is nothing more to wait for
     Schema = Mapping[str, object]  # of JSON
     Owner = tuple["Identity | None", str]  # a process and its name; None: nobody
+    Parse = Callable[[str], object]
+    Lacking = Callable[["Iterable[Wanted]"], "Sequence[Problem]"]  # what is, for services
     Run = Callable[["Store", argparse.Namespace], "Result"]  # a command
     Stopped = tuple["Record", "Ended | None"]  # afterwards; what had to be ended, None: nothing
     Described = tuple[str, "Spec", Mapping[str, str]]  # its name, its spec, what it depends on
@@ -2223,13 +2225,14 @@ LOG_PARTS = ("output.log.1", "output.log")
 LONGEST_LOG = 1 << 30
 STATE_ADVICE = {
     "ENOSPC": "free some disk space and run the command again; running services go on",
-    "EROFS": "give another directory with --home or SPM_HOME",
+    "EROFS": "make it writable again (mount -o remount,rw …), then run the command again",
     "EACCES": "make it readable and writable for this user: chmod -R u+rwX {path}",
     "EPERM": "make it readable and writable for this user: chmod -R u+rwX {path}",
     "EISDIR": "a directory is in the way: move it aside",
     "ELOOP": "a link is in the way: remove it",
     "ESPIPE": "a FIFO is in the way: remove it",
 }
+OTHER_HOME = "give a directory of your own, one that doesn't exist yet: e.g. --home /tmp/x"
 OWN_FILES = ("services", "lock", "cache", "state.json", ".gitignore")
 PROJECT_MARKS = (".git", "pyproject.toml", "package.json", "spm.json")
 
@@ -2400,22 +2403,26 @@ class Store:
             if not os.path.lexists(self.home):
                 os.makedirs(self.home, mode=0o700, exist_ok=True)
                 write_file(os.path.join(self.home, ".gitignore"), b"*\n", durable=False)
-            mode = os.stat(self.home).st_mode
-        if {os.stat(self.home).st_uid, os.lstat(self.home).st_uid} != {my_user_id}:
-            advice = f"use your own with --home, or take it over: chown -R {my_user_id} {self.home}"
-            raise StateError(f"{self.home} belongs to another user", advice)
-        if is_open_to_others(mode):
-            raise StateError(f"{self.home} can be written by others", f"run: chmod 700 {self.home}")
+            facts = os.stat(self.home), os.lstat(self.home)
+        # To change /tmp, /dev/null or /home/bob would break more than it mends.
+        is_state = os.path.lexists(self.state_path) and not facts[0].st_mode & 0o1000
+        if not os.path.isdir(self.home):
+            raise StateError(f"{self.home} is no directory", OTHER_HOME)
+        if {one.st_uid for one in facts} != {my_user_id}:
+            how = f"; or take it over: chown -R {my_user_id} {self.home}" * is_state
+            raise StateError(f"{self.home} belongs to another user", OTHER_HOME + how)
+        if is_open_to_others(facts[0].st_mode):
+            advice = f"run: chmod 700 {self.home}" if is_state else OTHER_HOME
+            raise StateError(f"{self.home} can be written by others", advice)
         with state_errors(self.home):
             tops = [self.home, *filter(os.path.isdir, [self.path("")])]
             entries = [entry for top in tops for entry in os.scandir(top)]
             links = [entry.path for entry in entries if entry.is_symlink()]
         if links:  # a cloned repository may have brought it along
-            advice = "see where it leads, then remove it"
+            advice = "see where it leads, then remove it" if is_state else OTHER_HOME
             raise StateError(f"{links[0]} is a link: nothing is read or written", advice)
         if entries and not any(entry.name.startswith(OWN_FILES) for entry in entries):
-            advice = "give a directory that doesn't exist yet, or an empty one"
-            raise StateError(f"{self.home} is no state directory: it holds other files", advice)
+            raise StateError(f"{self.home} is no state directory: it holds other files", OTHER_HOME)
 
     def path(self, name: str, *parts: str) -> str:
         """A path in the directory of a service."""
@@ -5490,7 +5497,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         raise misfit
     argv = command_words(name, args)
     recognised = recognise_port(argv[-1].split() if args.shell else argv)
-    if args.port is None and any("{port}" in word for word in argv):
+    if args.port is None and any(re.search(r"(?<!\$){port}", word) for word in argv):
         raise UsageError("{port} stands in the command for no port", "add --port N or --port auto")
     cwd = os.path.abspath(args.cwd or os.getcwd())
     cooldown_s = COOLDOWN_S * (args.restart != "no")
@@ -5843,10 +5850,14 @@ def find_config(given: str | None, home: str) -> str:
 
 
 def read_config(
-    path: str, servers: Sequence[str] = (), procfile: str | None = None, expands: bool = True
+    path: str,
+    servers: Sequence[str] = (),
+    procfile: str | None = None,
+    expands: bool = True,
+    lacking: Lacking | None = None,
 ) -> Config:
     """The Config of a file, of agents' files and of a Procfile; ConfigError with every problem."""
-    reading = Reading(path, expands)
+    reading = Reading(path, expands, lacking)
     data: object = {}
     if not (os.path.lexists(path) or servers or procfile):
         text = f"there is no {os.path.basename(path)} in {os.path.dirname(path)}"
@@ -5884,8 +5895,9 @@ def read_instead(path: str, file: str) -> Config:
 class Reading:
     """One reading of a configuration: what was found so far, and what is wrong with it."""
 
-    def __init__(self, path: str, expands: bool = True) -> None:
+    def __init__(self, path: str, expands: bool = True, lacking: Lacking | None = None) -> None:
         self.path, self.base = path, os.path.dirname(path)
+        self.lacking = lacking  # tells what else is wrong, if something is
         self.expands = expands  # else what has a ${NAME} in it stays so, and isn't looked at
         self.problems: list[Problem] = []
         self.notes: list[str] = []
@@ -5905,8 +5917,8 @@ class Reading:
         if problem not in self.problems:
             self.problems.append(problem)
 
-    def load(self, file: str, parse: Callable[[str], object] | None = None) -> object:
-        """What is in a file, None if it can't be read or is no JSON."""
+    def load(self, file: str, parse: Parse | None = None, place: tuple[str, ...] = ()) -> object:
+        """What is in a file, None if it can't be read or is no JSON; `place`: who asks for it."""
         self.files.append(file)
 
         def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -5927,7 +5939,9 @@ class Reading:
             line = getattr(error, "lineno", None)
             where = f"line {line}, column {getattr(error, 'colno', 0)}" if line else ""
             told = getattr(error, "msg", None) or getattr(error, "strerror", None) or str(error)
-            self.fault(file, where, told.removeprefix(", "))
+            told = f"{file}: {told}".replace(": , line", ", line") if place else told
+            file, where = place or (file, where)
+            self.fault(file, where, told)
         return None
 
     @contextlib.contextmanager
@@ -6002,6 +6016,10 @@ class Reading:
             return
         if "command" not in keys:
             self.fault(file, where, "command is missing")
+        program = str(keys.get("command"))
+        first, *more = program.split(None, 1) or [""]
+        if more and not shutil.which(program) and shutil.which(first):
+            self.fault(file, f"{where}.command", f"{first!r} only: put the arguments into args")
         own = {key: one for key, one in keys.items() if key not in AGENT_SHAPES}
         own.update({"env_file": keys["envFile"]} if "envFile" in keys else {})
         words = [*as_list(keys.get("command", [])), *as_list(keys.get("args", []))]
@@ -6059,7 +6077,9 @@ class Reading:
             where = self.names[names[0].lower()].place("depends_on")
             self.fault(*where, f"each waits for the next: {' → '.join(names)}")
         if self.problems:
-            raise config_error(self.problems)
+            told = {one[:2] for one in self.problems}
+            more = self.lacking(found.values()) if self.lacking else ()
+            raise config_error([*self.problems, *(one for one in more if one[:2] not in told)])
         kept = {one.name: one.keys for one in self.sources}
         document: dict[str, object] = {"version": 1, "services": kept}
         return Config(
@@ -6067,10 +6087,10 @@ class Reading:
         )
 
     def wanted(self, source: Source) -> Wanted | None:
-        """The service of a source; None if there is something wrong with it."""
+        """The service of a source, as far as it can be read; None if that isn't far enough."""
         import argparse
 
-        before, place = len(self.problems), source.place
+        place = source.place
         keys = {k: self.expanded(source, v, k) for k, v in source.keys.items()}
         for key in [k for k in keys if self.expands and k != "env"]:
             for name, _ in re.findall(REFERENCE, json.dumps(source.keys[key])):
@@ -6101,7 +6121,7 @@ class Reading:
             with self.faults_at(file, f"{path}.{name}"):
                 rules.update(env_rules({name: rule}, path))
         needs, asked = self.needs(keys.get("depends_on", []), source), argparse.Namespace(**args)
-        for misfit in misfits(asked):
+        for misfit in (unfit := [*misfits(asked)]):
             with self.faults_at(source.file, source.path):
                 raise misfit
         if "command" not in keys:  # it was said
@@ -6109,7 +6129,7 @@ class Reading:
         written = source.keys["command"]  # what needs a shell there is no value
         is_value = words != written and not shell_sign(re.sub(REFERENCE, "", str(written)))
         with self.faults_at(*place("command"), hides=is_value):
-            if len(self.problems) > before:
+            if unfit:
                 command_words(source.name, asked)
                 return None
             spec, given = spec_of(source.name, asked)
@@ -6148,8 +6168,8 @@ class Reading:
         if files not in self.variables:
             self.variables[files] = {**os.environ, "workspaceFolder": self.base}
             for file in files:  # its own name may only be made of what the caller has
-                path = str(self.expanded(source, file, "env_file"))
-                values = self.load(os.path.join(self.base, path), lambda t: parse_env_text(t, ""))
+                path = os.path.join(self.base, str(self.expanded(source, file, "env_file")))
+                values = self.load(path, lambda t: parse_env_text(t, ""), source.place("env_file"))
                 self.variables[files].update(values if isinstance(values, dict) else {})
         return self.variables[files]
 
@@ -7432,6 +7452,15 @@ def is_sound(path: str) -> bool:
     return False
 
 
+def near_program(program: str, values: Mapping[str, str]) -> str:
+    """`did you mean pytest? `, if that is on the PATH."""
+    names: set[str] = set()
+    for directory in values.get("PATH", os.environ.get("PATH", os.defpath)).split(os.pathsep):
+        with contextlib.suppress(OSError):
+            names.update(os.listdir(directory))
+    return nearest(program, names, 0.8)
+
+
 def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     """What to do about a command that couldn't be executed."""
     program = spec.argv[0]
@@ -7445,11 +7474,7 @@ def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     for where in LOCAL_PROGRAMS:
         if os.path.exists(os.path.join(spec.cwd, where, program)):
             return f"it is in {where}: write {where}/{program}, or activate that environment"
-    names: set[str] = set()
-    for directory in values.get("PATH", os.environ.get("PATH", os.defpath)).split(os.pathsep):
-        with contextlib.suppress(OSError):
-            names.update(os.listdir(directory))
-    near = nearest(program, names, 0.8)
+    near = near_program(program, values)
     return f"{near}Otherwise {advice}" if near else advice
 
 
@@ -8535,7 +8560,7 @@ class Chain:
 def interrupted(number: int, _: object) -> None:
     """A handler for the signals that ask to leave."""
     name = signal.Signals(number).name
-    error = Interrupted(f"interrupted by {name}", signal=name)
+    error = Interrupted(f"interrupted by {name}", "run it again; what is left: list", signal=name)
     error.exit_code = 128 + number
     raise error
 
@@ -8564,7 +8589,8 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
         raise UsageError("there is no test command", f"put it behind --; {advice}")
     program = shutil.which(tests[0])
     if program is None:
-        raise UsageError(f"the test command {tests[0]!r} can't be found or executed", advice)
+        told = f"the test command {tests[0]!r} can't be found or executed"
+        raise UsageError(told, near_program(tests[0], {}) + advice)
     defaults = defaults_of(START_OPTIONS)
     chain, code, failure = Chain(store, args), None, None
     on_ending_signals(interrupted)
@@ -8591,7 +8617,8 @@ def tests_result(
     if failure:
         failure.message += stopped
     elif code:
-        failure = Failed(f"the tests failed: {ended}{stopped}")
+        advice = "see what they printed; what {0} wrote: logs {0}".format([*chain.services][-1])
+        failure = Failed(f"the tests failed: {ended}{stopped}", advice)
         failure.exit_code = code if code < 2**31 else code - 2**32  # Windows: unsigned
     else:
         chain.say(f"[OK] the tests passed{stopped}")
@@ -8931,10 +8958,29 @@ CONFIG_OPTIONS = (
 )
 
 
+def lacking(services: Iterable[Wanted]) -> list[Problem]:
+    """Every variable and env file that is missing or wrong here; ports that two would have."""
+    problems, holders = list[Problem](), dict[int, str]()
+    there = [one for one in services if not one.disabled]
+    once = {name for one in there for name, how in one.depends_on.items() if how == "exited"}
+    for one in there:
+        try:
+            environment_of(one.spec, one.given_env)
+        except ConfigError as error:
+            for key, told in zip(*(as_list(error.facts[fact]) for fact in ("keys", "problems"))):
+                problems.append(Problem(*one.source.place(str(key)), str(told)))
+        port = one.spec.port if one.spec.port_declared and one.spec.keep_alive else None
+        if port and one.conflict != "next" and one.name not in once:
+            first = holders.setdefault(port, one.name)
+            told = f"{first} and {one.name} both want port {port}: give one of them another"
+            problems += [Problem(*one.source.place("port"), told)] * (first != one.name)
+    return [*dict.fromkeys(problems)]
+
+
 def config_at(store: Store, args: argparse.Namespace, expands: bool = True) -> Config:
     """The configuration that the options name."""
     path = find_config(args.config, store.home)
-    return read_config(path, args.mcp_config, args.procfile, expands)
+    return read_config(path, args.mcp_config, args.procfile, expands, lacking if expands else None)
 
 
 @command("config schema")
@@ -9392,12 +9438,14 @@ class Application:
         self.reached[name] = {""}
         if error:
             error.facts.setdefault("name", name)
-            if name not in error.message:
+            if not re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", error.message):
                 error.message = f"{name}: {error.message}"
             cause = as_object(error.facts.get("cause"))
             if wanted:
                 cause.update({key: in_keys(cause[key], wanted) for key in cause if key == "advice"})
                 error.advice = in_keys(error.advice, wanted)
+            if any(name in needs for needs in self.needs.values()):  # a restart is its alone
+                error.advice = re.sub(r"\bthen: restart \S+", "then: up", error.advice)
             if result == "failed" and (self.acting or self.waits):
                 self.lines[name].append(f"[WARN] {name} failed; the others go on")
         self.tell(self.outcomes[name])
@@ -9417,7 +9465,7 @@ class Application:
         lacking = self.lost(step)
         if lacking:
             told = f"{step.name} was not {step.action}ed: it depends on {', '.join(lacking)}"
-            self.note(step, "skipped", Failed(told, "mend those first"))
+            self.note(step, "skipped", Failed(told, "mend that, then: up"))
             return
         self.acting[step.name] = time.monotonic() + ORDER_S
         threading.Thread(target=work, name=f"{step.action} {step.name}", daemon=True).start()
@@ -9633,15 +9681,9 @@ def carry_out(
 
 
 def unready(services: Iterable[Wanted | None]) -> ConfigError | None:
-    """Every variable that is missing or wrong here, as one error."""
-    problems = []
-    for one in (one for one in services if one and not one.disabled):
-        try:
-            environment_of(one.spec, one.given_env)
-        except ConfigError as error:
-            for key, told in zip(*(as_list(error.facts[fact]) for fact in ("keys", "problems"))):
-                problems.append(Problem(*one.source.place(str(key)), str(told)))
-    return config_error([*dict.fromkeys(problems)]) if problems else None
+    """What is lacking here for these, as one error."""
+    problems = lacking([one for one in services if one])
+    return config_error(problems) if problems else None
 
 
 def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[str]:
@@ -10242,7 +10284,7 @@ def write_all(root: str, makes: Mapping[str, Callable[[str], str]], advice: str)
             done[path] = "written" if renew(os.path.join(root, path), root, make) else "unchanged"
         except Refused as error:
             problems.append(error.message)
-    lines = [f"[OK] {path} {what}" for path, what in done.items()]
+    lines = [f"[OK] {shown_path(os.path.join(root, k))} {what}" for k, what in done.items()]
     refused = Refused("; ".join(problems), advice) if problems else None
     return Result({"done": done}, lines, error=refused)
 
@@ -10556,10 +10598,12 @@ def init(store: Store, args: argparse.Namespace) -> Result:
     if args.config:
         makes["spm.json"] = lambda old: old or guessed
     result = write_all(root, makes, "write there by hand, or mend it")
-    kept = "[INFO] spm.json is there already, left as it is"
-    lines = [kept if one == "[OK] spm.json unchanged" else one for one in result.lines]
-    if "[OK] spm.json written" in lines and "// a guess, from " not in guessed:
-        lines.append("[WARN] nothing was recognised: spm.json has only an example")
+    lines, path = list(result.lines), shown_path(os.path.join(root, "spm.json"))
+    came = as_object(result.data["done"]).get("spm.json")
+    if came == "unchanged":
+        lines[-1] = f"[INFO] {path} is there already, left as it is"  # it is the last to be made
+    elif came and "// a guess, from " not in guessed:
+        lines.append(f"[WARN] nothing was recognised: {path} has only an example")
     if args.hooks and "agents-md" in agents:
         lines.append("[INFO] AGENTS.md has no hooks: start what must end with --lease session")
     return result._replace(lines=lines)
@@ -10587,6 +10631,8 @@ OPTIONAL_VALUES = {"--watch": 2.0, "--wait": WAIT_S}  # seconds, where none are 
 PLAIN_BARS = dict(zip(map(ord, BARS), "_.-:=+*#"))
 FAMILIES = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # config schema
 MEANT = {"ps": "list", "ls": "list", "kill": "stop", "rm": "cleanup", "wait": "wait-healthy"}
+MEANT_OPTIONS = {"logs --tail": "--lines", "stop --all": "cleanup, which ends them all"}
+MEANT_OPTIONS["wait-healthy --timeout"] = "wait-healthy NAME 10"
 LEADING = ("--home", "--json", "--version", "--help", "-h")  # what may stand before the command
 # C0 and C1, and what turns the direction of writing: Unicode's bidirectional controls
 CONTROLS = r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
@@ -10610,7 +10656,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     if name not in COMMANDS:
         raise no_command(leading, name, head[at + 1 :])
     rest = with_value(COMMANDS[name].options, head[at + 1 :])
-    args = parser_of(name).parse_intermixed_args([*leading, *rest])
+    args = parser_of(name, rest).parse_intermixed_args([*leading, *rest])
     args.tail = tail
     words = getattr(args, "command", [])
     if len(words) > 1 and rest[-len(words) :] != words:
@@ -10722,7 +10768,18 @@ def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> N
             vars(action)["completer"] = service_names
 
 
-def parser_of(name: str) -> argparse.ArgumentParser:
+def meant_option(name: str, words: Sequence[str]) -> str:
+    """`did you mean --wait? Otherwise `, where an unknown option is near one of the command's."""
+    options = (*COMMANDS[name].options, *GLOBAL_OPTIONS)
+    known = [word for one in options for word in one.words.split() if word[0] == "-"]
+    given = [word.partition("=")[0] for word in words if word.startswith("--")]
+    unknown = next((word for word in given if word not in (*known, "--help")), "")
+    meant = MEANT_OPTIONS.get(f"{name} {unknown}")
+    near = f"did you mean {meant}? " if meant else nearest(unknown, known, 0.82)
+    return near and f"{near}Otherwise "
+
+
+def parser_of(name: str, words: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of one command; its errors and its help are raised, not printed."""
 
     class Parser(argparse.ArgumentParser):
@@ -10731,6 +10788,8 @@ def parser_of(name: str) -> argparse.ArgumentParser:
             if name == "start" and message.startswith("unrecognized arguments"):
                 advice = 'if they belong to the command, quote it: start NAME "COMMAND --option", '
                 advice += "or put it behind --: start NAME -- COMMAND --option"
+            if message.startswith(("unrecognized", "the following")):
+                advice = meant_option(name, words) + advice
             # an unknown option may have been meant to carry a secret
             raise UsageError(f"{name}: {re.sub('=[^ ]+', '=…', message)}", advice)
 
@@ -10918,7 +10977,8 @@ def main() -> NoReturn:
     except OSError as error:
         code = Failed.exit_code
         with contextlib.suppress(OSError):
-            write(sys.stderr, f"[ERROR] the output can't be written: {error.strerror}\n")
+            told = f"[ERROR] the output can't be written: {error.strerror}\n"
+            write(sys.stderr, told + "  → what was asked for is done all the same: see list\n")
     for booted in BOOTED:
         dismiss(booted.pid)
     # Nothing of ours waits for the interpreter's own end, which takes some milliseconds.

@@ -231,6 +231,16 @@ def test_numbers_of_variables_keep_their_digits() -> None:
         assert told == {"services.a.env.A": "a finite number was expected"}
 
 
+def test_a_server_whose_command_has_its_arguments_is_told_where_they_go(tmp_path: Path) -> None:
+    (tmp_path / "my tool").write_text("#!/bin/sh\n")
+    (tmp_path / "my tool").chmod(0o755)
+    commands = ("sleep 1", "sleep", str(tmp_path / "my tool"), "")
+    document = {"mcpServers": {f"s{n}": {"command": one} for n, one in enumerate(commands)}}
+    told = problems_of(document)
+    assert told.pop("mcpServers.s0.command") == "'sleep' only: put the arguments into args"
+    assert [*told] == ["mcpServers.s3.command"]
+
+
 def test_a_server_that_asks_the_editor_is_skipped(tmp_path: Path) -> None:
     asking = {"command": "uvx", "env": {"T": "${input:tok}"}}
     servers = {"a": asking, "b": {"command": "uvx", "args": ["${env:HOME}", "${B:-x}"]}}

@@ -315,7 +315,9 @@ def test_export_tells_names_and_never_values(spm: Spm, port: int) -> None:
     path = spm.cwd / "units" / "api.service"
     assert f"Environment=PORT={port}\n" in path.read_text() == shown["files"]["api.service"]
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
-    assert "[OK] api.service unchanged" in spm("export", "systemd", "api", "-o", "units").stdout
+    assert (
+        "[OK] units/api.service unchanged" in spm("export", "systemd", "api", "-o", "units").stdout
+    )
     path.write_text("mine\n")
     refused = spm("export", "systemd", "-o", "units", code=8)
     assert "api.service is there and differs" in refused.stderr and path.read_text() == "mine\n"

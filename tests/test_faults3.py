@@ -148,12 +148,14 @@ def test_a_supervisor_is_seen_where_nothing_can_be_written(spm: Spm) -> None:
     spm("start", "api", "sleep 100")
     home = str(spm.home)
     mounts = f"mount --bind {home} {home} && mount -o remount,bind,ro {home}"
-    line = f"{mounts} && {shlex.join(spm.argv('list', '--json'))}"
+    stop = shlex.join(spm.argv("stop", "api"))
+    line = f"{mounts} && {shlex.join(spm.argv('list', '--json'))} && {stop}"
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", line], cwd=spm.cwd, env=spm.env, capture_output=True
     )
     (row,) = json.loads(done.stdout)["services"]
     assert row["supervised"] is True
+    assert b"Read-only" in done.stderr and b"remount,rw" in done.stderr, done.stderr
     spm("stop", "api")
 
 

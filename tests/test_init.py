@@ -86,6 +86,11 @@ def test_init_keeps_what_people_wrote_and_writes_once(project: Spm) -> None:
 
 def test_without_a_name_init_writes_for_the_agents_that_are_in_use(project: Spm) -> None:
     assert "AGENTS.md written" in copied(project, "init").stdout
+    inner = project.cwd / "inner"
+    inner.mkdir()
+    for words, file in (("--agent", "agents-md"), "AGENTS.md"), (("--config",), "spm.json"):
+        told = project("init", *words, cwd=inner).stdout  # where it is, seen from there
+        assert f"{(project.cwd / file).resolve()} " in told
     (project.cwd / "AGENTS.md").unlink()
     (project.cwd / "CLAUDE.md").write_text("")
     (project.cwd / ".kiro").mkdir()

@@ -253,6 +253,18 @@ def test_usage_errors_are_one_line_and_advice(spm: Spm) -> None:
     for typed, meant in {**typos, "ps": "list", "config vlidate": "config validate"}.items():
         told = spm(*typed.split(), code=2).stderr
         assert f"did you mean {meant}? All commands: --help\n" in told
+    for typed, meant in (
+        ("stop x --fre", "--force"),
+        ("up --dryrun", "--dry-run"),
+        ("logs x --tail 5", "--lines"),
+        ("logs --tail 5", "--lines"),
+        ("wait-healthy x --timeout 10", "wait-healthy NAME 10"),
+        ("stop --all", "cleanup"),
+        ("start x --wiat true", "--wait"),
+        ("start x python -V --wiat", "--wait"),
+    ):
+        assert f"  → did you mean {meant}" in spm(*typed.split(), code=2).stderr
+    assert "did you mean" not in spm("start", "x", "--reload", "true", code=2).stderr
     assert "the commands are: start, port, stop" in spm("xyzzy", code=2).stderr
     assert "the command is missing" in spm("--home", "list", code=2).stderr, "list is the directory"
     assert "usage: " in spm().stdout and "usage: " in spm("--home", "x", "--help").stdout
@@ -292,4 +304,5 @@ def test_an_interrupted_command_prints_its_json_document_all_the_same(spm: Spm, 
 def test_output_that_cannot_be_written_is_one_line(spm: Spm) -> None:
     with open("/dev/full", "w", encoding="utf-8") as full:
         done = spm("list", code=1, stdout=full)
-    assert done.stderr == "[ERROR] the output can't be written: No space left on device\n"
+    told = "[ERROR] the output can't be written: No space left on device\n"
+    assert done.stderr == f"{told}  → what was asked for is done all the same: see list\n"

@@ -19,6 +19,7 @@ import pytest
 from conftest import GENERIC, Spm, eventually, free_port, is_running, nasty
 
 WAIT_FOR_GO = "touch up; while [ ! -e go ]; do sleep 0.02; done"
+AGAIN = "  → run it again; what is left: list\n"
 Process = subprocess.Popen[str]
 
 
@@ -87,7 +88,11 @@ print(u.urlopen('http://127.0.0.1:' + os.environ['PORT']).status, os.environ['MY
 @pytest.mark.smoke
 def test_tests_that_fail_give_their_exit_code(spm: Spm, port: int) -> None:
     done = spm("run", "api", nasty("--port", port), *shell("exit 42"), code=42)
-    assert done.stderr.endswith("[ERROR] the tests failed: exit code 42; stopped: api\n")
+    told = (
+        "[ERROR] the tests failed: exit code 42; stopped: api\n  → see what they printed; what api"
+    )
+    assert done.stderr.endswith(f"{told} wrote: logs api\n")
+    assert "did you mean sleep? " in spm("run", "api", "true", "--", "slepe", "1", code=2).stderr
     assert stopped(spm, "api")
 
 
@@ -177,7 +182,7 @@ def test_what_runs_already_is_used_and_left_running(spm: Spm, port: int) -> None
     spm("start", "api", nasty("--port", port), "--lease", "1h")
     pid = spm.service("api")["pid"]
     done = spm("run", "api", nasty("--port", port), *shell("exit 1"), code=1)
-    assert done.stderr.endswith("exit code 1; left running, as it was before: api\n")
+    assert "exit code 1; left running, as it was before: api\n" in done.stderr
     record = spm.record("api")
     assert (record["main"]["pid"], record["spec"]["lease"]) == (pid, "1h")
     assert record["owner"] is None and spm.service("api")["status"] == "running"
@@ -290,7 +295,7 @@ def test_a_service_that_dies_during_the_tests_is_told_at_once(
     (spm.cwd / "go").touch()
     assert run.wait(10) == 5
     reader.join(5)
-    assert lines[-1] == "[ERROR] the tests failed: exit code 5\n"
+    assert lines[-2] == "[ERROR] the tests failed: exit code 5\n"
 
 
 def test_a_service_that_is_restarted_during_the_tests_is_told_too(spm: Spm) -> None:
@@ -321,7 +326,7 @@ def test_ctrl_c_reaches_the_tests_and_then_everything_stops(
     os.killpg(run.pid, signal.SIGINT)
     out, err = run.communicate(timeout=15)
     assert run.returncode == 130 and out == "tidy\n"
-    assert err.endswith("[ERROR] interrupted by SIGINT; stopped: api\n"), err
+    assert err.endswith("[ERROR] interrupted by SIGINT; stopped: api\n" + AGAIN), err
     assert (spm.cwd / "tidied").exists() and stopped(spm, "api")
 
 
@@ -348,7 +353,7 @@ def test_a_signal_to_run_reaches_the_tests_and_then_everything_stops(
     run.send_signal(number)
     _, err = run.communicate(timeout=15)
     assert run.returncode == 128 + number
-    assert err.endswith(f"[ERROR] interrupted by {name}; stopped: api\n"), err
+    assert err.endswith(f"[ERROR] interrupted by {name}; stopped: api\n{AGAIN}"), err
     assert (spm.cwd / "tidied").exists() and (spm.cwd / "below").exists()
     assert stopped(spm, "api")
 
@@ -407,7 +412,7 @@ def test_a_signal_while_it_waits_stops_what_was_started(
     run.send_signal(signal.SIGTERM)
     _, err = run.communicate(timeout=15)
     assert run.returncode == 143
-    assert err.endswith("[ERROR] interrupted by SIGTERM; stopped: db, api\n"), err
+    assert err.endswith("[ERROR] interrupted by SIGTERM; stopped: db, api\n" + AGAIN), err
     assert stopped(spm, "db", "api") and not (spm.cwd / "tested").exists()
 
 

@@ -218,7 +218,7 @@ def test_unreadable_state_is_exit_9_for_who_may_not_read_it(spm: Spm) -> None:
     if not all(path.stat().st_mode & 0o001 for path in above[1:]):
         pytest.skip("another user can't reach this virtual environment")
     refused = as_nobody(spm, "list")
-    assert "exit 9" in refused and "belongs to another user" in refused and "chown" in refused
+    assert "exit 9" in refused and "belongs to another user" in refused and "--home" in refused
     os.chown(spm.home, 65534, 65534)
     (spm.home / "state.json").chmod(0)
     unreadable = as_nobody(spm, "list")
@@ -248,10 +248,26 @@ def test_a_home_that_others_can_write_is_refused_with_the_remedy(spm: Spm) -> No
     spm.forget_home()
     spm.home.mkdir(mode=0o777)
     spm.home.chmod(0o777)
-    for words in (["list"], ["start", "x", "sleep 1"]):
-        assert f"chmod 700 {spm.home}" in spm(*words, code=9).stderr
+    words: tuple[tuple[str, ...], ...] = (("list",), ("start", "x", "sleep 1"))
+    for one in words:  # it holds no state: whose it is, nobody knows
+        assert "chmod" not in spm(*one, code=9).stderr
+    spm.home.chmod(0o700)
+    spm("start", "x", "true")
+    for mode in (0o777, 0o1777):
+        spm.home.chmod(mode)
+        told = [spm(*one, code=9).stderr for one in words]
+        assert [f"run: chmod 700 {spm.home}" in one for one in told] == [mode == 0o777] * 2
     spm.home.chmod(0o700)
     spm("list")
+    system = spm.base / "etc"
+    system.mkdir()
+    (system / "services").write_text("http 80/tcp")
+    (system / "os-release").symlink_to("../usr/lib/os-release")
+    for place in ("/tmp", "/dev/null", system):
+        for one in words:
+            said = spm("--home", place, *one, code=9).stderr
+            assert "--home /tmp/x" in said
+            assert not any(word in said for word in ("chmod", "chown", "remove"))
 
 
 @pytest.fixture

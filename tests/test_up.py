@@ -173,11 +173,12 @@ def test_a_failure_names_the_service_and_leaves_the_others(spm: Spm) -> None:
     assert pids(spm).keys() == {"good"}
     write(spm, {**services, "too": {"command": "sh -c 'echo oops; exit 4'"}})  # it has no checks
     told = spm("up", "--wait", code=1).stderr
-    assert "after was not started: it depends on bad\n  → mend those first" in told
+    assert "after was not started: it depends on bad\n  → mend that, then: up" in told
     assert told.count("bad is not running") == 1, "once is enough"
     for name, tail in (("bad", "no"), ("too", "oops")):
         lines = told[told.index(f"[ERROR] {name} is not running") :].splitlines()
-        advice = f"  → read its last lines above; mend the cause, then: restart {name} (or, if the "
+        again = "up" if name == "bad" else "restart too"  # others wait for it
+        advice = f"  → read its last lines above; mend the cause, then: {again} (or, if the "
         advice += f"command is wrong: correct it in spm.json, then: up {name})"
         assert lines[1:3] == [f"  | {tail}", advice], "each failure tells all of it"
     dies = {"command": ["sh", "-uc", ": $SPM_NOT"], "start_seconds": 2}
@@ -206,6 +207,30 @@ def test_a_failure_names_the_service_and_leaves_the_others(spm: Spm) -> None:
             "defaults.require_env": "SPM_Y is not set",
         }
     assert "  start x\n" in spm("up", "--dry-run", code=6).stdout
+    nope, bad = spm.cwd / "nope.env", spm.cwd / "bad.env"
+    bad.write_text("A=1\n!\n")
+    write(  # what can't be expanded hides none of it
+        spm,
+        {
+            "x": worker("5", **missing, cwd="${SPM_NOT}"),
+            "y": worker("6", env_file=["nope.env", "bad.env"], env={"A": "${HOME}"}),
+            "p": worker("7", port=8000),
+            "q": worker("8", port=8000),
+            "r": worker("9", port=8001, on_conflict="next"),
+            "s": worker("10", port=8001, disabled=True),
+            "once": {"command": "true", "port": 8001},
+            "t": worker("11", port=8001, depends_on={"once": "exited"}),
+        },
+    )
+    problems = spm.json("up", code=6)["error"]["problems"]
+    assert f"{bad}, line 2: not NAME=value" in [one["message"] for one in problems]
+    assert {one["path"]: one["message"] for one in problems[::-1]} == {
+        "services.x.cwd": "${SPM_NOT} is not set here, and it has no :-default",
+        "services.x.environment.SPM_NOT": "SPM_NOT is not set",
+        "services.x.env.SPM_X": "SPM_X is not set",
+        "services.y.env_file": f"{nope}: No such file or directory",
+        "services.q.port": "p and q both want port 8000: give one of them another",
+    }
     assert pids(spm) == before
     spm("cleanup")
 
@@ -271,6 +296,9 @@ def test_a_port_is_handed_on(spm: Spm) -> None:
     write(spm, {"a": worker("2"), "b": server})
     assert spm.json("up", "--wait")["services"][1]["name"] == "b"
     assert spm.service("b")["status"] == "ready"
+    write(spm, {"b": server, "e": server})
+    told = spm("up", code=5).stderr
+    assert f"[ERROR] e: port {port} is held: " in told and "service b of" in told
     spm("down")
     one, other = (
         {"command": nasty("--port", port), "port": port, "ready": "tcp"}
