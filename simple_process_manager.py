@@ -3646,7 +3646,8 @@ def sparkline(points: Sequence[tuple[float, float]]) -> str:
 # the commands in files and on its socket only.
 
 SOON_S = 0.03
-TICK_S = 1.0  # where nobody tells of an adopted process's end, or state.json could not be written
+TICK_S = 1.0  # where nobody tells of an adopted process's end
+AGAIN_S = 0.2  # until state.json, which could not be written, may be: nobody else knows so long
 REQUEST_BYTES = 65536
 STOP_TIMEOUT_S = 10.0
 LAUNCHER_S = 1.0  # an external tool's launcher that lives longer is taken for the tool itself
@@ -4084,13 +4085,13 @@ class Supervisor:
             self.store.write_event(event, self.record.name, self.record, why)
 
     def save(self) -> None:
-        """Write the record; what can't be written now is tried again at each tick."""
+        """Write the record; what can't be written now is tried again soon."""
         try:
             self.store.save({self.record.name: self.record})
             self.save_at = None
         except SpmError:  # a removed home is nothing to wait for
             is_there = os.path.isdir(self.store.home)
-            self.save_at = time.monotonic() + TICK_S if is_there else None
+            self.save_at = time.monotonic() + AGAIN_S if is_there else None
 
     # -- the loop
 
@@ -6949,7 +6950,9 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
         error.advice = start_advice(spec, values, error.facts.get("errno")) or error.advice
         error.facts.update(failure_facts(store, store.record(name), error.advice))
         cause = as_object(error.facts["cause"])
-        error.advice = error.advice or str(cause["advice"]) * (cause.get("kind") == "unknown")
+        error.advice = error.advice or str(cause.get("advice", "")) * (
+            cause.get("kind") == "unknown"
+        )
         again = f"restart {name}" + " --force" * bool(spec.cooldown_s)
         error.advice = error.advice or MEND.format(again, corrected(record))
         raise
@@ -7749,7 +7752,7 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
             now = store.record(record.name)
             if now is None or now.instance != record.instance or stays(store, record.name):
                 continue
-            if is_alive(now.main):  # it wasn't known yet when everything was stopped
+            if observe(store, now, place()).verdict.is_live:  # not known when all was stopped
                 continue
             # what nobody needs any more; first, so that a full disk has room for the rest
             for file in ("env.json", "exits.jsonl", *("output.log", "output.log.1") * purge):
