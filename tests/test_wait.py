@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import shutil
@@ -291,7 +290,7 @@ def test_a_wait_that_a_debugger_runs_stays_as_it_is(spm: Spm, port: int) -> None
 
 @lean
 def test_an_interrupted_long_wait_says_so(spm: Spm, port: int) -> None:
-    for pause_s in (0.0, 0.01, 0.02, 0.03, 1.0):  # in the first ones Python itself just begins
+    for pause_s in (0.0, 0.02, 0.5):  # in the first ones Python itself just begins
         wait = lean_wait(spm, port)[0]
         with contextlib.suppress(subprocess.TimeoutExpired):
             wait.wait(pause_s)
@@ -301,23 +300,12 @@ def test_an_interrupted_long_wait_says_so(spm: Spm, port: int) -> None:
 
 
 def lean_wait(spm: Spm, port: int) -> tuple[subprocess.Popen[str], Path]:
-    """A wait that went on from bytecode, as it does unless its first look took too long."""
+    """A wait that went on from bytecode, and that."""
     spm.program = SCRIPT
-    for _ in range(20):
-        wait = spm.popen("wait-healthy", port, "20", "--json")
-        eventually(functools.partial(is_looking, wait.pid), what="its first look")
-        with contextlib.suppress(AssertionError):
-            return wait, Path(eventually(functools.partial(whole_of, wait.pid), within=1.0))
-        wait.kill()
-        wait.communicate()
-    raise AssertionError("no wait became lean")
+    wait = spm.popen("wait-healthy", port, "20", "--json")
+    return wait, Path(eventually(lambda: whole_of(wait.pid), what="the wait"))
 
 
 def whole_of(pid: int) -> str:
     """What it was compiled to, if it runs from that."""
     return next((word for word in psutil.Process(pid).cmdline() if "-whole.pyc" in word), "")
-
-
-def is_looking(pid: int) -> bool:
-    """Whether it has come as far as to load what it looks with."""
-    return any("_socket" in one.path for one in psutil.Process(pid).memory_maps())
