@@ -7420,11 +7420,19 @@ def compiled_path(store: Store) -> str:
     return os.path.join(store.home, "cache", tag, "simple_process_manager.pyc")
 
 
+def is_sound(path: str) -> bool:
+    """Whether bytecode is there and is what was written."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        data = file.read()
+        return len(data) > 16 and data == sealed(data[16:])
+    return False
+
+
 def go_on_lean(store: Store, began: float = 0.0) -> None:
     """Do this command again from bytecode, in this very process; returns where that can't be.
 
     CPython keeps the syntax tree of a script until its end, some 30 MB. To give them back takes
-    milliseconds, which at the end of a wait nobody has.
+    milliseconds, which at the end of a wait nobody has. `began`: when it did, monotonic seconds.
     """
     frame, words = sys._getframe(), getattr(sys, "orig_argv", [])  # Python 3.9 doesn't tell
     while frame.f_back:
@@ -7445,14 +7453,6 @@ def go_on_lean(store: Store, began: float = 0.0) -> None:
             os.execve(words[0], words, {**os.environ, "SPM_LEAN": f"{began!r} {SELF}"})
         finally:
             hold_interrupts(False)
-
-
-def is_sound(path: str) -> bool:
-    """Whether bytecode is there and is what was written."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        data = file.read()
-        return len(data) > 16 and data == sealed(data[16:])
-    return False
 
 
 def near_program(program: str, values: Mapping[str, str]) -> str:
