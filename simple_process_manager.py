@@ -7294,6 +7294,7 @@ def launch(
     if not line.startswith(b"{"):  # the end of a traceback, or nothing
         dismiss(booted.pid)
         if not adopt:  # it may have died between launching the service and telling us
+            retire_supervisor(record)  # its child is one, too, until it has executed the service
             drive(end_tree(record, tree_of(record), 0.0, force=True))
         if has_retry:
             with contextlib.suppress(OSError):  # another start was faster, or it is read-only
