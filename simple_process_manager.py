@@ -9329,6 +9329,7 @@ def import_config(store: Store, args: argparse.Namespace) -> Result:
 # -- up, down
 
 MOST_STARTS = 16  # at a time: each interpreter that boots takes a processor for 50 ms
+AT_ONCE_S = 0.1  # who ends within that has failed to come up, also where nothing is checked
 ORDER_S = 1.0
 
 
@@ -9402,7 +9403,9 @@ class Application:
             self.show(pending)
             if not due or len(self.acting) == MOST_STARTS:
                 time.sleep(probe_pause_s(time.monotonic() - self.began))
-        for name in [step.name for step in self.steps if step.acts and self.wait_s]:
+        acted = [step.name for step in self.steps if step.acts and self.wait_s]
+        time.sleep(AT_ONCE_S if acted else 0.0)
+        for name in acted:
             record = self.store.record(name)  # also what has no checks has to be there
             if record and record.phase == "failed" and self.outcomes[name].result == "done":
                 self.look(name, Target(self.store, record), self.began + 1e9)

@@ -498,3 +498,14 @@ def test_a_procfile_alone_is_brought_up_and_named(spm: Spm) -> None:
     (spm.cwd / "Procfile").write_text("worker: sleep 100\n")
     assert "[OK] Procfile is up (start: 1)" in spm("up", "--procfile", "Procfile").stdout
     spm("down", "--procfile", "Procfile")
+
+
+def test_who_ends_at_once_is_not_up(spm: Spm) -> None:
+    # it had no checks, and was looked at before its end was known
+    write(spm, {"bad": {"command": ["sh", "-c", "exit 3"]}, "good": {"command": "sleep 300"}})
+    failed = spm.json("up", "--wait", "5s", code=1)
+    assert {one["name"]: one["result"] for one in failed["services"]} == {
+        "bad": "failed",
+        "good": "done",
+    }
+    spm("down")
