@@ -731,9 +731,14 @@ class Spec(NamedTuple):
         return tuple(word.replace("{port}", str(self.port)) for word in self.argv)
 
     @property
+    def plain_words(self) -> Sequence[str]:
+        """The words that a port may be recognised in: a shell's text taken apart at its blanks."""
+        return self.words[-1].split() if self.shell else self.words
+
+    @property
     def port_doubt(self) -> str:
         """What to say where the command names another port than the declared one."""
-        words = self.words[-1].split() if self.shell else self.words
+        words = self.plain_words
         named = recognise_port(words, PORT_SIGNS[:3]) if self.port_declared else None
         told = f"port {self.port} is declared, but the command names {named}: "
         told += f"declare --port {named}, or write {{port}} instead of {named} there"
@@ -2297,10 +2302,9 @@ def write_file(path: str, data: bytes, durable: bool = True) -> None:
         reached("written")
         replace_file(temporary, path)
         reached("replaced")
-    except BaseException:  # Ctrl-C too
-        with contextlib.suppress(OSError):  # the first error is the one to tell
+    finally:  # after an error, or Ctrl-C; else it isn't there any more
+        with contextlib.suppress(OSError):
             os.unlink(temporary)
-        raise
 
 
 def append_line(
@@ -6950,11 +6954,10 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
         error.advice = start_advice(spec, values, error.facts.get("errno")) or error.advice
         error.facts.update(failure_facts(store, store.record(name), error.advice))
         cause = as_object(error.facts["cause"])
-        error.advice = error.advice or str(cause.get("advice", "")) * (
-            cause.get("kind") == "unknown"
-        )
         again = f"restart {name}" + " --force" * bool(spec.cooldown_s)
-        error.advice = error.advice or MEND.format(again, corrected(record))
+        mend = MEND.format(again, corrected(record))
+        mend = str(cause["advice"]) if cause.get("kind") == "unknown" else mend
+        error.advice = error.advice or mend
         raise
 
 
@@ -7027,7 +7030,7 @@ def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict
     holder = f"; {port_state(port)}" if port and cause.kind == "address_in_use" else ""
     advice = advice or cause.advice.replace("port N", f"port {port or 'N'}")
     advice = advice.replace("{cwd}", record.spec.cwd)
-    if recognise_port(record.spec.argv[-1].split() if record.spec.shell else record.spec.argv):
+    if recognise_port(record.spec._replace(port=None).plain_words):
         advice = advice.replace(*LITERAL_PORT)
     cause = cause._replace(message=cause.message + holder, advice=advice)
     return {"cause": cause._asdict()}

@@ -394,6 +394,27 @@ def test_what_a_purge_finds_running_in_a_journal_is_known_again(spm: Spm) -> Non
     spm("stop", "api")
 
 
+@pytest.mark.skipif(GENERIC, reason="the start happens in this process, which has /proc")
+def test_a_child_that_had_not_yet_executed_the_service_goes_with_its_supervisor(
+    spm: Spm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # until then it has the environment of the supervisor that forked it, and was left for one
+    for key, value in spm.env.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("SPM_TEST_CRASH", "supervisor.launched")
+    store = program.Store(str(spm.home))
+    store.prepare()
+    record = program.new_record("api", program.Spec(("sleep", "100"), str(spm.cwd)), "ab" * 16)
+    own = {"SPM_SERVICE": "api", "SPM_SUPERVISOR": record.instance}
+    with store.claim("api", 1.0), subprocess.Popen(["sleep", "100"], env={**spm.env, **own}) as it:
+        try:
+            with pytest.raises(program.StartFailed):
+                program.launch(store, record, {})
+            assert it.wait(10) == -signal.SIGKILL
+        finally:
+            it.kill()
+
+
 @pytest.mark.skipif(GENERIC, reason="the look happens in this process, which has /proc")
 def test_what_was_started_during_a_cleanup_is_not_forgotten(spm: Spm) -> None:
     # state.json was rebuilt before it ran, so the cleanup found nothing to stop; then its
