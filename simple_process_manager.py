@@ -6431,6 +6431,7 @@ CLAIM_S = 30.0
 BOOT_S = 10.0
 # What a process that went on from bytecode has to know: see go_on_lean()
 LEAN_S, _, LEAN_FILE = os.environ.pop("SPM_LEAN", "").partition(" ")
+IS_OUTERMOST = not sys._getframe().f_back  # else a debugger, `python -m`, a copy by `vendor`
 IS_LEAN = bool(LEAN_FILE) and __file__.endswith("-whole.pyc")
 SELF = LEAN_FILE if IS_LEAN else os.path.abspath(__file__)
 NOT_OF_A_SPEC = {"name", "replace", "force", "on_conflict", "lease", "idle_timeout", "wait"}
@@ -7379,14 +7380,29 @@ def supervisor_command(program: str, name: str) -> list[str]:
 
 
 SUPERVISES = ("Config", "obey()\nos._exit(0)\n")
+VENDORED = "# Written by `vendor`: "
+QUOTES = "'" * 3  # such a line would end the program in its copy
+WHOLE = f"PROGRAM_TEXT = r{QUOTES}\n"
+
+
+def parts_of_this_file() -> tuple[str, int, str]:
+    """Its first comments, the number of lines above the program, the program: see vendor()."""
+    with open(SELF, encoding="utf-8") as file:
+        text = file.read()
+    above, vendored, program = text.partition(f"\n{WHOLE}")
+    if vendored:
+        program = program.rpartition(f"\n{QUOTES}")[0] + "\n"
+        return above.partition(VENDORED)[0], above.count("\n") + 2, program
+    above = text.partition('"""')[0]
+    return above, above.count("\n"), text[len(above) :]
 
 
 def compile_rooms(target: str, until: str = "", act: str = "") -> None:
     """Write the bytecode of this file, or of the rooms before one and what is done then."""
     import marshal
 
-    with open(SELF, encoding="utf-8") as file:
-        rooms = file.read().partition(f"\n# == {until} ==")[0]
+    _, above, program = parts_of_this_file()
+    rooms = "\n" * above + program.partition(f"\n# == {until} ==")[0]
     optimize = 2 if act else 0  # the help of commands is their docstrings
     code = compile(f"{rooms}\n{act}", SELF, "exec", dont_inherit=True, optimize=optimize)
     write_file(target, sealed(marshal.dumps(code)), durable=False)
@@ -7438,12 +7454,8 @@ def go_on_lean(store: Store, began: float = 0.0) -> None:
     CPython keeps the syntax tree of a script until its end, some 30 MB. To give them back takes
     milliseconds, which at the end of a wait nobody has. `began`: when it did, monotonic seconds.
     """
-    frame, words = sys._getframe(), getattr(sys, "orig_argv", [])  # Python 3.9 doesn't tell
-    while frame.f_back:
-        frame = frame.f_back
-    is_script = __name__ == "__main__" and not (__spec__ or __file__.endswith(".pyc"))
-    # run by a debugger, for one, it isn't outermost
-    can_exec = HAS_EXEC and bool(words) and is_script and frame.f_globals is globals()
+    words = getattr(sys, "orig_argv", [])  # Python 3.9 doesn't tell
+    can_exec = HAS_EXEC and bool(words) and IS_OUTERMOST and not __file__.endswith(".pyc")
     if not (can_exec and os.path.isdir(store.home)):
         return
     target = f"{compiled_path(store)[:-4]}-whole.pyc"
@@ -10445,7 +10457,7 @@ pytest tests/integration/ && {spm} stop api
 
 - `events NAME`: what happened; `stats NAME`: what it uses; `alerts`: who complained.
 - `touch NAME`: you still need it. Inside a service: `notify ready`, `notify alive`.
-- `export systemd`: for another engine. `init`: this text, renewed.
+- `export systemd`: for another engine. `init`: this text, renewed. `vendor DIR`: copies this tool.
 
 MCP servers and other stdio servers: start once, call often. `connect clock` joins stdin, stdout.
 
@@ -10617,6 +10629,84 @@ def init(store: Store, args: argparse.Namespace) -> Result:
     if args.hooks and "agents-md" in agents:
         lines.append("[INFO] AGENTS.md has no hooks: start what must end with --lease session")
     return result._replace(lines=lines)
+
+
+def cached_code(path: str, above: int, program: str) -> object:
+    """The code of a program that stands in a file below some lines: the user's cache has it."""
+    # Only what is part of the interpreter: the user's own directory is still on sys.path.
+    import _imp
+    import marshal
+    import os
+    import sys
+
+    asked = f"{sys.version} {sys.flags.optimize} {path} {above} {program}".encode()
+    name = f"{sys.implementation.cache_tag}-{_imp.source_hash(0, asked).hex()}"
+    caches = [os.environ.get("XDG_CACHE_HOME", ""), os.environ.get("LOCALAPPDATA", "")]
+    cache = next(filter(os.path.isabs, [*caches, os.path.expanduser("~/.cache")]), "")
+    kept = os.path.join(cache, "simple_process_manager", name)
+    temporary = f"{kept}.{os.getpid()}"
+    try:
+        with open(kept, "rb") as file:
+            seal, data = file.read(8), file.read()
+            owner = os.fstat(file.fileno()).st_uid
+        if seal == _imp.source_hash(1, data) and owner == getattr(os, "geteuid", int)():
+            return marshal.loads(data)
+    except OSError:  # it isn't there, or not ours to read
+        pass
+    code = compile("\n" * above + program, path, "exec", dont_inherit=True)
+    try:
+        if cache:
+            data = marshal.dumps(code)
+            os.makedirs(os.path.dirname(kept), mode=0o700, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(_imp.source_hash(1, data) + data)
+            os.replace(temporary, kept)
+    except OSError:  # no room, or nobody's home: the next call compiles it again
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    return code
+
+
+def vendored_text() -> str:
+    """This program as `vendor` writes it: Python compiles a string when it is told to."""
+    head, _, program = parts_of_this_file()
+    found = re.search(r"(?ms)^def cached_code\(.*?\n\n\n", program)
+    code = found[0] if found else ""
+    about = f"{VENDORED}simple_process_manager {__version__}, unchanged, in one string below.\n"
+    about += "# Python compiles a script at every call; the string once: ~/.cache keeps its code.\n"
+    above = head + about + code + WHOLE
+    lines = above.count("\n") - 1  # the last one is in the string already
+    runs = f"exec(cached_code(__file__, {lines}, PROGRAM_TEXT))"
+    return f"{above}{program}{QUOTES}\n{runs}\n"
+
+
+@command(
+    "vendor",
+    Option("target", "DIR|FILE", help="where the copy goes"),
+    Option("--force", help="overwrite what is there and isn't this version"),
+)
+def vendor(store: Store, args: argparse.Namespace) -> Result:
+    """Copy this program into a repository, in the form that starts quickly."""
+    head, _, program = parts_of_this_file()
+    text, is_dir = vendored_text(), os.path.isdir(args.target)
+    path = os.path.join(args.target, "simple_process_manager.py") if is_dir else args.target
+    root = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(root):
+        raise UsageError(f"{shown_path(root)}: no such directory", "make it, or name another one")
+
+    def make(old: str) -> str:
+        if old not in ("", head + program, text) and not args.force:
+            raise ValueError("another version, edited, or no copy of this program")
+        return text
+
+    try:
+        is_new = renew(path, root, make)
+    except Refused as error:
+        error.advice = error.advice or "give another FILE, or --force to overwrite it"
+        raise
+    os.chmod(path, os.stat(path).st_mode | os.stat(SELF).st_mode & 0o111)
+    told = f"{shown_path(path)} {'written' if is_new else 'unchanged'} (version {__version__})"
+    return Result({"path": os.path.abspath(path), "written": is_new}, [f"[OK] {told}"])
 
 
 # == Command line ==================================================================================
@@ -10932,7 +11022,9 @@ def run(argv: Sequence[str]) -> int:
     try:
         hold_interrupts(False) if IS_LEAN else None
         command, args = parse(argv)
-        if PathFinder.find_spec("psutil") is None:  # not imported: 0.2 ms instead of 15
+        is_copy = command is COMMANDS["vendor"]  # what is copied can be used elsewhere
+        # not imported: 0.2 ms instead of 15
+        if not is_copy and PathFinder.find_spec("psutil") is None:
             raise UsageError("psutil is missing", NO_PSUTIL.format(sys.executable, PROGRAM))
         args.say = say
         store = Store(find_home(args.home))

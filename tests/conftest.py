@@ -23,14 +23,19 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 from forkserver import limit_memory, request
-from generic import generic_copy
+from generic import generic_copy, vendored_copy
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "simple_process_manager.py"
 # The whole suite on the path of macOS, see generic.py; what tests import is the usual program.
 GENERIC = bool(os.environ.get("SPM_TEST_GENERIC"))
+# The whole suite on a copy as `vendor` makes it; what tests import is the usual program, too.
+VENDORED = bool(os.environ.get("SPM_TEST_VENDORED"))
 if GENERIC:
     SCRIPT = generic_copy(Path(tempfile.mkdtemp(prefix="spm-generic-")))
+elif VENDORED:
+    SCRIPT = vendored_copy(Path(tempfile.mkdtemp(prefix="spm-vendored-")))
+if SCRIPT.parent != ROOT:
     atexit.register(shutil.rmtree, SCRIPT.parent, ignore_errors=True)
 COMPILED = SCRIPT.parent / "tests" / "spm.py"
 NASTY = Path(__file__).resolve().parent / "nasty.py"

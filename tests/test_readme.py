@@ -71,6 +71,20 @@ def test_the_transcripts_print_what_they_show(spm: Spm) -> None:
     spm("cleanup")
 
 
+def test_the_line_that_copies_the_program_makes_a_copy_that_works(spm: Spm) -> None:
+    shutil.copy(SCRIPT, spm.cwd)
+    repository = spm.base / "repository"
+    repository.mkdir()
+    line = blocks(README, "sh")[0].replace("YOUR_REPOSITORY", str(repository))
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{spm.env['PATH']}"
+    told = []
+    for command, cwd in ((line, spm.cwd), ("python simple_process_manager.py list", repository)):
+        argv, env = ["/bin/sh", "-c", command], {**spm.env, "PATH": path}
+        told.append(subprocess.check_output(argv, cwd=cwd, env=env, text=True))
+    assert "simple_process_manager.py written" in told[0]
+    assert told[1].startswith("[INFO] no services")
+
+
 def test_the_command_for_a_fresh_machine_does_the_main_job(spm: Spm) -> None:
     command = next(block for block in blocks(README, "sh") if "urllib" in block)
     shutil.copy(SCRIPT, spm.cwd)

@@ -1,7 +1,8 @@
 """How fast and how lean it is: `python tests/benchmarks/bench.py [--rounds N] [--json]`.
 
 Measured is what users run: a copy of simple_process_manager.py in a fresh directory (TMPDIR says
-where), with a state directory of its own, as `python simple_process_manager.py …`. The floor F is
+where), with a state directory of its own, as `python simple_process_manager.py …`. `vendor` makes
+the copy; with --plain it is copied byte for byte, as `cp` does. The floor F is
 `python -c "import argparse, json, psutil"` with the same interpreter. Every row measures it anew,
 turn and turn about with what the row is about, so that whatever else the machine does hits both
 alike: compare ratios, not milliseconds. Each figure is a median unless it says otherwise.
@@ -107,10 +108,15 @@ def timed(argv: list[str], cwd: Path, env: dict[str, str]) -> tuple[float, str]:
 class Copy:
     """The copied file and its state directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, is_plain: bool = False) -> None:
         self.directory, self.home = directory, directory / ".spm"
-        self.program = str(shutil.copy(SOURCE, directory))
+        self.program = str(directory / SOURCE.name)
         self.env = plain_environment(self.home)
+        self.env["XDG_CACHE_HOME"] = str(directory / "cache")
+        if is_plain:
+            shutil.copy(SOURCE, directory)
+        else:
+            timed([sys.executable, str(SOURCE), "vendor", str(directory)], directory, self.env)
 
     def argv(self, *words: str) -> list[str]:
         """The words that run a command."""
@@ -295,8 +301,7 @@ def measure_idle_supervisor(copy: Copy) -> list[Row]:
 
 def measure_context(copy: Copy, rounds: int) -> list[Row]:
     """What helps to judge the rest."""
-    source = SOURCE.read_text(encoding="utf-8")
-    compiling = []
+    compiling, source = [], SOURCE.read_text(encoding="utf-8")
     for _ in range(5):
         began = time.perf_counter()
         compile(source, str(SOURCE), "exec", dont_inherit=True)
@@ -369,13 +374,14 @@ def main() -> None:
     """Measure, report, leave nothing behind."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=30, help="samples of each kind (30)")
+    parser.add_argument("--plain", action="store_true", help="a copy as cp makes it")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
     directory = Path(tempfile.mkdtemp(prefix="spm-bench-"))
     on = machine(directory)
-    copy = Copy(directory)
+    copy = Copy(directory, args.plain)
     try:
         rows = measure(copy, args.rounds)
     finally:

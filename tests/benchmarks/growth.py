@@ -1,8 +1,8 @@
 """What it costs with more and more services: python tests/benchmarks/growth.py [--counts 1,10,100]
 
 `up` of a spm.json with that many `sleep`s, `up` again, then list, status, start and stop of one
-more, memory and `cleanup`, from compiled code (`python -m simple_process_manager`). F is as in
-bench.py, measured turn and turn about with the short commands. 500 services take about 4 GB.
+more, memory and `cleanup`, of a copy by `vendor`. F is as in bench.py, measured turn and turn
+about with the short commands. 500 services take about 4 GB.
 """
 
 from __future__ import annotations
@@ -24,19 +24,7 @@ MEMORY = "memory a service, MB"
 WHOLE = ("up", "up again", "cleanup")  # of all services at once
 
 
-class Module(Copy):
-    """The copied file, run as a module: Python keeps its compiled form beside it."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        self.env.pop("PYTHONDONTWRITEBYTECODE", None)
-
-    def argv(self, *words: str) -> list[str]:
-        """The words that run a command."""
-        return [sys.executable, "-m", "simple_process_manager", *words]
-
-
-def measured(copy: Module, count: int, rounds: int) -> dict[str, float]:
+def measured(copy: Copy, count: int, rounds: int) -> dict[str, float]:
     """Each figure with that many services; milliseconds, and memory in MB."""
     services = {f"g{number}": {"command": "sleep 10000"} for number in range(count)}
     (copy.directory / "spm.json").write_text(json.dumps({"services": services}))
@@ -98,7 +86,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="samples of each short command (9)")
     args = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="spm-growth-"))
-    copy = Module(directory)
+    copy = Copy(directory)
     found: dict[int, dict[str, float]] = {}
     try:
         for count in map(int, args.counts.split(",")):

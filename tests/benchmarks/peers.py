@@ -2,8 +2,8 @@
 
 Everything is installed from npm and PyPI into one temporary directory, measured turn and turn
 about (in an order that moves on by one each round), and removed. The program is there three times:
-as a copied file, which Python compiles at every call; as `python -m simple_process_manager`, whose
-compiled form Python keeps beside it; and installed, as `spm`. F is
+as a copy by `vendor`, as a copy by `cp`, which Python compiles at every call, and installed, as
+`spm`. F is
 `python -c "import argparse, json, psutil"` with the same interpreter in the same rounds: compare
 ratios. Each figure is a median. --only says which tables, --keep DIR keeps what was installed.
 """
@@ -38,8 +38,8 @@ INSTALL_S, COMMAND_S = 300.0, 60.0
 DELAYS_S = (0.5, 1.0)  # until a server listens, and START_F floors: its waiter runs by then
 START_F = 25
 OURS = {
-    "copied file": ["python", "{copy}/simple_process_manager.py"],
-    "python -m": ["python", "-m", "simple_process_manager"],
+    "copy by vendor": ["python", "{copy}/simple_process_manager.py"],
+    "copy by cp": ["python", "{plain}/simple_process_manager.py"],
     "spm": ["spm"],
 }
 # what each tool calls what is measured; {name}: of the service
@@ -118,10 +118,12 @@ class Stage:
         }
         shutil.rmtree(home, ignore_errors=True)  # of a run before, with --keep
         home.mkdir()
-        self.copy, self.module = directory / "copy", directory / "module"
-        for place in (self.copy, self.module):
+        self.copy, self.plain = directory / "copy", directory / "plain"
+        for place in (self.copy, self.plain):
             place.mkdir(exist_ok=True)
-            shutil.copy(SOURCE, place)
+        shutil.copy(SOURCE, self.plain)
+        vendor = [sys.executable, str(SOURCE), "vendor", str(self.copy), "--force"]
+        subprocess.run(vendor, check=True, stdout=subprocess.DEVNULL)
         if not venv.exists():
             self.install()
         self.read_versions()
@@ -170,14 +172,15 @@ class Stage:
         values: Mapping[str, object] | None = None,
     ) -> tuple[float, str]:
         """How many milliseconds a command takes until its pipes are closed, and its output."""
-        given = {"directory": self.directory, "copy": self.copy, "home": None, **(values or {})}
+        places = {"directory": self.directory, "copy": self.copy, "plain": self.plain}
+        given = {**places, "home": None, **(values or {})}
         words = [re.sub(r"\{(\w+)\}", lambda found: str(given[found[1]]), w) for w in argv]
         # Found here: the search for the program isn't what is measured.
         words[0] = shutil.which(words[0], path=self.env["PATH"]) or words[0]
         began = time.perf_counter()
         done = subprocess.run(
             words,
-            cwd=self.module,
+            cwd=self.directory,
             env={**self.env, "SPM_HOME": str(given["home"] or self.directory / "spm")},
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -1,0 +1,215 @@
+"""`vendor`: the copy that starts quickly is the same program; its cache isn't trusted blindly."""
+
+from __future__ import annotations
+
+import _imp
+import marshal
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import GENERIC, ROOT, SCRIPT, Completed, Spm, eventually
+
+SOURCE = ROOT / "simple_process_manager.py"
+pytestmark = pytest.mark.skipif(GENERIC, reason="the copy is made of the usual program")
+
+
+@pytest.fixture
+def copy(spm: Spm) -> Path:
+    """A copy as `vendor` makes it, in the directory that commands run in."""
+    told = spm("vendor", ".").stdout
+    assert told == "[OK] simple_process_manager.py written (version 1.0.0)\n"
+    return spm.cwd / SOURCE.name
+
+
+def run(spm: Spm, copy: Path, *words: str, code: int = 0, **env: str) -> Completed:
+    """A command of the copy, run to its end; it must have ended with `code`."""
+    argv = [sys.executable, str(copy), *words]
+    env = {**spm.env, **env}
+    done = subprocess.run(argv, cwd=spm.cwd, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def kept(spm: Spm) -> list[Path]:
+    """What the copy keeps in the user's cache."""
+    return sorted(spm.base.glob(".cache/simple_process_manager/*"))
+
+
+def sealed(text: str) -> bytes:
+    """A file of the cache whose code is another."""
+    data = marshal.dumps(compile(text, "forged", "exec"))
+    return _imp.source_hash(1, data) + data
+
+
+@pytest.mark.smoke
+def test_a_vendored_copy_does_the_main_job_and_leaves_the_project_clean(
+    spm: Spm, copy: Path, port: int
+) -> None:
+    subprocess.run(["git", "init", "-q", str(spm.cwd)], check=True)
+    server = f"{sys.executable} -u -m http.server {port} --bind 127.0.0.1"
+    assert "web started" in run(spm, copy, "start", "web", server).stdout
+    assert "web answers" in run(spm, copy, "wait-healthy", str(port), "30").stdout
+    assert str(port) in run(spm, copy, "list").stdout
+    assert "web stopped" in run(spm, copy, "stop", "web").stdout
+    compiled = next(spm.home.glob("cache/*/simple_process_manager.pyc"))
+    assert compiled.stat().st_size > 10000
+    git = ["git", "-C", str(spm.cwd), "status", "--porcelain", "-uall"]
+    assert subprocess.check_output(git, text=True) == "?? simple_process_manager.py\n"
+    assert len(kept(spm)) == 1
+    assert kept(spm)[0].parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="its wait goes on in another way there")
+def test_a_wait_of_a_vendored_copy_stays_the_process_that_it_is(spm: Spm, copy: Path) -> None:
+    # it keeps no syntax tree, so there is nothing to go on without
+    spm("start", "web", "sleep 100", "--ready", "log:up")
+    run(spm, copy, "wait-healthy", "web", "0.2", code=124)
+    assert not [*spm.home.glob("cache/*/*-whole.pyc")]
+    spm("stop", "web")
+
+
+def test_the_copy_is_the_program_line_by_line(spm: Spm, copy: Path) -> None:
+    lines, source = copy.read_text("utf-8").split("\n"), SOURCE.read_text("utf-8").split("\n")
+    head = source.index("# ///", 3) + 1
+    assert lines[:head] == source[:head]
+    first = lines.index(source[head])
+    assert lines[first : first + len(source) - head - 1] == source[head:-1]
+    assert lines[first - 1].endswith(" = r'''")
+    assert lines[first + len(source) - head - 1] == "'''"
+    assert os.access(copy, os.X_OK) == os.access(SOURCE, os.X_OK)
+    compile(copy.read_text("utf-8"), str(copy), "exec")
+
+
+def test_an_error_in_the_copy_is_shown_at_its_line(spm: Spm, copy: Path) -> None:
+    lines = copy.read_text("utf-8").split("\n")
+    at = lines.index('if __name__ == "__main__":', len(lines) - 10)
+    lines.insert(at, "raise RuntimeError('planted')")
+    copy.write_text("\n".join(lines), "utf-8")
+    for _ in range(2):  # compiled, then from the cache
+        told = run(spm, copy, "list", code=1).stderr
+        assert f'simple_process_manager.py", line {at + 1}, in <module>\n    raise Runtime' in told
+
+
+def test_a_copy_makes_the_same_copy(spm: Spm, copy: Path) -> None:
+    run(spm, copy, "vendor", "other.py")
+    assert (spm.cwd / "other.py").read_bytes() == copy.read_bytes()
+    assert "unchanged" in run(spm, copy, "vendor", ".").stdout
+
+
+def test_a_byte_for_byte_copy_becomes_a_quick_one_in_its_place(spm: Spm) -> None:
+    shutil.copy(SOURCE, spm.cwd)
+    assert "py written (version" in run(spm, spm.cwd / SOURCE.name, "vendor", ".").stdout
+    assert "r'''" in (spm.cwd / SOURCE.name).read_text("utf-8")
+
+
+def test_what_is_no_copy_of_this_version_is_overwritten_only_by_force(spm: Spm, copy: Path) -> None:
+    own = copy.read_text("utf-8").replace("never touches", "always touches", 1) + "# mine\n"
+    for text in (own, "print('another program')\n"):
+        copy.write_text(text, "utf-8")
+        told = spm("vendor", ".", code=8).stderr
+        assert "left as it is: another version, edited, or no copy" in told
+        assert "→ give another FILE, or --force" in told
+        assert copy.read_text("utf-8") == text
+        assert "written" in spm("vendor", ".", "--force").stdout
+        assert copy.read_text("utf-8") != text
+
+
+def test_a_target_that_cannot_be_is_refused(spm: Spm) -> None:
+    assert "nowhere: no such directory" in spm("vendor", "nowhere/x.py", code=2).stderr
+    assert not (spm.cwd / "nowhere").exists()
+    (spm.cwd / "link.py").symlink_to("/etc/hosts")
+    assert "symbolic link to /etc/hosts" in spm("vendor", "link.py", "--force", code=8).stderr
+
+
+def test_psutil_is_needed_where_the_copy_runs_and_not_to_make_it(spm: Spm) -> None:
+    argv = [sys.executable, "-S", str(SCRIPT), "vendor", "."]
+    subprocess.run(argv, cwd=spm.cwd, env=spm.env, check=True, stdout=subprocess.DEVNULL)
+    argv = [sys.executable, "-S", str(spm.cwd / SOURCE.name), "list"]
+    done = subprocess.run(argv, cwd=spm.cwd, env=spm.env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "psutil is missing" in done.stderr
+
+
+def test_the_second_call_compiles_nothing(spm: Spm, copy: Path) -> None:
+    run(spm, copy, "list")
+    kept(spm)[0].write_bytes(sealed("print('from the cache')"))
+    assert run(spm, copy, "list").stdout == "from the cache\n"
+
+
+def test_another_text_or_path_has_code_of_its_own(spm: Spm, copy: Path) -> None:
+    run(spm, copy, "list")
+    kept(spm)[0].write_bytes(sealed("print('from the cache')"))
+    moved = copy.rename(spm.cwd / "moved.py")
+    assert "no services" in run(spm, moved, "list").stdout
+    moved.write_text(moved.read_text("utf-8").replace("no services in", "keine in"), "utf-8")
+    assert "keine" in run(spm, moved, "list").stdout
+    assert len(kept(spm)) == 3
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "directory"])
+def test_a_damaged_cache_is_only_slower(spm: Spm, copy: Path, damage: str) -> None:
+    run(spm, copy, "list")
+    (file,) = kept(spm)
+    whole = file.read_bytes()
+    if damage == "directory":
+        file.unlink()
+        file.mkdir()
+    else:
+        parts = {"empty": b"", "cut": whole[: len(whole) // 2], "garbage": b"\xff" * 1000}
+        file.write_bytes(parts[damage])
+    assert "no services" in run(spm, copy, "list").stdout
+    assert damage == "directory" or file.read_bytes() == whole
+    assert kept(spm) == [file]  # no temporary file stays
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give away"
+)
+def test_code_that_belongs_to_another_user_is_not_run(spm: Spm, copy: Path) -> None:
+    run(spm, copy, "list")
+    (file,) = kept(spm)
+    file.write_bytes(sealed("print('from an attacker')"))
+    os.chown(file, 65534, 65534)
+    assert "no services" in run(spm, copy, "list").stdout
+    assert file.stat().st_uid == 0
+
+
+def test_without_a_cache_it_works_and_writes_nothing(spm: Spm, copy: Path) -> None:
+    before = sorted(spm.cwd.iterdir())
+    (spm.base / "file").touch()
+    cases: list[dict[str, Any]] = [
+        {"HOME": "/proc/nowhere"},
+        {"XDG_CACHE_HOME": str(spm.base / "file")},
+    ]
+    for env in cases:
+        assert "no services" in run(spm, copy, "list", **env).stdout
+    assert "no services" in run(spm, copy, "list", XDG_CACHE_HOME="relative").stdout
+    assert sorted(spm.cwd.iterdir()) == before
+
+
+def test_the_cache_is_where_the_environment_says(spm: Spm, copy: Path) -> None:
+    run(spm, copy, "list", XDG_CACHE_HOME=str(spm.base / "there"))
+    assert len([*(spm.base / "there" / "simple_process_manager").iterdir()]) == 1
+    assert not kept(spm)
+
+
+def test_modules_of_the_project_shadow_nothing_that_a_copy_needs(spm: Spm, copy: Path) -> None:
+    for module in ("_imp", "marshal", "os", "sys", "json", "re", "importlib"):
+        (spm.cwd / f"{module}.py").write_text("raise SystemExit('the wrong module')\n")
+    for _ in range(2):
+        assert "no services" in run(spm, copy, "list").stdout
+
+
+def test_eight_first_calls_at_once_leave_one_sound_cache(spm: Spm, copy: Path) -> None:
+    argv = [sys.executable, str(copy), "list"]
+    calls = [subprocess.Popen(argv, cwd=spm.cwd, env=spm.env, stdout=-1) for _ in range(8)]
+    for call in calls:
+        assert b"no services" in call.communicate(timeout=60)[0]
+    eventually(lambda: len(kept(spm)) == 1, what="only one file")
+    seal, data = kept(spm)[0].read_bytes()[:8], kept(spm)[0].read_bytes()[8:]
+    assert seal == _imp.source_hash(1, data)
