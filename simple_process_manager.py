@@ -10682,7 +10682,7 @@ def vendored_text() -> str:
 
 @command(
     "vendor",
-    Option("target", "DIR|FILE", help="where the copy goes"),
+    Option("target", "DIR|FILE.py", help="where the copy goes"),
     Option("--force", help="overwrite what is there and isn't this version"),
 )
 def vendor(store: Store, args: argparse.Namespace) -> Result:
@@ -10691,19 +10691,17 @@ def vendor(store: Store, args: argparse.Namespace) -> Result:
     text, is_dir = vendored_text(), os.path.isdir(args.target)
     path = os.path.join(args.target, "simple_process_manager.py") if is_dir else args.target
     root = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(root):
-        raise UsageError(f"{shown_path(root)}: no such directory", "make it, or name another one")
+    if not (path.endswith(".py") and os.path.isdir(root)):
+        told = f"{args.target} is neither a directory nor a FILE.py in one"
+        raise UsageError(told, "make the directory, or name another one")
 
     def make(old: str) -> str:
-        if old not in ("", head + program, text) and not args.force:
-            raise ValueError("another version, edited, or no copy of this program")
-        return text
+        if old in ("", head + program, text) or args.force:
+            return text
+        told = f"{shown_path(path)} is another version, edited, or no copy of this program"
+        raise Refused(f"{told}: left as it is", "write to another FILE.py, or overwrite: --force")
 
-    try:
-        is_new = renew(path, root, make)
-    except Refused as error:
-        error.advice = error.advice or "give another FILE, or --force to overwrite it"
-        raise
+    is_new = renew(path, root, make)
     os.chmod(path, os.stat(path).st_mode | os.stat(SELF).st_mode & 0o111)
     told = f"{shown_path(path)} {'written' if is_new else 'unchanged'} (version {__version__})"
     return Result({"path": os.path.abspath(path), "written": is_new}, [f"[OK] {told}"])

@@ -112,16 +112,19 @@ def test_what_is_no_copy_of_this_version_is_overwritten_only_by_force(spm: Spm, 
     for text in (own, "print('another program')\n"):
         copy.write_text(text, "utf-8")
         told = spm("vendor", ".", code=8).stderr
-        assert "left as it is: another version, edited, or no copy" in told
-        assert "→ give another FILE, or --force" in told
+        assert "py is another version, edited, or no copy of this program: left" in told
+        assert "→ write to another FILE.py, or overwrite: --force" in told
         assert copy.read_text("utf-8") == text
         assert "written" in spm("vendor", ".", "--force").stdout
         assert copy.read_text("utf-8") != text
 
 
 def test_a_target_that_cannot_be_is_refused(spm: Spm) -> None:
-    assert "nowhere: no such directory" in spm("vendor", "nowhere/x.py", code=2).stderr
-    assert not (spm.cwd / "nowhere").exists()
+    for target in ("nowhere/x.py", "nowhere", "nowhere/", ""):
+        assert (
+            f"{target} is neither a directory nor a FILE.py" in spm("vendor", target, code=2).stderr
+        )
+    assert not [*spm.cwd.iterdir()]
     (spm.cwd / "link.py").symlink_to("/etc/hosts")
     assert "symbolic link to /etc/hosts" in spm("vendor", "link.py", "--force", code=8).stderr
 
