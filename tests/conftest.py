@@ -151,9 +151,11 @@ class Spm:
         self.cwd = base / "work"
         self.home = base / "home"
         self.cwd.mkdir()
-        dropped = ("SPM_", "NO_COLOR", "PYTHONUNBUFFERED", "PORT")
+        dropped = ("SPM_", "NO_COLOR", "PYTHONUNBUFFERED", "PORT", "XDG_CACHE_HOME")
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
         self.env.update(HOME=str(base), SPM_HOME=str(self.home))
+        if VENDORED:  # it has been compiled for the first test
+            self.env["XDG_CACHE_HOME"] = str(SCRIPT.parent / "cache")
         self.use_compiled()
 
     def forget_home(self) -> None:

@@ -581,3 +581,17 @@ def test_a_window_that_cannot_be_opened_is_refused_with_what_can_be_done(win: Wi
     if not NATIVE:  # without a display
         assert "there is no window" in win.start("tool", "--terminal", "auto", code=4)
     assert not win.processes()
+
+
+def test_a_vendored_copy_keeps_its_code_in_the_users_cache(win: Win) -> None:
+    cache: dict[str, Any] = {
+        "XDG_CACHE_HOME": path(win.base / "Öwn")
+    }  # Wine sets LOCALAPPDATA by itself
+    copy = win.cwd / "simple_process_manager.py"
+    assert "simple_process_manager.py written (version" in win("vendor", win.cwd)
+    assert "no services" in win("list", program=copy, **cache)
+    (kept,) = (win.base / "Öwn" / "simple_process_manager").iterdir()
+    before = kept.stat().st_mtime_ns
+    assert "x started" in win("start", "x", "--", PYTHON, SERVICE, program=copy, **cache)
+    assert "x stopped" in win("stop", "x", program=copy, **cache)
+    assert kept.stat().st_mtime_ns == before
