@@ -71,8 +71,6 @@ import contextlib
 import errno
 import functools
 import itertools
-import json
-import re
 import time
 
 TYPE_CHECKING = False  # type checkers take this name for true; importing typing takes 2 ms
@@ -80,8 +78,10 @@ if TYPE_CHECKING:
     import argparse
     import codecs
     import ctypes
+    import json
     import pathlib
     import pwd
+    import re
     import secrets
     import select
     import selectors
@@ -129,7 +129,7 @@ else:
             module = globals()[self.name] = __import__(self.name)
             return getattr(module, wanted)
 
-    LATE = "argparse codecs ctypes pathlib psutil pwd secrets select selectors"
+    LATE = "argparse codecs ctypes json pathlib psutil pwd re secrets select selectors"
     LATE += " shlex shutil signal socket struct subprocess tempfile termios threading tty zlib"
     for _name in LATE.split():
         globals()[_name] = Late(_name)
@@ -2044,8 +2044,8 @@ RUNNERS = (
     "(ba|z|fi|da|a|k|mk|c|tc)?sh|nu|busybox|pwsh|powershell|cmd|env|uvx?|np[mx]|pnpm|pnpx|yarn|"
     "corepack|turbo|nx|make|gmake|timeout|xargs|sudo|doas|su|nohup|setsid|time|nice|stdbuf|poetry|"
     "tox|nox|hatch|pdm|pipenv|just|task|invoke|rake|bundle|cargo|git|pre-commit|direnv|mise|watch|"
-    "bwrap|unshare|sandbox-exec|codex-[a-z]+-sandbox|script|simple_process_manager|spm|"
-) + re.escape(os.path.basename(__file__).rpartition(".")[0].lower())
+    "bwrap|unshare|sandbox-exec|codex-[a-z]+-sandbox|script|simple_process_manager|spm"
+)
 INITS = "systemd|init|launchd|tini|dumb-init|docker-init|catatonit|s6-svscan|runit"
 INTERPRETER = "pythonw?|pypy|node|nodejs"
 PROGRAM_ENDING = r"[\d.]*(?:-cli)?(?:\.exe|\.[cm]?js|\.pyc?)?$"  # python3.11.exe, npm-cli.js
@@ -2059,7 +2059,8 @@ def is_runner(name: str, words: Sequence[str]) -> bool:
     plain = [re.sub(PROGRAM_ENDING, "", os.path.basename(w.lower())) for w in programs + scripts]
     is_script = any(re.fullmatch(INTERPRETER, word) for word in plain[: len(programs)])
     used = plain if is_script else plain[: len(programs)]
-    return any(re.fullmatch(RUNNERS, word.lstrip("-")) for word in used)
+    own = os.path.basename(__file__).rpartition(".")[0].lower()
+    return any(word == own or re.fullmatch(RUNNERS, word.lstrip("-")) for word in used)
 
 
 def session_owner() -> Owner:
@@ -4741,6 +4742,7 @@ def obey() -> None:
     window = "".join(sys.argv[3:4])  # where a supervisor in a window gets its order
     settle(in_window=bool(window))
     is_subreaper = become_subreaper()
+    _ = json.loads, re.compile  # imported while the command is still about to write its order
     line, to = order_in_window(window) if window else (sys.stdin.buffer.readline(), 1)
     if line.endswith(b"\n"):  # else the command that launched us is gone
         order = json.loads(line)
@@ -7261,7 +7263,9 @@ def boot(store: Store, name: str, instance: str, compiled: bool, in_window: bool
 
 def boot_early(argv: Sequence[str]) -> Boot | None:
     """A supervisor for a plain `start`, which boots while we parse; main() dismisses it unused."""
-    if len(argv) < 3 or argv[0] != "start" or not re.fullmatch(NAME, argv[1]):
+    # No pattern yet: until the supervisor boots beside us, importing re would hold up both.
+    name = "".join(argv[1:2]).replace(".", "").replace("_", "").replace("-", "")
+    if len(argv) < 3 or argv[0] != "start" or not name.isalnum():
         return None
     store = Store(find_home(None))
     if any(word.startswith("--home") for word in argv) or not os.path.isdir(store.home):
