@@ -10642,6 +10642,7 @@ def cached_code(path: str, above: int, program: str) -> object:
     import marshal
     import os
     import sys
+    import time
 
     asked = f"{sys.version} {sys.flags.optimize} {path} {above} {program}".encode()
     name = f"{sys.implementation.cache_tag}-{_imp.source_hash(0, asked).hex()}"
@@ -10665,6 +10666,9 @@ def cached_code(path: str, above: int, program: str) -> object:
             with open(temporary, "wb") as file:
                 file.write(_imp.source_hash(1, data) + data)
             os.replace(temporary, kept)
+            for old in os.scandir(os.path.dirname(kept)):
+                if old.stat().st_mtime < time.time() - 30 * 86400:  # of a copy that is no more
+                    os.unlink(old)
     except OSError:  # no room, or nobody's home: the next call compiles it again
         if os.path.exists(temporary):
             os.unlink(temporary)

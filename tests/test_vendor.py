@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,16 @@ def test_without_a_cache_it_works_and_writes_nothing(spm: Spm, copy: Path) -> No
     for env in cases:
         assert "no services" in run(spm, copy, "list", **env).stdout
     assert sorted(spm.cwd.iterdir()) == before
+
+
+def test_what_nobody_has_compiled_for_a_month_leaves_the_cache(spm: Spm, copy: Path) -> None:
+    run(spm, copy, "list")
+    (file,) = kept(spm)
+    os.utime(file, (time.time() - 32 * 86400,) * 2)
+    assert kept(spm) == [file]
+    run(spm, copy.rename(spm.cwd / "moved.py"), "list")
+    assert len(kept(spm)) == 1
+    assert kept(spm) != [file]
 
 
 def test_the_cache_is_where_the_environment_says(spm: Spm, copy: Path) -> None:
