@@ -2401,6 +2401,7 @@ class Store:
         self.parsed: dict[str, tuple[object, Record]] = {}  # what state.json said, by key
         self.reserved: Record | None = None  # what reserve() wrote last
         self.supervises = False  # whether what is written comes from a supervisor, who knows
+        self.has_looked = False  # for who runs and isn't in state.json
 
     def prepare(self) -> None:
         """Create the directory, or check that it is ours alone; StateError if it isn't."""
@@ -2499,7 +2500,8 @@ class Store:
     def records(self, has_lock: bool = False) -> dict[str, Record]:
         """Every record by key, as a copy; rebuilt first if state.json is missing or damaged."""
         try:
-            return self.read()
+            known = self.read()
+            return known if has_lock else {**known, **self._unrecorded(known)}
         except FileNotFoundError:
             why = ""
             if not os.path.isdir(self.home):
@@ -2531,6 +2533,26 @@ class Store:
         except StateError as error:
             self.notes.append(f"the rebuilt state can't be written: {error.message}")
         return records
+
+    def _unrecorded(self, known: Mapping[str, Record]) -> dict[str, Record]:
+        """Who runs and isn't in state.json: it was rebuilt when the disk had no room for them."""
+        names: list[str] = []
+        if not (self.has_looked or self.supervises):
+            self.has_looked = True
+            with contextlib.suppress(FileNotFoundError):
+                names = [one for one in os.listdir(self.path("")) if one not in known]
+        if not any(map(self.is_supervised, names)):
+            return {}
+        found = {k: r for k, r in self._rebuild().items() if k in names and r.phase in LIVE_PHASES}
+        try:
+            with self._lock():
+                missing = {key: one for key, one in found.items() if key not in self._documents()}
+                self._save(missing)
+            told = f"not in state.json, but running: {', '.join(missing)} (written there again)"
+            self.notes += [told] * bool(missing)
+        except (StateError, OSError, ValueError) as error:  # no room yet; the next look has it
+            self.notes.append(f"{', '.join(found)} can't be written to state.json: {error}")
+        return found
 
     def _documents(self) -> dict[str, object]:
         """The records in state.json, unchecked; OSError, or ValueError if it is damaged."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -392,6 +393,29 @@ def test_what_a_purge_finds_running_in_a_journal_is_known_again(spm: Spm) -> Non
     assert program.forget(program.Store(str(spm.home)), [], purge=True) == []
     assert spm.service("api")["status"] == "running"
     spm("stop", "api")
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_service_that_state_json_has_lost_is_found_at_the_next_look(
+    spm: Spm, hangs: bool
+) -> None:
+    # state.json was rebuilt while the disk had no room for the record, and is whole again
+    for name in ("api", "web"):
+        spm("start", name, "sleep 100")
+    document, pid = spm.state(), spm.supervisor("api")
+    del document["services"]["api"]
+    if hangs:
+        os.kill(pid, signal.SIGSTOP)
+    (spm.home / "state.json").write_text(json.dumps(document))
+    done = spm("list")
+    assert re.search(r"^api +running", done.stdout, re.M)
+    assert "[WARN] not in state.json, but running: api (written there again)" in done.stderr
+    assert spm("list").stderr == ""
+    assert spm.record("api")["phase"] == "running"
+    spm("stop", "api", "--timeout", "200ms")
+    assert not is_running(spm.record("api")["main"]["pid"])
+    spm("cleanup")
+    assert spm("list").stderr == ""  # a directory that is left is no service
 
 
 @pytest.mark.skipif(GENERIC, reason="the start happens in this process, which has /proc")
