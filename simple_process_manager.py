@@ -7413,7 +7413,7 @@ WHOLE = f"PROGRAM_TEXT = r{QUOTES}\n"
 
 def parts_of_this_file() -> tuple[str, int, str]:
     """Its first comments, the number of lines above the program, the program: see vendor()."""
-    with open(SELF, encoding="utf-8") as file:
+    with open(SELF, encoding="utf-8-sig") as file:
         text = file.read()
     above, vendored, program = text.partition(f"\n{WHOLE}")
     if vendored:
@@ -10319,7 +10319,13 @@ def renew(path: str, root: str, make: Callable[[str], str]) -> bool:
     mode = os.stat(real).st_mode
     if not mode & 0o200:
         raise Refused(f"{shown} is read-only: left as it is")
-    write_file(real, text.encode("utf-8", "surrogateescape"), durable=False)
+    try:
+        with state_errors(path):
+            write_file(real, text.encode("utf-8", "surrogateescape"), durable=False)
+    except BaseException:  # an empty program would succeed at everything
+        if is_new:
+            os.unlink(real)
+        raise
     os.chmod(real, mode)
     return True
 
@@ -10467,7 +10473,7 @@ Never end processes by name (`pkill`, `killall`, `taskkill /IM`). Do this instea
 pytest tests/integration/ && {spm} stop api
 ```
 
-- It needs Python 3.9 and psutil: use `.venv/bin/python`, or `uv run simple_process_manager.py …`.
+- It needs Python 3.9 and psutil: use `.venv/bin/python`, or `uv run {file} …`.
 - Quote the command. It runs here and in the foreground: no `&`, no `--daemonize`, no `nohup`.
 - Put options behind it: `--cwd DIR`, `--env K=V`, `--env-file FILE`, `--shell`, `--ready http:/x`.
 - `start` returns at once, `wait-healthy PORT|NAME [SECONDS]` when it answers, or has died.
@@ -10635,7 +10641,7 @@ def init(store: Store, args: argparse.Namespace) -> Result:
     agents = list(AGENTS) if args.agent == "all" else [args.agent] if args.agent else found
     inner = SELF[len(root) + 1 :] if SELF.startswith(os.path.join(root, "")) else SELF
     call = "spm" if os.path.basename(sys.argv[0]) == "spm" else f"python {join_command([inner])}"
-    text = STEERING.replace("{spm}", call)
+    text = STEERING.replace("{spm}", call).replace("{file}", join_command([inner]))
     makes: dict[str, Callable[[str], str]] = {}
     for path, above in map(AGENTS.__getitem__, agents):
         makes[path] = functools.partial(with_section, text, above)
@@ -10657,8 +10663,11 @@ def init(store: Store, args: argparse.Namespace) -> Result:
     return result._replace(lines=lines)
 
 
-def cached_code(path: str, above: int, program: str) -> object:
-    """The code of a program that stands in a file below some lines: the user's cache has it."""
+def cached_code(path: str, program: str) -> object:
+    """The code of a program that ends a line above this call: the user's cache has it.
+
+    The cache counts only where nobody else can write; without one it is compiled each time.
+    """
     # Only what is part of the interpreter: the user's own directory is still on sys.path.
     import _imp
     import marshal
@@ -10666,33 +10675,41 @@ def cached_code(path: str, above: int, program: str) -> object:
     import sys
     import time
 
-    asked = f"{sys.version} {sys.flags.optimize} {path} {above} {program}".encode()
-    name = f"{sys.implementation.cache_tag}-{_imp.source_hash(0, asked).hex()}"
-    caches = [os.environ.get("XDG_CACHE_HOME", ""), os.environ.get("LOCALAPPDATA", "")]
-    cache = next(filter(os.path.isabs, [*caches, os.path.expanduser("~/.cache")]), "")
-    kept = os.path.join(cache, "simple_process_manager", name)
-    temporary = f"{kept}.{os.getpid()}"
+    above = sys._getframe(1).f_lineno - program.count("\n") - 2
+    asked = f"{sys.version} {sys.flags.optimize} {path} {above} {program}"
+    key = _imp.source_hash(0, asked.encode("utf-8", "surrogatepass")).hex()
+    bases = [os.environ.get("XDG_CACHE_HOME", ""), os.environ.get("LOCALAPPDATA", "")]
+    base = next(filter(os.path.isabs, [*bases, os.path.expanduser("~/.cache")]), "")
+    own, user = os.path.join(base, "simple_process_manager"), getattr(os, "geteuid", int)()
+    kept = ""
     try:
-        with open(kept, "rb") as file:
-            seal, data = file.read(8), file.read()
-            owner = os.fstat(file.fileno()).st_uid
-        if seal == _imp.source_hash(1, data) and owner == getattr(os, "geteuid", int)():
-            return marshal.loads(data)
-    except OSError:  # it isn't there, or not ours to read
+        for parent, place in ((os.path.dirname(base), base), (base, own)) if base else ():
+            if not os.path.lexists(place) and os.stat(parent).st_uid == user:
+                os.mkdir(place, 0o700)
+        facts = os.lstat(own if base else "")
+        # a directory, and on POSIX (where modes tell) one that only this user writes to
+        bits = facts.st_mode & (0o170022 if hasattr(os, "geteuid") else 0o170000)
+        if facts.st_uid == user and bits == 0o040000:
+            kept = os.path.join(own, f"{sys.implementation.cache_tag}-{key}.code")
+            with open(kept, "rb") as file:
+                seal, data = file.read(8), file.read()
+            if seal == _imp.source_hash(1, data):
+                return marshal.loads(data)
+    except OSError:  # it isn't there
         pass
     code = compile("\n" * above + program, path, "exec", dont_inherit=True)
+    temporary = kept and f"{kept}.{os.getpid()}"  # to open "" is an error, too
     try:
-        if cache:
-            data = marshal.dumps(code)
-            os.makedirs(os.path.dirname(kept), mode=0o700, exist_ok=True)
-            with open(temporary, "wb") as file:
-                file.write(_imp.source_hash(1, data) + data)
-            os.replace(temporary, kept)
-            for old in os.scandir(os.path.dirname(kept)):
-                if old.stat().st_mtime < time.time() - 30 * 86400:  # of a copy that is no more
-                    os.unlink(old)
-    except OSError:  # no room, or nobody's home: the next call compiles it again
-        if os.path.exists(temporary):
+        data = marshal.dumps(code)
+        with open(temporary, "xb") as file:
+            file.write(_imp.source_hash(1, data) + data)
+        os.replace(temporary, kept)
+        for old in os.scandir(own):
+            age_s = time.time() - old.stat(follow_symlinks=False).st_mtime
+            if ".code" in old.name and age_s > 30 * 86400:  # of a copy that is no more
+                os.unlink(old)
+    except OSError:  # no room: the next call compiles it again
+        if os.path.lexists(temporary):
             os.unlink(temporary)
     return code
 
@@ -10705,9 +10722,7 @@ def vendored_text() -> str:
     about = f"{VENDORED}simple_process_manager {__version__}, unchanged, in one string below.\n"
     about += "# Python compiles a script at every call; the string once: ~/.cache keeps its code.\n"
     above = head + about + code + WHOLE
-    lines = above.count("\n") - 1  # the last one is in the string already
-    runs = f"exec(cached_code(__file__, {lines}, PROGRAM_TEXT))"
-    return f"{above}{program}{QUOTES}\n{runs}\n"
+    return f"{above}{program}{QUOTES}\nexec(cached_code(__file__, PROGRAM_TEXT))  # noqa: S102\n"
 
 
 @command(
@@ -10726,22 +10741,27 @@ def vendor(store: Store, args: argparse.Namespace) -> Result:
         raise UsageError(told, "make the directory, or name another one")
 
     def make(old: str) -> str:
-        if old in ("", head + program, text) or args.force:
+        there = old.lstrip("\ufeff").replace("\r\n", "\n")  # as git may have checked it out
+        if there in ("", head + program) or args.force:
             return text
+        if there == text:
+            return old
         told = f"{shown_path(path)} is another version, edited, or no copy of this program"
         raise Refused(f"{told}: left as it is", "write to another FILE.py, or overwrite: --force")
 
     is_new = renew(path, root, make)
-    os.chmod(path, os.stat(path).st_mode | os.stat(SELF).st_mode & 0o111)
+    if is_new:
+        os.chmod(path, os.stat(path).st_mode | os.stat(SELF).st_mode & 0o111)
     told = f"{shown_path(path)} {'written' if is_new else 'unchanged'} (version {__version__})"
-    return Result({"path": os.path.abspath(path), "written": is_new}, [f"[OK] {told}"])
+    data = {"path": os.path.abspath(path), "version": __version__, "written": is_new}
+    return Result(data, [f"[OK] {told}"])
 
 
 # == Command line ==================================================================================
 # The parser of the command that was called, the rendering, errors to exit codes. Printing happens
 # here and nowhere else: results on stdout, the rest on stderr.
 
-PROGRAM = "spm" if os.path.basename(sys.argv[0]) == "spm" else "simple_process_manager.py"
+PROGRAM = "spm" if os.path.basename(sys.argv[0]) == "spm" else os.path.basename(SELF)
 NO_PSUTIL = (
     "run `{0} -m pip install psutil` (on a managed system: in a virtual "
     "environment, python3 -m venv .venv), or `uv run {1}`, which fetches it"
@@ -11057,7 +11077,7 @@ def run(argv: Sequence[str]) -> int:
         args.say = say
         store = Store(find_home(args.home))
         notes = store.notes
-        if os.path.lexists(store.home):
+        if os.path.lexists(store.home) and not is_copy:
             store.prepare()
         args.progress = show_progress
         every_s = getattr(args, "watch", None)

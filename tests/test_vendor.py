@@ -90,10 +90,11 @@ def test_an_error_in_the_copy_is_shown_at_its_line(spm: Spm, copy: Path) -> None
     lines = copy.read_text("utf-8").split("\n")
     at = lines.index('if __name__ == "__main__":', len(lines) - 10)
     lines.insert(at, "raise RuntimeError('planted')")
+    lines.insert(1, "# a licence that somebody put above")
     copy.write_text("\n".join(lines), "utf-8")
     for _ in range(2):  # compiled, then from the cache
         told = run(spm, copy, "list", code=1).stderr
-        assert f'simple_process_manager.py", line {at + 1}, in <module>\n    raise Runtime' in told
+        assert f'simple_process_manager.py", line {at + 2}, in <module>\n    raise Runtime' in told
 
 
 def test_a_copy_makes_the_same_copy(spm: Spm, copy: Path) -> None:
@@ -118,6 +119,52 @@ def test_what_is_no_copy_of_this_version_is_overwritten_only_by_force(spm: Spm, 
         assert copy.read_text("utf-8") == text
         assert "written" in spm("vendor", ".", "--force").stdout
         assert copy.read_text("utf-8") != text
+
+
+@pytest.mark.parametrize("form", ["by vendor", "by cp"])
+def test_a_copy_that_git_checked_out_with_other_line_ends_is_still_one(
+    spm: Spm, copy: Path, form: str
+) -> None:
+    text = (copy if form == "by vendor" else SOURCE).read_bytes().replace(b"\n", b"\r\n")
+    copy.write_bytes(text)
+    assert "x started" in run(spm, copy, "start", "x", "sleep 100").stdout
+    spm("stop", "x")
+    written = "unchanged" if form == "by vendor" else "written"
+    assert f"py {written} (version" in run(spm, copy, "vendor", ".").stdout
+    assert (copy.read_bytes() == text) is (form == "by vendor")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a tmpfs of its own")
+def test_a_copy_that_finds_no_room_leaves_no_empty_program(spm: Spm) -> None:
+    small = spm.base / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        told = spm("vendor", small, code=9).stderr
+        assert f"{small}/simple_process_manager.py: No space left on device" in told
+        assert "→ free some disk space" in told
+        assert not [*small.iterdir()]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_copy_works_in_a_directory_whose_name_is_no_text(spm: Spm, copy: Path) -> None:
+    there = spm.base / os.fsdecode(b"caf\xe9")
+    there.mkdir()
+    for _ in range(2):
+        assert "no services" in run(spm, copy.rename(there / "pm.py"), "list").stdout
+        copy = there / "pm.py"
+
+
+def test_a_copy_calls_itself_by_its_own_name(spm: Spm, copy: Path) -> None:
+    copy = copy.rename(spm.cwd / "pm.py")
+    assert run(spm, copy, "--help").stdout.startswith("usage: pm.py ")
+    run(spm, copy, "init", "--agent", "agents-md")
+    text = (spm.cwd / "AGENTS.md").read_text("utf-8")
+    assert "`uv run pm.py …`" in text
+    assert "python simple_process" not in text
 
 
 def test_a_target_that_cannot_be_is_refused(spm: Spm) -> None:
@@ -171,16 +218,44 @@ def test_a_damaged_cache_is_only_slower(spm: Spm, copy: Path, damage: str) -> No
     assert kept(spm) == [file]  # no temporary file stays
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give away"
-)
-def test_code_that_belongs_to_another_user_is_not_run(spm: Spm, copy: Path) -> None:
+@pytest.mark.parametrize("who", ["others", "everybody", "link"])
+def test_a_cache_that_somebody_else_can_write_is_not_used(spm: Spm, copy: Path, who: str) -> None:
     run(spm, copy, "list")
     (file,) = kept(spm)
     file.write_bytes(sealed("print('from an attacker')"))
-    os.chown(file, 65534, 65534)
+    if who == "others":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give away")
+        os.chown(file.parent, 65534, 65534)
+    elif who == "everybody":
+        file.parent.chmod(0o777)
+    else:
+        file.parent.rename(spm.base / "elsewhere")
+        file.parent.symlink_to(spm.base / "elsewhere")
+    before = file.read_bytes()
     assert "no services" in run(spm, copy, "list").stdout
-    assert file.stat().st_uid == 0
+    assert kept(spm) == [file]
+    assert file.read_bytes() == before
+
+
+def test_nothing_is_made_in_a_home_that_is_not_the_users(spm: Spm, copy: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give away")
+    home = spm.base / "of another"
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    for place in (home, home / "not there"):
+        assert "no services" in run(spm, copy, "list", HOME=str(place)).stdout
+    assert not [*home.iterdir()]
+
+
+def test_what_lies_in_the_current_directory_is_no_cache(spm: Spm, copy: Path) -> None:
+    run(spm, copy, "list")
+    (file,) = kept(spm)
+    file.write_bytes(sealed("print('from a hostile repository')"))
+    file.parent.rename(spm.cwd / file.parent.name)
+    for env in ({"HOME": "."}, {"HOME": "", "XDG_CACHE_HOME": "."}):
+        assert "no services" in run(spm, copy, "list", **env).stdout  # type: ignore[arg-type]
 
 
 def test_without_a_cache_it_works_and_writes_nothing(spm: Spm, copy: Path) -> None:
@@ -199,6 +274,11 @@ def test_what_nobody_has_compiled_for_a_month_leaves_the_cache(spm: Spm, copy: P
     run(spm, copy.rename(spm.cwd / "moved.py"), "list")
     assert len(kept(spm)) == 1
     assert kept(spm) != [file]
+    other = file.with_name("of somebody else")
+    other.touch()
+    os.utime(other, (time.time() - 32 * 86400,) * 2)
+    run(spm, (spm.cwd / "moved.py").rename(copy), "list")
+    assert other.exists()
 
 
 def test_the_cache_is_where_the_environment_says(spm: Spm, copy: Path) -> None:
