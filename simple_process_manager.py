@@ -6821,7 +6821,9 @@ def lease_data(record: Record, is_live: bool) -> dict[str, object]:
     left = left_s(record, steady_s()) if is_live else (None, None)
     lease_left, idle_left = (None if one is None else round(max(one, 0.0), 3) for one in left)
     owner = record.owner and {"pid": record.owner.pid, "name": record.owner_name}
-    data = {"lease": record.spec.lease, "owner": owner, "lease_left_s": lease_left}
+    is_owned = record.owner and record.spec.lease == "forever"  # by a `run`
+    lease = str(record.owner.pid) if record.owner and is_owned else record.spec.lease
+    data = {"lease": lease, "owner": owner, "lease_left_s": lease_left}
     return {**data, "idle_timeout_s": record.spec.idle_timeout_s, "idle_left_s": idle_left}
 
 
@@ -7138,7 +7140,9 @@ def port_error(held: Held, decision: str, more: str = "", way: str = "") -> SpmE
         return Refused(f"{held}{more}", advice, **facts)
     cookie, known = held.holders[0].cookie, {"port": held.port, "pids": pids}
     known.update(service=cookie.service, home=join_command([cookie.home]))
-    return PortConflict(f"{held}{more}", HOLDER_KINDS[held.kind].format(**known) + way, **facts)
+    # another user's process, but in a service of ours: its supervisor can end it
+    kind = ELSEWHERE if held.kind == NOT_OURS and cookie.instance else held.kind
+    return PortConflict(f"{held}{more}", HOLDER_KINDS[kind].format(**known) + way, **facts)
 
 
 def clear_port(store: Store, held: Held, name: str) -> str:
@@ -9403,6 +9407,8 @@ class Application:
         self.wait_s: float | None = args.wait  # None: until they are started
         self.limit_s, self.began, self.shown_at = self.wait_s or WAIT_S, time.monotonic(), 0.0
         self.named = {one.lower() for one in args.names}  # also those that were started by hand
+        config = getattr(args, "config", None)  # a rollback has none
+        self.again = join_command(["up", *(["--config", config] if config else [])])
         self.outcomes: dict[str, Step] = {}
         self.reached: dict[str, set[str]] = {}  # stages
         self.acting: dict[str, float] = {}  # until when what is told of later ones is held back
@@ -9444,12 +9450,15 @@ class Application:
             self.show(pending)
             if not due or len(self.acting) == MOST_STARTS:
                 time.sleep(probe_pause_s(time.monotonic() - self.began))
-        acted = [step.name for step in self.steps if step.acts and self.wait_s]
-        time.sleep(AT_ONCE_S if acted else 0.0)
-        for name in acted:
+        there = [step for step in self.steps if step.wanted and self.wait_s]
+        time.sleep(AT_ONCE_S if any(step.acts for step in there) else 0.0)
+        for name in [step.name for step in there if self.outcomes[step.name].result == "done"]:
             record = self.store.record(name)  # also what has no checks has to be there
-            if record and record.phase == "failed" and self.outcomes[name].result == "done":
+            if record and record.phase == "failed":
                 self.look(name, Target(self.store, record), self.began + 1e9)
+            elif record and record.phase == "backoff":
+                told = f"{name} doesn't stay: {find(self.store, name).verdict.why}"
+                self.note(self.outcomes[name], "failed", Failed(told, f"see why: explain {name}"))
         self.progress()
         return [self.outcomes[step.name] for step in self.steps]
 
@@ -9493,7 +9502,8 @@ class Application:
                 cause.update({key: in_keys(cause[key], wanted) for key in cause if key == "advice"})
                 error.advice = in_keys(error.advice, wanted)
             if any(name in needs for needs in self.needs.values()):  # a restart is its alone
-                error.advice = re.sub(r"\bthen: restart \S+", "then: up", error.advice)
+                then = f"then: {self.again}"
+                error.advice = re.sub(r"\bthen: restart \S+", lambda _: then, error.advice)
             if result == "failed" and (self.acting or self.waits):
                 self.lines[name].append(f"[WARN] {name} failed; the others go on")
         self.tell(self.outcomes[name])
@@ -9513,7 +9523,7 @@ class Application:
         lacking = self.lost(step)
         if lacking:
             told = f"{step.name} was not {step.action}ed: it depends on {', '.join(lacking)}"
-            self.note(step, "skipped", Failed(told, "mend that, then: up"))
+            self.note(step, "skipped", Failed(told, f"mend that, then: {self.again}"))
             return
         self.acting[step.name] = time.monotonic() + ORDER_S
         threading.Thread(target=work, name=f"{step.action} {step.name}", daemon=True).start()
@@ -9772,7 +9782,8 @@ def down(store: Store, args: argparse.Namespace) -> Result:
 def bring_down(store: Store, args: argparse.Namespace) -> Result:
     """Stop level by level: who depends on others goes before them."""
     path = find_config(args.config, store.home)
-    records = {key: one for key, one in store.records().items() if one.config == path}
+    known, others = store.records(), list[str]()
+    records = {key: one for key, one in known.items() if one.config == path}
     if args.names:
         records = {name.lower(): find(store, name).record for name in args.names}
     ages = sorted(records, key=lambda key: records[key].started_at)
@@ -9783,6 +9794,8 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
         for name in config.order():
             needs = [levels.get(need.lower(), 0) for need in config.services[name].depends_on]
             levels[name.lower()] = max([0, *needs]) + 1
+        live = [known[key] for key in map(str.lower, config.services) if key in known]
+        others = [one.name for one in live if one.config != path and one.phase in LIVE_PHASES]
     lines, data, first = list[str](), list[object](), None
     for level in sorted({levels[key] for key in records}, reverse=True):
         names = [one.name for key, one in records.items() if levels[key] == level]
@@ -9794,6 +9807,8 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
     is_there = os.path.lexists(path) or args.procfile or args.mcp_config
     none = f"[WARN] there is no {path}: nothing was stopped; started by hand? stop it by name"
     lines = lines or ["[OK] nothing of it was running" if is_there else none]
+    told = "[WARN] {0} runs, but was started by hand or from another file: left alone; stop {0}"
+    lines += [told.format(name) for name in others if name.lower() not in records]
     return Result({"config": path, "services": data}, lines, error=first)
 
 

@@ -509,3 +509,31 @@ def test_who_ends_at_once_is_not_up(spm: Spm) -> None:
         "good": "done",
     }
     spm("down")
+
+
+def test_what_is_restarted_again_and_again_is_not_up(spm: Spm) -> None:
+    loops = {"command": "sh -c 'exit 3'", "restart": "on-failure", "backoff": "5s"}
+    (spm.cwd / "next.json").write_text(json.dumps({"services": {"worker": loops}}))
+    for _ in range(2):  # started, then kept
+        done = spm("up", "--wait", "5s", "--config", "next.json", code=1)
+        assert "worker doesn't stay: restarting in" in done.stderr
+        assert "→ see why: explain worker" in done.stderr
+    spm("cleanup")
+
+
+def test_what_depends_on_a_failure_says_how_to_bring_up_the_same_file(spm: Spm) -> None:
+    services = {"db": {"command": "no-such-program"}, "web": {"command": "sleep 9"}}
+    services["web"]["depends_on"] = ["db"]  # type: ignore[assignment]
+    (spm.cwd / "next.json").write_text(json.dumps({"services": services}))
+    done = spm("up", "--config", "next.json", code=None)
+    assert "→ mend that, then: up --config next.json" in done.stdout + done.stderr
+
+
+def test_down_tells_of_what_it_leaves_alone(spm: Spm) -> None:
+    (spm.cwd / "spm.json").write_text('{"services": {"worker": {"command": "sleep 90"}}}')
+    spm("start", "worker", "sleep 91")
+    done = spm("down")
+    told = "worker runs, but was started by hand or from another file: left alone; stop worker"
+    assert f"[WARN] {told}" in done.stdout + done.stderr
+    spm("stop", "worker")
+    assert "left alone" not in spm("down").stdout
