@@ -7453,7 +7453,8 @@ def supervisors_program(store: Store) -> str:
     target = compiled_path(store)
     if not os.path.exists(target):
         own, all_of_them = os.path.dirname(target), os.path.join(store.home, "cache")
-        with contextlib.suppress(OSError):  # no room: the source does as well, only slower
+        # no room, or no source but bytecode: this file does as well, only slower
+        with contextlib.suppress(OSError, ValueError, SyntaxError):
             make_private(own)
             compile_rooms(target, *SUPERVISES)
             for path in (os.path.join(all_of_them, name) for name in os.listdir(all_of_them)):

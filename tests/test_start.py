@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import py_compile
 import shutil
 import socket
 import subprocess
@@ -282,6 +283,15 @@ def test_the_first_start_of_a_copied_file_leaves_the_project_clean(spm: Spm) -> 
     git = ["git", "-C", str(project), "status", "--porcelain", "-uall"]
     assert subprocess.check_output(git, text=True) == "?? simple_process_manager.py\n"
     assert (project / ".spm").stat().st_mode & 0o777 == 0o700
+
+
+def test_bytecode_alone_starts_services_too(spm: Spm) -> None:
+    made = spm.cwd / "pm.pyc"
+    py_compile.compile(str(SCRIPT), str(made), doraise=True)
+    spm.program = made
+    shutil.rmtree(spm.home / "cache")
+    assert "x started" in spm("start", "x", "sleep 100").stdout
+    assert "x stopped" in spm("stop", "x").stdout
 
 
 def test_modules_of_the_project_do_not_shadow_the_standard_library(spm: Spm) -> None:
