@@ -10680,9 +10680,10 @@ def init(store: Store, args: argparse.Namespace) -> Result:
 
 
 def cached_code(path: str, program: str) -> object:
-    """The code of a program that ends a line above this call: the user's cache has it.
+    """The code of a program that stands as a string right above this call, from the user's cache.
 
-    The cache counts only where nobody else can write; without one it is compiled each time.
+    What isn't there is compiled and put there. It counts only where nobody else can write; without
+    a cache it is compiled each time.
     """
     # Only what is part of the interpreter: the user's own directory is still on sys.path.
     import _imp
@@ -10696,13 +10697,13 @@ def cached_code(path: str, program: str) -> object:
     key = _imp.source_hash(0, asked.encode("utf-8", "surrogatepass")).hex()
     bases = [os.environ.get("XDG_CACHE_HOME", ""), os.environ.get("LOCALAPPDATA", "")]
     base = next(filter(os.path.isabs, [*bases, os.path.expanduser("~/.cache")]), "")
-    own, user = os.path.join(base, "simple_process_manager"), getattr(os, "geteuid", int)()
-    kept = ""
+    own = base and os.path.join(base, "simple_process_manager")  # to look at "" is an error
+    user, kept = getattr(os, "geteuid", int)(), ""
     try:
         for parent, place in ((os.path.dirname(base), base), (base, own)) if base else ():
             if not os.path.lexists(place) and os.stat(parent).st_uid == user:
                 os.mkdir(place, 0o700)
-        facts = os.lstat(own if base else "")
+        facts = os.lstat(own)
         # a directory, and on POSIX (where modes tell) one that only this user writes to
         bits = facts.st_mode & (0o170022 if hasattr(os, "geteuid") else 0o170000)
         if facts.st_uid == user and bits == 0o040000:
@@ -10714,7 +10715,7 @@ def cached_code(path: str, program: str) -> object:
     except OSError:  # it isn't there
         pass
     code = compile("\n" * above + program, path, "exec", dont_inherit=True)
-    temporary = kept and f"{kept}.{os.getpid()}"  # to open "" is an error, too
+    temporary = kept and f"{kept}.{os.getpid()}"
     try:
         data = marshal.dumps(code)
         with open(temporary, "xb") as file:
