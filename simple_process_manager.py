@@ -3408,6 +3408,11 @@ CAUSE_ADVICE = {
     "unknown": "read its last lines",
 }
 NO_FILE = "no such file or module below {cwd}: check --cwd and the name"
+IGNORES_PORT = (
+    "it takes another port than {0}, which is free: write {{port}} into the command, or declare "
+    "the port it takes with --port"
+)
+FIND_PORT = "find the port in its last lines, then see who holds it with `port`, and stop that"
 LITERAL_PORT = "take another port: -", "put {port} into the command and add -"  # where it has one
 BY_HAND = "run the command by hand to see"  # unknown, and it wrote nothing
 RETRYABLE = "out_of_memory killed_by_signal disk_full address_in_use connection_refused timeout"
@@ -7055,7 +7060,10 @@ def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict
     named = re.findall(r"[:,] ?(\d{2,5})\b", cause.message)
     port = as_port(named[-1]) if named else record.spec.port
     holder = f"; {port_state(port)}" if port and cause.kind == "address_in_use" else ""
-    advice = advice or cause.advice.replace("port N", f"port {port or 'N'}")
+    ignored = record.spec.port_declared and not named and holder and not has_listener(port or 0)
+    advice = IGNORES_PORT.format(port) if ignored else advice or cause.advice
+    if "port N;" in advice:
+        advice = advice.replace("port N;", f"port {port};") if port else FIND_PORT
     advice = advice.replace("{cwd}", record.spec.cwd)
     if recognise_port(record.spec._replace(port=None).plain_words):
         advice = advice.replace(*LITERAL_PORT)

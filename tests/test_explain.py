@@ -534,3 +534,16 @@ def test_events_are_followed_until_the_service_ends(spm: Spm) -> None:
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=20)
     spm("events", "-f", "--json", code=2)
+
+
+def test_who_ignores_the_declared_port_is_told_so_and_not_sent_in_a_circle(
+    spm: Spm, port: int
+) -> None:
+    fails = [sys.executable, "-c", "raise SystemExit('OSError: [Errno 98] Address already in use')"]
+    done = spm("start", "api", "--port", port, "--wait", "5s", "--", *fails, code=1)
+    assert f"→ it takes another port than {port}, which is free: write {{port}}" in done.stderr
+    assert "--port auto" not in done.stderr
+    assert f"than {port}, which is free" in spm("explain", "api").stdout
+    done = spm("start", "other", "--wait", "5s", "--", *fails, code=1)
+    assert "→ find the port in its last lines, then see who holds it" in done.stderr
+    assert "port N" not in done.stderr
