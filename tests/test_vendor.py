@@ -27,6 +27,15 @@ def copy(spm: Spm) -> Path:
     return spm.cwd / SOURCE.name
 
 
+@pytest.fixture
+def small(copy: Path) -> Path:
+    """A program of one line in place of the copied one: it is compiled in no time."""
+    above, begins, _ = copy.read_text("utf-8").partition("PROGRAM_TEXT = r'''\n")
+    runs = "\n'''\nexec(cached_code(__file__, PROGRAM_TEXT))\n"
+    copy.write_text(f"{above}{begins}print('no services in it'){runs}", "utf-8")
+    return copy
+
+
 def run(spm: Spm, copy: Path, *words: str, code: int = 0, **env: str) -> Completed:
     """A command of the copy, run to its end; it must have ended with `code`."""
     argv = [sys.executable, str(copy), *words]
@@ -186,16 +195,16 @@ def test_psutil_is_needed_where_the_copy_runs_and_not_to_make_it(spm: Spm) -> No
     assert "psutil is missing" in done.stderr
 
 
-def test_the_second_call_compiles_nothing(spm: Spm, copy: Path) -> None:
-    run(spm, copy, "list")
+def test_the_second_call_compiles_nothing(spm: Spm, small: Path) -> None:
+    run(spm, small, "list")
     kept(spm)[0].write_bytes(sealed("print('from the cache')"))
-    assert run(spm, copy, "list").stdout == "from the cache\n"
+    assert run(spm, small, "list").stdout == "from the cache\n"
 
 
-def test_another_text_or_path_has_code_of_its_own(spm: Spm, copy: Path) -> None:
-    run(spm, copy, "list")
+def test_another_text_or_path_has_code_of_its_own(spm: Spm, small: Path) -> None:
+    run(spm, small, "list")
     kept(spm)[0].write_bytes(sealed("print('from the cache')"))
-    moved = copy.rename(spm.cwd / "moved.py")
+    moved = small.rename(spm.cwd / "moved.py")
     assert "no services" in run(spm, moved, "list").stdout
     moved.write_text(moved.read_text("utf-8").replace("no services in", "keine in"), "utf-8")
     assert "keine" in run(spm, moved, "list").stdout
@@ -203,8 +212,8 @@ def test_another_text_or_path_has_code_of_its_own(spm: Spm, copy: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "directory"])
-def test_a_damaged_cache_is_only_slower(spm: Spm, copy: Path, damage: str) -> None:
-    run(spm, copy, "list")
+def test_a_damaged_cache_is_only_slower(spm: Spm, small: Path, damage: str) -> None:
+    run(spm, small, "list")
     (file,) = kept(spm)
     whole = file.read_bytes()
     if damage == "directory":
@@ -213,14 +222,14 @@ def test_a_damaged_cache_is_only_slower(spm: Spm, copy: Path, damage: str) -> No
     else:
         parts = {"cut": whole[: len(whole) // 2], "garbage": b"\xff" * 1000}
         file.write_bytes(parts[damage])
-    assert "no services" in run(spm, copy, "list").stdout
+    assert "no services" in run(spm, small, "list").stdout
     assert damage == "directory" or file.read_bytes() == whole
     assert kept(spm) == [file]  # no temporary file stays
 
 
 @pytest.mark.parametrize("who", ["others", "everybody", "link"])
-def test_a_cache_that_somebody_else_can_write_is_not_used(spm: Spm, copy: Path, who: str) -> None:
-    run(spm, copy, "list")
+def test_a_cache_that_somebody_else_can_write_is_not_used(spm: Spm, small: Path, who: str) -> None:
+    run(spm, small, "list")
     (file,) = kept(spm)
     file.write_bytes(sealed("print('from an attacker')"))
     if who == "others":
@@ -233,56 +242,56 @@ def test_a_cache_that_somebody_else_can_write_is_not_used(spm: Spm, copy: Path, 
         file.parent.rename(spm.base / "elsewhere")
         file.parent.symlink_to(spm.base / "elsewhere")
     before = file.read_bytes()
-    assert "no services" in run(spm, copy, "list").stdout
+    assert "no services" in run(spm, small, "list").stdout
     assert kept(spm) == [file]
     assert file.read_bytes() == before
 
 
-def test_nothing_is_made_in_a_home_that_is_not_the_users(spm: Spm, copy: Path) -> None:
+def test_nothing_is_made_in_a_home_that_is_not_the_users(spm: Spm, small: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give away")
     home = spm.base / "of another"
     home.mkdir()
     os.chown(home, 65534, 65534)
     for place in (home, home / "not there"):
-        assert "no services" in run(spm, copy, "list", HOME=str(place)).stdout
+        assert "no services" in run(spm, small, "list", HOME=str(place)).stdout
     assert not [*home.iterdir()]
 
 
-def test_what_lies_in_the_current_directory_is_no_cache(spm: Spm, copy: Path) -> None:
-    run(spm, copy, "list")
+def test_what_lies_in_the_current_directory_is_no_cache(spm: Spm, small: Path) -> None:
+    run(spm, small, "list")
     (file,) = kept(spm)
     file.write_bytes(sealed("print('from a hostile repository')"))
     file.parent.rename(spm.cwd / file.parent.name)
     for env in ({"HOME": "."}, {"HOME": "", "XDG_CACHE_HOME": "."}):
-        assert "no services" in run(spm, copy, "list", **env).stdout  # type: ignore[arg-type]
+        assert "no services" in run(spm, small, "list", **env).stdout  # type: ignore[arg-type]
 
 
-def test_without_a_cache_it_works_and_writes_nothing(spm: Spm, copy: Path) -> None:
+def test_without_a_cache_it_works_and_writes_nothing(spm: Spm, small: Path) -> None:
     before = sorted(spm.cwd.iterdir())
     cases: list[dict[str, Any]] = [{"HOME": "/proc/nowhere"}, {"XDG_CACHE_HOME": "relative"}]
     for env in cases:
-        assert "no services" in run(spm, copy, "list", **env).stdout
+        assert "no services" in run(spm, small, "list", **env).stdout
     assert sorted(spm.cwd.iterdir()) == before
 
 
-def test_what_nobody_has_compiled_for_a_month_leaves_the_cache(spm: Spm, copy: Path) -> None:
-    run(spm, copy, "list")
+def test_what_nobody_has_compiled_for_a_month_leaves_the_cache(spm: Spm, small: Path) -> None:
+    run(spm, small, "list")
     (file,) = kept(spm)
     os.utime(file, (time.time() - 32 * 86400,) * 2)
     assert kept(spm) == [file]
-    run(spm, copy.rename(spm.cwd / "moved.py"), "list")
+    run(spm, small.rename(spm.cwd / "moved.py"), "list")
     assert len(kept(spm)) == 1
     assert kept(spm) != [file]
     other = file.with_name("of somebody else")
     other.touch()
     os.utime(other, (time.time() - 32 * 86400,) * 2)
-    run(spm, (spm.cwd / "moved.py").rename(copy), "list")
+    run(spm, (spm.cwd / "moved.py").rename(small), "list")
     assert other.exists()
 
 
-def test_the_cache_is_where_the_environment_says(spm: Spm, copy: Path) -> None:
-    run(spm, copy, "list", XDG_CACHE_HOME=str(spm.base / "there"))
+def test_the_cache_is_where_the_environment_says(spm: Spm, small: Path) -> None:
+    run(spm, small, "list", XDG_CACHE_HOME=str(spm.base / "there"))
     assert len([*(spm.base / "there" / "simple_process_manager").iterdir()]) == 1
     assert not kept(spm)
 
@@ -294,8 +303,8 @@ def test_modules_of_the_project_shadow_nothing_that_a_copy_needs(spm: Spm, copy:
         assert "no services" in run(spm, copy, "list").stdout
 
 
-def test_six_first_calls_at_once_leave_one_sound_cache(spm: Spm, copy: Path) -> None:
-    argv = [sys.executable, str(copy), "list"]
+def test_six_first_calls_at_once_leave_one_sound_cache(spm: Spm, small: Path) -> None:
+    argv = [sys.executable, str(small), "list"]
     calls = [subprocess.Popen(argv, cwd=spm.cwd, env=spm.env, stdout=-1) for _ in range(6)]
     for call in calls:
         assert b"no services" in call.communicate(timeout=60)[0]
