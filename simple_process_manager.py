@@ -2541,15 +2541,17 @@ class Store:
             self.has_looked = True
             with contextlib.suppress(FileNotFoundError):
                 names = [one for one in os.listdir(self.path("")) if one not in known]
-        if not any(map(self.is_supervised, names)):
+        known = self._rebuild() if any(map(self.is_supervised, names)) else {}
+        found = {k: r for k, r in known.items() if k in names and r.phase in LIVE_PHASES}
+        if not found:
             return {}
-        found = {k: r for k, r in self._rebuild().items() if k in names and r.phase in LIVE_PHASES}
         try:
             with self._lock():
                 missing = {key: one for key, one in found.items() if key not in self._documents()}
-                self._save(missing)
-            told = f"not in state.json, but running: {', '.join(missing)} (written there again)"
-            self.notes += [told] * bool(missing)
+                if missing:
+                    self._save(missing)
+                    told = f"not in state.json, but running: {', '.join(missing)}"
+                    self.notes.append(f"{told} (written there again)")
         except (StateError, OSError, ValueError) as error:  # no room yet; the next look has it
             self.notes.append(f"{', '.join(found)} can't be written to state.json: {error}")
         return found
@@ -7061,7 +7063,7 @@ def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict
     port = as_port(named[-1]) if named else record.spec.port
     holder = f"; {port_state(port)}" if port and cause.kind == "address_in_use" else ""
     ignored = record.spec.port_declared and not named and holder and not has_listener(port or 0)
-    advice = IGNORES_PORT.format(port) if ignored else advice or cause.advice
+    advice = advice or (IGNORES_PORT.format(port) if ignored else cause.advice)
     if "port N;" in advice:
         advice = advice.replace("port N;", f"port {port};") if port else FIND_PORT
     advice = advice.replace("{cwd}", record.spec.cwd)

@@ -576,3 +576,16 @@ def test_a_service_that_cleared_its_environment_is_still_known_as_one(spm: Spm, 
     assert (holder["kind"], holder["service"]) == ("another service of this home", "web")
     assert "→ stop web" in spm("start", "api", nasty(), "--port", port, code=5).stderr
     spm("stop", "web")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can")
+def test_a_port_of_a_service_that_became_another_user_is_freed_by_its_stop(
+    spm: Spm, port: int
+) -> None:
+    # nginx does: its workers listen as nobody
+    server = f"import os, socket, time; one = socket.create_server(('127.0.0.1', {port})); "
+    spm("start", "web", "--", sys.executable, "-c", f"{server}os.setuid(65534); time.sleep(90)")
+    told = eventually(lambda: spm("port", port, code=None).stderr, what="a listener")
+    assert "not ours to touch" in told
+    assert f"→ stop web --home {spm.home}" in told
+    spm("stop", "web")

@@ -467,3 +467,9 @@ def test_with_nobody_reading_its_messages_everything_is_done_all_the_same(
     done = spm("run", "api", nasty("--port", port), *shell("exit 7"), stderr=write, code=None)
     os.close(write)
     assert done.returncode in (7, 141) and stopped(spm, "api")
+
+
+def test_the_lease_of_a_run_is_its_process(spm: Spm) -> None:
+    ask = [sys.executable, spm.program, "status", "web", "--json"]
+    told = json.loads(spm("run", "web", "sleep 90", "--ready", "exec:true", "--", *ask).stdout)
+    assert told["lease"] == str(told["owner"]["pid"])
