@@ -3177,6 +3177,7 @@ LOG_CHECK_S = (0.1, 5.0)
 LONGEST_COOLDOWN_S = 900.0
 RESTARTED = "machine restarted"
 UNSUPERVISED = "its supervisor is gone, the service lives on: start {0.name} takes it back"
+UNHEARD = "its supervisor is gone, and its pipes with it: the next call starts {0.name} anew"
 SPEC_WORDS = {
     "port_declared": "port declared with --port",
     "argv": "command",
@@ -3238,6 +3239,7 @@ def status_of(record: Record, facts: Facts) -> Verdict:
         (facts.main == "stranger", "lost", "pid {0.main.pid} is another process now, left alone"),
         (facts.main == "gone", "exited", "its end was not seen: its supervisor was gone"),
         (facts.main == "zombie", "exited", CONDITIONS["zombie"]),
+        (not supervised and record.spec.type == "stdio", "running", UNHEARD),
         (not supervised, "running", UNSUPERVISED),
         (True, phase, CONDITIONS.get(facts.main, as_was)),
     )

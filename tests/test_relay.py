@@ -915,3 +915,16 @@ def test_frames_are_the_same_in_any_pieces(pieces: list[bytes], data: st.DataObj
 @given(st.recursive(st.text() | st.integers() | st.booleans() | st.none(), st.lists))
 def test_values_of_parameters_are_json_where_they_are_json(value: object) -> None:
     assert program.params_of(["a=" + json.dumps(value)]) == {"a": value}
+
+
+def test_a_server_without_supervisor_is_said_to_be_started_anew_and_is(spm: Spm) -> None:
+    begin(spm, "--ignore-end")
+    first = spm.service("s")["pid"]
+    spm.kill_supervisor("s")
+    told = spm("list").stderr
+    assert "its pipes with it: the next call starts s anew" in told
+    assert "takes it back" not in told
+    spm("call", "s", "ping")
+    assert spm.service("s")["pid"] != first
+    assert not is_running(first)
+    spm("stop", "s", "--force")
