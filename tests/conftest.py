@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -40,7 +41,9 @@ if SCRIPT.parent != ROOT:
 COMPILED = SCRIPT.parent / "tests" / "spm.py"
 NASTY = Path(__file__).resolve().parent / "nasty.py"
 sys.path.insert(0, str(ROOT))
-py_compile.compile(str(SCRIPT))  # so that COMPILED has something to run, whatever Python may write
+# COMPILED needs something to run, whatever Python may write; workers have it from their controller.
+if SCRIPT.parent != ROOT or "PYTEST_XDIST_WORKER_COUNT" not in os.environ:
+    py_compile.compile(str(SCRIPT))
 
 # Who runs the tests in the background of a script has it ignored, and so would every command.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -56,6 +59,7 @@ PROC = Path("/proc/self").parent
 FORKABLE = {"env", "cwd", "timeout", "memory_bytes"}  # options of a command that can be forked
 CAN_FORK = hasattr(os, "pidfd_open") and hasattr(socket, "send_fds")
 FORKSERVER: list[str] = []
+SERVERS: list[int] = []  # its pid
 COMPILED_ONCE: list[Path] = []
 
 T = TypeVar("T")
@@ -89,6 +93,7 @@ def forkserver() -> str:
         atexit.register(server.wait)
         atexit.register(server.kill)  # the last that is registered is the first to run
         eventually(lambda: os.path.exists(path) or server.poll() is not None)
+        SERVERS.append(server.pid)
         FORKSERVER.append(path)
     return FORKSERVER[0]
 
@@ -256,6 +261,17 @@ class Spm:
                 continue
         return [one for one in found if is_running(one.pid)]  # some are just leaving
 
+    def left(self, before: set[int]) -> list[psutil.Process]:
+        """Bearers, who works below this test's directory (without a cookie?), new children."""
+        found = {one.pid: one for one in self.bearers()}
+        new = [pid for pid in children() - before if is_running(pid)]
+        found.update({pid: psutil.Process(pid) for pid in new})
+        for pid in psutil.pids() if PROC.is_dir() else ():
+            with contextlib.suppress(psutil.Error, OSError):
+                if os.readlink(f"/proc/{pid}/cwd").startswith(str(self.base)) and is_running(pid):
+                    found.setdefault(pid, psutil.Process(pid))
+        return [*found.values()]
+
     def __str__(self) -> str:
         """What a failed test wants to show."""
         shown = [f"{p.pid} {p.as_dict(['name', 'cmdline'])}" for p in self.bearers()]
@@ -264,6 +280,12 @@ class Spm:
             if path.is_file():
                 shown.append(path.read_text("utf-8", "replace")[-2000:])
         return "\n".join(shown)
+
+
+def children() -> set[int]:
+    """The processes that this one has started, but for its fork server."""
+    lists = [path.read_text() for path in PROC.glob("self/task/*/children")]
+    return {int(pid) for pid in " ".join(lists).split()} - {*SERVERS}
 
 
 def is_running(pid: int) -> bool:
@@ -283,6 +305,21 @@ def end(processes: list[psutil.Process]) -> None:
             continue
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow ones: each worker would wait for one that it begins last."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    others = [item for item in items if item not in slow]
+    share = len(items) // workers + 1  # worksteal gives each an equal part, in this order
+    ordered = []
+    for number in range(workers):
+        ordered += slow[number::workers]
+        taken = max(0, share - len(slow[number::workers]))
+        ordered, others = ordered + others[:taken], others[taken:]
+    items[:] = ordered + others
+
+
 @pytest.fixture
 def base() -> Iterator[Path]:
     """A directory with a short path: a Unix socket's address has room for 107 bytes."""
@@ -294,17 +331,17 @@ def base() -> Iterator[Path]:
 @pytest.fixture
 def spm(base: Path) -> Iterator[Spm]:
     """The command line; a process left alive at the end fails the test."""
-    one = Spm(base)
+    one, before = Spm(base), children()
     yield one
     settled = time.monotonic() + 1  # a supervisor whose service has just ended is about to leave
-    left = one.bearers()
+    left = one.left(before)
     while left and time.monotonic() < settled:
         time.sleep(0.01)
-        left = one.bearers()
+        left = one.left(before)
     if left:
-        shown = str(one)
+        shown = f"{left}\n{one}"
         end(left)
-        eventually(lambda: not one.bearers(), what="the end of what the test left")
+        eventually(lambda: not one.left(before), what="the end of what the test left")
         raise AssertionError(f"left running:\n{shown}")
     journals = [path for path in one.home.glob("services/*/events.jsonl") if path.is_file()]
     died = [path for path in journals if b'"event": "supervisor_failed"' in path.read_bytes()]

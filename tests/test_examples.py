@@ -35,6 +35,7 @@ def test_the_basic_workflow(spm: Spm, port: int) -> None:
     assert "[OK] web stopped" in shown and f"port {port} is free" in shown
 
 
+@pytest.mark.slow
 def test_fastapi_uvicorn_and_pytest(spm: Spm, port: int) -> None:
     pytest.importorskip("fastapi")
     shown = demo(spm, "fastapi_app/demo.sh", port)

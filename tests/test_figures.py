@@ -175,6 +175,7 @@ def test_each_figure_of_a_summary_was_measured_and_they_are_in_order(values: lis
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e9), st.floats(0, 1e9)), min_size=1, max_size=60))
+@example([(0.0, 0.0), (1.0, 5e-324)])
 def test_a_sparkline_is_short_and_shows_the_peak(points: list[tuple[float, float]]) -> None:
     line = spm_module.sparkline(sorted(points))
     values = [value for _, value in points]

@@ -40,6 +40,7 @@ def test_a_service_and_its_daemon_are_followed_and_ended_without_proc(
     assert done["status"] == "stopped" and done["processes"] >= 4
 
 
+@pytest.mark.slow
 def test_a_service_outlives_its_supervisor_and_is_taken_back_without_proc(generic: Spm) -> None:
     pids = generic.cwd / "pids"
     generic("start", "api", nasty("--daemon", "--pids", pids))

@@ -6,6 +6,7 @@ These tests read the program as text; each names the culprit and its line.
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import re
 import shlex
@@ -21,7 +22,6 @@ import simple_process_manager as spm
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = (ROOT / "simple_process_manager.py").read_text(encoding="utf-8")
-TREE = ast.parse(SOURCE)
 BANNERS = {
     number: match[1]
     for number, line in enumerate(SOURCE.splitlines(), 1)
@@ -142,10 +142,16 @@ class ModuleLoads(ast.NodeVisitor):
         )
 
 
+@functools.cache
+def tree() -> ast.Module:
+    """The program, parsed by the worker that needs it: a quarter of a second."""
+    return ast.parse(SOURCE)
+
+
 def module_loads() -> list[tuple[str, int]]:
     """Each use of a name of the module, with its line."""
     loads = ModuleLoads()
-    loads.visit(TREE)
+    loads.visit(tree())
     return loads.found
 
 
@@ -157,7 +163,7 @@ def defined_in() -> dict[str, str]:
 def module_names() -> dict[str, ast.AST]:
     """The names of the module with their first definitions; an alias has a line since 3.10."""
     names: dict[str, ast.AST] = {}
-    for statement in TREE.body:
+    for statement in tree().body:
         for name, node in bound_names([statement]).items():
             names.setdefault(name, node if hasattr(node, "lineno") else statement)
     return names
@@ -167,7 +173,7 @@ def docstrings() -> set[int]:
     """The identities of the nodes that are docstrings: prose, not code."""
     bodies = [
         node.body
-        for node in ast.walk(TREE)
+        for node in ast.walk(tree())
         if isinstance(node, (ast.Module, ast.ClassDef, *Function))
     ]
     first = [body[0].value for body in bodies if body and isinstance(body[0], ast.Expr)]
@@ -232,7 +238,7 @@ def test_only_the_platform_room_knows_the_names_of_operating_systems() -> None:
     systems = re.compile(r"win32|darwin|linux|cygwin")
     prose = docstrings()
     culprits = []
-    for node in ast.walk(TREE):
+    for node in ast.walk(tree()):
         line = getattr(node, "lineno", 0)
         text = node.value if isinstance(node, ast.Constant) and id(node) not in prose else ""
         is_named = isinstance(text, str) and systems.search(text)
@@ -245,7 +251,7 @@ def test_only_the_command_line_prints_and_exits() -> None:
     acts = ("print", "exit", "quit", "SystemExit", "sys.exit", "os._exit", "os.abort")
     culprits = [
         f"line {node.lineno} ({room_of(node.lineno)}): {dotted(node)}"
-        for node in ast.walk(TREE)
+        for node in ast.walk(tree())
         if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load)
         if dotted(node) in (*acts, "sys.stdout", "sys.stderr")
         if room_of(node.lineno) != "Command line"
@@ -256,7 +262,7 @@ def test_only_the_command_line_prints_and_exits() -> None:
 def test_no_function_is_longer_than_60_lines() -> None:
     sizes = [
         ((node.end_lineno or node.lineno) - node.lineno + 1, node.name, node.lineno)
-        for node in ast.walk(TREE)
+        for node in ast.walk(tree())
         if isinstance(node, Function)
     ]
     long = [f"line {line}: {name} has {size} lines" for size, name, line in sizes if size > 60]

@@ -122,6 +122,7 @@ def test_what_cant_be_written_is_said_in_one_line_each(project: Spm) -> None:
     assert "unchanged" in copied(project, "init", "--agent", "agents-md").stdout, "it is the same"
 
 
+@pytest.mark.slow
 def test_an_agent_that_follows_the_document_gets_every_example_to_work(project: Spm) -> None:
     pytest.importorskip("uvicorn")
     copied(project, "init", "--agent", "agents-md")

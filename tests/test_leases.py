@@ -351,6 +351,7 @@ def test_using_it_in_time_keeps_it(spm: Spm, port: int, use: str) -> None:
 # -- sessions
 
 
+@pytest.mark.slow
 def test_a_wait_that_goes_on_is_use(spm: Spm) -> None:
     words = ("--idle-timeout", "2s", "--ready", "exec:test -e go", "--wait", "3s")
     assert "alive and left running" in spm("start", "api", "sleep 100", *words, code=124).stderr

@@ -673,6 +673,7 @@ def test_a_flood_of_requests_is_bounded(spm: Spm) -> None:
     spm("stop", "s", "--force")
 
 
+@pytest.mark.slow
 def test_messages_of_50_mb_pass(spm: Spm) -> None:
     begin(spm)
     size = 50 * 2**20

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="the driver needs Linux")
 def test_random_faults_violate_no_invariant() -> None:
     argv = [sys.executable, str(Path(__file__).with_name("driver.py")), "--rounds", "4"]
