@@ -1992,8 +1992,8 @@ def end_tree(
         look ─▶ SIGTERM to each (SIGKILL if force) ─▶ look … until timeout_s
              ─▶ SIGKILL to each                    ─▶ look … until two looks find nothing
 
-    `is_empty` is what the kernel says: True and one look is enough; False and there is something
-    that the look didn't show; None where the kernel can't be asked.
+    `is_empty` is what the kernel says: True and one look after that is enough; False and there is
+    something that the look didn't show; None where the kernel can't be asked.
     `quiet_s` is how long nothing is signalled: its stdin was closed, that may do.
     Yields how many seconds to wait at most before the next step; send True to go over to SIGKILL.
     Who waits is the caller's business: a supervisor's loop, or `drive`.
@@ -2014,8 +2014,8 @@ def end_tree(
             kill_at = min(kill_at, time.monotonic())  # nothing polite can be delivered here
         if (yield max(0.0, wait_s if kill else min(wait_s, kill_at - time.monotonic()))):
             kill_at = min(kill_at, time.monotonic())
-        members = tree_of(record)
-        empty = None if members else is_empty()
+        empty = is_empty()
+        members = tree_of(record)  # after that: the last one may just have had another one started
         quiet = 0 if members or empty is False else quiet + 1 + bool(empty)
         wait_s = LOOK_AGAIN_S[0] if quiet else min(wait_s * 2, LOOK_AGAIN_S[1])
     left = tuple(member.identity.pid for member in members)
@@ -2282,10 +2282,22 @@ def state_errors(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        name = errno.errorcode.get(error.errno or 0, "")
+        name, reason = errno.errorcode.get(error.errno or 0, ""), error.strerror or str(error)
         advice = STATE_ADVICE.get(name, "see what is there: ls -la {path}")
-        reason = error.strerror or str(error)
+        if not os.path.exists(path):  # what can't be made is a matter of who it would be in
+            path = os.path.dirname(path)
+        if name in ("EACCES", "EPERM") and not is_own(path):
+            advice = OTHER_HOME
+        elif not os.access(os.path.dirname(path), os.W_OK | os.X_OK):
+            path = os.path.dirname(path)
         raise StateError(f"{error.filename or path}: {reason}", advice.format(path=path)) from error
+
+
+def is_own(path: str) -> bool:
+    """Whether it is there and this user's, who can then change its mode."""
+    with contextlib.suppress(OSError):
+        return os.stat(path).st_uid == my_user_id
+    return False
 
 
 LEFT = r"(\w+\.jsonl?|\.gitignore|output\.log\.1|room|simple_process_manager[\w-]*\.pyc)\.\d+\.tmp"
@@ -2390,6 +2402,15 @@ class Event(NamedTuple):
 read_event = reader(Event)
 
 
+STATE_HEAD, STATE_END = b'{"schema": 1, "services": {\n', b"\n}}\n"
+STATE_KEY = r'"[a-z0-9][a-z0-9._-]*"'
+
+
+def lines_of(records: Mapping[str, Record]) -> dict[str, str]:
+    """The JSON of each, on one line."""
+    return {key: json.dumps(record.to_json()) for key, record in records.items()}
+
+
 class Store:
     """One state directory. Keys are names in lower case: names are compared without case."""
 
@@ -2398,7 +2419,7 @@ class Store:
         self.state_path = os.path.join(home, "state.json")
         self.notes: list[str] = []  # what had to be mended on the way; the renderer shows them
         self.claims: set[str] = set()  # the services that this very command starts or stops
-        self.parsed: dict[str, tuple[object, Record]] = {}  # what state.json said, by key
+        self.parsed: dict[str, tuple[str, Record]] = {}  # what state.json said, by key
         self.reserved: Record | None = None  # what reserve() wrote last
         self.supervises = False  # whether what is written comes from a supervisor, who knows
         self.has_looked = False  # for who runs and isn't in state.json
@@ -2447,12 +2468,17 @@ class Store:
 
     def _save(self, records: Mapping[str, Record | None]) -> None:
         try:  # what is there stays as it is: whoever needs a record checks it
-            known = self._documents()
+            known = self._lines()
+            try:  # what is replaced is that service's, and no more
+                for name in records:
+                    parse_json(known.get(name.lower(), "0"))
+            except ValueError:
+                known = self._lines(is_plain=False)
         except (OSError, ValueError):  # missing or damaged
-            known = {key: one.to_json() for key, one in self.records(has_lock=True).items()}
+            known = lines_of(self.records(has_lock=True))
         for name, record in records.items():
             known.pop(name.lower(), None)
-            known.update({name.lower(): record.to_json()} if record else {})
+            known.update(lines_of({name.lower(): record}) if record else {})
         self._write(known)
 
     def reserve(self, record: Record, keeps: Callable[[Record], bool]) -> Record | None:
@@ -2529,7 +2555,7 @@ class Store:
             self.notes.append("state.json was missing: rebuilt from services/ and what runs")
         try:
             if records or why:
-                self._write({key: record.to_json() for key, record in records.items()})
+                self._write(lines_of(records))
         except StateError as error:
             self.notes.append(f"the rebuilt state can't be written: {error.message}")
         return records
@@ -2541,13 +2567,16 @@ class Store:
             self.has_looked = True
             with contextlib.suppress(FileNotFoundError):
                 names = [one for one in os.listdir(self.path("")) if one not in known]
-        known = self._rebuild() if any(map(self.is_supervised, names)) else {}
+        names = [name for name in names if self.is_supervised(name)]
+        with contextlib.suppress(OSError, ValueError):  # mostly it began while we looked
+            names = [*{*names} - self._lines().keys()] if names else []
+        known = self._rebuild() if names else {}
         found = {k: r for k, r in known.items() if k in names and r.phase in LIVE_PHASES}
         if not found:
             return {}
         try:
             with self._lock():
-                missing = {key: one for key, one in found.items() if key not in self._documents()}
+                missing = {key: one for key, one in found.items() if key not in self._lines()}
                 if missing:
                     self._save(missing)
                     told = f"not in state.json, but running: {', '.join(missing)}"
@@ -2556,32 +2585,47 @@ class Store:
             self.notes.append(f"{', '.join(found)} can't be written to state.json: {error}")
         return found
 
-    def _documents(self) -> dict[str, object]:
-        """The records in state.json, unchecked; OSError, or ValueError if it is damaged."""
+    def _lines(self, is_plain: bool = True) -> dict[str, str]:
+        """The JSON of each record in state.json, unchecked if it `is_plain`: a line for each.
+
+        OSError, or ValueError if it is damaged.
+        """
         with open(self.state_path, "rb", opener=private) as file:
             if file.seek(0, os.SEEK_END) > STATE_BYTES:
                 raise RecordError(f"it has {format_bytes(file.tell())}")
             file.seek(0)
-            document = _object(parse_json(file.read()), "services")
-        return _object(document.get("services"), "services")
+            data = file.read()
+        if is_plain and data.startswith(STATE_HEAD) and data.endswith(STATE_END):
+            lines = data[len(STATE_HEAD) : -len(STATE_END)].decode().split(",\n")
+            found = dict(line.partition(": ")[::2] for line in lines)
+            if len(found) == len(lines) and all(re.fullmatch(STATE_KEY, key) for key in found):
+                return {key[1:-1]: line for key, line in found.items()}
+        document = _object(parse_json(data), "services")
+        services = _object(document.get("services"), "services")
+        return {key: json.dumps(one) for key, one in services.items()}
 
     def read(self) -> dict[str, Record]:
-        """The same, checked."""
-        former, self.parsed = self.parsed, {}
-        for key, data in self._documents().items():  # most are as at the last look
-            is_known = key in former and former[key][0] == data
-            record = former[key][1] if is_known else Record.from_json(data, f"services.{key}")
-            if not re.fullmatch(NAME, record.name) or record.name.lower() != key:
+        """The records in state.json; as _lines(), and checked."""
+        former, lines = self.parsed, self._lines()
+        try:  # most are as at the last look
+            new = [key for key in lines if key not in former or former[key][0] != lines[key]]
+            news = {key: parse_json(lines[key]) for key in new}
+        except ValueError:  # edited by hand, or damaged
+            lines = self._lines(is_plain=False)
+            former, news = {}, {key: parse_json(line) for key, line in lines.items()}
+        found = {}
+        for key, data in news.items():
+            found[key] = lines[key], Record.from_json(data, f"services.{key}")
+            if not re.fullmatch(NAME, found[key][1].name) or found[key][1].name.lower() != key:
                 raise RecordError(f"services: {key!r:.80} isn't the name of its record")
-            self.parsed[key] = data, record
+        self.parsed = {key: found.get(key) or former[key] for key in lines}
         return {key: record for key, (_, record) in self.parsed.items()}
 
-    def _write(self, records: Mapping[str, object]) -> None:
-        """One line for each service: the file stays legible and json's C encoder is used."""
-        lines = [f"{json.dumps(key)}: {json.dumps(one)}" for key, one in sorted(records.items())]
-        text = '{"schema": 1, "services": {\n' + ",\n".join(lines) + "\n}}\n"
+    def _write(self, lines: Mapping[str, str]) -> None:
+        """One line for each service: the file stays legible, and who changes one parses none."""
+        text = ",\n".join(f"{json.dumps(key)}: {one}" for key, one in sorted(lines.items()))
         with state_errors(self.state_path):
-            write_file(self.state_path, text.encode())
+            write_file(self.state_path, STATE_HEAD + text.encode() + STATE_END)
 
     def _rebuild(self) -> dict[str, Record]:
         """What the supervisors, the journals and the cookies of living processes know."""
@@ -2872,19 +2916,29 @@ def records_from_cookies(home: str, known: Iterable[str]) -> dict[str, Record]:
     stats = all_stats()
     mine = [pid for pid, look in stats.items() if look.is_mine and look.memory_bytes]
     mine.sort(key=lambda pid: (stats[pid].identity.born, pid))  # the eldest is the main one
-    ours = {pid: cookie for pid in mine for cookie in [cookie_of(pid)] if cookie.home == home}
+    cookies = {pid: cookie_of(pid) for pid in mine}
+    ours = {pid: cookie for pid, cookie in cookies.items() if cookie.home == home}
+    guards = {run_of(c.supervises): pid for pid, c in ours.items() if c.is_supervisor}
+    mains: dict[str, int] = {}  # of a supervisor its own child: nobody else can have that
+    for pid, cookie in cookies.items():
+        run = run_of(ours.get(stats[pid].parent, Cookie()).supervises)
+        is_other = cookie.is_supervisor or run_of(cookie.instance) not in ("", run)
+        if guards.get(run) == stats[pid].parent and not is_other:
+            mains.setdefault(run, pid)
     records: dict[str, Record] = {}
-    seen = set(known)
+    seen = set(map(run_of, known))
     for pid, cookie in ours.items():
-        above = ours.get(stats[pid].parent, Cookie()).instance
-        is_whole = is_instance(cookie.instance) and re.fullmatch(NAME, cookie.service)
-        if cookie.instance in (above, *seen) or not is_whole:
+        above = run_of(ours.get(stats[pid].parent, Cookie()).instance)
+        instance = cookie.instance or cookie.supervises
+        run = run_of(instance)
+        main = mains.get(run, 0 if cookie.is_supervisor else pid)  # some have no cookie: nginx
+        is_whole = is_instance(instance) and re.fullmatch(NAME, cookie.service)
+        if run in (above, *seen) or not is_whole or not main:
             continue
-        seen.add(cookie.instance)
-        run = run_of(cookie.instance)
-        guards = [stats[p].identity for p, c in ours.items() if run_of(c.supervises) == run]
-        record = _record_from_process(stats[pid].identity, cookie)
-        records[record.name.lower()] = record._replace(supervisor=guards[0] if guards else None)
+        seen.add(run)
+        record = _record_from_process(stats[main].identity, cookie._replace(instance=instance))
+        guard = stats[guards[run]].identity if run in guards else None
+        records[record.name.lower()] = record._replace(supervisor=guard)
     return records
 
 
@@ -2894,7 +2948,8 @@ def _record_from_process(main: Identity, cookie: Cookie) -> Record:
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(main.pid)
         started_at, cwd = process.create_time(), process.cwd()
-        argv = tuple(process.cmdline()) if "".join(process.cmdline()[:1]) else argv
+        title = re.sub("\0+$", "", "\0".join(process.cmdline()))  # its own may be shorter
+        argv = tuple(title.split("\0")) if title.strip("\0") else argv
     spec = Spec(argv, cwd, port=recognise_port(argv))
     why = "found by its cookie: its record was lost"
     record = new_record(cookie.service, spec, cookie.instance)
@@ -3418,7 +3473,7 @@ IGNORES_PORT = (
 )
 FIND_PORT = "find the port in its last lines, then see who holds it with `port`, and stop that"
 LITERAL_PORT = "take another port: -", "put {port} into the command and add -"  # where it has one
-BY_HAND = "run the command by hand to see"  # unknown, and it wrote nothing
+SILENT = "see whether it has a log file of its own, or start it with an option to say more"
 RETRYABLE = "out_of_memory killed_by_signal disk_full address_in_use connection_refused timeout"
 
 
@@ -3443,13 +3498,15 @@ def cause_of(ended: Exit, tail: Sequence[str]) -> Cause:
     message = ended.because or str(ended) + ", core dumped" * ended.core
     if sign:
         line = text[text.rfind("\n", 0, found[0].start()) + 1 :].partition("\n")[0].strip()
-        told = f"{kind.replace('_', ' ')}: {found[0].groupdict().get('what') or line}"
+        facts = found[0].groupdict()
+        what = "missing file or module" if "file" in facts else kind.replace("_", " ")
+        told = f"{what}: {facts.get('what') or line}"
         message = f"{ended.because}; {told}" if ended.because else told
     elif how != "code" and ended.signal == "SIGKILL" and not ended.oom:
         message += ", which nobody here sent: out of memory?"
     elif how.startswith("code"):
         message += f"; it last wrote: {tail[-1]}" if tail else "; it wrote nothing"
-    advice = BY_HAND if kind == "unknown" and not tail else CAUSE_ADVICE[kind]
+    advice = SILENT if kind == "unknown" and not tail else CAUSE_ADVICE[kind]
     advice = NO_FILE if sign and "file" in found[0].groupdict() else advice
     return Cause(kind, masked_line(message), advice, kind in RETRYABLE)
 
@@ -3669,10 +3726,11 @@ def sparkline(points: Sequence[tuple[float, float]]) -> str:
     cells: list[list[float]] = [[] for _ in points[:SPARK_CELLS]]
     began, values = points[0][0], [value for _, value in points]
     step, least = (points[-1][0] - began) / len(cells), min(values)
-    scale = (len(BARS) - 1) / ((max(values) - least) or 1.0)
+    span = (max(values) - least) or 1.0
     for at, value in points:
         cells[max(0, min(int((at - began) / (step or 1.0)), len(cells) - 1))].append(value)
-    return "".join(BARS[round((max(c) - least) * scale)] if c else " " for c in cells).rstrip()
+    heights = [round((max(c) - least) / span * (len(BARS) - 1)) if c else None for c in cells]
+    return "".join(" " if one is None else BARS[one] for one in heights).rstrip()
 
 
 # == Supervisor ====================================================================================
@@ -6475,7 +6533,7 @@ MEND = "mend the cause, then: {} (or, if the command is wrong: {})"
 OTHER_WAYS = ", take another port (--on-conflict next, --port auto), or start anyway with --force"
 START_ADVICE = {
     "ENOENT": "check the spelling and PATH, or give the whole path",
-    "EACCES": "make it executable (chmod +x) or name its interpreter",
+    "EACCES": "it has to be a file that is executable (chmod +x); or name its interpreter",
     "ENOEXEC": "it is no program: give it a first line such as #!/bin/sh, or name its interpreter",
 }
 
@@ -6567,6 +6625,10 @@ class Seen(NamedTuple):
 def observe(store: Store, record: Record, here: Place) -> Seen:
     """Hold a record against the system; where they differ, its supervisor knows better."""
     seen = _look(store, record, here)
+    if record.main and record.phase == "starting" and seen.facts.main == "gone":
+        # its launcher has ended; or that was written by somebody else, and it is long past that
+        record = told_record(store, record) or record
+        seen = _look(store, record, here)
     # A supervisor that left just now, also between our two looks, wrote why before it did; a main
     # process with threads is a zombie some moments before anybody can wait for it.
     for pause_s in (0.0, 0.005, 0.02, 0.1):
@@ -6574,9 +6636,7 @@ def observe(store: Store, record: Record, here: Place) -> Seen:
         if not is_live or seen.facts.main in ("alive", "stopped") or seen.verdict.is_live:
             break
         time.sleep(pause_s)
-        is_hung = condition_of(record.supervisor) == "stopped"
-        known = None if is_hung else store.ask_record(record.name)
-        record = known or store.record(record.name) or record
+        record = told_record(store, record) or store.record(record.name) or record
         seen = _look(store, record, here)
         if not seen.facts.supervised:
             break
@@ -6601,6 +6661,12 @@ def observe(store: Store, record: Record, here: Place) -> Seen:
     return seen
 
 
+def told_record(store: Store, record: Record) -> Record | None:
+    """What its supervisor says, unless that stands still."""
+    is_hung = condition_of(record.supervisor) == "stopped"
+    return None if is_hung else store.ask_record(record.name)
+
+
 def copied_from(store: Store, record: Record) -> str:
     """The other home whose cookie the recorded processes bear; "": none, or it was moved here."""
     known = (record.main, record.supervisor) if record.phase in LIVE_PHASES else ()
@@ -6618,9 +6684,10 @@ def is_proven(store: Store, record: Record, look: Stat, supervised: bool) -> boo
     says.
     """
     main, instance = record.main, record.instance
-    if cookie_of(look.identity.pid).instance == instance:
-        return True
-    guard = cookie_of(look.parent) if supervised else Cookie()
+    own = cookie_of(look.identity.pid)
+    if own.is_supervisor or own.instance == instance:  # a supervisor: of what the service started
+        return not own.is_supervisor
+    guard = cookie_of(look.parent)
     if guard.is_supervisor and run_of(guard.supervises) == run_of(instance):
         return True
     if store.journal_main(record) == main:
@@ -6896,6 +6963,8 @@ def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
     problems.update(unmet(spec, {**os.environ, **values}))
     if problems:
         advice, keys = "mend that and start again; nothing was started", [*problems.values()]
+        if taken:
+            advice = f"export {taken[0]}, or give --env {taken[0]}=VALUE; nothing was started"
         raise ConfigError("; ".join(problems), advice, problems=[*problems], keys=keys)
     return values
 
@@ -7169,7 +7238,7 @@ def clear_port(store: Store, held: Held, name: str) -> str:
             raise error
     ended = [drive(end_tree(*tree, PORT_GRACE_S, force=False)) for tree in trees]
     count = counted(sum(one.processes for one in ended), "process") + " ended"
-    count += f", by {FORCE}" * any(one.killed for one in ended)
+    count += f", {FORCE} was used" * any(one.killed for one in ended)
     after = held_port(store, held.port, name)
     if after:
         raise port_error(after, "fail", f"; {count} before")
@@ -7644,8 +7713,8 @@ def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Calla
             return lambda: finish_stop(store, seen, connection, timeout_s, force)
     if store.is_supervised(name):
         retire_supervisor(seen.record)
-        seen = find(store, name)
-    return lambda: stop_unsupervised(store, seen, timeout_s, force)
+    # What was seen is old where its supervisor has just left: it may have written how it ended.
+    return lambda: stop_unsupervised(store, find(store, name), timeout_s, force)
 
 
 def finish_stop(
@@ -7700,19 +7769,26 @@ def stop_unsupervised(store: Store, seen: Seen, timeout_s: float, force: bool) -
     error = refusal(record, record.main, members, lineage())
     if error:
         raise error
+    guard = seen.record.supervisor
+    if guard and members and is_supervisor_of(seen.record, guard):
+        # Its directory was removed: it hears signals only, and would start what we end again.
+        send_signal(guard, force)
+        wait_until_gone(guard, timeout_s)
+        send_signal(guard, force=True)
     ended = drive(end_tree(record, members, timeout_s, force)) if members else None
     if ended:
         check_ended(name, ended)
     elif seen.record.phase in ENDED_PHASES:
         return seen.record, None
     why = "stopped without its supervisor" if ended else seen.verdict.why
-    last = seen.record.exit or Exit(time.time())
+    now = store.record(name)
+    is_same = now is None or run_of(now.instance) == run_of(record.instance)  # else it began anew
+    last = seen.record.exit or (now and is_same and now.exit) or Exit(time.time())
     after = record if is_stranger else seen.record
     after = after._replace(phase="stopped", wanted="stopped", reason=why, exit=last)
     if seen.verdict.status == "external" and not ended:
         after = after._replace(exit=None)  # nobody knows whether it ended
-    now = store.record(name)
-    if now is None or now.instance == after.instance:  # else it was started anew meanwhile
+    if is_same:
         store.write_event("stopped", name, after, why)
         store.save({name: after})
     return after, ended
@@ -7734,7 +7810,7 @@ def stop_report(seen: Seen, record: Record, ended: Ended | None) -> tuple[dict[s
         ago = f" {format_duration(time.time() - record.exit.at)} ago" if record.exit else ""
         return data, f"[OK] {name} was not running: {record.phase}{ago} ({how}){remark}"
     data.update(seconds=round(ended.seconds, 3), processes=ended.processes, killed=ended.killed)
-    count = counted(ended.processes, "process") + " ended" + f", by {FORCE}" * ended.killed
+    count = counted(ended.processes, "process") + " ended" + f", {FORCE} was used" * ended.killed
     return data, f"[OK] {name} stopped in {format_duration(ended.seconds)} ({how}, {count}){remark}"
 
 
@@ -7771,7 +7847,7 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
         records.update(strays)
     result = stop_all(store, list(records), STOP_TIMEOUT_S, force=False)
     left = records_from_cookies(store.home, [])
-    failures = map(as_object, as_list(result.data.get("errors", [])))
+    failures = [as_object(one) for one in as_list(result.data.get("errors", []))]
     # What another cleanup has just forgotten, or what isn't ours and doesn't run here, is done.
     failed = [one for one in failures if one["kind"] != "not_found" and "nothing_runs" not in one]
     names = {str(one["name"]).lower() for one in failed}
@@ -7782,9 +7858,11 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
     gone = forget(store, [records[key] for key in records if key not in kept], args.purge)
     store.sweep()
     stopped = [line for line in result.lines if " was not running: " not in line]
+    told = [f"[WARN] {one['message']}" for one in failures if "nothing_runs" in one]
     summary = f"[OK] {counted(len(stopped), 'service')} stopped, nothing of {where} runs"
     summary += f"; {counted(len(gone), 'service')} forgotten" if gone else ""
-    lines = stopped if error else [*stopped, summary + ", logs too" * bool(gone and args.purge)]
+    summary += ", logs too" * bool(gone and args.purge)
+    lines = stopped if error else [*stopped, *told, summary]
     return Result({**result.data, "forgotten": gone}, lines, error=error)
 
 
@@ -7804,23 +7882,21 @@ def end_session(store: Store, args: argparse.Namespace) -> Result:
 
 def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
     """Take services out of the state, unless they were started anew; the names of those."""
-    gone = []
-    for record in records:
-        # TimedOut: somebody is starting it, so there is nothing to forget.
-        with contextlib.suppress(TimedOut), store.claim(record.name, HUNG_S):
-            now = store.record(record.name)
-            if now is None or now.instance != record.instance or stays(store, record.name):
-                continue
-            if observe(store, now, place()).verdict.is_live:  # not known when all was stopped
-                continue
+    gone: list[str] = []
+    with contextlib.ExitStack() as claims:
+        for record in sorted(records, key=lambda one: one.name.lower()):  # as stop_all() does
+            # TimedOut: somebody is starting it, so there is nothing to forget.
+            with contextlib.suppress(TimedOut):
+                claims.enter_context(store.claim(record.name, HUNG_S))
+                gone += [record.name] * is_forgettable(store, record)
+        for name in gone:
             # what nobody needs any more; first, so that a full disk has room for the rest
             for file in ("env.json", "exits.jsonl", *("output.log", "output.log.1") * purge):
                 with contextlib.suppress(OSError):
-                    os.unlink(store.path(record.name, file))
-            store.write_event("forgotten", record.name, None)
+                    os.unlink(store.path(name, file))
+            store.write_event("forgotten", name, None)
             reached("forgotten")
-            store.save({record.name: None})
-            gone.append(record.name)
+        store.save(dict.fromkeys(gone)) if gone else None
     if purge and os.path.isdir(store.path("")):
         names = set(os.listdir(store.path(""))) - set(store.records())
         found = {one: os.listdir(path) for one in names if os.path.isdir(path := store.path(one))}
@@ -7836,6 +7912,14 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
                 else:
                     shutil.rmtree(store.path(name), ignore_errors=True)
     return gone
+
+
+def is_forgettable(store: Store, record: Record) -> bool:
+    """Whether this very instance is known, and nothing of it runs."""
+    now = store.record(record.name)
+    if now is None or now.instance != record.instance or stays(store, record.name):
+        return False
+    return not observe(store, now, place()).verdict.is_live  # not known when all was stopped
 
 
 def stays(store: Store, name: str) -> bool:
@@ -7864,6 +7948,9 @@ def list_services(store: Store, args: argparse.Namespace) -> Result:
     open_ones = [one for one in seen if one.verdict.is_live or one.verdict.status == "lost"]
     news = [(one, one.verdict.why) for one in open_ones]
     news += [(one, text) for one in seen for text in active_alerts(one)]
+    over = [one for one in seen if one.record.phase in ("exited", "failed")]
+    over = [one for one in over if one.facts.here and store.is_supervised(one.record.name)]
+    news += [(one, one.record.reason) for one in over if tree_of(one.record)]  # a daemon, mostly
     lines = [f"[WARN] {one.record.name}: {text}" for one, text in news if text]
     if any(one.verdict.why == RESTARTED for one in seen):
         lines.append(f"[WARN] {RESTARTED}: start --all-previous brings back what ran")
@@ -8383,7 +8470,7 @@ class Target:
         facts = {**failure_facts(self.store, seen.record), "exit": ended and ended._asdict()}
         cause = facts["cause"]
         is_known = isinstance(cause, dict) and cause["kind"] != "unknown"
-        read = "" if is_known else f"{'read its last lines above' if tail else BY_HAND}; "
+        read = "" if is_known else f"{'read its last lines above' if tail else SILENT}; "
         advice = read + MEND.format(restart_line(seen), corrected(seen.record))
         advice = f"{read}mend the cause, then: run this again" if self.is_passing else advice
         if seen.verdict.status == "stopped":
@@ -8426,6 +8513,10 @@ class Target:
         if record is None:
             message = f"{self.label} didn't answer in {waited} ({self.seen})"
             advice = "no service here claims this port (see `list`): start one with --port"
+            here = [one for one in self.checks.checks if one.host in ("", "localhost", *LOOPBACK)]
+            mine = {one.port for one in here if one.port}
+            ended = [one.name for one in self.store.records().values() if one.spec.port in mine]
+            advice = f"start {ended[0]}, whose port it is" if ended else advice
             return TimedOut(message, advice, **facts)
         name, pid = record.name, record.main and record.main.pid
         facts["log_tail"] = self.store.last_lines(name, 20)
@@ -9423,6 +9514,7 @@ class Application:
         config = getattr(args, "config", None)  # a rollback has none
         self.again = join_command(["up", *(["--config", config] if config else [])])
         self.outcomes: dict[str, Step] = {}
+        self.has_news = False  # that nobody was told of
         self.reached: dict[str, set[str]] = {}  # stages
         self.acting: dict[str, float] = {}  # until when what is told of later ones is held back
         self.came: list[tuple[Step, Sequence[str], SpmError | None]] = []  # from the threads
@@ -9445,9 +9537,9 @@ class Application:
         self.ends.sort(key=lambda name: records[name.lower()].started_at, reverse=True)
         self.stages = {pair for needs in self.needs.values() for pair in needs.items()}
 
-    def run(self, tell: Callable[[Step], object] = bool) -> list[Step]:
-        """What came of each step, in the order of the plan; `tell` hears of each as it comes."""
-        self.tell, pending = tell, list(self.steps)
+    def run(self, tell: Callable[[dict[str, Step]], object] = bool) -> list[Step]:
+        """What came of each step, in the order of the plan; `tell` hears of them as they come."""
+        pending, tell_at = list(self.steps), 0.0
         for name in self.ends:  # the latest first: they may have needed those before them
             self.say(*stop_all(self.store, [name], STOP_TIMEOUT_S, force=False).lines)
         supervisors_program(self.store)  # compiled here once, not by each start
@@ -9461,6 +9553,9 @@ class Application:
             for name, (target, until) in list(self.waits.items()):
                 self.look(name, target, until)
             self.show(pending)
+            if self.has_news and time.monotonic() >= tell_at:
+                self.has_news, tell_at = False, time.monotonic() + SOON_S
+                tell(self.outcomes)
             if not due or len(self.acting) == MOST_STARTS:
                 time.sleep(probe_pause_s(time.monotonic() - self.began))
         there = [step for step in self.steps if step.wanted and self.wait_s]
@@ -9473,6 +9568,7 @@ class Application:
                 told = f"{name} doesn't stay: {find(self.store, name).verdict.why}"
                 self.note(self.outcomes[name], "failed", Failed(told, f"see why: explain {name}"))
         self.progress()
+        tell(self.outcomes)
         return [self.outcomes[step.name] for step in self.steps]
 
     def show(self, pending: Sequence[Step]) -> None:
@@ -9504,7 +9600,7 @@ class Application:
     def note(self, step: Step, result: str, error: SpmError | None = None) -> None:
         """Remember what came of a step; why it failed is told in the end."""
         name, wanted = step.name, step.wanted
-        self.outcomes[name] = step._replace(result=result, error=error)
+        self.outcomes[name], self.has_news = step._replace(result=result, error=error), True
         self.reached[name] = {""}
         if error:
             error.facts.setdefault("name", name)
@@ -9519,13 +9615,13 @@ class Application:
                 error.advice = re.sub(r"\bthen: restart \S+", lambda _: then, error.advice)
             if result == "failed" and (self.acting or self.waits):
                 self.lines[name].append(f"[WARN] {name} failed; the others go on")
-        self.tell(self.outcomes[name])
 
     def take(self, step: Step) -> None:
         """Do one step, in a thread and with a Store of its own."""
 
         def work() -> None:
             store, lines, error = Store(self.store.home), list[str](), None
+            store.parsed, store.has_looked = self.store.parsed, True  # we have
             try:
                 lines += self.act(step, store)
             except Exception as problem:  # one that isn't ours would be lost here
@@ -9730,24 +9826,22 @@ def carry_out(
     args: argparse.Namespace,
 ) -> tuple[list[Step], str]:
     """Do what was planned, and note in the version, if it is a new one, what came of it."""
-    came = {one.name: one for one in steps}
 
-    def note(result: str) -> None:
+    def note(came: Mapping[str, Step], result: str) -> None:
         if version.result == "applying":
-            plan = tuple(one.data for one in came.values())
+            plan = tuple(came.get(one.name, one).data for one in steps)
             write_version(store, version._replace(plan=plan, result=result), result != "applying")
 
-    def tell(step: Step) -> None:
-        came[step.name] = step
+    def tell(came: Mapping[str, Step]) -> None:
         with contextlib.suppress(StateError):  # it is told at the end, if it goes on
-            note("applying")
+            note(came, "applying")
 
     outcomes = Application(store, steps, args).run(tell)
     result = "failed" if any(one.error for one in outcomes) else "done"
     asked = result == "failed" and args.rollback_on_failure
     if asked and roll_back(store, known, outcomes, args.say):
         result = "rolled back"
-    note(result)
+    note({one.name: one for one in outcomes}, result)
     return outcomes, result
 
 
@@ -10843,7 +10937,10 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
         form = rf"(?s)^((?:--env=)?{VARIABLE}=).*"
         line, more = (join_command([re.sub(form, r"\1…", w) for w in x]) for x in (words, stray))
         advice = f"quote the command: start {args.name} {join_command([line])}, "
-        advice += f"or put it behind --: start {args.name} -- {line}"
+        advice += (
+            f"or put it behind --: start {args.name} -- {line}; start's own options go before "
+        )
+        advice += "or behind the quoted command"
         told = "options behind an unquoted command: are they the command's or start's?"
         if len(words[0].split()) > 1:
             told = f"{more} stands behind the quoted command"
@@ -11032,8 +11129,9 @@ def write(stream: TextIO | None, text: str) -> None:
 
 def say(*lines: str) -> None:
     """Write lines on stderr, now, above what progress shows."""
-    if lines:
-        show_progress()
+    if not lines:
+        return
+    show_progress()
     with contextlib.suppress(OSError):  # nobody listens: what is to be done is done all the same
         write(sys.stderr, "".join(coloured(neutral(line), sys.stderr) + "\n" for line in lines))
 

@@ -124,6 +124,7 @@ def test_what_a_real_program_says_is_recognised(
     assert found.advice, "each has a sentence of advice"
     is_file = argv[-1] in ("nosuch.py", "nosuch:app", "nosuch.js")
     assert (found.advice == program.NO_FILE) == is_file
+    assert found.message.startswith("missing file or module: ") == is_file
 
 
 def test_a_held_port_is_recognised_whoever_says_so(held: int, tmp_path: Path) -> None:
@@ -520,14 +521,15 @@ def test_events_tell_the_story_of_one_service_or_of_all(spm: Spm) -> None:
 
 def test_events_are_followed_until_the_service_ends(spm: Spm) -> None:
     spm("start", "web", nasty())
-    follower = spm.popen("events", "web", "-f", "--lines", 0)
+    follower = spm.popen("events", "web", "-f", "--lines", 1)
     everything = spm.popen("events", "-f")
     try:
-        assert everything.stdout and "started" in everything.stdout.readline()
+        for one in (follower, everything):
+            assert one.stdout and "started" in one.stdout.readline()
         spm("stop", "web")
         text = follower.communicate(timeout=20)[0]
         assert [event for _, event, _ in told(text)] == ["stopping", "stopped"]
-        assert "stopping" in everything.stdout.readline()
+        assert everything.stdout and "stopping" in everything.stdout.readline()
         assert everything.poll() is None, "without a name it goes on"
     finally:
         for process in (follower, everything):

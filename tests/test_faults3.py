@@ -452,6 +452,34 @@ def test_what_was_started_during_a_cleanup_is_not_forgotten(spm: Spm) -> None:
     spm("stop", "api")
 
 
+@pytest.mark.skipif(GENERIC, reason="the look happens in this process, which has /proc")
+def test_a_stop_keeps_how_the_service_ended_meanwhile(spm: Spm) -> None:
+    # the stop had seen it run; its supervisor wrote the exit and left, and the stop wrote over it
+    spm("start", "api", "--shell", "until test -e go; do sleep 0.01; done; exit 7")
+    store = program.Store(str(spm.home))
+    seen = program.find(store, "api")
+    assert seen.record.phase == "running" and seen.record.supervisor
+    guard = seen.record.supervisor.pid
+    (spm.cwd / "go").touch()
+    eventually(lambda: not is_running(guard), what="its supervisor's end")
+    after, ended = program.begin_stop(store, seen, 1.0, False)()
+    assert ended is None and after.phase == "failed"
+    assert spm.record("api")["exit"]["code"] == 7 and "exit code 7" in spm("stop", "api").stdout
+
+
+def test_an_old_record_that_somebody_wrote_back_does_not_start_for_ever(spm: Spm) -> None:
+    # who wrote had read it before the launcher ended: "starting", and nobody asked its supervisor
+    spm("start", "api", "--shell", "setsid sleep 100 & exit 0", "--type", "forking")
+    eventually(lambda: spm.record("api")["phase"] == "running", what="the daemon")
+    pid = spm.service("api")["pid"]
+    launcher = spm.record("api")["launcher"]
+    forge(spm, phase="starting", main=launcher, launcher=None)
+    row = spm.service("api")
+    assert (row["status"], row["pid"]) == ("running", pid)
+    spm("stop", "api")
+    assert not is_running(pid)
+
+
 def test_a_record_that_lags_behind_its_supervisor_is_no_forgery(spm: Spm) -> None:
     # the state was read-only when the main process changed: stop was refused
     spm("start", "api", "sleep 100")

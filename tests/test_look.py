@@ -214,6 +214,16 @@ def test_the_log_is_rotated_while_the_service_writes_and_the_disk_stays_bounded(
     spm("stop", "web")
 
 
+def test_a_daemon_of_a_service_that_has_exited_is_told_in_the_list(spm: Spm) -> None:
+    spm("start", "api", "--shell", "setsid sleep 100 & exit 0")
+    eventually(lambda: spm.service("api")["status"] == "exited", what="the launcher's end")
+    told = "[WARN] api: exit code 0; 1 process of its tree left alive (a daemon? start it with"
+    assert told in spm("list").stderr
+    spm("stop", "api")
+    assert "[WARN]" not in spm("list").stderr
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(GENERIC, reason="psutil reads a lot of each process: it counts as no sleep")
 def test_an_idle_supervisor_is_small_and_sleeps(spm: Spm) -> None:
     spm("start", "web", "sleep 100")

@@ -36,6 +36,7 @@ def normal(text: str) -> str:
     return re.sub(r" $", "", text, flags=re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_transcripts_print_what_they_show(spm: Spm) -> None:
     # The same program, compiled: that the copied file works shows the command for a fresh machine.
     shutil.copy(COMPILED.with_name("spm.py"), spm.cwd / SCRIPT.name)
@@ -85,6 +86,7 @@ def test_the_line_that_copies_the_program_makes_a_copy_that_works(spm: Spm) -> N
     assert told[1].startswith("[INFO] no services")
 
 
+@pytest.mark.slow
 def test_the_command_for_a_fresh_machine_does_the_main_job(spm: Spm) -> None:
     command = next(block for block in blocks(README, "sh") if "urllib" in block)
     shutil.copy(SCRIPT, spm.cwd)

@@ -406,7 +406,7 @@ def test_who_was_ended_as_unhealthy_has_failed_and_that_is_kept_with_its_reason(
     assert page["cause"]["kind"] == "unknown"
     short = ("--start-seconds", 5)
     done = spm("start", "short", "sh -c 'exit 0'", *short, code=4)
-    assert "\n  → run the command by hand to see\n" in done.stderr
+    assert f"\n  → {program.SILENT}\n" in done.stderr
     assert [one["code"] for one in spm.json("explain", "short")["exits"]] == [0]
     words = "sh -c 'echo bind: Connection refused; sleep 100'"
     done = spm("start", "bad", words, "--failure-log", "bind:", code=4)

@@ -310,7 +310,8 @@ def test_a_death_at_the_very_end_is_told_too(spm: Spm, port: int) -> None:
     pid = "$(cat pids)"
     command = nasty("--port", port, "--pids", spm.cwd / "pids", "--say", "I was up")
     done = spm("run", "api", command, *shell(f"kill -9 {pid}; exit 1"), code=1)
-    assert "(killed by SIGKILL); the tests go on\n  | I was up\n" in done.stderr
+    told = next(line for line in done.stderr.splitlines() if line.startswith("[WARN] api "))
+    assert "killed by SIGKILL" in told, "by the last look, or by the stop that came too late"
     (spm.cwd / "pids").unlink()
     document = document_of(spm, "api", command, *shell(f"kill -9 {pid}"))
     service = document["services"][0]

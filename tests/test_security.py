@@ -289,6 +289,30 @@ print(json.dumps(seen))
 """
 
 
+LESS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]  # root, to whom modes matter
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv isn't here")
+@pytest.mark.parametrize("is_own", [True, False])
+def test_who_cant_write_is_told_what_would_help(spm: Spm, is_own: bool) -> None:
+    # chmod of somebody else's directory, or of state.json alone, mends nothing
+    place = spm.cwd / "place"
+    place.mkdir()
+    home = place / "home"
+    if is_own:
+        spm("start", "a", "true", "--home", home)
+        eventually(lambda: spm.json("list", "--home", home)["services"][0]["status"] == "exited")
+        home.chmod(0o500)
+    else:
+        os.chown(place, 65534, 65534)
+    argv = [*LESS, *spm.argv("start", "b", "true", "--home", home)]
+    done = subprocess.run(argv, env=spm.env, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, "Permission denied" in done.stderr) == (9, True), done
+    advice = f"chmod -R u+rwX {home}\n" if is_own else program.OTHER_HOME
+    assert advice in done.stderr, done
+
+
 def seen_by_nobody(*paths: Path) -> set[str]:
     words = [sys.executable, "-S", "-c", NOBODY, *map(str, paths)]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=20, check=True, cwd="/")
@@ -544,6 +568,7 @@ def is_gone(pid: int) -> bool:
 ROLES = ("main", "launcher", "supervisor", "owner")
 
 
+@pytest.mark.slow
 def test_a_forged_record_makes_nobody_end_a_foreign_process(spm: Spm) -> None:
     with subprocess.Popen(["sleep", "1000"], start_new_session=True) as canary:
         look = program.stat_of(canary.pid)

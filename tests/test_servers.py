@@ -102,6 +102,19 @@ def test_redis(spm: Spm, port: int) -> None:
         assert client.recv(100) == b"+PONG\r\n"
     spm.kill_supervisor("redis")  # it overwrites its environment: the journal is the witness
     assert "redis stopped" in spm("stop", "redis").stdout
+
+
+@needs("redis-server")
+def test_redis_is_found_after_its_state_directory_was_removed(spm: Spm, port: int) -> None:
+    # as `git clean -fdx` does: without a cookie of its own, only its supervisor says whose it is
+    spm("start", "redis", f"redis-server --port {port} --save ''")
+    spm("wait-healthy", "redis", 10)
+    pid = spm.service("redis")["pid"]
+    spm.forget_home()
+    found = spm.service("redis")
+    assert (found["status"], found["pid"]) == ("running", pid)
+    assert "redis stopped in" in spm("stop", "redis").stdout and not spm.bearers()
+    assert not is_running(pid)
     assert not spm.bearers()
 
 

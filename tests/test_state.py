@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import SCRIPT, THOROUGH, Spm, end, eventually, is_running, nasty
+
+import simple_process_manager as program
 
 
 def test_twenty_starts_of_one_name_make_one_process(spm: Spm) -> None:
@@ -182,6 +185,97 @@ def test_damaged_state_loses_no_service(spm: Spm, damage: str, supervised: bool)
     assert "damaged" not in spm("list").stderr
 
 
+@pytest.mark.parametrize("bare", [True, False])
+@pytest.mark.parametrize("way", [("stop", "api"), ("stop", "api", "--force"), ("cleanup",)])
+def test_who_is_stopped_after_the_home_was_removed_is_not_restarted(
+    spm: Spm, bare: bool, way: tuple[str, ...]
+) -> None:
+    # as `git clean -fdx` does: the supervisor lives, but nobody can talk to it; without a cookie
+    # (nginx, redis write over theirs) only it says whose its child is
+    words = ["env", "-i"] * bare + ["sleep", "100"]
+    spm("start", "api", "--restart", "always", "--backoff", "10ms", "--", *words)
+    pid, guard = spm.service("api")["pid"], spm.supervisor("api")
+    eventually(lambda: psutil.Process(pid).name() == "sleep", what="exec")
+    spm.forget_home()
+    row = spm.service("api")
+    assert (row["pid"], row["status"]) == (pid, "running")
+    assert "api stopped in" in spm(*way).stdout
+    assert not is_running(pid) and not is_running(guard) and not spm.bearers()
+
+
+def test_a_guest_of_a_supervisor_is_not_its_service(spm: Spm) -> None:
+    # it adopts the supervisors that its service has had started, and one was taken for the service
+    line = f"{shlex.join(spm.argv('start', 'db', 'sleep 100'))}; exec env -i sleep 101"
+    spm("start", "app", "--restart", "always", "--backoff", "10ms", "--shell", line)
+
+    def sleeps() -> bool:
+        pid = spm.service("app")["pid"]
+        return bool(pid) and psutil.Process(pid).cmdline() == ["sleep", "101"]
+
+    eventually(sleeps, what="exec")
+    former, db = spm.service("app")["pid"], spm.service("db")["pid"]
+    os.kill(former, signal.SIGKILL)
+    eventually(lambda: spm.service("app")["pid"] not in (None, former) and sleeps(), what="anew")
+    app = spm.service("app")["pid"]
+    spm.forget_home()
+    assert (spm.service("app")["pid"], spm.service("db")["pid"]) == (app, db)
+    spm("stop", "app")
+    assert not is_running(app) and is_running(db)
+    spm("cleanup")
+
+
+def test_an_odd_cookie_of_a_supervisor_makes_no_service(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    odd = {**spm.env, "SPM_SUPERVISOR": "abc", "SPM_SERVICE": "../../evil"}
+    with subprocess.Popen(["sh", "-c", "sleep 100; :"], env=odd, start_new_session=True) as one:
+        try:
+            (spm.home / "state.json").unlink()
+            assert [row["name"] for row in spm.json("list")["services"]] == ["api"]
+            assert "damaged" not in spm("list").stderr
+        finally:
+            os.killpg(one.pid, signal.SIGKILL)
+    spm("stop", "api")
+
+
+EDITS: dict[str, Callable[[str], str]] = {  # valid, though not as we write it
+    "two in a line": lambda text: text.replace(',\n"', ', "'),
+    "a blank at the end": lambda text: text.replace(',\n"', ', \n"'),
+    "a blank before the colon": lambda text: text.replace('"b": {', '"b" : {'),
+    "an escape": lambda text: text.replace('"b": {', '"\\u0062": {'),
+    "a byte order mark": lambda text: f"\ufeff{text}",
+    "indented": lambda text: json.dumps(json.loads(text), indent=2),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_state_that_was_edited_by_hand_is_read_and_kept(spm: Spm, edit: str) -> None:
+    for name in ("a", "b", "c"):
+        spm("start", name, "--shell", "test -e go || exec sleep 100")
+        spm("stop", name)
+    path = spm.home / "state.json"
+    path.write_text(EDITS[edit](path.read_text("utf-8")), encoding="utf-8")
+    (spm.cwd / "go").touch()
+    spm("start", "a")  # its supervisor writes, too
+    eventually(lambda: spm.service("a")["status"] == "exited", what="its end")
+    path.write_text(EDITS[edit](path.read_text("utf-8")), encoding="utf-8")
+    shown = spm("list")
+    assert "damaged" not in shown.stderr and not [*spm.home.glob("*corrupt*")]
+    assert [row["name"] for row in spm.json("list")["services"]] == ["a", "b", "c"]
+
+
+def test_a_damaged_line_is_not_written_over(spm: Spm) -> None:
+    for name in ("a", "b", "c"):
+        spm("start", name, "true")
+        eventually(lambda: spm.service(name)["status"] == "exited", what="its end")  # noqa: B023
+    text = (spm.home / "state.json").read_text("utf-8")
+    at, to = text.index('"a": ') + 40, text.index('"c": ') + 40
+    (spm.home / "state.json").write_text(text[:at] + "\0" * (to - at) + text[to:])
+    store = program.Store(str(spm.home))
+    store.save({"a": store.journal_record("a")})
+    assert "was damaged" in store.notes[0] and [*spm.home.glob("*corrupt*")]
+    assert [row["name"] for row in spm.json("list")["services"]] == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize("recreated", [True, False])
 def test_a_home_that_was_removed_is_found_again_by_the_cookies(spm: Spm, recreated: bool) -> None:
     spm("start", "api", nasty("--child"), "--cwd", "/")
@@ -325,6 +419,7 @@ def test_a_full_disk_does_not_keep_a_service_from_its_restart(spm: Spm, small_di
     spm("stop", "api")
 
 
+@pytest.mark.slow
 def test_a_purge_makes_room_on_a_disk_that_a_log_has_filled(spm: Spm, small_disk: Path) -> None:
     spm("start", "api", "--shell", "head -c 3000000 /dev/zero; sleep 100")
     eventually(lambda: shutil.disk_usage(small_disk).free == 0, what="the full disk")
@@ -380,6 +475,22 @@ def test_a_forged_record_that_names_a_stranger_is_refused(
     spm("restart", "api", code=None)
     spm("cleanup", code=None)
     spm("cleanup")
+
+
+def test_cleanup_tells_of_a_record_that_names_a_stranger(
+    spm: Spm, stranger: subprocess.Popen[bytes]
+) -> None:
+    spm("start", "api", "sleep 100")
+    state = spm.state()
+    ghost = {**state["services"]["api"], "name": "ghost", "instance": "ff" * 16, "supervisor": None}
+    state["services"]["ghost"] = {**ghost, "main": identity_of(stranger.pid)}
+    (spm.home / "state.json").write_text(json.dumps(state))
+    done = spm("cleanup")
+    assert (
+        f"[WARN] ghost: pid {stranger.pid} " in done.stderr
+        and "2 services forgotten" in done.stdout
+    )
+    assert stranger.poll() is None
 
 
 def forge(spm: Spm, name: str, pid: int, token: str) -> None:

@@ -136,7 +136,7 @@ def test_a_launcher_whose_child_forks_again_is_followed_to_the_last(spm: Spm) ->
 
     def is_last() -> bool:
         pid = spm.service("api")["pid"]
-        return bool(pid) and psutil.Process(pid).cmdline() == ["sleep", "100"]
+        return bool(pid) and cmdline(pid) == ["sleep", "100"]
 
     eventually(is_last, what="the last one")
     spm("stop", "api")
@@ -239,12 +239,12 @@ def window(spm: Spm) -> Iterator[str]:
     """A command line that nothing connects with who asked for it, like a window elsewhere."""
     mark = f"WINDOW-{os.getpid()}-{time.monotonic_ns()}"
     yield mark
-    end([one for one in psutil.process_iter() if mark in " ".join(cmdline(one))])
+    end([one for one in psutil.process_iter() if mark in " ".join(cmdline(one.pid))])
 
 
-def cmdline(process: psutil.Process) -> list[str]:
+def cmdline(pid: int) -> list[str]:
     try:
-        return process.cmdline()
+        return psutil.Process(pid).cmdline()
     except psutil.Error:
         return []
 
@@ -316,7 +316,7 @@ def test_what_matched_before_the_start_is_no_evidence(
 ) -> None:
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)", window])
     try:
-        eventually(lambda: window in cmdline(psutil.Process(other.pid)), what="exec")
+        eventually(lambda: window in cmdline(other.pid), what="exec")
         asks = ("--shell", desktop.asks(window), "--type", "external", "--match", window)
         started = spm.json("start", "tool", *asks)
         assert started["status"] == "external" and started["pid"] is None
@@ -348,7 +348,7 @@ def test_a_tool_of_which_nothing_can_be_followed_is_external_until_stop(
         "[OK] tool forgotten: nothing of it could be followed; its window, if any, is still open"
     )
     assert spm.service("tool")["status"] == "stopped"
-    windows = [one for one in psutil.process_iter() if cmdline(one)[-1:] == [window]]
+    windows = [one for one in psutil.process_iter() if cmdline(one.pid)[-1:] == [window]]
     eventually(lambda: windows and all(is_running(one.pid) for one in windows), 1.0)
 
 

@@ -219,6 +219,20 @@ def test_a_person_at_a_terminal_is_asked(spm: Spm) -> None:
     assert "b" in json.loads((spm.cwd / "spm.json").read_text())["services"]
 
 
+def test_what_has_failed_since_is_noted_while_others_are_waited_for(spm: Spm) -> None:
+    # it was noted as done, and an `up` that was killed then left that
+    dies = {"command": "sh -c 'sleep 0.3; exit 3'", "ready": ["log:never"]}
+    write(spm, {"dies": dies, "slow": worker("1", ready=["log:never"])})
+    process = spm.popen("up", "--wait", "20s")
+    results = {"dies": "failed", "slow": "done"}
+    eventually(lambda: [*spm.home.glob("versions/????.json")], what="the version")
+    eventually(lambda: {one["name"]: one["result"] for one in kept(spm)["plan"]} == results)
+    process.kill()
+    process.communicate(timeout=10)
+    assert kept(spm)["result"] == "applying"
+    spm("cleanup")
+
+
 def test_an_up_that_was_killed_is_finished_or_undone_by_the_next(spm: Spm) -> None:
     old = {"a": worker("1"), "b": worker("2")}
     write(spm, old)

@@ -211,14 +211,23 @@ def test_a_service_that_listens_on_another_port_is_told_so(spm: Spm, port: int) 
     spm("stop", "web")
 
 
+def test_whose_port_it_was_is_told_when_nobody_answers(spm: Spm, port: int) -> None:
+    spm("start", "api", "sleep 100", "--port", port)
+    spm("stop", "api")
+    assert "→ start api, whose port it is\n" in spm("wait-healthy", port, "100ms", code=124).stderr
+    elsewhere = f"http://127.0.0.2:{port}/"
+    assert "whose port" not in spm("wait-healthy", elsewhere, "100ms", code=124).stderr
+
+
 def test_who_ends_well_or_in_silence_is_told_what_that_means(spm: Spm) -> None:
     spm("start", "once", "true")
     told = spm("wait-healthy", "once", 10, code=1).stderr
     assert "a command that returns by itself needs no start" in told and "--type forking" in told
     assert "mend the cause" not in told
     spm("start", "mute", "false")
-    assert "→ run the command by hand to see; " in spm("wait-healthy", "mute", 10, code=1).stderr
-    assert "run the command by hand" in spm.json("status", "mute", code=3)["cause"]["advice"]
+    told = spm("wait-healthy", "mute", 10, code=1).stderr
+    assert "→ see whether it has a log file of its own, " in told
+    assert spm.json("status", "mute", code=3)["cause"]["advice"] in told
     spm("start", "big", "--", sys.executable, "-c", "print('a' * 300000); exit(1)")
     failed, line = spm("wait-healthy", "big", 10, code=1), "a" * 500 + "… 299500 more characters"
     assert f"  | {line}\n" in failed.stderr and len(failed.stderr) < 2000
