@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     import termios
     import threading
     import tty
+    import types
     import zlib
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from typing import NamedTuple, NoReturn, Protocol, TextIO, TypeVar
@@ -7508,14 +7509,74 @@ def parts_of_this_file() -> tuple[str, int, str]:
     return above, above.count("\n"), text[len(above) :]
 
 
+def cached_code(path: str, program: str, above: int = -1, optimize: int = -1) -> types.CodeType:
+    """The code of a program, from the user's cache; all copies of a version share it.
+
+    What isn't there is compiled and put there. It counts only where nobody else can write; without
+    a cache it is compiled each time. `above`: the lines above it (-1: it stands as a string right
+    above this call). `optimize` is compile()'s.
+    """
+    # Only what is part of the interpreter: the user's own directory is still on sys.path.
+    import _imp
+    import _thread
+    import marshal
+    import os
+    import sys
+    import time
+
+    if above < 0:
+        above = sys._getframe(1).f_lineno - program.count("\n") - 2
+    if optimize < 0:
+        optimize = sys.flags.optimize
+    asked = f"{sys.version} {optimize} {above} {program}"
+    key = _imp.source_hash(0, asked.encode("utf-8", "surrogatepass")).hex()
+    bases = [os.environ.get("XDG_CACHE_HOME", ""), os.environ.get("LOCALAPPDATA", "")]
+    base = next(filter(os.path.isabs, [*bases, os.path.expanduser("~/.cache")]), "")
+    own = base and os.path.join(base, "simple_process_manager")  # to look at "" is an error
+    user, kept = getattr(os, "geteuid", int)(), ""
+    try:
+        for parent, place in ((os.path.dirname(base), base), (base, own)) if base else ():
+            if not os.path.lexists(place) and os.stat(parent).st_uid == user:
+                os.mkdir(place, 0o700)
+        facts = os.lstat(own)
+        # a directory, and on POSIX (where modes tell) one that only this user writes to
+        bits = facts.st_mode & (0o170022 if hasattr(os, "geteuid") else 0o170000)
+        if facts.st_uid == user and bits == 0o040000:
+            kept = os.path.join(own, f"{sys.implementation.cache_tag}-{key}.code")
+            with open(kept, "rb") as file:
+                seal, data = file.read(8), file.read()
+            if seal == _imp.source_hash(1, data):
+                code: types.CodeType = marshal.loads(data)
+                if hasattr(_imp, "_fix_co_filename"):  # another copy may have compiled it
+                    _imp._fix_co_filename(code, path)
+                return code
+    except OSError:  # it isn't there
+        pass
+    code = compile("\n" * above + program, path, "exec", dont_inherit=True, optimize=optimize)
+    temporary = kept and f"{kept}.{os.getpid()}.{_thread.get_ident()}"
+    try:
+        data = marshal.dumps(code)
+        with open(temporary, "xb") as file:
+            file.write(_imp.source_hash(1, data) + data)
+        os.replace(temporary, kept)
+        for old in os.scandir(own):
+            age_s = time.time() - old.stat(follow_symlinks=False).st_mtime
+            if ".code" in old.name and age_s > 30 * 86400:  # of a copy that is no more
+                os.unlink(old)
+    except OSError:  # no room: the next call compiles it again
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+    return code
+
+
 def compile_rooms(target: str, until: str = "", act: str = "") -> None:
     """Write the bytecode of this file, or of the rooms before one and what is done then."""
     import marshal
 
     _, above, program = parts_of_this_file()
-    rooms = "\n" * above + program.partition(f"\n# == {until} ==")[0]
+    rooms = program.partition(f"\n# == {until} ==")[0]
     optimize = 2 if act else 0  # the help of commands is their docstrings
-    code = compile(f"{rooms}\n{act}", SELF, "exec", dont_inherit=True, optimize=optimize)
+    code = cached_code(SELF, f"{rooms}\n{act}", above, optimize)
     write_file(target, sealed(marshal.dumps(code)), durable=False)
 
 
@@ -10785,58 +10846,6 @@ def init(store: Store, args: argparse.Namespace) -> Result:
     return result._replace(lines=lines)
 
 
-def cached_code(path: str, program: str) -> object:
-    """The code of a program that stands as a string right above this call, from the user's cache.
-
-    What isn't there is compiled and put there. It counts only where nobody else can write; without
-    a cache it is compiled each time.
-    """
-    # Only what is part of the interpreter: the user's own directory is still on sys.path.
-    import _imp
-    import marshal
-    import os
-    import sys
-    import time
-
-    above = sys._getframe(1).f_lineno - program.count("\n") - 2
-    asked = f"{sys.version} {sys.flags.optimize} {path} {above} {program}"
-    key = _imp.source_hash(0, asked.encode("utf-8", "surrogatepass")).hex()
-    bases = [os.environ.get("XDG_CACHE_HOME", ""), os.environ.get("LOCALAPPDATA", "")]
-    base = next(filter(os.path.isabs, [*bases, os.path.expanduser("~/.cache")]), "")
-    own = base and os.path.join(base, "simple_process_manager")  # to look at "" is an error
-    user, kept = getattr(os, "geteuid", int)(), ""
-    try:
-        for parent, place in ((os.path.dirname(base), base), (base, own)) if base else ():
-            if not os.path.lexists(place) and os.stat(parent).st_uid == user:
-                os.mkdir(place, 0o700)
-        facts = os.lstat(own)
-        # a directory, and on POSIX (where modes tell) one that only this user writes to
-        bits = facts.st_mode & (0o170022 if hasattr(os, "geteuid") else 0o170000)
-        if facts.st_uid == user and bits == 0o040000:
-            kept = os.path.join(own, f"{sys.implementation.cache_tag}-{key}.code")
-            with open(kept, "rb") as file:
-                seal, data = file.read(8), file.read()
-            if seal == _imp.source_hash(1, data):
-                return marshal.loads(data)
-    except OSError:  # it isn't there
-        pass
-    code = compile("\n" * above + program, path, "exec", dont_inherit=True)
-    temporary = kept and f"{kept}.{os.getpid()}"
-    try:
-        data = marshal.dumps(code)
-        with open(temporary, "xb") as file:
-            file.write(_imp.source_hash(1, data) + data)
-        os.replace(temporary, kept)
-        for old in os.scandir(own):
-            age_s = time.time() - old.stat(follow_symlinks=False).st_mtime
-            if ".code" in old.name and age_s > 30 * 86400:  # of a copy that is no more
-                os.unlink(old)
-    except OSError:  # no room: the next call compiles it again
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
-    return code
-
-
 def vendored_text() -> str:
     """This program as `vendor` writes it: Python compiles a string when it is told to."""
     head, _, program = parts_of_this_file()
@@ -10844,7 +10853,7 @@ def vendored_text() -> str:
     code = found[0] if found else ""
     about = f"{VENDORED}simple_process_manager {__version__}, unchanged, in one string below.\n"
     about += "# Python compiles a script at every call; the string once: ~/.cache keeps its code.\n"
-    above = head + about + code + WHOLE
+    above = f"{head}{about}from __future__ import annotations\n\n\n{code}{WHOLE}"
     return f"{above}{program}{QUOTES}\nexec(cached_code(__file__, PROGRAM_TEXT))  # noqa: S102\n"
 
 
@@ -10875,6 +10884,8 @@ def vendor(store: Store, args: argparse.Namespace) -> Result:
     is_new = renew(path, root, make)
     if is_new:
         os.chmod(path, os.stat(path).st_mode | os.stat(SELF).st_mode & 0o111)
+    own = "\n" + program  # the string that stands in the copy
+    cached_code(path, own, text.count("\n") - own.count("\n") - 2)  # its first call finds it
     told = f"{shown_path(path)} {'written' if is_new else 'unchanged'} (version {__version__})"
     data = {"path": os.path.abspath(path), "version": __version__, "written": is_new}
     return Result(data, [f"[OK] {told}"])

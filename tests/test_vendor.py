@@ -28,8 +28,10 @@ def copy(spm: Spm) -> Path:
 
 
 @pytest.fixture
-def small(copy: Path) -> Path:
-    """A program of one line in place of the copied one: it is compiled in no time."""
+def small(spm: Spm, copy: Path) -> Path:
+    """A program of one line in place of the copied one: it is compiled in no time; no cache."""
+    for code in kept(spm):
+        code.unlink()
     above, begins, _ = copy.read_text("utf-8").partition("PROGRAM_TEXT = r'''\n")
     runs = "\n'''\nexec(cached_code(__file__, PROGRAM_TEXT))\n"
     copy.write_text(f"{above}{begins}print('no services in it'){runs}", "utf-8")
@@ -70,7 +72,7 @@ def test_a_vendored_copy_does_the_main_job_and_leaves_the_project_clean(
     assert compiled.stat().st_size > 10000
     git = ["git", "-C", str(spm.cwd), "status", "--porcelain", "-uall"]
     assert subprocess.check_output(git, text=True) == "?? simple_process_manager.py\n"
-    assert len(kept(spm)) == 1
+    assert len(kept(spm)) == 2, "the program and what supervisors start from"
     assert kept(spm)[0].parent.stat().st_mode & 0o777 == 0o700
 
 
@@ -201,14 +203,33 @@ def test_the_second_call_compiles_nothing(spm: Spm, small: Path) -> None:
     assert run(spm, small, "list").stdout == "from the cache\n"
 
 
-def test_another_text_or_path_has_code_of_its_own(spm: Spm, small: Path) -> None:
+def test_another_text_has_code_of_its_own_and_another_path_has_not(spm: Spm, small: Path) -> None:
     run(spm, small, "list")
-    kept(spm)[0].write_bytes(sealed("print('from the cache')"))
+    kept(spm)[0].write_bytes(sealed("print('from the cache', __file__)"))
     moved = small.rename(spm.cwd / "moved.py")
-    assert "no services" in run(spm, moved, "list").stdout
+    assert run(spm, moved, "list").stdout == f"from the cache {moved}\n"
     moved.write_text(moved.read_text("utf-8").replace("no services in", "keine in"), "utf-8")
     assert "keine" in run(spm, moved, "list").stdout
-    assert len(kept(spm)) == 3
+    assert len(kept(spm)) == 2
+
+
+def test_a_traceback_from_the_cache_names_the_copy_that_runs(spm: Spm, small: Path) -> None:
+    small.write_text(small.read_text("utf-8").replace("print('no", "raise OSError('no"), "utf-8")
+    run(spm, small, "list", code=1)
+    moved = small.rename(spm.cwd / "moved.py")
+    assert f'File "{moved}", line ' in run(spm, moved, "list", code=1).stderr
+
+
+def test_the_first_start_in_a_state_directory_compiles_nothing(spm: Spm, copy: Path) -> None:
+    run(spm, copy, "start", "one", "sleep 100")
+    codes = {path: path.stat().st_mtime_ns for path in kept(spm)}
+    assert len(codes) == 2, "the program, from `vendor`, and what supervisors start from"
+    run(spm, copy, "stop", "one")
+    for home in ("second", "third"):
+        own = {"SPM_HOME": str(spm.base / home)}
+        run(spm, copy, "start", "one", "sleep 100", **own)
+        run(spm, copy, "cleanup", **own)
+    assert {path: path.stat().st_mtime_ns for path in kept(spm)} == codes
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "directory"])
@@ -280,13 +301,16 @@ def test_what_nobody_has_compiled_for_a_month_leaves_the_cache(spm: Spm, small: 
     (file,) = kept(spm)
     os.utime(file, (time.time() - 32 * 86400,) * 2)
     assert kept(spm) == [file]
-    run(spm, small.rename(spm.cwd / "moved.py"), "list")
+    text = small.read_text("utf-8")
+    small.write_text(text.replace("no services", "none"), "utf-8")
+    run(spm, small, "list")
     assert len(kept(spm)) == 1
     assert kept(spm) != [file]
     other = file.with_name("of somebody else")
     other.touch()
     os.utime(other, (time.time() - 32 * 86400,) * 2)
-    run(spm, (spm.cwd / "moved.py").rename(small), "list")
+    small.write_text(text, "utf-8")
+    run(spm, small, "list")
     assert other.exists()
 
 
