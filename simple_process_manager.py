@@ -234,8 +234,8 @@ class Refused(SpmError, kind="refused", exit_code=8):
     """It would touch what isn't ours, or replace what runs."""
 
 
-class StateError(SpmError, kind="state", exit_code=9, retryable=True):
-    """The state directory can't be read or written."""
+class StateError(SpmError, kind="state", exit_code=9):
+    """The state directory can't be read or written; retryable: what is short may be there later."""
 
 
 class TimedOut(SpmError, kind="timeout", exit_code=124, retryable=True):
@@ -2239,6 +2239,7 @@ STATE_ADVICE = {
     "ELOOP": "a link is in the way: remove it",
     "ESPIPE": "a FIFO is in the way: remove it",
 }
+SHORT_OF = ("ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "EBUSY")  # what may pass
 OTHER_HOME = "give a directory of your own, one that doesn't exist yet: e.g. --home /tmp/x"
 OWN_FILES = ("services", "lock", "cache", "state.json", ".gitignore")
 PROJECT_MARKS = (".git", "pyproject.toml", "package.json", "spm.json")
@@ -2291,7 +2292,9 @@ def state_errors(path: str) -> Iterator[None]:
             advice = OTHER_HOME
         elif not os.access(os.path.dirname(path), os.W_OK | os.X_OK):
             path = os.path.dirname(path)
-        raise StateError(f"{error.filename or path}: {reason}", advice.format(path=path)) from error
+        told = f"{error.filename or path}: {reason}"
+        is_short = name in SHORT_OF
+        raise StateError(told, advice.format(path=path), retryable=is_short) from error
 
 
 def is_own(path: str) -> bool:
@@ -3536,8 +3539,10 @@ def spec_differences(old: Spec, new: Spec) -> list[str]:
     """How two specs differ, one text for each field."""
 
     def shown(value: object) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
         text = join_command(value) if isinstance(value, tuple) else str(value)
-        return "none" if value in (None, (), False, {}) else mask_secrets(text)
+        return "none" if value in (None, (), {}) else mask_secrets(text)
 
     rows = changed_fields(old, new).items()
     return [f"{SPEC_WORDS.get(key, key)}: {shown(was)} → {shown(now)}" for key, (was, now) in rows]
@@ -6818,7 +6823,9 @@ def unknown_service(store: Store, args: argparse.Namespace, name: str, in_run: b
     how = f'start {name} "COMMAND"'
     if in_run:
         how = f'run {name} "COMMAND" -- …' if hasattr(args, "with") else f'--with {name}="COMMAND"'
-    return UsageError(f"no service {name!r} is known", f"{nearest(name, names)}A new one: {how}")
+    near = nearest(name, names)
+    advice = f"{near}A new one: {how}" if near else f"a new one: {how}"
+    return UsageError(f"no service {name!r} is known", advice)
 
 
 def bring(store: Store, asked: Asked, may_replace: bool = True) -> Result:
@@ -6949,12 +6956,14 @@ def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
     values: dict[str, str] = {}
     taken = [key for key in spec.env_taken if key not in os.environ]
     problems = {f"{key} is not set": f"env.{key}" for key in taken}  # to the key it is about
+    absent: list[str] = []
     for path in spec.env_files:
         try:
             with open(path, encoding="utf-8-sig") as file:
                 values.update(parse_env_text(file.read(), path))
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "not UTF-8 text"
+            absent += [path] if isinstance(error, FileNotFoundError) else []
             problems[f"{path}: {why}"] = "env_file"
         except ConfigError as error:
             problems[error.message] = "env_file"
@@ -6966,6 +6975,8 @@ def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
         advice, keys = "mend that and start again; nothing was started", [*problems.values()]
         if taken:
             advice = f"export {taken[0]}, or give --env {taken[0]}=VALUE; nothing was started"
+        elif absent:
+            advice = f"write {absent[0]}, or leave that env file out; nothing was started"
         raise ConfigError("; ".join(problems), advice, problems=[*problems], keys=keys)
     return values
 
@@ -7659,6 +7670,9 @@ def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     advice = START_ADVICE.get(errno.errorcode.get(code, "") if isinstance(code, int) else "", "")
     if code != errno.ENOENT:
         return advice
+    if len(spec.argv) > 1 and re.search(r"\s", program):
+        line = " ".join(spec.argv)
+        return f"quote the command as a whole: {join_command([line])}"
     if os.path.dirname(program):
         path = os.path.join(spec.cwd, program)
         missing = f"its first line (#!) names a program that doesn't exist: {path}"
@@ -7712,14 +7726,19 @@ def stop(store: Store, args: argparse.Namespace) -> Result:
     names = [check_name(name) for name in args.names]
     if not args.dry_run:
         return stop_all(store, names, args.timeout, args.force)
-    lines, data = list[str](), list[object]()
-    for seen in [find(store, name) for name in dict.fromkeys(names)]:
-        members = [member_data(member) for member in tree_of(trusted(seen))]
+    lines, data, errors = list[str](), list[object](), list[SpmError]()
+    for name in dict.fromkeys(names):
+        try:
+            seen = find(store, name)
+            members = [member_data(member) for member in tree_of(trusted(seen))]
+        except SpmError as error:
+            errors.append(error)
+            continue
         data.append({"name": seen.record.name, "processes": members})
         count = counted(len(members), "process")
         lines.append(f"[INFO] stop {seen.record.name} would signal {count}")
         lines += [f"  pid {one['pid']}: {one['why']}: {one['command']}" for one in members]
-    return Result({"dry_run": True, "services": data}, lines)
+    return with_errors(Result({"dry_run": True, "services": data}, lines), errors)
 
 
 def member_data(member: Member) -> dict[str, object]:
@@ -7751,10 +7770,17 @@ def stop_all(store: Store, names: Sequence[str], timeout_s: float, force: bool) 
             except SpmError as error:
                 error.facts.setdefault("name", written.get(name, name))
                 errors.append(error)
-    lines = [line for _, line in reports] + [f"[ERROR] {one.message}" for one in errors[1:]]
-    first = errors[0] if errors else None
-    failures = {"errors": [one.to_json() for one in errors]} if errors else {}
-    return Result({"services": [data for data, _ in reports], **failures}, lines, error=first)
+    lines = [line for _, line in reports]
+    return with_errors(Result({"services": [data for data, _ in reports]}, lines), errors)
+
+
+def with_errors(result: Result, errors: Sequence[SpmError]) -> Result:
+    """The result of what was done to several services, with what failed for some of them."""
+    if not errors:
+        return result
+    lines = [*result.lines, *(f"[ERROR] {one.message}" for one in errors[1:])]
+    data = {**result.data, "errors": [one.to_json() for one in errors]}
+    return Result(data, lines, error=errors[0])
 
 
 def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Callable[[], Stopped]:
@@ -7916,15 +7942,24 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
     if left and not error:
         error = Failed(f"still running: {', '.join(sorted(left))}", "run cleanup again")
     kept = {*left, *names, *(records if args.keep else ())}
+    had = logged(store)
     gone = forget(store, [records[key] for key in records if key not in kept], args.purge)
+    purged, stay = had - logged(store), logged(store).intersection(name.lower() for name in gone)
     store.sweep()
     stopped = [line for line in result.lines if " was not running: " not in line]
     told = [f"[WARN] {one['message']}" for one in failures if "nothing_runs" in one]
     summary = f"[OK] {counted(len(stopped), 'service')} stopped, nothing of {where} runs"
     summary += f"; {counted(len(gone), 'service')} forgotten" if gone else ""
-    summary += ", logs too" * bool(gone and args.purge)
+    summary += f"; {counted(len(purged), 'log')} removed" if purged else ""
+    summary += ", logs kept (--purge)" if stay else ""
     lines = stopped if error else [*stopped, *told, summary]
     return Result({**result.data, "forgotten": gone}, lines, error=error)
+
+
+def logged(store: Store) -> set[str]:
+    """The names, known or forgotten, that have a log."""
+    names = os.listdir(store.path("")) if os.path.isdir(store.path("")) else []
+    return {name for name in names if os.path.exists(store.path(name, "output.log"))}
 
 
 def end_session(store: Store, args: argparse.Namespace) -> Result:
@@ -10922,7 +10957,11 @@ COLOURS = {"[OK]": "32", "[WARN]": "33", "[ERROR]": "31"}
 
 
 class HelpWanted(Exception):
-    """--help or --version was given; the message is the answer."""
+    """--help or --version was given; the message is the answer, `data` the same in JSON."""
+
+    def __init__(self, answer: str, **data: object) -> None:
+        super().__init__(answer)
+        self.data = data or {"help": answer}
 
 
 def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
@@ -10978,7 +11017,7 @@ def with_value(options: Iterable[Option], words: Sequence[str]) -> list[str]:
 def no_command(leading: Sequence[str], name: str, rest: Sequence[str]) -> Exception:
     """What to say when no command of ours was called."""
     if "--version" in leading:
-        return HelpWanted(f"{PROGRAM} {__version__}")
+        return HelpWanted(f"{PROGRAM} {__version__}", version=__version__)
     family = name.partition(" ")[0]
     known = [one for one in COMMANDS if family not in FAMILIES or one.startswith(f"{family} ")]
     listing = "\n".join(f"  {key:17}{COMMANDS[key].help}" for key in known)
@@ -11228,7 +11267,7 @@ def run(argv: Sequence[str]) -> int:
         every_s = None if every_s is True else every_s  # of `up`, which has its own way
         result = repeat(command, store, args, every_s) if every_s else command.run(store, args)
     except HelpWanted as answer:
-        result = Result({"help": str(answer)}, str(answer).split("\n"))
+        result = Result(answer.data, str(answer).split("\n"))
     except SpmError as error:
         result = Result({}, error=error)
     except OSError as error:

@@ -61,6 +61,8 @@ def test_another_spec_under_a_running_name_is_refused_and_told(spm: Spm, port: i
     spm("start", "api", nasty(), "--env", "MODE=one")
     refused = spm("start", "api", nasty("--port", port), "--env", "MODE=one", code=8)
     assert "command: " in refused.stderr and f"port: none → {port}" in refused.stderr
+    asked = ("start", "api", "sleep 100", "--shell")
+    assert "shell: no → yes" in spm(*asked, code=8).stderr
     assert "--replace" in refused.stderr
     other_value = spm("start", "api", nasty(), "--env", "MODE=two", code=8)
     assert "--env MODE: another value" in other_value.stderr
@@ -122,6 +124,11 @@ def test_what_cannot_be_executed_fails_at_once_and_says_why(
     assert spm.service("api")["status"] == "failed"
     assert not spm.bearers()
     spm("status", "api", code=3)
+
+
+def test_a_command_of_which_only_a_part_was_quoted_is_shown_whole(spm: Spm) -> None:
+    told = spm("start", "api", "sleep 60", "extra", "words", code=4).stderr
+    assert "→ quote the command as a whole: 'sleep 60 extra words'\n" in told
 
 
 def test_a_missing_directory_fails_before_anything_is_recorded(spm: Spm) -> None:
@@ -198,7 +205,10 @@ def test_bad_environment_is_told_all_at_once_and_nothing_starts(spm: Spm) -> Non
     failed = spm("start", "api", "sleep 5", *options, code=6)
     for part in ("bad.env, line 2", "missing.env: No such file", "UNSET_VARIABLE"):
         assert part in failed.stderr
+    assert "→ export UNSET_VARIABLE, or give --env UNSET_VARIABLE=VALUE; " in failed.stderr
     assert "s3cr3t" not in failed.stderr
+    missing = spm("start", "api", "sleep 5", "--env-file", "missing.env", code=6).stderr
+    assert f"→ write {spm.cwd}/missing.env, or leave that env file out; " in missing
     assert "api" not in json.dumps(spm.json("list"))
 
 

@@ -393,6 +393,8 @@ def test_a_full_disk_loses_no_service_and_is_told(spm: Spm, small_disk: Path) ->
     assert "No space left on device" in failed.stderr and "free some disk space" in failed.stderr
     for words in (["restart", "api"], ["start", "api", "sleep 101", "--replace"]):
         assert "running services go on" in spm(*words, code=9).stderr
+    assert spm.json("restart", "api", code=9)["error"]["retryable"] is True
+    assert spm.json("list", "--home", filler, code=9)["error"]["retryable"] is False
     assert spm.service("api")["pid"] == pid
     assert len(spm.bearers()) == 2, "nothing half-started"
     spm("stop", "api")
@@ -424,7 +426,7 @@ def test_a_purge_makes_room_on_a_disk_that_a_log_has_filled(spm: Spm, small_disk
     spm("start", "api", "--shell", "head -c 3000000 /dev/zero; sleep 100")
     eventually(lambda: shutil.disk_usage(small_disk).free == 0, what="the full disk")
     spm("stop", "api")  # its supervisor waits for room to write that
-    assert "1 service forgotten, logs too" in spm("cleanup", "--purge").stdout
+    assert "1 service forgotten; 1 log removed" in spm("cleanup", "--purge").stdout
     assert shutil.disk_usage(small_disk).free > 400_000
 
 

@@ -162,7 +162,9 @@ def test_dry_run_lists_each_process_and_why_and_signals_none(spm: Spm) -> None:
     assert f"child of {pids[0]}" in why.values()
     assert {"bears its cookie" if GENERIC else "adopted by its supervisor"} & set(why.values())
     assert all(is_running(pid) for pid in pids)
-    assert f"pid {pids[0]}: main process: " in spm("stop", "api", "--dry-run").stdout
+    done = spm("stop", "api", "nobody", "--dry-run", code=3)
+    assert f"pid {pids[0]}: main process: " in done.stdout
+    assert "no service 'nobody'" in done.stderr
     spm("stop", "api", "--force")
 
 
@@ -222,12 +224,12 @@ def test_cleanup_stops_everything_and_forgets_it(spm: Spm) -> None:
     spm("stop", "c")
     done = spm("cleanup")
     assert "a stopped in" in done.stdout and "b stopped in" in done.stdout
-    assert "3 services forgotten" in done.stdout
+    assert "3 services forgotten, logs kept (--purge)\n" in done.stdout
     assert spm.json("list")["services"] == []
     assert not spm.bearers()
     assert (spm.home / "services" / "a" / "output.log").exists()
     spm("start", "never", "sleep 100", "--cwd", "/nowhere", code=4)
-    assert "nothing" in spm("cleanup", "--purge").stdout
+    assert "runs; 3 logs removed\n" in spm("cleanup", "--purge").stdout
     assert not list((spm.home / "services").iterdir())
 
 
