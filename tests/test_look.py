@@ -252,10 +252,8 @@ def test_help_and_version_need_no_psutil_and_everything_else_says_how_to_get_it(
         done = subprocess.run([*bare, *words], capture_output=True, text=True, env=spm.env)
         assert done.returncode == 0 and done.stdout, done.stderr
     told = [*bare, "--version", "--json"]
-    assert json.loads(subprocess.check_output(told, env=spm.env)) == {
-        "ok": True,
-        "version": "1.0.0",
-    }
+    answer = json.loads(subprocess.check_output(told, env=spm.env))
+    assert answer == {"ok": True, "version": "1.0.0"}
     for words in (["list"], ["start", "x", "sleep 5"], ["stop", "x"]):
         done = subprocess.run([*bare, *words], capture_output=True, text=True, env=spm.env)
         assert done.returncode == 2

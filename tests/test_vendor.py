@@ -226,9 +226,9 @@ def test_the_first_start_in_a_state_directory_compiles_nothing(spm: Spm, copy: P
     assert len(codes) == 2, "the program, from `vendor`, and what supervisors start from"
     run(spm, copy, "stop", "one")
     for home in ("second", "third"):
-        own = {"SPM_HOME": str(spm.base / home)}
-        run(spm, copy, "start", "one", "sleep 100", **own)
-        run(spm, copy, "cleanup", **own)
+        spm.env["SPM_HOME"] = str(spm.base / home)
+        run(spm, copy, "start", "one", "sleep 100")
+        run(spm, copy, "cleanup")
     assert {path: path.stat().st_mtime_ns for path in kept(spm)} == codes
 
 
