@@ -2245,11 +2245,21 @@ OWN_FILES = ("services", "lock", "cache", "state.json", ".gitignore")
 PROJECT_MARKS = (".git", "pyproject.toml", "package.json", "spm.json")
 
 
+def working_directory() -> str:
+    """The current directory; StateError where it was removed."""
+    try:
+        return os.getcwd()
+    except OSError as error:
+        told = f"the current directory can't be told: {error.strerror}"
+        raise StateError(told, 'cd to one that exists; cd "$PWD" if it was made anew') from error
+
+
 def find_home(given: str | None) -> str:
     """The state directory: given, SPM_HOME, nearest .spm/ upward, project root's, ./.spm."""
     # The search for .spm/ ends at a .git (file or directory): each worktree has a state of its own.
     explicit = given or os.environ.get("SPM_HOME")
-    return os.path.abspath(explicit or os.path.join(project_root(os.getcwd()), ".spm"))
+    here = "" if explicit and os.path.isabs(explicit) else working_directory()
+    return os.path.abspath(explicit or os.path.join(project_root(here), ".spm"))
 
 
 def project_root(here: str) -> str:
@@ -2268,7 +2278,9 @@ def is_in_project(path: str, home: str) -> bool:
     """Whether a directory is in a home's project and in none further in."""
     # Where everything is kept (/, ~, the temporary directory, what holds them) is no project.
     is_at_root = os.path.basename(home) == ".spm"
-    root = os.path.realpath(os.path.dirname(home) if is_at_root else project_root(os.getcwd()))
+    root = os.path.realpath(
+        os.path.dirname(home) if is_at_root else project_root(working_directory())
+    )
     path, inner = os.path.realpath(path), (".git", ".spm")
     while path != root and not any(os.path.lexists(os.path.join(path, one)) for one in inner):
         path, below = os.path.dirname(path), path
@@ -5601,7 +5613,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     recognised = recognise_port(argv[-1].split() if args.shell else argv)
     if args.port is None and any(re.search(r"(?<!\$){port}", word) for word in argv):
         raise UsageError("{port} stands in the command for no port", "add --port N or --port auto")
-    cwd = os.path.abspath(args.cwd or os.getcwd())
+    cwd = os.path.abspath(args.cwd or working_directory())
     cooldown_s = COOLDOWN_S * (args.restart != "no")
     lives_s = JUDGED_S * bool(args.success_log or args.failure_log)
     is_mcp = args.type == "stdio" and args.protocol != "jsonrpc" and not (args.ready or args.health)
@@ -5947,7 +5959,7 @@ def find_config(given: str | None, home: str) -> str:
     """The configuration: given, SPM_CONFIG, else spm.json beside .spm or in the project root."""
     explicit = given or os.environ.get("SPM_CONFIG")
     is_beside = os.path.basename(home) == ".spm"
-    root = os.path.dirname(home) if is_beside else project_root(os.getcwd())
+    root = os.path.dirname(home) if is_beside else project_root(working_directory())
     return os.path.abspath(explicit or os.path.join(root, "spm.json"))
 
 
@@ -7386,12 +7398,12 @@ def boot_early(argv: Sequence[str]) -> Boot | None:
     name = "".join(argv[1:2]).replace(".", "").replace("_", "").replace("-", "")
     if len(argv) < 3 or argv[0] != "start" or not name.isalnum():
         return None
-    store = Store(find_home(None))
-    if any(word.startswith("--home") for word in argv) or not os.path.isdir(store.home):
-        return None
-    if "--replace" not in argv and store.is_supervised(argv[1]):  # it runs already
-        return None
     with contextlib.suppress(OSError, SpmError):  # whatever it is, the start itself will tell
+        store = Store(find_home(None))
+        if any(word.startswith("--home") for word in argv) or not os.path.isdir(store.home):
+            return None
+        if "--replace" not in argv and store.is_supervised(argv[1]):  # it runs already
+            return None
         store.prepare()  # before anything in it is executed
         return boot(store, argv[1], os.urandom(16).hex(), compiled=True)
     return None
@@ -8450,7 +8462,7 @@ class Target:
     def follow(self, record: Record | None) -> None:
         """Go over to another instance: nothing of it held yet."""
         self.record, self.name = record, record.name if record else None
-        spec = (record.spec if record else Spec(("",), os.getcwd()))._replace(**self.asked)
+        spec = (record.spec if record else Spec(("",), working_directory()))._replace(**self.asked)
         checks = self.given or [parse_check(text) for text in spec.readiness] or [Check("tcp")]
         self.checks = Checks(self.store, record, checks, spec, self.ask)
         self.phase, self.why = (record.phase, record.reason) if record else ("", "")
@@ -10512,7 +10524,7 @@ def exported(
 def root_of(store: Store) -> str:
     """The project's directory."""
     is_at_root = os.path.basename(store.home) == ".spm"
-    return os.path.dirname(store.home) if is_at_root else project_root(os.getcwd())
+    return os.path.dirname(store.home) if is_at_root else project_root(working_directory())
 
 
 def renew(path: str, root: str, make: Callable[[str], str]) -> bool:

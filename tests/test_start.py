@@ -137,6 +137,17 @@ def test_a_missing_directory_fails_before_anything_is_recorded(spm: Spm) -> None
     spm("status", "api", code=3)
 
 
+def test_a_current_directory_that_was_removed_is_told_as_that(spm: Spm) -> None:
+    gone = spm.cwd / "gone"
+    for words in ("list", "start api 'sleep 100'", "--home /tmp/h start api 'sleep 100'"):
+        gone.mkdir()
+        line = f"cd {gone} && rmdir {gone} && {sys.executable} {SCRIPT} {words}"
+        env = {key: value for key, value in spm.env.items() if key != "SPM_HOME"}
+        done = subprocess.run(line, shell=True, env=env, capture_output=True, text=True)
+        assert done.returncode == 9
+        assert done.stderr.startswith("[ERROR] the current directory can't be told: No such file")
+
+
 def test_a_failed_start_keeps_nobody_from_trying_again(spm: Spm) -> None:
     spm("start", "api", "slep 100", code=4)
     spm("start", "api", "sleep 100")
