@@ -139,7 +139,7 @@ def test_a_missing_directory_fails_before_anything_is_recorded(spm: Spm) -> None
 
 def test_a_current_directory_that_was_removed_is_told_as_that(spm: Spm) -> None:
     gone = spm.cwd / "gone"
-    for words in ("list", "start api 'sleep 100'", "--home /tmp/h start api 'sleep 100'"):
+    for words in ("list", "start api 'sleep 100'", f"--home {spm.base}/h start api 'sleep 100'"):
         gone.mkdir()
         line = f"cd {gone} && rmdir {gone} && {sys.executable} {SCRIPT} {words}"
         env = {key: value for key, value in spm.env.items() if key != "SPM_HOME"}
