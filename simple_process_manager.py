@@ -11223,13 +11223,24 @@ def show_progress(*texts: str) -> None:
 
 def table_lines(table: Sequence[tuple[str, ...]]) -> list[str]:
     """The rows in columns; on a terminal cut to its width."""
-    widths = [max(map(len, column)) for column in zip(*table)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-    if lines and sys.stdout and sys.stdout.isatty():
+    columns = 0
+    if table and sys.stdout and sys.stdout.isatty():
         with contextlib.suppress(OSError):
             columns = os.get_terminal_size(sys.stdout.fileno()).columns
-            lines = [fitted(line, columns) for line in lines]
-    return lines
+            table = with_short_names(table, columns)
+    widths = [max(map(len, column)) for column in zip(*table)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+    return [fitted(line, columns) for line in lines]
+
+
+def with_short_names(table: Sequence[tuple[str, ...]], columns: int) -> Sequence[tuple[str, ...]]:
+    """The rows, with the middle of long names left out where the last column needs the room."""
+    widths = [max(map(len, column)) + 2 for column in zip(*table)]
+    room = max(12, columns - sum(widths[1:-1]) - min(12, widths[-1]))
+    return [
+        (name if len(name) <= room else f"{name[: room - 8]}…{name[-5:]}", *others)
+        for name, *others in table
+    ]
 
 
 def repeat(command: Command, store: Store, args: argparse.Namespace, every_s: float) -> Result:

@@ -61,6 +61,12 @@ def test_a_terminal_gets_lines_that_fit_and_colour_unless_unwanted(spm: Spm) -> 
     cells = [sum(1 + (char > "\u2e80") for char in line) for line in shown]
     assert max(cells) in (109, 110) and "\t" not in shown[-1], "世 takes two of them"
     spm("stop", "wide")
+    long = "a-long-name-of-a-service-of-which-there-are-three-2"
+    spm("start", long, "sleep 100")
+    shown = in_terminal(spm, "list", columns=80).splitlines()
+    assert any("…ree-2  running" in line and line.endswith("sleep 100") for line in shown)
+    assert long in spm("list").stdout
+    spm("stop", long)
     assert "\033[32m[OK]\033[0m" in in_terminal(spm, "touch", "web")
     assert "\033[" not in in_terminal(spm, "touch", "web", NO_COLOR="1")
     assert "\033[" not in spm("touch", "web").stdout
