@@ -10944,7 +10944,7 @@ def vendor(store: Store, args: argparse.Namespace) -> Result:
 
 PROGRAM = "spm" if os.path.basename(sys.argv[0]) == "spm" else os.path.basename(SELF)
 NO_PSUTIL = (
-    "run `{0} -m pip install psutil` (on a managed system: in a virtual "
+    "psutil is missing: run `{0} -m pip install psutil` (on a managed system: in a virtual "
     "environment, python3 -m venv .venv), or `uv run {1}`, which fetches it"
 )
 EXIT_CODES = """exit codes:
@@ -11273,7 +11273,7 @@ def run(argv: Sequence[str]) -> int:
         is_copy = command is COMMANDS["vendor"]  # what is copied can be used elsewhere
         # not imported: 0.2 ms instead of 15
         if not is_copy and PathFinder.find_spec("psutil") is None:
-            raise UsageError("psutil is missing", NO_PSUTIL.format(sys.executable, PROGRAM))
+            raise UsageError(NO_PSUTIL.format(sys.executable, PROGRAM))
         args.say = say
         store = Store(find_home(args.home))
         notes = store.notes

@@ -263,7 +263,7 @@ def test_help_and_version_need_no_psutil_and_everything_else_says_how_to_get_it(
     for words in (["list"], ["start", "x", "sleep 5"], ["stop", "x"]):
         done = subprocess.run([*bare, *words], capture_output=True, text=True, env=spm.env)
         assert done.returncode == 2
-        assert done.stderr.count("\n") == 2 and "psutil is missing\n  → run `" in done.stderr
+        assert done.stderr.count("\n") == 1 and "psutil is missing: run `" in done.stderr
         assert "pip install psutil" in done.stderr and "uv run" in done.stderr
 
 
