@@ -1077,10 +1077,10 @@ if sys.platform == "win32":
         """The number of every process that can be seen."""
         return psutil.pids()
 
-    def all_stats() -> dict[int, Stat]:
-        """One look at every process that can be seen, by pid."""
+    def all_stats(besides: frozenset[int] = frozenset()) -> dict[int, Stat]:
+        """One look at every process that can be seen, by pid; not at those in `besides`."""
         # An orphan keeps its parent's number, which a later process may have: no parent then.
-        stats = looks_at(all_pids())
+        stats = looks_at(pid for pid in all_pids() if pid not in besides)
         began = {pid: float(look.identity.token or 0) for pid, look in stats.items()}
         for pid, look in stats.items():
             if began.get(look.parent, 0.0) > began[pid]:
@@ -1453,9 +1453,9 @@ else:
         names = filter(str.isdigit, os.listdir("/proc")) if HAS_PROC else psutil.pids()
         return [*map(int, names)]
 
-    def all_stats() -> dict[int, Stat]:
-        """One look at every process that can be seen, by pid."""
-        return looks_at(all_pids())
+    def all_stats(besides: frozenset[int] = frozenset()) -> dict[int, Stat]:
+        """One look at every process that can be seen, by pid; not at those in `besides`."""
+        return looks_at(pid for pid in all_pids() if pid not in besides)
 
     def hold_interrupts(holds: bool) -> None:
         """Keep Ctrl-C back, or let it come: sigprocmask(2), which exec hands down."""
@@ -1843,6 +1843,7 @@ else:
 
 STDIO_END_S = 2.0  # for the end of stdin, and again for SIGTERM
 GIVE_UP_AFTER_KILL_S = 5.0  # a process in uninterruptible sleep outlives even SIGKILL
+SAME_PIDS_S = 0.1  # no number is used again within: some 32,000 forks later, proc(5) on pid_max
 LOOK_AGAIN_S = (0.0005, 0.05)  # shortest and longest wait between two looks at a tree that ends
 
 
@@ -1930,7 +1931,7 @@ def tree_of(record: Record, stats: dict[int, Stat] | None = None) -> list[Member
 
     Left out with all below them: processes of another instance, and supervisors.
     """
-    stats = stats or all_stats()
+    stats = all_stats() if stats is None else stats
     children: dict[int, list[int]] = {}
     for pid, look in stats.items():
         children.setdefault(look.parent, []).append(pid)
@@ -1965,6 +1966,37 @@ def tree_of(record: Record, stats: dict[int, Stat] | None = None) -> list[Member
     return [Member(stats[p].identity, why) for p, why in reasons.items() if not stats[p].is_dead]
 
 
+class Tree:
+    """The tree of an instance, looked at again and again while it ends.
+
+    Who bears its cookie or descends from it is younger than its main process: what is older and
+    no member is left out of the looks that follow soon. They cost much with many processes.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self.record, self.strangers = record, frozenset[int]()
+        self.at = -1.0  # when all processes were looked at
+        self.members: list[Member] = []
+        self.look()
+
+    def look(self) -> list[Member]:
+        """Its members now."""
+        strangers, now = self.settled(), time.monotonic()
+        stats = all_stats(strangers)
+        self.members = tree_of(self.record, stats)
+        if not strangers:
+            guard = self.record.supervisor.pid if self.record.supervisor else -1
+            mine = {guard, *(member.identity.pid for member in self.members)}
+            older = [pid for pid, one in stats.items() if one.identity.born < self.record.born]
+            outside = {pid for pid in older if stats[pid].parent != guard}
+            self.at, self.strangers = now, frozenset(outside - mine)
+        return self.members
+
+    def settled(self) -> frozenset[int]:
+        """Who needs no second look so soon: older strangers, who can't become its own."""
+        return self.strangers if time.monotonic() < self.at + SAME_PIDS_S else frozenset()
+
+
 def eldest(members: Sequence[Member]) -> Member | None:
     """The oldest of those whose parent isn't among them."""
     pids = {member.identity.pid for member in members}
@@ -1973,22 +2005,21 @@ def eldest(members: Sequence[Member]) -> Member | None:
     return min(tops, key=lambda one: (one.identity.born, one.identity.pid), default=None)
 
 
-def has_guests(parent: int, record: Record) -> bool:
+def has_guests(parent: int, record: Record, besides: frozenset[int]) -> bool:
     """Whether children of a process are another instance's, or supervisors: not to wait for."""
-    children = [pid for pid, look in all_stats().items() if look.parent == parent]
+    children = [pid for pid, look in all_stats(besides).items() if look.parent == parent]
     cookies = map(cookie_of, children)
     return any(c.is_supervisor or c.instance not in ("", record.instance) for c in cookies)
 
 
 def end_tree(
-    record: Record,
-    members: Sequence[Member],
+    tree: Tree,
     timeout_s: float,
     force: bool,
-    is_empty: Callable[[], bool | None] = lambda: None,
+    is_empty: Callable[[frozenset[int]], bool | None] = lambda _: None,
     quiet_s: float = 0.0,
 ) -> Generator[float, bool, Ended]:
-    """End everything that belongs to an instance; `members` is the first look at it.
+    """End everything that belongs to an instance; the first look at its tree was just taken.
 
         look ─▶ SIGTERM to each (SIGKILL if force) ─▶ look … until timeout_s
              ─▶ SIGKILL to each                    ─▶ look … until two looks find nothing
@@ -1999,7 +2030,7 @@ def end_tree(
     Yields how many seconds to wait at most before the next step; send True to go over to SIGKILL.
     Who waits is the caller's business: a supervisor's loop, or `drive`.
     """
-    began = time.monotonic()
+    began, members = time.monotonic(), tree.members
     kill_at = began if force else began + quiet_s + timeout_s
     signalled: dict[Identity, bool | None] = {}  # with SIGKILL? None: not yet
     wait_s, quiet, killed = LOOK_AGAIN_S[0], 0, False
@@ -2015,8 +2046,8 @@ def end_tree(
             kill_at = min(kill_at, time.monotonic())  # nothing polite can be delivered here
         if (yield max(0.0, wait_s if kill else min(wait_s, kill_at - time.monotonic()))):
             kill_at = min(kill_at, time.monotonic())
-        empty = is_empty()
-        members = tree_of(record)  # after that: the last one may just have had another one started
+        empty = is_empty(tree.settled())
+        members = tree.look()  # after that: the last one may just have had another one started
         quiet = 0 if members or empty is False else quiet + 1 + bool(empty)
         wait_s = LOOK_AGAIN_S[0] if quiet else min(wait_s * 2, LOOK_AGAIN_S[1])
     left = tuple(member.identity.pid for member in members)
@@ -3153,7 +3184,7 @@ def probe_exec(text: str, cwd: str, env: Env, deadline: float, is_over: Over) ->
         if code is None:
             look = look or stat_of(process.pid)
             record = record._replace(main=look and look.identity)
-            drive(end_tree(record, tree_of(record), 0.0, force=True))
+            drive(end_tree(Tree(record), 0.0, force=True))
             process.returncode = exit_code_of(process) or -9
     how = "it did not end in time and was killed" if code is None else f"exit code {code}"
     return code == 0, f"exec {text!r}: {how}"
@@ -4295,13 +4326,15 @@ class Supervisor:
             if pid == self.child:
                 self.main_ended(Exit(time.time(), code, signal, core))
 
-    def is_empty(self) -> bool | None:
+    def is_empty(self, besides: frozenset[int] = frozenset()) -> bool | None:
         """Whether the kernel says that nothing of the service is left; None if it can't know."""
         # Whatever descends from a child subreaper and was orphaned is its child.
         self.reap()
         if self.child is None or not self.is_subreaper:
             return None
-        return self.is_childless or (None if has_guests(os.getpid(), self.record) else False)
+        if self.is_childless:
+            return True
+        return None if has_guests(os.getpid(), self.record, besides) else False
 
     def begin_probing(self) -> None:
         """Have readiness and liveness of the process that is the main one now looked at."""
@@ -4589,7 +4622,7 @@ class Supervisor:
         timeout_s: float = STOP_TIMEOUT_S,
         force: bool = False,
         because: str | None = None,
-        members: Sequence[Member] | None = None,
+        tree: Tree | None = None,
     ) -> None:
         """Start to end the tree (as it was just seen), or hurry an ending that goes on."""
         # `because`: it failed, why its policy decides; "": it did, what is left of it is ended.
@@ -4597,11 +4630,11 @@ class Supervisor:
             self.step(force) if force else None
             return
         self.because, quiet_s = because, 0.0
-        members = tree_of(self.record) if members is None else members
+        tree = tree or Tree(self.record)
         if self.pipes:
             quiet_s, timeout_s = STDIO_END_S, min(timeout_s, STDIO_END_S)
             self.pipes.close_stdin()
-        self.ending = end_tree(self.record, members, timeout_s, force, self.is_empty, quiet_s)
+        self.ending = end_tree(tree, timeout_s, force, self.is_empty, quiet_s)
         self.step_at = time.monotonic() + next(self.ending)
         phase = "backoff" if because == "" else "stopping"
         self.change(phase, phase, why)
@@ -4777,8 +4810,8 @@ class Supervisor:
         asked = read_stop_request(request, "request")
         # Whoever read state.json just before a restart means the former main process.
         meant = self.record.main if asked.main in self.mains else asked.main
-        members = tree_of(self.record)
-        error = refusal(self.record, meant, members, asked.spare)
+        tree = Tree(self.record)
+        error = refusal(self.record, meant, tree.members, asked.spare)
         if error and not self.finished:
             self.save()
             client.answer({"ok": False, "error": error.to_json()})
@@ -4788,7 +4821,7 @@ class Supervisor:
         if self.finished:  # only its record waits to be written, and who asks writes the next
             self.save_at, self.outcome = None, Ended(0, 0.0, False, ())
         else:
-            self.end("stop was asked for", asked.timeout_s, asked.force, members=members)
+            self.end("stop was asked for", asked.timeout_s, asked.force, tree=tree)
 
 
 def order_in_window(directory: str) -> tuple[bytes, int]:
@@ -7252,15 +7285,15 @@ def port_error(held: Held, decision: str, more: str = "", way: str = "") -> SpmE
 
 def clear_port(store: Store, held: Held, name: str) -> str:
     """End who holds a port, each with its descendants; what was done, once nobody listens there."""
-    began, trees = time.monotonic(), []
+    began, trees = time.monotonic(), list[Tree]()
     for holder in held.holders:
         record = new_record(holder.name, Spec(("?",), "/"), holder.cookie.instance)
         record = record._replace(main=holder.identity)
-        trees.append((record, tree_of(record)))
-        error = refusal(record, record.main, trees[-1][1], lineage())
+        trees.append(Tree(record))
+        error = refusal(record, record.main, trees[-1].members, lineage())
         if error:
             raise error
-    ended = [drive(end_tree(*tree, PORT_GRACE_S, force=False)) for tree in trees]
+    ended = [drive(end_tree(tree, PORT_GRACE_S, force=False)) for tree in trees]
     count = counted(sum(one.processes for one in ended), "process") + " ended"
     count += f", {FORCE} was used" * any(one.killed for one in ended)
     after = held_port(store, held.port, name)
@@ -7434,7 +7467,7 @@ def launch(
         dismiss(booted.pid)
         if not adopt:  # it may have died between launching the service and telling us
             retire_supervisor(record)  # its child is one, too, until it has executed the service
-            drive(end_tree(record, tree_of(record), 0.0, force=True))
+            drive(end_tree(Tree(record), 0.0, force=True))
         if has_retry:
             with contextlib.suppress(OSError):  # another start was faster, or it is read-only
                 os.unlink(compiled_path(store))  # it may be damaged
@@ -7786,6 +7819,14 @@ def stop_all(store: Store, names: Sequence[str], timeout_s: float, force: bool) 
     return with_errors(Result({"services": [data for data, _ in reports]}, lines), errors)
 
 
+def joined(first: Result, second: Result) -> Result:
+    """What two stops came to, as of one."""
+    data = {key: [*as_list(first.data.get(key, []))] for key in {**first.data, **second.data}}
+    for key, more in second.data.items():
+        data[key] += as_list(more)
+    return Result({**data}, [*first.lines, *second.lines], error=first.error or second.error)
+
+
 def with_errors(result: Result, errors: Sequence[SpmError]) -> Result:
     """The result of what was done to several services, with what failed for some of them."""
     if not errors:
@@ -7858,7 +7899,8 @@ def stop_unsupervised(store: Store, seen: Seen, timeout_s: float, force: bool) -
     if seen.record.main is None or seen.facts.main == "stranger":
         retire_supervisor(seen.record)  # that of a start that was broken off may yet come
     record, name, main = trusted(seen), seen.record.name, seen.record.main
-    members = tree_of(record) if seen.facts.here else []
+    tree = Tree(record) if seen.facts.here else None
+    members = tree.members if tree else []
     is_stranger = seen.facts.main == "stranger"
     if not members and (seen.verdict.status == "lost" or is_stranger):
         who = f"{look_at(main.pid)} isn't {name}" if main and seen.facts.here else ""
@@ -7874,7 +7916,7 @@ def stop_unsupervised(store: Store, seen: Seen, timeout_s: float, force: bool) -
         send_signal(guard, force)
         wait_until_gone(guard, timeout_s)
         send_signal(guard, force=True)
-    ended = drive(end_tree(record, members, timeout_s, force)) if members else None
+    ended = drive(end_tree(tree, timeout_s, force)) if tree and members else None
     if ended:
         check_ended(name, ended)
     elif seen.record.phase in ENDED_PHASES:
@@ -7938,14 +7980,15 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
     records = store.records()
     if not os.path.isdir(store.home):
         return Result({"services": []}, [f"[OK] nothing to clean up: there is no {where}"])
-    strays = records_from_cookies(store.home, [record.instance for record in records.values()])
-    if strays:  # unless they were started since
-        now = {record.instance for record in store.records().values()}
-        strays = {key: one for key, one in strays.items() if one.instance not in now}
-        store.save(dict(strays))
-        records.update(strays)
     result = stop_all(store, list(records), STOP_TIMEOUT_S, force=False)
     left = records_from_cookies(store.home, [])
+    if left:  # what nobody knew, unless it was started since
+        known = {run_of(one.instance) for one in (*records.values(), *store.records().values())}
+        strays = {key: one for key, one in left.items() if run_of(one.instance) not in known}
+        store.save(dict(strays))
+        records.update(strays)
+        result = joined(result, stop_all(store, list(strays), STOP_TIMEOUT_S, force=False))
+        left = records_from_cookies(store.home, [])
     failures = [as_object(one) for one in as_list(result.data.get("errors", []))]
     # What another cleanup has just forgotten, or what isn't ours and doesn't run here, is done.
     failed = [one for one in failures if one["kind"] != "not_found" and "nothing_runs" not in one]

@@ -253,7 +253,7 @@ def test_a_signal_needs_the_very_process_it_is_meant_for(spm: Spm) -> None:
 def test_a_tree_is_not_gone_as_long_as_the_kernel_knows_of_children() -> None:
     record = program.new_record("api", program.Spec(("x",), "/"), "no-such-instance")
     said: list[bool | None] = [False, False, False, True]
-    ended = program.drive(program.end_tree(record, [], 5.0, False, lambda: said.pop(0)))
+    ended = program.drive(program.end_tree(program.Tree(record), 5.0, False, lambda _: said.pop(0)))
     assert said == [] and ended.left == ()
 
 
