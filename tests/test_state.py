@@ -292,6 +292,22 @@ def test_a_home_that_was_removed_is_found_again_by_the_cookies(spm: Spm, recreat
     eventually(lambda: not is_running(supervisor), what="the end of the old supervisor")
 
 
+def test_cleanup_ends_what_only_a_cookie_tells_of(spm: Spm) -> None:
+    for name in ("known", "lost"):
+        spm("start", name, "sleep 100")
+    pid = spm.service("lost")["pid"]
+    os.kill(spm.supervisor("lost"), signal.SIGKILL)
+    shutil.rmtree(spm.home / "services" / "lost")
+    path = spm.home / "state.json"
+    state = json.loads(path.read_text())
+    del state["services"]["lost"]
+    path.write_text(json.dumps(state))
+    done = spm.json("cleanup")
+    assert [one["name"] for one in done["services"]] == ["known", "lost"]
+    assert sorted(done["forgotten"]) == ["known", "lost"]
+    assert not is_running(pid)
+
+
 def test_state_that_is_in_the_way_is_exit_9_and_one_clear_message(spm: Spm) -> None:
     spm("start", "api", "sleep 100")
     make_directory(spm.home / "state.json")
