@@ -2254,6 +2254,7 @@ def holders_of(port: int) -> list[Holder]:
 # The state directory: state.json under its lock, and the files of each service. A reader never sees
 # half a file. What can't be parsed is moved aside and rebuilt; nothing here signals a process.
 
+FOUND = "found by its cookie: its record was lost"
 LOCK_WAIT_S = 10.0
 BEGINS_S = 1.0  # a supervisor answers the start first, then opens its socket
 HUNG_S = 3.0  # a supervisor answers within milliseconds; this one is stopped or hangs
@@ -2998,9 +2999,8 @@ def _record_from_process(main: Identity, cookie: Cookie) -> Record:
         title = re.sub("\0+$", "", "\0".join(process.cmdline()))  # its own may be shorter
         argv = tuple(title.split("\0")) if title.strip("\0") else argv
     spec = Spec(argv, cwd, port=recognise_port(argv))
-    why = "found by its cookie: its record was lost"
     record = new_record(cookie.service, spec, cookie.instance)
-    return record._replace(phase="running", started_at=started_at, main=main, reason=why)
+    return record._replace(phase="running", started_at=started_at, main=main, reason=FOUND)
 
 
 def new_record(name: str, spec: Spec, instance: str) -> Record:
@@ -3279,6 +3279,7 @@ LOG_CHECK_S = (0.1, 5.0)
 LONGEST_COOLDOWN_S = 900.0
 RESTARTED = "machine restarted"
 UNSUPERVISED = "its supervisor is gone, the service lives on: start {0.name} takes it back"
+UNREACHED = "what its supervisor listened in was removed: start {0.name} takes it back"
 UNHEARD = "its supervisor is gone, and its pipes with it: the next call starts {0.name} anew"
 SPEC_WORDS = {
     "port_declared": "port declared with --port",
@@ -3326,6 +3327,7 @@ def status_of(record: Record, facts: Facts) -> Verdict:
     alone = "{0.reason}; its supervisor was gone while it waited to restart"
     begins, as_was = phase == "starting" and supervised, "{0.reason}" * (phase == "unhealthy")
     launched = "its launcher ended: {0.reason}" if facts.main == "gone" else CONDITIONS["starting"]
+    cut_off = record.reason == FOUND and record.supervisor is not None
     rows = (  # {0} is the record, {1} how long it waits
         (phase in ENDED_PHASES, phase, "{0.reason}"),
         (not facts.here and facts.same_host, "exited", RESTARTED),
@@ -3342,6 +3344,7 @@ def status_of(record: Record, facts: Facts) -> Verdict:
         (facts.main == "gone", "exited", "its end was not seen: its supervisor was gone"),
         (facts.main == "zombie", "exited", CONDITIONS["zombie"]),
         (not supervised and record.spec.type == "stdio", "running", UNHEARD),
+        (not supervised and cut_off, "running", UNREACHED),
         (not supervised, "running", UNSUPERVISED),
         (True, phase, CONDITIONS.get(facts.main, as_was)),
     )

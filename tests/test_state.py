@@ -286,6 +286,7 @@ def test_a_home_that_was_removed_is_found_again_by_the_cookies(spm: Spm, recreat
     row = spm.service("api")
     assert (row["pid"], row["status"], row["supervised"]) == (pid, "running", False)
     assert row["command"] == nasty("--child")
+    assert "api: what its supervisor listened in was removed: start api " in spm("list").stderr
     done = spm("cleanup")
     assert "api stopped" in done.stdout
     assert not is_running(pid)
