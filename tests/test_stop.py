@@ -107,6 +107,11 @@ def test_sigkill_comes_after_the_timeout_and_at_once_with_force(spm: Spm) -> Non
     spm("start", "api", nasty("--ignore-term", "--say", "up"))
     eventually(lambda: spm.log("api"), what="the service")
     assert spm.json("stop", "api", "--force")["services"][0]["seconds"] < 0.4 * PACE
+    spm("start", "api", nasty("--ignore-term", "--say", "up"))
+    eventually(lambda: spm.log("api"), what="the service")
+    assert "(killed by SIGKILL, 1 process ended, SIGKILL was used)" in (
+        spm("stop", "api", "--timeout", "0.1s").stdout
+    )
 
 
 def test_force_overtakes_a_stop_that_waits_politely(spm: Spm) -> None:
