@@ -2306,13 +2306,16 @@ def project_root(here: str) -> str:
     return (homes + roots + [here])[0]
 
 
+def root_of(home: str) -> str:
+    """The project's directory: that of .spm, else where we are."""
+    is_at_root = os.path.basename(home) == ".spm"
+    return os.path.dirname(home) if is_at_root else project_root(working_directory())
+
+
 def is_in_project(path: str, home: str) -> bool:
     """Whether a directory is in a home's project and in none further in."""
     # Where everything is kept (/, ~, the temporary directory, what holds them) is no project.
-    is_at_root = os.path.basename(home) == ".spm"
-    root = os.path.realpath(
-        os.path.dirname(home) if is_at_root else project_root(working_directory())
-    )
+    root = os.path.realpath(root_of(home))
     path, inner = os.path.realpath(path), (".git", ".spm")
     while path != root and not any(os.path.lexists(os.path.join(path, one)) for one in inner):
         path, below = os.path.dirname(path), path
@@ -5994,9 +5997,7 @@ def blanked(text: str) -> str:
 def find_config(given: str | None, home: str) -> str:
     """The configuration: given, SPM_CONFIG, else spm.json beside .spm or in the project root."""
     explicit = given or os.environ.get("SPM_CONFIG")
-    is_beside = os.path.basename(home) == ".spm"
-    root = os.path.dirname(home) if is_beside else project_root(working_directory())
-    return os.path.abspath(explicit or os.path.join(root, "spm.json"))
+    return os.path.abspath(explicit or os.path.join(root_of(home), "spm.json"))
 
 
 def read_config(
@@ -10567,12 +10568,6 @@ def exported(
     return files, notes
 
 
-def root_of(store: Store) -> str:
-    """The project's directory."""
-    is_at_root = os.path.basename(store.home) == ".spm"
-    return os.path.dirname(store.home) if is_at_root else project_root(working_directory())
-
-
 def renew(path: str, root: str, make: Callable[[str], str]) -> bool:
     """Make a file's text anew, whether it then was another; Refused if it isn't ours to write."""
     shown, real = shown_path(path), os.path.realpath(path)
@@ -10701,7 +10696,7 @@ def export(store: Store, args: argparse.Namespace) -> Result:
     wanted = [known[key] for key in dict.fromkeys(map(str.lower, args.names)) or known]
     if not wanted:
         raise NotFound(f"no services in {store.home}", "start one; a stopped one counts, too")
-    project = dns_name(os.path.basename(root_of(store)))
+    project = dns_name(os.path.basename(root_of(store.home)))
     services, told = zip(*wanted)
     files, notes = exported(args.target, services, project, itertools.chain(*told))
     data: dict[str, object] = {"target": args.target, "files": files}
@@ -10911,7 +10906,7 @@ def guessed_config(root: str) -> str:
 )
 def init(store: Store, args: argparse.Namespace) -> Result:
     """Write what teaches a coding agent to use this: --agent, --hooks; and a first --config."""
-    root = root_of(store)
+    root = root_of(store.home)
     used = [one for one in AGENTS if os.path.lexists(f"{root}/{AGENTS[one][0].split('/')[0]}")]
     found = [] if args.config and not args.hooks else used or ["agents-md"]
     agents = list(AGENTS) if args.agent == "all" else [args.agent] if args.agent else found
