@@ -1040,6 +1040,7 @@ if sys.platform == "win32":
     CMD_SWITCHES = ("/d", "/s", "/c")
     CLOSED = b"\2"  # CTRL_CLOSE_EVENT
     FORCE = "TerminateProcess"
+    SAME_PIDS_S = 0.0  # a number may be used again at once
     CONNECT_S = 0.05  # a closed port of loopback refuses only after 2 s: SYN is sent three times
     ASKED_S = 2.0  # to end the tool of a closed window: after 5 s the system ends us
     NO_WINDOW = "only --terminal auto opens one, on the desktop; or try --type external"
@@ -1387,6 +1388,7 @@ else:
     _reaped: dict[int, int] = {}  # the exit codes that reap() collected last
     my_user_id = os.geteuid()
     FORCE = "SIGKILL"
+    SAME_PIDS_S = 0.1  # no number is used again within: 32,000 forks later, proc(5) on pid_max
     CONNECT_S = 0.25  # loopback refuses at once; only a full backlog takes longer
     ASKED_S = 10.0  # for a service to end when a signal asks its supervisor to
     NO_WINDOW = "install tmux or xterm, set DISPLAY, give 'PROGRAM {}', or try --type external"
@@ -1843,7 +1845,6 @@ else:
 
 STDIO_END_S = 2.0  # for the end of stdin, and again for SIGTERM
 GIVE_UP_AFTER_KILL_S = 5.0  # a process in uninterruptible sleep outlives even SIGKILL
-SAME_PIDS_S = 0.1  # no number is used again within: some 32,000 forks later, proc(5) on pid_max
 LOOK_AGAIN_S = (0.0005, 0.05)  # shortest and longest wait between two looks at a tree that ends
 
 
@@ -1946,7 +1947,9 @@ def tree_of(record: Record, stats: dict[int, Stat] | None = None) -> list[Member
     roots: list[tuple[int, str]] = []
     if record.main:
         roots += [(record.main.pid, "main process")] * (record.main in living)
-        roots += companions(record.main, record.instance, stats).items()
+        found = companions(record.main, record.instance, stats)
+        stats = {**stats, **looks_at(found.keys() - stats.keys())}  # a job knows who just began
+        roots += [(pid, why) for pid, why in found.items() if pid in stats]
     if ADOPTS and record.supervisor and record.supervisor in living:
         adopted = children.get(guard, ())
         roots += [(pid, "adopted by its supervisor") for pid in adopted]
@@ -1956,13 +1959,13 @@ def tree_of(record: Record, stats: dict[int, Stat] | None = None) -> list[Member
         run = run_of(cookies.get(root, Cookie()).instance)  # none: it may be in the middle of exec
         if run not in ("", run_of(record.instance)) and reason != "main process":
             continue
-        found = [(root, reason)]
-        while found:  # whom one of ours started is ours, whatever it did to its cookie
-            pid, why = found.pop()
+        branch = [(root, reason)]
+        while branch:  # whom one of ours started is ours, whatever it did to its cookie
+            pid, why = branch.pop()
             is_supervisor = cookies.get(pid, Cookie()).is_supervisor and why != "main process"
             if pid > 1 and pid not in reasons and not is_supervisor:
                 reasons[pid] = why
-                found += [(child, f"child of {pid}") for child in children.get(pid, ())]
+                branch += [(child, f"child of {pid}") for child in children.get(pid, ())]
     return [Member(stats[p].identity, why) for p, why in reasons.items() if not stats[p].is_dead]
 
 
@@ -2271,7 +2274,7 @@ STATE_ADVICE = {
     "ELOOP": "a link is in the way: remove it",
     "ESPIPE": "a FIFO is in the way: remove it",
 }
-SHORT_OF = ("ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "EBUSY")  # what may pass
+SHORT_OF = ("ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "EBUSY", "ESTALE")
 OTHER_HOME = "give a directory of your own, one that doesn't exist yet: e.g. --home /tmp/x"
 OWN_FILES = ("services", "lock", "cache", "state.json", ".gitignore")
 PROJECT_MARKS = (".git", "pyproject.toml", "package.json", "spm.json")
@@ -2340,8 +2343,13 @@ def state_errors(path: str) -> Iterator[None]:
         elif not os.access(os.path.dirname(path), os.W_OK | os.X_OK):
             path = os.path.dirname(path)
         told = f"{error.filename or path}: {reason}"
-        is_short = name in SHORT_OF
-        raise StateError(told, advice.format(path=path), retryable=is_short) from error
+        advice = advice.format(path=path)
+        raise StateError(told, advice, retryable=may_pass(error)) from error
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether something is short that may be there later."""
+    return errno.errorcode.get(getattr(error, "errno", 0)) in SHORT_OF
 
 
 def is_own(path: str) -> bool:
@@ -2784,7 +2792,8 @@ class Store:
             return {}
         except (OSError, ValueError) as error:
             advice = f"start {name} anew, with --replace and its --env options"
-            raise StateError(f"{path} can't be read", advice) from error
+            told, is_brief = f"{path} can't be read", may_pass(error)
+            raise StateError(told, advice, retryable=is_brief) from error
 
     def events(self, name: str | None, changed_after: float = 0.0) -> list[Event]:
         """What happened to a service, or (None) to all, oldest first, by journals that changed."""
@@ -7599,8 +7608,8 @@ def cached_code(path: str, program: str, above: int = -1, optimize: int = -1) ->
             if not os.path.lexists(place) and os.stat(parent).st_uid == user:
                 os.mkdir(place, 0o700)
         facts = os.lstat(own)
-        # a directory, and on POSIX (where modes tell) one that only this user writes to
-        bits = facts.st_mode & (0o170022 if hasattr(os, "geteuid") else 0o170000)
+        # a directory, and on POSIX (where modes tell) one that only this user can enter
+        bits = facts.st_mode & (0o170077 if hasattr(os, "geteuid") else 0o170000)
         if facts.st_uid == user and bits == 0o040000:
             kept = os.path.join(own, f"{sys.implementation.cache_tag}-{key}.code")
             with open(kept, "rb") as file:
@@ -7616,7 +7625,7 @@ def cached_code(path: str, program: str, above: int = -1, optimize: int = -1) ->
     temporary = kept and f"{kept}.{os.getpid()}.{_thread.get_ident()}"
     try:
         data = marshal.dumps(code)
-        with open(temporary, "xb") as file:
+        with open(temporary, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             file.write(_imp.source_hash(1, data) + data)
         os.replace(temporary, kept)
         for old in os.scandir(own):
@@ -7719,8 +7728,9 @@ def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     advice = START_ADVICE.get(errno.errorcode.get(code, "") if isinstance(code, int) else "", "")
     if code != errno.ENOENT:
         return advice
-    if len(spec.argv) > 1 and re.search(r"\s", program):
-        line = " ".join(spec.argv)
+    first, path = program.split(" ")[0], values.get("PATH", os.environ.get("PATH"))
+    if first != program and shutil.which(first, path=path):
+        line = f"{program} {join_command(spec.argv[1:])}".rstrip()
         return f"quote the command as a whole: {join_command([line])}"
     if os.path.dirname(program):
         path = os.path.join(spec.cwd, program)
@@ -7779,10 +7789,13 @@ def stop(store: Store, args: argparse.Namespace) -> Result:
     for name in dict.fromkeys(names):
         try:
             seen = find(store, name)
-            members = [member_data(member) for member in tree_of(trusted(seen))]
+            looked = tree_of(trusted(seen)) if seen.facts.here else []
+            check_stop(seen, looked)
         except SpmError as error:
+            error.facts.setdefault("name", name)
             errors.append(error)
             continue
+        members = [member_data(member) for member in looked]
         data.append({"name": seen.record.name, "processes": members})
         count = counted(len(members), "process")
         lines.append(f"[INFO] stop {seen.record.name} would signal {count}")
@@ -7797,7 +7810,16 @@ def member_data(member: Member) -> dict[str, object]:
 
 
 def stop_all(store: Store, names: Sequence[str], timeout_s: float, force: bool) -> Result:
-    """Stop side by side: ask every supervisor first, then wait for each."""
+    """Stop side by side: what came of it."""
+    reports, errors = stop_each(store, names, timeout_s, force)
+    lines = [line for _, line in reports]
+    return with_errors(Result({"services": [data for data, _ in reports]}, lines), errors)
+
+
+def stop_each(
+    store: Store, names: Sequence[str], timeout_s: float, force: bool
+) -> tuple[list[tuple[dict[str, object], str]], list[SpmError]]:
+    """Stop side by side: ask every supervisor first, then wait for each; reports and errors."""
     reports, errors = list[tuple[dict[str, object], str]](), list[SpmError]()
     written: dict[str, str] = {}  # how each name is written
 
@@ -7819,16 +7841,7 @@ def stop_all(store: Store, names: Sequence[str], timeout_s: float, force: bool) 
             except SpmError as error:
                 error.facts.setdefault("name", written.get(name, name))
                 errors.append(error)
-    lines = [line for _, line in reports]
-    return with_errors(Result({"services": [data for data, _ in reports]}, lines), errors)
-
-
-def joined(first: Result, second: Result) -> Result:
-    """What two stops came to, as of one."""
-    data = {key: [*as_list(first.data.get(key, []))] for key in {**first.data, **second.data}}
-    for key, more in second.data.items():
-        data[key] += as_list(more)
-    return Result({**data}, [*first.lines, *second.lines], error=first.error or second.error)
+    return reports, errors
 
 
 def with_errors(result: Result, errors: Sequence[SpmError]) -> Result:
@@ -7898,22 +7911,27 @@ def trusted(seen: Seen) -> Record:
     return seen.record if is_its_own else seen.record._replace(main=None)
 
 
-def stop_unsupervised(store: Store, seen: Seen, timeout_s: float, force: bool) -> Stopped:
-    """End a service whose supervisor is gone, by its cookie, group and descendants."""
-    if seen.record.main is None or seen.facts.main == "stranger":
-        retire_supervisor(seen.record)  # that of a start that was broken off may yet come
-    record, name, main = trusted(seen), seen.record.name, seen.record.main
-    tree = Tree(record) if seen.facts.here else None
-    members = tree.members if tree else []
-    is_stranger = seen.facts.main == "stranger"
+def check_stop(seen: Seen, members: Sequence[Member]) -> None:
+    """Refused where nothing of a service runs here, or somebody above us is part of it."""
+    name, main, is_stranger = seen.record.name, seen.record.main, seen.facts.main == "stranger"
     if not members and (seen.verdict.status == "lost" or is_stranger):
         who = f"{look_at(main.pid)} isn't {name}" if main and seen.facts.here else ""
         advice = f"nothing of {name} runs here: start {name} anew, or forget it with cleanup"
         text = f"{name}: {who or seen.verdict.why}; nothing was signalled"
         raise Refused(text, advice, nothing_runs=True)
-    error = refusal(record, record.main, members, lineage())
+    error = refusal(trusted(seen), trusted(seen).main, members, lineage())
     if error:
         raise error
+
+
+def stop_unsupervised(store: Store, seen: Seen, timeout_s: float, force: bool) -> Stopped:
+    """End a service whose supervisor is gone, by its cookie, group and descendants."""
+    if seen.record.main is None or seen.facts.main == "stranger":
+        retire_supervisor(seen.record)  # that of a start that was broken off may yet come
+    record, name = trusted(seen), seen.record.name
+    tree = Tree(record) if seen.facts.here else None
+    members = tree.members if tree else []
+    check_stop(seen, members)
     guard = seen.record.supervisor
     if guard and members and is_supervisor_of(seen.record, guard):
         # Its directory was removed: it hears signals only, and would start what we end again.
@@ -7929,7 +7947,7 @@ def stop_unsupervised(store: Store, seen: Seen, timeout_s: float, force: bool) -
     now = store.record(name)
     is_same = now is None or run_of(now.instance) == run_of(record.instance)  # else it began anew
     last = seen.record.exit or (now and is_same and now.exit) or Exit(time.time())
-    after = record if is_stranger else seen.record
+    after = record if seen.facts.main == "stranger" else seen.record
     after = after._replace(phase="stopped", wanted="stopped", reason=why, exit=last)
     if seen.verdict.status == "external" and not ended:
         after = after._replace(exit=None)  # nobody knows whether it ended
@@ -7984,35 +8002,36 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
     records = store.records()
     if not os.path.isdir(store.home):
         return Result({"services": []}, [f"[OK] nothing to clean up: there is no {where}"])
-    result = stop_all(store, list(records), STOP_TIMEOUT_S, force=False)
+    reports, errors = stop_each(store, list(records), STOP_TIMEOUT_S, force=False)
     left = records_from_cookies(store.home, [])
-    if left:  # what nobody knew, unless it was started since
-        known = {run_of(one.instance) for one in (*records.values(), *store.records().values())}
-        strays = {key: one for key, one in left.items() if run_of(one.instance) not in known}
+    # what nobody knew, unless it was started since
+    known = {run_of(one.instance) for one in (*records.values(), *store.records().values())}
+    strays = {key: one for key, one in left.items() if run_of(one.instance) not in known}
+    if strays:
         store.save(dict(strays))
         records.update(strays)
-        result = joined(result, stop_all(store, list(strays), STOP_TIMEOUT_S, force=False))
+        more, others = stop_each(store, list(strays), STOP_TIMEOUT_S, force=False)
+        reports, errors = reports + more, errors + others
         left = records_from_cookies(store.home, [])
-    failures = [as_object(one) for one in as_list(result.data.get("errors", []))]
     # What another cleanup has just forgotten, or what isn't ours and doesn't run here, is done.
-    failed = [one for one in failures if one["kind"] != "not_found" and "nothing_runs" not in one]
-    names = {str(one["name"]).lower() for one in failed}
-    error = result.error if failed else None
-    if left and not error:
-        error = Failed(f"still running: {', '.join(sorted(left))}", "run cleanup again")
-    kept = {*left, *names, *(records if args.keep else ())}
+    store.notes += [one.message for one in errors if "nothing_runs" in one.facts]
+    failed = [one for one in errors if one.kind != "not_found" and "nothing_runs" not in one.facts]
+    if left and not failed:
+        failed = [Failed(f"still running: {', '.join(sorted(left))}", "run cleanup again")]
+    kept = {*left, *(str(one.facts.get("name", "")).lower() for one in failed)}
+    kept.update(records if args.keep else ())
     had = logged(store)
     gone = forget(store, [records[key] for key in records if key not in kept], args.purge)
     purged, stay = had - logged(store), logged(store).intersection(name.lower() for name in gone)
     store.sweep()
-    stopped = [line for line in result.lines if " was not running: " not in line]
-    told = [f"[WARN] {one['message']}" for one in failures if "nothing_runs" in one]
-    summary = f"[OK] {counted(len(stopped), 'service')} stopped, nothing of {where} runs"
+    told = [line for one, line in reports if not one["already_stopped"] or "forgotten" in one]
+    count = sum(not one["already_stopped"] for one, _ in reports)
+    summary = f"[OK] {counted(count, 'service')} stopped, nothing of {where} runs"
     summary += f"; {counted(len(gone), 'service')} forgotten" if gone else ""
     summary += f"; {counted(len(purged), 'log')} removed" if purged else ""
-    summary += ", logs kept (--purge)" if stay else ""
-    lines = stopped if error else [*stopped, *told, summary]
-    return Result({**result.data, "forgotten": gone}, lines, error=error)
+    summary += ", logs kept (--purge)" if stay and not args.purge else ""
+    data = {"services": [one for one, _ in reports], "forgotten": gone}
+    return with_errors(Result(data, told if failed else [*told, summary]), failed)
 
 
 def logged(store: Store) -> set[str]:
@@ -10941,7 +10960,7 @@ def vendored_text() -> str:
     code = found[0] if found else ""
     about = f"{VENDORED}simple_process_manager {__version__}, unchanged, in one string below.\n"
     about += "# Python compiles a script at every call; the string once: ~/.cache keeps its code.\n"
-    above = f"{head}{about}from __future__ import annotations\n\n\n{code}{WHOLE}"
+    above = f"{head}{about}import types\n\n\n{code}{WHOLE}"
     return f"{above}{program}{QUOTES}\nexec(cached_code(__file__, PROGRAM_TEXT))  # noqa: S102\n"
 
 
@@ -11267,21 +11286,21 @@ def table_lines(table: Sequence[tuple[str, ...]]) -> list[str]:
     columns = 0
     if table and sys.stdout and sys.stdout.isatty():
         with contextlib.suppress(OSError):
-            columns = os.get_terminal_size(sys.stdout.fileno()).columns
-            table = with_short_names(table, columns)
+            columns = os.get_terminal_size(sys.stdout.fileno()).columns  # 0: it doesn't know
+            table = with_short_names(table, columns) if columns else table
     widths = [max(map(len, column)) for column in zip(*table)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
     return [fitted(line, columns) for line in lines]
 
 
 def with_short_names(table: Sequence[tuple[str, ...]], columns: int) -> Sequence[tuple[str, ...]]:
-    """The rows, with the middle of long names left out where the last column needs the room."""
+    """The rows; long names without their middle, if the last column then has some room."""
     widths = [max(map(len, column)) + 2 for column in zip(*table)]
-    room = max(12, columns - sum(widths[1:-1]) - min(12, widths[-1]))
-    return [
-        (name if len(name) <= room else f"{name[: room - 8]}…{name[-5:]}", *others)
-        for name, *others in table
-    ]
+    room = columns - sum(widths[1:-1]) - min(12, widths[-1])
+    if room < 12 or table[0][0] != "name":
+        return table
+    cut = {name: f"{name[: room - 8]}…{name[-5:]}" for name, *_ in table if len(name) > room}
+    return [(cut.get(name, name), *others) for name, *others in table]
 
 
 def repeat(command: Command, store: Store, args: argparse.Namespace, every_s: float) -> Result:
@@ -11338,7 +11357,9 @@ def run(argv: Sequence[str]) -> int:
         if every_s and isinstance(error, BrokenPipeError):
             raise  # who read what is repeated has left
         text = f"{error.filename or os.curdir}: {error.strerror or error}"
-        result = Result({}, error=StateError(text, "see that it can be used"))
+        result = Result(
+            {}, error=StateError(text, "see that it can be used", retryable=may_pass(error))
+        )
     except KeyboardInterrupt:
         advice = "what was started, or is being stopped, goes on without this command: see list"
         result = Result({}, error=Interrupted("interrupted", advice))

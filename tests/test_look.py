@@ -66,6 +66,8 @@ def test_a_terminal_gets_lines_that_fit_and_colour_unless_unwanted(spm: Spm) -> 
     shown = in_terminal(spm, "list", columns=80).splitlines()
     assert any("…ree-2  running" in line and line.endswith("sleep 100") for line in shown)
     assert long in spm("list").stdout
+    assert long in in_terminal(spm, "list", columns=0), "a terminal that doesn't know its width"
+    assert long[:30] in in_terminal(spm, "list", columns=30), "to cut it would gain nothing"
     spm("stop", long)
     assert "\033[32m[OK]\033[0m" in in_terminal(spm, "touch", "web")
     assert "\033[" not in in_terminal(spm, "touch", "web", NO_COLOR="1")

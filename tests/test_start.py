@@ -129,6 +129,12 @@ def test_what_cannot_be_executed_fails_at_once_and_says_why(
 def test_a_command_of_which_only_a_part_was_quoted_is_shown_whole(spm: Spm) -> None:
     told = spm("start", "api", "sleep 60", "extra", "words", code=4).stderr
     assert "→ quote the command as a whole: 'sleep 60 extra words'\n" in told
+    program = spm.cwd / "My App" / "run"
+    program.parent.mkdir()
+    program.write_text("#!/no/such/shell\n")
+    program.chmod(0o755)
+    told = spm("start", "api", "--", program, "--flag", code=4).stderr
+    assert f"→ its first line (#!) names a program that doesn't exist: {program}\n" in told
 
 
 def test_a_missing_directory_fails_before_anything_is_recorded(spm: Spm) -> None:

@@ -188,6 +188,21 @@ def test_a_target_that_cannot_be_is_refused(spm: Spm) -> None:
     assert "symbolic link to /etc/hosts" in spm("vendor", "link.py", "--force", code=8).stderr
 
 
+def test_a_copy_passes_the_linters_of_the_repository_it_is_put_into(spm: Spm, copy: Path) -> None:
+    for words in (["ruff", "check", "--isolated"], ["mypy", "--no-incremental"]):
+        argv = [sys.executable, "-m", *words, str(copy)]
+        done = subprocess.run(argv, cwd=spm.cwd, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_cache_is_for_its_user_alone(spm: Spm, copy: Path) -> None:
+    place = spm.base / "loose"
+    argv = [sys.executable, str(copy), "--version"]
+    subprocess.run(argv, env={**spm.env, "XDG_CACHE_HOME": str(place)}, check=True, umask=0)
+    (own,) = place.glob("*")
+    assert [path.stat().st_mode & 0o777 for path in (own, *own.iterdir())] == [0o700, 0o600]
+
+
 def test_psutil_is_needed_where_the_copy_runs_and_not_to_make_it(spm: Spm) -> None:
     argv = [sys.executable, "-S", str(SCRIPT), "vendor", "."]
     subprocess.run(argv, cwd=spm.cwd, env=spm.env, check=True, stdout=subprocess.DEVNULL)
@@ -248,7 +263,7 @@ def test_a_damaged_cache_is_only_slower(spm: Spm, small: Path, damage: str) -> N
     assert kept(spm) == [file]  # no temporary file stays
 
 
-@pytest.mark.parametrize("who", ["others", "everybody", "link"])
+@pytest.mark.parametrize("who", ["others", "everybody", "readable", "link"])
 def test_a_cache_that_somebody_else_can_write_is_not_used(spm: Spm, small: Path, who: str) -> None:
     run(spm, small, "list")
     (file,) = kept(spm)
@@ -257,8 +272,8 @@ def test_a_cache_that_somebody_else_can_write_is_not_used(spm: Spm, small: Path,
         if os.geteuid() != 0:
             pytest.skip("only root can give away")
         os.chown(file.parent, 65534, 65534)
-    elif who == "everybody":
-        file.parent.chmod(0o777)
+    elif who in ("everybody", "readable"):
+        file.parent.chmod(0o777 if who == "everybody" else 0o755)
     else:
         file.parent.rename(spm.base / "elsewhere")
         file.parent.symlink_to(spm.base / "elsewhere")
