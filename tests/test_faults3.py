@@ -453,6 +453,20 @@ def test_what_was_started_during_a_cleanup_is_not_forgotten(spm: Spm) -> None:
 
 
 @pytest.mark.skipif(GENERIC, reason="the look happens in this process, which has /proc")
+def test_a_touch_that_comes_late_writes_no_old_record(spm: Spm) -> None:
+    # it had read the record of a service without supervisor, which was restarted then
+    spm("start", "api", "sleep 100")
+    spm.kill_supervisor("api")
+    store = program.Store(str(spm.home))
+    seen = program.find(store, "api")
+    spm("restart", "api")
+    known = spm.record("api")
+    program.touched(store, seen)
+    assert spm.record("api") == known and spm.service("api")["supervised"]
+    spm("stop", "api")
+
+
+@pytest.mark.skipif(GENERIC, reason="the look happens in this process, which has /proc")
 def test_a_stop_keeps_how_the_service_ended_meanwhile(spm: Spm) -> None:
     # the stop had seen it run; its supervisor wrote the exit and left, and the stop wrote over it
     spm("start", "api", "--shell", "until test -e go; do sleep 0.01; done; exit 7")
