@@ -494,6 +494,16 @@ def test_an_old_record_that_somebody_wrote_back_does_not_start_for_ever(spm: Spm
     assert not is_running(pid)
 
 
+def test_a_purge_leaves_the_directory_of_a_start_that_has_noted_nothing_yet(spm: Spm) -> None:
+    # it removed the lock that the start held, and a second start of the name went on beside it
+    spm("start", "other", "sleep 100")
+    store = program.Store(str(spm.home))
+    with store.claim("api", 1.0):
+        spm("cleanup", "--purge")
+        assert (spm.home / "services" / "api" / "lock").exists()
+    assert not (spm.home / "services" / "other").exists()
+
+
 def test_a_record_that_lags_behind_its_supervisor_is_no_forgery(spm: Spm) -> None:
     # the state was read-only when the main process changed: stop was refused
     spm("start", "api", "sleep 100")
