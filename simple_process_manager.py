@@ -6718,11 +6718,30 @@ def observe(store: Store, record: Record, here: Place) -> Seen:
             why += f"found pid {main and main.pid}"
             return _look(store, store.correct(record, record._replace(main=main), why), here)
     if seen.facts.here and record.phase in LIVE_PHASES and seen.verdict.status in ENDED_PHASES:
+        again = None if seen.facts.supervised else unnoted_restart(store, record)
+        if again and again.main:
+            why = f"recorded {record.phase}, found restarted: pid {again.main.pid}"
+            return _look(store, store.correct(record, again, why), here)
         status, why = seen.verdict
         after = record._replace(phase=status, reason=why, exit=record.exit or Exit(time.time()))
         now = store.correct(record, after, f"recorded {record.phase}, found dead: {why}")
         return seen._replace(record=after) if now == after else _look(store, now, here)
     return seen
+
+
+def unnoted_restart(store: Store, record: Record) -> Record | None:
+    """The record of an automatic restart that its supervisor, now gone, could not write down."""
+    mine = [look.identity for look in all_stats().values() if look.is_mine and look.memory_bytes]
+    elders: dict[str, Identity] = {}  # of each later instance
+    for one in sorted(mine, key=lambda one: (one.born, one.pid)):
+        cookie = cookie_of(one.pid)
+        is_later = cookie.home == store.home and cookie.instance != record.instance
+        if is_later and run_of(cookie.instance) == run_of(record.instance) != "":
+            elders.setdefault(cookie.instance, one)
+    if not elders:
+        return None
+    instance, main = max(elders.items(), key=lambda pair: pair[1].born)
+    return record._replace(instance=instance, main=main, launcher=None, phase="running")
 
 
 def told_record(store: Store, record: Record) -> Record | None:

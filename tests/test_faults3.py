@@ -504,6 +504,30 @@ def test_a_purge_leaves_the_directory_of_a_start_that_has_noted_nothing_yet(spm:
     assert not (spm.home / "services" / "other").exists()
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_restart_that_nobody_could_note_is_found_by_its_cookie(spm: Spm, damaged: bool) -> None:
+    # the directory was read-only when the supervisor restarted it, and then that was killed:
+    # the record named the process that had ended, and a second one could be started
+    spm("start", "api", "--restart", "always", "--backoff", "10ms", "--", "sleep", "100")
+    files = [spm.home / "state.json", spm.home / "services" / "api" / "events.jsonl"]
+    texts = [path.read_text() for path in files]
+    first = spm.service("api")["pid"]
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: spm.service("api")["pid"] not in (None, first), what="the restart")
+    pid = spm.service("api")["pid"]
+    spm.kill_supervisor("api")
+    for path, text in zip(files, texts):
+        path.write_text(text)
+    if damaged:
+        files[0].write_text("{")
+    row = spm.service("api")
+    assert (row["status"], row["pid"], row["supervised"]) == ("running", pid, False)
+    assert "already running" in spm("start", "api").stdout
+    assert (spm.service("api")["pid"], spm.service("api")["supervised"]) == (pid, True)
+    spm("stop", "api")
+    assert not is_running(pid)
+
+
 def test_a_record_that_lags_behind_its_supervisor_is_no_forgery(spm: Spm) -> None:
     # the state was read-only when the main process changed: stop was refused
     spm("start", "api", "sleep 100")
