@@ -31,7 +31,8 @@ def transcript() -> list[tuple[str, str]]:
 
 
 def normal(text: str) -> str:
-    """The text without what differs from run to run: numbers, and how wide columns are."""
+    """The text without what differs from run to run: numbers, bars, and how wide columns are."""
+    text = re.sub("[▁-█][▁-█ ]*", "▁", text)
     text = re.sub(r" +", " ", NUMBER.sub("N", PLACE.sub(r"user U, in D\1 H", text))).strip()
     return re.sub(r" $", "", text, flags=re.MULTILINE)
 
@@ -49,7 +50,7 @@ def test_the_transcripts_print_what_they_show(spm: Spm) -> None:
     for command, expected in transcript():
         if "clock" in command and find_spec("mcp_server_time") is None:
             continue  # there is none for Python 3.9
-        if " up" in command and not (spm.cwd / "spm.json").exists():
+        if re.search(" (up|config)", command) and not (spm.cwd / "spm.json").exists():
             text = blocks(README, "json")[0].replace("8000", ports["8000"])
             (spm.cwd / "spm.json").write_text(text, "utf-8")
         if GENERIC and "stats" in command:
@@ -70,6 +71,13 @@ def test_the_transcripts_print_what_they_show(spm: Spm) -> None:
         output = re.sub(r"  \|   +\S.*\n", "", done.stdout)
         assert normal(output) == normal(expected), command
     spm("cleanup")
+
+
+def test_every_command_has_an_example_that_is_run() -> None:
+    import simple_process_manager as spm
+
+    shown = "\n".join(command for command, _ in transcript())
+    assert not [name for name in spm.COMMANDS if f"simple_process_manager.py {name}" not in shown]
 
 
 def test_the_line_that_copies_the_program_makes_a_copy_that_works(spm: Spm) -> None:
