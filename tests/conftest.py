@@ -45,8 +45,10 @@ sys.path.insert(0, str(ROOT))
 if SCRIPT.parent != ROOT or "PYTEST_XDIST_WORKER_COUNT" not in os.environ:
     py_compile.compile(str(SCRIPT))
 
-# Who runs the tests in the background of a script has it ignored, and so would every command.
+# In the background of a script, or behind nohup, they are ignored, and would be in every command.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if sys.platform != "win32":
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # There each look asks psutil of every process: what is to happen in between needs longer.
 PACE = 4 if GENERIC else 1

