@@ -1806,6 +1806,9 @@ else:
 
     def connect_local(directory: str, timeout_s: float) -> tuple[socket.socket, str]:
         """A connection to what listens there, and the token to show; OSError if nothing does."""
+        path = os.path.join(directory, CONTROL_SOCKET)
+        if os.path.islink(path):  # a cloned repository may have brought it along
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         client.settimeout(timeout_s)
         try:
