@@ -29,9 +29,9 @@ CASES = int(os.environ.get("SPM_TEST_CASES", "0"))
 SLOWEST_S = 5.0  # of one case, on a busy machine: a pattern that backtracks takes for ever
 
 
-def cases(few: int, most: int = 10**9) -> settings:
+def cases(few: int) -> settings:
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    number = min(CASES, most) if CASES else few
+    number = CASES or few
     return settings(max_examples=number, deadline=None, database=None, suppress_health_check=checks)
 
 
@@ -151,7 +151,8 @@ LEAVES = st.one_of(
 JSON = st.recursive(
     LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5
 )
-KEYS = (*program.SPEC, *program.RECORD, "pid", "token", "host", "boot", "namespace", "at", "code")
+OTHERS = ("depends_on", "include", "args", "envFile", "a", "pid", "token", "host", "boot", "at")
+KEYS = (*program.SPEC, *program.RECORD, *OTHERS, "namespace", "code")
 
 
 def a_record() -> dict[str, object]:
@@ -189,6 +190,38 @@ def a_request() -> dict[str, object]:
     answers = {"ended": {"processes": 1, "seconds": 1.0, "killed": True, "left": []}, "ok": True}
     texts = {"state": "ready", "message": "", "home": "/", "adopt": False, "env": {"A": "b"}}
     return {**request, **answers, **texts, "record": a_record()}
+
+
+def a_config() -> dict[str, object]:
+    """A configuration with every kind of key."""
+    service = {"command": ["sleep", "1"], "depends_on": ["b"], "env": {"A": "${B:-${A}}"}}
+    service.update(require_env=["A=.+"], ready=["tcp:1"], health=["exec:true"])
+    service.update(alert=["cpu>1"], port="auto", lease="1h", type="simple", cwd="${PWD}")
+    service.update(environment={"A": {"required": True}}, restart="on-failure")
+    server = {"command": "x", "args": ["y"], "env": {"X": "${A:-1}"}}
+    services = {"a": service, "b": {"command": "true", "env": {"B": "${A:-1}"}}}
+    defaults, alerts = {"restart": "no", "env": {"A": "1"}}, ["memory_mb>1 for 3s"]
+    document = {"version": 1, "services": services, "mcpServers": {"c": server}, "include": []}
+    return {**document, "defaults": defaults, "alerts": alerts}
+
+
+def as_config(document: object) -> object:
+    """All that is asked of a configuration before anything is started."""
+    config = program.config_of(document, "/nowhere/spm.json")
+    return [config.named(name) for name in config.services]
+
+
+@given(document=damaged(a_config), remark=TEXT, at=st.integers(0, 2000))
+@cases(100)
+def test_any_configuration_is_one_or_refused_with_its_place(
+    document: object, remark: str, at: int
+) -> None:
+    with refused_or_done(program.RecordError):
+        as_config(document)
+    text, comment = json.dumps(document, indent=1), f"/*{remark}*/ // {remark}\n"
+    whole = text[:at] + comment + text[at:]
+    with refused_or_done():
+        through_file(whole.encode("utf-8", "surrogatepass"))
 
 
 def as_state(directory: Path, document: object) -> object:
@@ -346,7 +379,6 @@ def test_any_http_answer_is_looked_at_in_time(
 
 # -- arguments
 
-PARSED_ONLY = {"start", "run", "restart", "wait-healthy", "port", "call", "tools", "connect"}
 HARMLESS = {"list", "status", "explain", "logs", "events", "alerts", "stats", "touch", "stop"}
 HARMLESS |= {"notify", "cleanup"}
 OPTIONS = {
