@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import Spm, eventually, is_running
+from conftest import ROOT, Spm, eventually, is_running
 
 APP = """
 async def app(scope, receive, send):
@@ -144,24 +145,26 @@ def test_npm_run_dev_with_everything_below_it(spm: Spm, port: int) -> None:
     assert len(stop_and_check(spm, "web", port)) >= 2
 
 
-def test_the_chain_of_the_readme_runs_in_one_shell_line(spm: Spm, port: int) -> None:
+def taught(page: str) -> list[str]:
+    """The lines of a page that run tests with a server."""
+    text = (ROOT / page).read_text("utf-8")
+    return re.findall(r"^python .* pytest tests/integration/.*$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", taught("README.md"), ids=["run", "chain"])
+def test_the_lines_that_agents_are_taught_run_as_they_stand(spm: Spm, port: int, line: str) -> None:
+    assert line in taught(".kiro/steering/process-manager-tool.md")
     (spm.cwd / "main.py").write_text(APP)
+    tests = spm.cwd / "tests" / "integration"
+    tests.mkdir(parents=True)
+    request = f"urllib.request.urlopen('http://127.0.0.1:{port}/').read() == b'VERSION 1'"
+    (tests / "test_it.py").write_text(f"import urllib.request\ndef test_it(): assert {request}\n")
     spm.env["PATH"] = f"{BIN}{os.pathsep}{spm.env['PATH']}"
-    script = Path(__file__).resolve().parent.parent / "simple_process_manager.py"
-    shutil.copy(script, spm.cwd)
-    one = "python simple_process_manager.py"
-    request = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{port}/').read())"
-    line = (
-        f'{one} start api "uvicorn main:app --host 0.0.0.0 --port {port}" && '
-        f'{one} wait-healthy {port} 30 && python -c "{request}" && {one} stop api'
-    )
+    shutil.copy(ROOT / "simple_process_manager.py", spm.cwd)
+    here = line.replace("8000", str(port)).replace("0.0.0.0", "127.0.0.1")
+    argv = ["/bin/sh", "-c", here]
     done = subprocess.run(
-        ["/bin/sh", "-c", line],
-        cwd=spm.cwd,
-        env=spm.env,
-        capture_output=True,
-        text=True,
-        timeout=60,
+        argv, cwd=spm.cwd, env=spm.env, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "VERSION 1" in done.stdout and f"port {port} is free" in done.stdout
+    assert "1 passed" in done.stdout and "api stopped" in done.stdout + done.stderr
