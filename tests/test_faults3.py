@@ -541,6 +541,32 @@ def test_a_record_that_lags_behind_its_supervisor_is_no_forgery(spm: Spm) -> Non
     assert not is_running(pid)
 
 
+AT_A_START = ("launched", "noted", "journalled", "written", "replaced")
+AT_A_RESTART = ("exited", "ending", "ended", "restarting")
+
+
+@pytest.mark.parametrize("step", [*AT_A_START, *AT_A_RESTART, "leaving"])
+def test_a_supervisor_killed_at_any_named_step_loses_no_process(spm: Spm, step: str) -> None:
+    def processes(supervisors: bool) -> list[int]:
+        return [one.pid for one in spm.bearers() if ("supervise" in one.cmdline()) is supervisors]
+
+    spm.env["SPM_TEST_CRASH"] = f"supervisor.{step}"
+    fails_once = "test -e once || { touch once; exit 1; }; exec sleep 100"
+    policy = ("--restart", "on-failure", "--backoff", "10ms", "--shell", fails_once)
+    spm("start", "api", *policy, code=None)
+    if step == "leaving":
+        eventually(lambda: spm.record("api")["restarts"] == 1, what="the restart")
+        spm("stop", "api", code=None)
+    del spm.env["SPM_TEST_CRASH"]
+    eventually(lambda: not processes(True), what="its supervisor's death")
+    assert {spm.service("api")["pid"]} - {None} == {*processes(False)}
+    spm("start", "api", "--replace", "--force", *policy)
+    eventually(lambda: spm.service("api")["pid"] and processes(True), what="a new supervisor")
+    eventually(lambda: processes(False) == [spm.service("api")["pid"]], what="one process")
+    spm("stop", "api")
+    eventually(lambda: not spm.bearers(), what="the end of all")
+
+
 def test_a_crash_at_a_named_step_is_only_that_of_who_is_meant(spm: Spm) -> None:
     spm.env["SPM_TEST_CRASH"] = "command.intended"
     spm("start", "api", "sleep 100", code=-signal.SIGKILL)
