@@ -2629,7 +2629,9 @@ class Store:
             self.has_looked = True
             with contextlib.suppress(FileNotFoundError):
                 names = [one for one in os.listdir(self.path("")) if one not in known]
-        names = [name for name in names if self.is_supervised(name)]
+        # a socket that nobody listens on any more: of a supervisor that was killed
+        left = [name for name in names if os.path.lexists(self.path(name, CONTROL_SOCKET))]
+        names = [name for name in names if name in left or self.is_supervised(name)]
         with contextlib.suppress(OSError, ValueError):  # mostly it began while we looked
             names = [*{*names} - self._lines().keys()] if names else []
         known = self._rebuild() if names else {}
@@ -8087,7 +8089,8 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
                 gone += [record.name] * is_forgettable(store, record)
         for name in gone:
             # what nobody needs any more; first, so that a full disk has room for the rest
-            for file in ("env.json", "exits.jsonl", *("output.log", "output.log.1") * purge):
+            useless = ("env.json", "exits.jsonl", CONTROL_SOCKET)
+            for file in (*useless, *("output.log", "output.log.1") * purge):
                 with contextlib.suppress(OSError):
                     os.unlink(store.path(name, file))
             store.write_event("forgotten", name, None)

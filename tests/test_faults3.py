@@ -528,6 +528,25 @@ def test_a_restart_that_nobody_could_note_is_found_by_its_cookie(spm: Spm, damag
     assert not is_running(pid)
 
 
+def test_who_is_in_no_record_and_lost_its_supervisor_is_found_by_what_that_left(spm: Spm) -> None:
+    # state.json was damaged and the disk full when it started; then its supervisor was killed
+    for name in ("other", "api"):
+        spm("start", name, "sleep 100")
+    pid, place = spm.service("api")["pid"], spm.home / "services" / "api"
+    eventually((place / "control.sock").exists, what="the control socket")
+    spm.kill_supervisor("api")
+    (place / "events.jsonl").unlink()
+    state = spm.state()
+    del state["services"]["api"]
+    (spm.home / "state.json").write_text(json.dumps(state))
+    row = spm.service("api")
+    assert (row["status"], row["pid"], row["supervised"]) == ("running", pid, False)
+    spm("stop", "api")
+    assert not is_running(pid)
+    spm("cleanup")
+    assert not (place / "control.sock").exists(), "or each look would look for it"
+
+
 def test_a_record_that_lags_behind_its_supervisor_is_no_forgery(spm: Spm) -> None:
     # the state was read-only when the main process changed: stop was refused
     spm("start", "api", "sleep 100")
