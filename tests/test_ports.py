@@ -319,6 +319,7 @@ def test_what_an_instance_of_this_service_left_is_taken_back(spm: Spm, port: int
     stale = psutil.Process(spm.service("api")["pid"])
     # Its record is lost and its supervisor gone: only the cookie tells whose it is.
     spm.kill_supervisor("api")
+    (spm.home / "services" / "api" / "control.sock").unlink()
     (spm.home / "state.json").write_text('{"schema": 1, "services": {}}', "utf-8")
     assert spm.json("port", port, code=5)["error"]["holders"][0]["service"] == "api"
     started = spm("start", "api", nasty("--port", port), "--port", port)
