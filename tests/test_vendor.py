@@ -188,11 +188,10 @@ def test_a_target_that_cannot_be_is_refused(spm: Spm) -> None:
     assert "symbolic link to /etc/hosts" in spm("vendor", "link.py", "--force", code=8).stderr
 
 
-def test_a_copy_passes_the_linters_of_the_repository_it_is_put_into(spm: Spm, copy: Path) -> None:
-    for words in (["ruff", "check", "--isolated"], ["mypy", "--no-incremental"]):
-        argv = [sys.executable, "-m", *words, str(copy)]
-        done = subprocess.run(argv, cwd=spm.cwd, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+def test_a_copy_passes_the_linter_of_the_repository_it_is_put_into(spm: Spm, copy: Path) -> None:
+    argv = [sys.executable, "-m", "ruff", "check", "--isolated", str(copy)]  # .ci/run: mypy, too
+    done = subprocess.run(argv, cwd=spm.cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_cache_is_for_its_user_alone(spm: Spm, copy: Path) -> None:
