@@ -7939,7 +7939,8 @@ def check_stop(seen: Seen, members: Sequence[Member]) -> None:
     """Refused where nothing of a service runs here, or somebody above us is part of it."""
     name, main, is_stranger = seen.record.name, seen.record.main, seen.facts.main == "stranger"
     if not members and (seen.verdict.status == "lost" or is_stranger):
-        who = f"{look_at(main.pid)} isn't {name}" if main and seen.facts.here else ""
+        found = look_at(main.pid) if main and seen.facts.here else None
+        who = f"{found} isn't {name}" if found and found.identity else ""  # None: it has just ended
         advice = f"nothing of {name} runs here: start {name} anew, or forget it with cleanup"
         text = f"{name}: {who or seen.verdict.why}; nothing was signalled"
         raise Refused(text, advice, nothing_runs=True)
