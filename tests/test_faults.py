@@ -257,6 +257,22 @@ def test_a_tree_is_not_gone_as_long_as_the_kernel_knows_of_children() -> None:
     assert said == [] and ended.left == ()
 
 
+@pytest.mark.skipif(GENERIC, reason="the look happens in this process, which has /proc")
+def test_older_strangers_need_no_second_look_but_only_for_a_moment(spm: Spm) -> None:
+    spm("start", "api", nasty("--child"))
+    eventually(lambda: len(spm.json("status", "api")["tree"]) == 2, what="the child")
+    record = program.Store(str(spm.home)).record("api")
+    assert record and record.main and record.supervisor
+    tree = program.Tree(record)
+    members = {one.identity.pid for one in tree.members}
+    tree.at = time.monotonic()  # as if that look had taken no time
+    assert len(members) == 2 and os.getpid() in tree.settled()
+    assert not tree.settled() & {*members, record.supervisor.pid}
+    assert {one.identity.pid for one in tree.look()} == members
+    eventually(lambda: not tree.settled(), 1.0, "the end of that moment")
+    spm("stop", "api")
+
+
 def test_a_lock_file_that_was_removed_is_not_the_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with open(path, "w") as held:
