@@ -438,7 +438,7 @@ def test_a_service_tells_of_itself_from_inside(spm: Spm) -> None:
     spm("--home", spm.home, "start", "api", "--shell", f"{tell} && exec sleep 100")
     eventually(lambda: ("ready", "warm now") in events_of(spm, "api"), what="the notice")
     spm.env["SPM_HOME"] = str(spm.home)
-    assert spm.service("api")["status"] == "ready"
+    eventually(lambda: spm.service("api")["status"] == "ready")  # the journal is written first
     told = spm("notify", "api", "stopped", "--message", "the window was closed").stdout
     assert "it is ready, as its process" in told, "who lives hasn't stopped"
     assert events_of(spm, "api")[-1] == ("notice", "it says stopped: the window was closed")
