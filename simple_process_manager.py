@@ -8228,7 +8228,7 @@ def restart_line(seen: Seen) -> str:
 @command("status", Option("name", "NAME"), WATCH)
 def status(store: Store, args: argparse.Namespace) -> Result:
     """Everything about one service (exit 3: it isn't running)."""
-    seen = find(store, args.name)
+    seen, relay = with_news(store, find(store, args.name))
     record, spec, verdict = seen.record, seen.record.spec, seen.verdict
     stats = all_stats() if seen.facts.here else {}
     members = tree_of(trusted(seen), stats) if stats else []
@@ -8246,7 +8246,7 @@ def status(store: Store, args: argparse.Namespace) -> Result:
     data.update(cwd=spec.cwd, env=sorted({*spec.env_given, *spec.env_taken}))
     data.update({key: list(getattr(spec, key)) for key in ("env_files", "ready", "health")})
     data.update(environment=dict(record.environment), log=store.path(record.name, "output.log"))
-    data.update({"relay": relay_facts(store, seen)} if spec.type == "stdio" else {})
+    data.update({"relay": relay} if spec.type == "stdio" else {})
     data["events"] = [{key: one.get(key) for key in ("at", "event", "why")} for one in events]
     if verdict.is_live or verdict.status == "external":
         return Result(data, page_of(data, 16))
@@ -8262,13 +8262,16 @@ def page_of(data: Mapping[str, object], width: int) -> list[str]:
     return "\n".join(f"{key + ':':{width}}{shown(key, value)}" for key, value in facts).split("\n")
 
 
-def relay_facts(store: Store, seen: Seen) -> object:
-    """What its supervisor knows of a stdio service; None if it runs none."""
-    with contextlib.suppress(OSError, ValueError):
-        if seen.facts.supervised:
-            with store.send(seen.record.name, {"op": "status"}) as connection:
-                return receive(connection, HUNG_S).get("relay")
-    return None
+def with_news(store: Store, seen: Seen) -> tuple[Seen, object]:
+    """With the last use, of which its supervisor writes late; and what its relay knows, or None."""
+    record, relay = seen.record, None
+    if seen.facts.supervised and condition_of(record.supervisor) != "stopped":
+        with contextlib.suppress(OSError, ValueError):
+            with store.send(record.name, {"op": "status"}) as connection:
+                told = receive(connection, HUNG_S)
+            now, relay = Record.from_json(told.get("record")), told.get("relay")
+            record = record._replace(last_active=now.last_active, active_at=now.active_at)
+    return seen._replace(record=record), relay
 
 
 @command(
@@ -9762,6 +9765,8 @@ class Application:
         time.sleep(AT_ONCE_S if any(step.acts for step in there) else 0.0)
         for name in [step.name for step in there if self.outcomes[step.name].result == "done"]:
             record = self.store.record(name)  # also what has no checks has to be there
+            if record and record.phase in LIVE_PHASES and not is_alive(record.main):
+                record = find(self.store, name).record  # its end isn't written down yet
             if record and record.phase == "failed":
                 self.look(name, Target(self.store, record), self.began + 1e9)
             elif record and record.phase == "backoff":
@@ -10064,13 +10069,14 @@ def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[
                     config = config_at(store, args)
                     files.update(config.files)
                     files.update(*(one.spec.env_files for one in config.services.values()))
+                    now.update(file_marks(files - watched))  # before they are read
                     result = bring_up(store, config, args)
                 except SpmError as problem:
                     result = Result({}, error=problem)
                 failed = error_lines(result.error) if result.error else []
                 yield "".join(f"{line}\n" for line in (*result.lines, *failed))
                 yield told * (applied is None)
-                now = applied = {**now, **file_marks(files - watched)}
+                applied = now
             before = now
             if key_within(0.2) in ("q", "Q"):
                 return

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,23 @@ def stranger() -> Iterator[program.Identity]:
         assert look
         yield look.identity
         process.kill()
+
+
+SLOW_DISK = """
+#include <unistd.h>
+int fsync(int descriptor) { usleep(300000); return fdatasync(descriptor); }
+"""
+
+
+@pytest.fixture
+def slow_disk(spm: Spm) -> None:
+    """Whatever the supervisors have to write takes them 0.3 s."""
+    if not shutil.which("cc"):
+        pytest.skip("nothing to compile it with (cc)")
+    (spm.base / "slow.c").write_text(SLOW_DISK)
+    line = ["cc", "-shared", "-fPIC", "-o", spm.base / "slow.so", spm.base / "slow.c"]
+    subprocess.run(line, check=True)
+    spm.env["LD_PRELOAD"] = str(spm.base / "slow.so")
 
 
 def kill_all_but(spm: Spm, kept: str) -> list[psutil.Process]:
@@ -595,3 +613,15 @@ def test_a_crash_at_a_named_step_is_only_that_of_who_is_meant(spm: Spm) -> None:
     os.kill(spm.service("api")["pid"], 0)
     del spm.env["SPM_TEST_CRASH"]
     spm("stop", "api")
+
+
+@pytest.mark.parametrize("restart", ["no", "on-failure"])
+def test_up_sees_an_end_that_a_slow_disk_keeps_from_being_written(
+    spm: Spm, slow_disk: None, restart: str
+) -> None:
+    # it looked at state.json a tenth of a second after the start, where that was still to come
+    service = {"command": ["sh", "-c", "exit 3"], "restart": restart, "backoff": "9s"}
+    (spm.cwd / "spm.json").write_text(json.dumps({"services": {"api": service}}))
+    failed = spm.json("up", "--wait", "5s", code=1)
+    assert "exit code 3" in failed["error"]["message"]
+    spm("down")

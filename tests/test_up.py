@@ -427,6 +427,26 @@ def test_watch_applies_valid_edits_and_keeps_the_state_on_broken_ones(spm: Spm) 
     spm("cleanup")
 
 
+def test_watch_sees_an_env_file_change_while_what_names_it_first_is_applied(spm: Spm) -> None:
+    # it noted what the file looked like only when all was up, and never saw that it had changed
+    write(spm, {"a": worker("1")})
+    process = spm.popen("up", "--watch")
+    try:
+        eventually(lambda: pids(spm).keys() == {"a"})
+        (spm.cwd / ".env").write_text("A=1")
+        slow = {"b": worker("2", start_seconds=1), "d": worker("4", depends_on=["b"])}
+        write(spm, {"a": worker("1"), "c": worker("3", env_file=".env"), **slow})
+        eventually(lambda: "c" in pids(spm))
+        then = pids(spm)["c"]
+        assert "d" not in pids(spm), "it is still being applied"
+        (spm.cwd / ".env").write_text("A=2")
+        eventually(lambda: pids(spm).get("c", then) != then)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+    spm("cleanup")
+
+
 # -- the plan, as a decision
 
 
