@@ -43,7 +43,7 @@ def slow_disk(spm: Spm) -> None:
     if not shutil.which("cc"):
         pytest.skip("nothing to compile it with (cc)")
     (spm.base / "slow.c").write_text(SLOW_DISK)
-    line = ["cc", "-shared", "-fPIC", "-o", spm.base / "slow.so", spm.base / "slow.c"]
+    line = ["cc", "-shared", "-fPIC", "-o", f"{spm.base}/slow.so", f"{spm.base}/slow.c"]
     subprocess.run(line, check=True)
     spm.env["LD_PRELOAD"] = str(spm.base / "slow.so")
 
