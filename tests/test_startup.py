@@ -32,7 +32,7 @@ NEEDED: dict[str, set[str]] = {  # by the first words of a command line
     "--help": set(),
     "list": {"shlex"},
     "list --json": {"shlex"},
-    "status web": {"shlex"},
+    "status web": {*SOCKET, "shlex"},
     "logs web": set(),
     "events": set(),
     "stats web": set(),
