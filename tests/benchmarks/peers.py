@@ -34,6 +34,7 @@ NPM = "pm2 bgproc wait-on start-server-and-test mcporter @modelcontextprotocol/s
 PYPI = "psutil supervisor hapless"
 COUNT = 10  # services that run while something is measured
 SETTLE_S = 0.2
+KEEPS_PIPES = ">{directory}/pipes 2>&1"  # else its caller's are open until the service ends
 INSTALL_S, COMMAND_S = 300.0, 60.0
 DELAYS_S = (0.5, 1.0)  # until a server listens, and START_F floors: its waiter runs by then
 START_F = 25
@@ -69,7 +70,7 @@ ACTS = {
         "end": ["supervisorctl", "-c", "{directory}/supervisord.conf", "shutdown"],
     },
     "hapless": {
-        "start": ["hap", "run", "-n", "{name}", "--", "sleep", "1000"],
+        "start": ["sh", "-c", f"exec hap run -n {{name}} -- sleep 1000 {KEEPS_PIPES}"],
         "list": ["hap", "status"],
         "stop": ["hap", "kill", "{name}"],
     },
