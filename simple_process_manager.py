@@ -8659,6 +8659,7 @@ class Target:
         is_claimed = self.store.is_claimed(name)
         seen = find(self.store, name)
         if (seen.record.instance, seen.record.main) != (was.instance, was.main):
+            self.hear()  # what its supervisor told until now would be lost
             self.follow(seen.record)
         self.due_at = dict.fromkeys(self.due_at, time.monotonic() + SOON_S)
         if seen.verdict.is_live or is_claimed or self.store.is_claimed(name):
@@ -8869,18 +8870,21 @@ class Chain:
         """Warn of services that have died since the last look; keep those in use from idling."""
         for target in list(self.targets):
             target.hear()
-            if target.ends:
-                tail = [f"  | {cut(line)}" for line in self.store.last_lines(str(target.name), 20)]
-                self.say(f"[WARN] {target.name} ended: {target.ends.pop()}; the tests go on", *tail)
-            if not target.has_died():
-                continue
+            death: SpmError | None = None
             try:
-                target.check_alive()  # not dead if the tests restart it just now
+                if target.has_died():
+                    target.check_alive()  # not dead if the tests restart it just now
             except (Failed, NotFound) as error:
+                death = error
+            told = [f"[WARN] {target.name} ended: {why}; the tests go on" for why in target.ends]
+            lines = self.store.last_lines(str(target.name), 20) if told else []
+            self.say(*told, *(f"  | {cut(line)}" for line in lines))
+            target.ends.clear()
+            if death:
                 self.targets.remove(target)
-                self.services[str(target.name).lower()]["died"] = error.message
-                lines = [f"  | {line}" for line in as_list(error.facts.get("log_tail", []))]
-                self.say(f"[WARN] {error.message}; the tests go on", *lines)
+                self.services[str(target.name).lower()]["died"] = death.message
+                tail = [f"  | {line}" for line in as_list(death.facts.get("log_tail", []))]
+                self.say(f"[WARN] {death.message}; the tests go on", *tail)
 
     def stop(self) -> str:
         """Stop what was started here, the last one first; `; stopped: api, db`."""

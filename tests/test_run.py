@@ -301,7 +301,7 @@ def test_a_service_that_dies_during_the_tests_is_told_at_once(
 def test_a_service_that_is_restarted_during_the_tests_is_told_too(spm: Spm) -> None:
     crash = "until test -e tested; do sleep 0.02; done; touch again; exit 7"
     line = f"echo I was up; test -e again || {{ {crash}; }}; exec sleep 100"
-    asked = ("--ready", "log:up", "--restart", "on-failure", "--backoff", "50ms", "--shell", line)
+    asked = ("--ready", "log:up", "--restart", "on-failure", "--backoff", "1ms", "--shell", line)
     tests = "touch tested; until test -e again; do sleep 0.1; done; sleep 0.5"
     told = spm("run", "api", *asked, *shell(tests))
     assert told.stderr.count("[WARN]") == 1 and "the tests go on\n  | I was up\n" in told.stderr
