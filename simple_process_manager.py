@@ -1925,7 +1925,21 @@ def lineage(pid: int = 0) -> tuple[int, ...]:
     return tuple(pids)
 
 
-def tree_of(record: Record, stats: dict[int, Stat] | None = None) -> list[Member]:
+def cookies_among(stats: Mapping[int, Stat], record: Record) -> dict[int, Cookie]:
+    """The cookies of those processes that may belong to an instance."""
+    # Only the younger ones can bear its own, and what was adopted another one: a command of an
+    # alert that outlives a restart. What has no memory has no environment either.
+    born, guard = record.born, record.supervisor.pid if record.supervisor else 0
+    young = [pid for pid, look in stats.items() if look.identity.born >= born and look.memory_bytes]
+    adopted = [pid for pid, look in stats.items() if look.parent == guard]
+    return {pid: cookie_of(pid) for pid in (*young, *adopted)}
+
+
+def tree_of(
+    record: Record,
+    stats: dict[int, Stat] | None = None,
+    cookies: Mapping[int, Cookie] | None = None,
+) -> list[Member]:
     """Everything that belongs to an instance and lives, each with the reason.
 
         main process ── its descendants
@@ -1939,11 +1953,8 @@ def tree_of(record: Record, stats: dict[int, Stat] | None = None) -> list[Member
     children: dict[int, list[int]] = {}
     for pid, look in stats.items():
         children.setdefault(look.parent, []).append(pid)
-    # Only the younger ones can bear the cookie, and what was adopted another one: a command of an
-    # alert that outlives a restart. What has no memory has no environment either.
-    born, guard = record.born, record.supervisor.pid if record.supervisor else 0
-    young = [pid for pid, look in stats.items() if look.identity.born >= born and look.memory_bytes]
-    cookies = {pid: cookie_of(pid) for pid in (*young, *children.get(guard, ()))}
+    cookies = cookies_among(stats, record) if cookies is None else cookies
+    guard = record.supervisor.pid if record.supervisor else 0
     reasons: dict[int, str] = {}
 
     living = {look.identity for look in stats.values()}
@@ -1975,8 +1986,8 @@ def tree_of(record: Record, stats: dict[int, Stat] | None = None) -> list[Member
 class Tree:
     """The tree of an instance, looked at again and again while it ends.
 
-    Who bears its cookie or descends from it is younger than its main process: what is older and
-    no member is left out of the looks that follow soon. They cost much with many processes.
+    Who is older than its main process, a supervisor or another instance's, and no member, won't
+    be one: those are left out of the looks that follow soon. They cost much with many processes.
     """
 
     def __init__(self, record: Record) -> None:
@@ -1989,14 +2000,21 @@ class Tree:
         """Its members now."""
         strangers, now = self.settled(), time.monotonic()
         stats = all_stats(strangers)
-        self.members = tree_of(self.record, stats)
+        cookies = cookies_among(stats, self.record)
+        self.members = tree_of(self.record, stats, cookies)
         if not strangers:
             guard = self.record.supervisor.pid if self.record.supervisor else -1
             mine = {guard, *(member.identity.pid for member in self.members)}
             older = [pid for pid, one in stats.items() if one.identity.born < self.record.born]
-            outside = {pid for pid in older if stats[pid].parent != guard}
+            others = [pid for pid, cookie in cookies.items() if self.is_foreign(cookie)]
+            outside = {pid for pid in (*older, *others) if stats[pid].parent != guard}
             self.at, self.strangers = now, frozenset(outside - mine)
         return self.members
+
+    def is_foreign(self, cookie: Cookie) -> bool:
+        """Whether that is a supervisor's, or of another instance."""
+        run = run_of(cookie.instance)
+        return cookie.is_supervisor or run not in ("", run_of(self.record.instance))
 
     def settled(self) -> frozenset[int]:
         """Who needs no second look so soon: older strangers, who can't become its own."""
