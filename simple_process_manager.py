@@ -1326,6 +1326,16 @@ if sys.platform == "win32":
             return True
         return False
 
+    def lock_within(descriptor: int, wait_s: float) -> bool:
+        """Take the exclusive lock on an open file; False if it isn't free within wait_s seconds."""
+        deadline, pause_s = time.monotonic() + wait_s, 0.001
+        while not try_lock(descriptor):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, 0.02)
+        return True
+
     def _patiently(act: Callable[..., Given], *args: object) -> Given:
         # A file that somebody else has open just now is refused: tried again for a second.
         for _ in range(50):
@@ -1388,7 +1398,7 @@ else:
     _reaped: dict[int, int] = {}  # the exit codes that reap() collected last
     my_user_id = os.geteuid()
     FORCE = "SIGKILL"
-    SAME_PIDS_S = 0.1  # no number is used again within: 32,000 forks later, proc(5) on pid_max
+    SAME_PIDS_S = 0.5  # no number is used again within: 32,000 forks later, proc(5) on pid_max
     CONNECT_S = 0.25  # loopback refuses at once; only a full backlog takes longer
     ASKED_S = 10.0  # for a service to end when a signal asks its supervisor to
     NO_WINDOW = "install tmux or xterm, set DISPLAY, give 'PROGRAM {}', or try --type external"
@@ -1439,14 +1449,14 @@ else:
         finally:
             os.close(descriptor)
         # from field 3 on: the name before it may hold spaces and parentheses
-        state, *fields = text[text.rindex(b")") + 2 :].decode().split()
-        numbers = [int(field) for field in fields[:21]]
+        state, *fields = text[text.rindex(b")") + 2 :].decode().split(" ", 22)
+        used, system, waited, waited_system = map(int, fields[10:14])
         ticks = os.sysconf("SC_CLK_TCK")
-        cpu_s, waited_s = sum(numbers[10:12]) / ticks, sum(numbers[12:14]) / ticks
+        cpu_s, waited_s = (used + system) / ticks, (waited + waited_system) / ticks
         # starttime in ticks since boot doesn't move with the clock, unlike create_time()
-        identity = Identity(pid, f"{numbers[18]}@{_boot()}")
-        memory, is_mine = numbers[20] * os.sysconf("SC_PAGE_SIZE"), owner == my_user_id
-        parent, group, threads = numbers[0], numbers[1], numbers[16]
+        identity = Identity(pid, f"{fields[18]}@{_boot()}")
+        memory, is_mine = int(fields[20]) * os.sysconf("SC_PAGE_SIZE"), owner == my_user_id
+        parent, group, threads = int(fields[0]), int(fields[1]), int(fields[16])
         state = "S" if state == "Z" and threads > 1 else state  # it goes on without its first one
         return Stat(identity, parent, group, state, cpu_s, memory, is_mine, threads, waited_s)
 
@@ -1755,6 +1765,32 @@ else:
             return True
         return False
 
+    def lock_within(descriptor: int, wait_s: float) -> bool:
+        """Take the exclusive lock on an open file; False if it isn't free within wait_s seconds."""
+        if try_lock(descriptor):
+            return True
+        # flock(2) has a queue but no time limit: a thread waits. Its descriptor is of the same open
+        # file, and whoever closes last gives the lock back, also one that comes too late.
+        mine, is_over, has_it = os.dup(descriptor), _thread.allocate_lock(), list[bool]()
+        signals = signal.valid_signals()
+
+        def wait() -> None:
+            signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # the main thread is to be woken
+            with contextlib.suppress(OSError):
+                fcntl.flock(mine, fcntl.LOCK_EX)
+                has_it.append(True)
+            os.close(mine)
+            is_over.release()
+
+        is_over.acquire()
+        try:
+            _thread.start_new_thread(wait, ())
+        except RuntimeError:  # no more threads for this user
+            os.close(mine)
+            time.sleep(min(wait_s, 0.02))
+            return try_lock(descriptor)
+        return is_over.acquire(timeout=max(wait_s, 0.0)) and bool(has_it)
+
     def private(path: str, flags: int) -> int:
         """An opener for files that only this user may read; no FIFO there is waited for."""
         # What a link there leads to isn't ours to read or write: ELOOP.
@@ -2017,7 +2053,7 @@ class Tree:
         return cookie.is_supervisor or run not in ("", run_of(self.record.instance))
 
     def settled(self) -> frozenset[int]:
-        """Who needs no second look so soon: older strangers, who can't become its own."""
+        """Who needs no second look so soon."""
         return self.strangers if time.monotonic() < self.at + SAME_PIDS_S else frozenset()
 
 
@@ -2070,10 +2106,13 @@ def end_tree(
             kill_at = min(kill_at, time.monotonic())  # nothing polite can be delivered here
         if (yield max(0.0, wait_s if kill else min(wait_s, kill_at - time.monotonic()))):
             kill_at = min(kill_at, time.monotonic())
+        looked_at = time.monotonic()
         empty = is_empty(tree.settled())
         members = tree.look()  # after that: the last one may just have had another one started
         quiet = 0 if members or empty is False else quiet + 1 + bool(empty)
         wait_s = LOOK_AGAIN_S[0] if quiet else min(wait_s * 2, LOOK_AGAIN_S[1])
+        # Among many processes a look is dear, and of its own children a supervisor is told.
+        wait_s = max(wait_s, 4 * (time.monotonic() - looked_at))
     left = tuple(member.identity.pid for member in members)
     return Ended(len(signalled), time.monotonic() - began, killed, left)
 
@@ -2436,10 +2475,13 @@ def is_same_file(descriptor: int, path: str) -> bool:
     return False
 
 
+SAME_FILE_S = 5.0  # it is looked at that often whether what is waited for is still the lock
+
+
 @contextlib.contextmanager
 def locked(path: str, wait_s: float, busy: str | Callable[[], str]) -> Iterator[None]:
     """Hold the lock of a file; TimedOut, saying `busy`, if it isn't free within wait_s seconds."""
-    deadline, pause_s = time.monotonic() + wait_s, 0.001
+    deadline = time.monotonic() + wait_s
     while True:
         with state_errors(path):
             try:
@@ -2451,7 +2493,8 @@ def locked(path: str, wait_s: float, busy: str | Callable[[], str]) -> Iterator[
                 continue
         try:
             # Who held it may have removed the file, and somebody have made another since.
-            if try_lock(descriptor) and is_same_file(descriptor, path):
+            left_s = min(deadline - time.monotonic(), SAME_FILE_S)
+            if lock_within(descriptor, left_s) and is_same_file(descriptor, path):
                 yield
                 return
         finally:
@@ -2459,8 +2502,6 @@ def locked(path: str, wait_s: float, busy: str | Callable[[], str]) -> Iterator[
         if time.monotonic() >= deadline:
             told = busy if isinstance(busy, str) else busy()
             raise TimedOut(told, "see who holds it: another spm command may hang or be stopped")
-        time.sleep(pause_s)
-        pause_s = min(pause_s * 1.5, 0.02)
 
 
 class Event(NamedTuple):
@@ -2489,6 +2530,14 @@ STATE_KEY = r'"[a-z0-9][a-z0-9._-]*"'
 def lines_of(records: Mapping[str, Record]) -> dict[str, str]:
     """The JSON of each, on one line."""
     return {key: json.dumps(record.to_json()) for key, record in records.items()}
+
+
+def record_of(key: str, data: object) -> Record:
+    """The record in state.json under that key; RecordError if it is no record, or another's."""
+    record = Record.from_json(data, f"services.{key}")
+    if not re.fullmatch(NAME, record.name) or record.name.lower() != key:
+        raise RecordError(f"services: {key!r:.80} isn't the name of its record")
+    return record
 
 
 class Store:
@@ -2538,8 +2587,15 @@ class Store:
     # -- state.json
 
     def record(self, name: str) -> Record | None:
-        """The record of one service."""
-        return self.records().get(name.lower())
+        """The record of one service; the others aren't looked at if it is there."""
+        key = name.lower()
+        with contextlib.suppress(OSError, ValueError):  # missing or damaged
+            line = self._lines().get(key)
+            if line is not None:
+                return record_of(key, parse_json(line))
+            if self.has_looked:  # for those who run and aren't there
+                return None
+        return self.records().get(key)
 
     def save(self, records: dict[str, Record | None]) -> None:
         """Write these records, forget those that are None. StateError if that can't be done."""
@@ -2695,11 +2751,7 @@ class Store:
         except ValueError:  # edited by hand, or damaged
             lines = self._lines(is_plain=False)
             former, news = {}, {key: parse_json(line) for key, line in lines.items()}
-        found = {}
-        for key, data in news.items():
-            found[key] = lines[key], Record.from_json(data, f"services.{key}")
-            if not re.fullmatch(NAME, found[key][1].name) or found[key][1].name.lower() != key:
-                raise RecordError(f"services: {key!r:.80} isn't the name of its record")
+        found = {key: (lines[key], record_of(key, data)) for key, data in news.items()}
         self.parsed = {key: found.get(key) or former[key] for key in lines}
         return {key: record for key, (_, record) in self.parsed.items()}
 
@@ -3827,6 +3879,7 @@ def sparkline(points: Sequence[tuple[float, float]]) -> str:
 # the commands in files and on its socket only.
 
 SOON_S = 0.03
+BUSY_S = 1.0  # how long a supervisor waits for who writes state.json before it goes on
 TICK_S = 1.0  # where nobody tells of an adopted process's end
 AGAIN_S = 0.2  # until state.json, which could not be written, may be: nobody else knows so long
 REQUEST_BYTES = 65536
@@ -4170,11 +4223,8 @@ class Supervisor:
         name = self.record.name
         with state_errors(self.store.path(name)):
             descriptor = private(self.store.path(name, "supervisor.lock"), os.O_RDWR | os.O_CREAT)
-        deadline = time.monotonic() + 5.0
-        while not try_lock(descriptor):
-            if time.monotonic() > deadline:
-                raise Refused(f"{name} has another supervisor", f"end it first: stop {name}")
-            time.sleep(0.002)
+        if not lock_within(descriptor, 5.0):
+            raise Refused(f"{name} has another supervisor", f"end it first: stop {name}")
         return descriptor
 
     # -- how it begins
@@ -4249,6 +4299,8 @@ class Supervisor:
         wanted = "stopped" if is_asked else self.record.wanted
         if phase == "ready":
             self.record = self.record._replace(failures=0)
+        if phase in ENDED_PHASES:  # there is nothing else to do; hundreds may end at once
+            self.store.lock_wait_s = 4 * BUSY_S
         self.record = self.record._replace(phase=phase, reason=why, wanted=wanted)
         self.tell(event, why)
         for client in self.watchers:
@@ -4884,7 +4936,7 @@ def is_awaited(order: Order) -> bool:
 
 def supervise(order: Order, is_subreaper: bool, answer_to: int = 1) -> None:
     """The life of a supervisor, from the order of the command that launched it."""
-    store = Store(order.home, lock_wait_s=1.0)
+    store = Store(order.home, lock_wait_s=BUSY_S)
     store.supervises = True
     try:
         supervisor = Supervisor(store, order.record, is_subreaper)
@@ -6825,11 +6877,10 @@ def _look(store: Store, record: Record, here: Place) -> Seen:
 
 def find(store: Store, name: str) -> Seen:
     """A service as it is now; NotFound, with the nearest names, if there is none."""
-    records = store.records()
-    record = records.get(check_name(name).lower())
+    record = store.record(check_name(name))
     if record:
         return observe(store, record, place())
-    names = [known.name for known in records.values()]
+    names = [known.name for known in store.records().values()]
     told = ", ".join(names) or f'none; start one: start {name} "COMMAND"'
     advice = f"{nearest(name, names)}services here: {told}"
     with contextlib.suppress(SpmError):  # what is wrong with a file `config validate` tells
@@ -7279,7 +7330,7 @@ def end_former(store: Store, seen: Seen) -> list[str]:
     """End what an earlier instance left, if it is here and certainly ours."""
     try:
         limit_s = STDIO_END_S if seen.record.spec.type == "stdio" else STOP_TIMEOUT_S
-        record, ended = begin_stop(store, seen, limit_s, force=False)()
+        record, ended = stop_one(store, seen, limit_s, force=False)
     except Refused as error:
         if "nothing_runs" not in error.facts:
             raise
@@ -7870,20 +7921,27 @@ def stop_each(
         if not (force and store.is_supervised(name)):  # else it overtakes a polite stop
             claims.enter_context(store.claim(written[name], timeout_s))
         seen = find(store, name)
-        finish = begin_stop(store, seen, timeout_s, force)
-        yield
-        reports.append(stop_report(seen, *finish()))
+        stopped = yield from stop_steps(store, seen, timeout_s, force)
+        reports.append(stop_report(seen, *stopped))
 
     # One order for all: no deadlock.
     under_way = {name: stopping(name) for name in sorted({name.lower() for name in names})}
     with contextlib.ExitStack() as claims:
-        for name, step in (*under_way.items(), *under_way.items()):
+        for name in stop_order([*under_way]):
             try:
-                next(step, None)
+                next(under_way[name], None)
             except SpmError as error:
                 error.facts.setdefault("name", written.get(name, name))
                 errors.append(error)
     return reports, errors
+
+
+def stop_order(names: Sequence[str], ahead: int = 4) -> list[str]:
+    """Each name three times: asked, heard when some more are asked, waited for when all are."""
+    # More at once would wait for a processor until they seem to hang.
+    none = [""] * ahead
+    pairs = zip([*names, *none], [*none, *names])
+    return [name for pair in pairs for name in pair if name] + [*names]
 
 
 def with_errors(result: Result, errors: Sequence[SpmError]) -> Result:
@@ -7895,9 +7953,14 @@ def with_errors(result: Result, errors: Sequence[SpmError]) -> Result:
     return Result(data, lines, error=errors[0])
 
 
-def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Callable[[], Stopped]:
-    """Ask the supervisor to end its service, put one that doesn't answer aside; then what waits."""
-    name = seen.record.name
+def stop_steps(
+    store: Store, seen: Seen, timeout_s: float, force: bool
+) -> Generator[None, None, Stopped]:
+    """Ask the supervisor to end its service, hear that it does, then what came of it: three steps.
+
+    One that doesn't answer is put aside. Others are asked between the steps.
+    """
+    name, connection, is_begun = seen.record.name, None, False
     recorded = store.record(name) or seen.record
     # The start that would have noted it was broken off, or what goes on could not be written.
     if recorded.main is None or condition_of(recorded.main) in ("gone", "zombie"):
@@ -7907,13 +7970,33 @@ def begin_stop(store: Store, seen: Seen, timeout_s: float, force: bool) -> Calla
         request = {"op": "stop", "main": main and main._asdict(), "spare": lineage()}
         with contextlib.suppress(OSError):
             connection = store.send(name, {**request, "timeout_s": timeout_s, "force": force})
-            receive(connection, HUNG_S)  # it has taken the request on
+    yield
+    with contextlib.suppress(OSError):
+        if connection:
+            receive(connection, HUNG_S)
+            is_begun = True
             reached("stop_asked")
-            return lambda: finish_stop(store, seen, connection, timeout_s, force)
+    yield
+    if connection and is_begun:
+        return finish_stop(store, seen, connection, timeout_s, force)
+    if connection:
+        connection.close()
     if store.is_supervised(name):
         retire_supervisor(seen.record)
     # What was seen is old where its supervisor has just left: it may have written how it ended.
-    return lambda: stop_unsupervised(store, find(store, name), timeout_s, force)
+    return stop_unsupervised(store, find(store, name), timeout_s, force)
+
+
+def stop_one(store: Store, seen: Seen, timeout_s: float, force: bool) -> Stopped:
+    """All of these steps."""
+    came: list[Stopped] = []
+
+    def steps() -> Iterator[None]:
+        came.append((yield from stop_steps(store, seen, timeout_s, force)))
+
+    for _ in steps():
+        pass
+    return came[0]
 
 
 def finish_stop(
@@ -9778,9 +9861,12 @@ class Application:
             for name, (target, until) in list(self.waits.items()):
                 self.look(name, target, until)
             self.show(pending)
-            if self.has_news and time.monotonic() >= tell_at:
-                self.has_news, tell_at = False, time.monotonic() + SOON_S
+            now = time.monotonic()
+            if self.has_news and now >= tell_at:
+                self.has_news = False
                 tell(self.outcomes)
+                # all of them are told: with hundreds that takes its time
+                tell_at = max(now + SOON_S, 11 * time.monotonic() - 10 * now)
             if not due or len(self.acting) == MOST_STARTS:
                 time.sleep(probe_pause_s(time.monotonic() - self.began))
         there = [step for step in self.steps if step.wanted and self.wait_s]

@@ -284,8 +284,11 @@ def test_ups_wait_for_each_other_and_say_who_holds_them_up(spm: Spm) -> None:
         assert f"(pid {process.pid} since " in spm(*words, code=124).stderr
     write(spm, {"c": worker("3")})
     second = spm.popen("up")
-    waits = psutil.Process(second.pid).num_ctx_switches
-    eventually(lambda: waits().voluntary > 50, what="its looks at the lock")
+    waits = psutil.Process(second.pid)
+    eventually(lambda: waits.num_threads() == 2, what="its place in the lock's queue")
+    before = waits.num_ctx_switches().voluntary
+    time.sleep(0.3)
+    assert waits.num_ctx_switches().voluntary < before + 10, "it doesn't poll, it is told"
     write(spm, {"d": worker("4")})
     spm("stop", "slow")
     process.communicate(timeout=20)
