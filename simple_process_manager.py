@@ -2856,6 +2856,13 @@ class Store:
         told = (one for one, by in self._journalled(record.name) if one and by == "supervisor")
         return next((one.main for one in told if one.instance == record.instance), None)
 
+    def journal_end(self, record: Record) -> Record | None:
+        """How an instance ended, where its supervisor wrote that down last."""
+        told = (one for one, by in self._journalled(record.name) if one and by == "supervisor")
+        last = next(told, None)
+        is_its_end = last and last.instance == record.instance and last.phase in ENDED_PHASES
+        return last if is_its_end else None
+
     def given_env(self, name: str, of_files: bool = False) -> dict[str, str]:
         """The values given by --env K=V at the last start, or the digests of its env files."""
         path = self.path(name, "env.json")
@@ -4152,6 +4159,8 @@ class Supervisor:
         self.child: int | None = None  # None: adopted, somebody else is its parent
         self.ending: Generator[float, bool, Ended] | None = None
         self.outcome: Ended | None = None
+        self.said_ready: str | None = None  # as it told before it was running
+        self.hands_over = False  # its last record, to whoever asked for a stop
         self.step_at = 0.0
         self.because: str | None = None  # why we end it unasked; its policy decides what then
         self.waiters: list[Client] = []
@@ -4311,6 +4320,9 @@ class Supervisor:
             self.save()
         if phase == "running" and self.env is not None:
             self.begin_probing()
+        if phase == "running" and self.said_ready is not None:
+            said, self.said_ready = self.said_ready, None
+            self.change("ready", "ready", said)
 
     def tell(self, event: str, why: str) -> None:
         """Append to the journal; a full disk costs the event, no more."""
@@ -4761,7 +4773,7 @@ class Supervisor:
         """Tell everybody who asked for the end what came of it."""
         ended, unsaved = self.outcome and self.outcome._asdict(), self.save_at is not None
         for client in self.waiters:
-            client.answer(self.told(ended=ended, unsaved=unsaved))
+            client.answer(self.told(ended=ended, unsaved=unsaved, yours=self.hands_over))
         self.waiters.clear()
 
     def told(self, **facts: object) -> dict[str, object]:
@@ -4830,15 +4842,18 @@ class Supervisor:
     def on_touch(self, client: Client, request: dict[str, object]) -> None:
         """A heartbeat; with a record: a start that renews the lease, or has taken it over."""
         if "record" in request:
+            self.take_note()  # it may just have ended
             asked, former = Record.from_json(request["record"]), self.record.owner
             spec = self.record.spec._replace(lease=asked.spec.lease)
             self.record = self.record._replace(spec=spec, lease_until=asked.lease_until)
-            if asked.owner != former:
+            if asked.owner != former and asked.owner and is_alive(former):
+                request.setdefault("sharer", asked.owner._asdict())  # who asks had an old look
+            elif asked.owner != former:
                 self.record = self.record._replace(owner=asked.owner, owner_name=asked.owner_name)
                 self.hears_owner = not asked.owner or self.hears_end(asked.owner)
         if "sharer" in request:
-            living = filter(is_alive, self.record.sharers)
             sharer = read_identity(request["sharer"], "request.sharer")
+            living = [one for one in self.record.sharers if one != sharer and is_alive(one)]
             self.record = self.record._replace(sharers=(*living, sharer))
         self.active()
         self.save()
@@ -4869,6 +4884,8 @@ class Supervisor:
         if state == "ready" and is_believed:  # else the checks decide
             self.change("ready", "ready", message)
         else:  # by no name of a status: it hasn't got that one
+            is_early = state == "ready" and self.record.phase == "starting"
+            self.said_ready = message if is_early and not self.record.spec.readiness else None
             self.tell("notice", f"it says {state}" + f": {message}" * bool(message))
         client.answer(self.told())
 
@@ -4891,7 +4908,8 @@ class Supervisor:
 
     def on_ready(self, client: Client, request: dict[str, object]) -> None:
         """A command that waited saw readiness before the prober did."""
-        if self.record.phase == "running" and self.record.spec.readiness:
+        is_same = request.get("instance") == self.record.instance  # it may have begun anew since
+        if is_same and self.record.phase == "running" and self.record.spec.readiness:
             self.change("ready", "ready", "seen by the command that waited")
         client.answer(self.told())
 
@@ -4908,8 +4926,8 @@ class Supervisor:
             return
         client.answer({"ok": True}, hang_up=False)
         self.waiters.append(client)
-        if self.finished:  # only its record waits to be written, and who asks writes the next
-            self.save_at, self.outcome = None, Ended(0, 0.0, False, ())
+        if self.finished:  # only its record waits to be written: who asks does that
+            self.save_at, self.outcome, self.hands_over = None, Ended(0, 0.0, False, ()), True
         else:
             self.end("stop was asked for", asked.timeout_s, asked.force, tree=tree)
 
@@ -6497,6 +6515,8 @@ def step_of(wanted: Wanted, known: Known | None, is_named: bool, is_once: bool) 
         return Step(action, wanted.name, why and f"because {why}", tuple(keys), wanted)
 
     is_live = known is not None and known.is_live
+    if known and (known.status, known.record.wanted) == ("stopping", "stopped"):
+        is_live = False  # it will be, before another one begins
     if wanted.disabled:
         is_theirs = known is None or known.record.config != wanted.config
         return step("stop" if is_live and not is_theirs else "keep", "disabled")
@@ -6797,6 +6817,10 @@ def observe(store: Store, record: Record, here: Place) -> Seen:
         if again and again.main:
             why = f"recorded {record.phase}, found restarted: pid {again.main.pid}"
             return _look(store, store.correct(record, again, why), here)
+        told = None if seen.facts.supervised else store.journal_end(record)
+        if told:  # its supervisor was gone before it could write that into state.json
+            why = f"recorded {record.phase}, found {told.phase} in its journal"
+            return _look(store, store.correct(record, told, why), here)
         status, why = seen.verdict
         after = record._replace(phase=status, reason=why, exit=record.exit or Exit(time.time()))
         now = store.correct(record, after, f"recorded {record.phase}, found dead: {why}")
@@ -6916,7 +6940,7 @@ def start(store: Store, args: argparse.Namespace) -> Result:
         waited = wait_for([Target(store, record)], args.wait, args.progress)
     except SpmError as error:
         return result._replace(error=error)
-    data = {**result.data, **waited.data, "status": (store.record(args.name) or record).phase}
+    data = {**result.data, **waited.data, "status": (store.ask_record(record.name) or record).phase}
     return result._replace(data=data, lines=[*result.lines, *waited.lines])
 
 
@@ -6928,21 +6952,29 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
     if len(args.name.split()) > 1 and not (args.command or args.tail):
         how = f"{'run' if hasattr(args, 'with') else 'start'} NAME {join_command([args.name])}"
         raise UsageError("the name of the service is missing", f"write: {how}")
-    name = check_name(args.name)
-    asked = known_start(store, name) if is_bare(args) else None
+    name, is_again = check_name(args.name), is_bare(args)
+
+    def again() -> Asked | None:
+        asked = known_start(store, name) if is_again else None
+        return asked and with_options(asked, args, owner)
+
+    asked = again()
     if asked is None:
         if not (args.command or args.tail or store.record(name)):
             raise unknown_service(store, args, name, bool(owner))
-        asked = Asked(name, *spec_of(name, args))
+        asked = with_options(Asked(name, *spec_of(name, args)), args, owner)
+    known = store.record(name) if is_again else None
+    remarks = outdated(known, asked.given) if known else []
+    result = bring(store, asked, args.replace, again)
+    return result._replace(lines=[*remarks, *result.lines])
+
+
+def with_options(asked: Asked, args: argparse.Namespace, owner: Owner | None) -> Asked:
+    """With what is given at each start."""
     lives = {"lease": args.lease, "idle_timeout_s": args.idle_timeout}
     spec = asked.spec._replace(**{key: value for key, value in lives.items() if value is not None})
     conflict = asked.conflict if args.on_conflict == "auto" else args.on_conflict
-    conflict = "force" if args.force else conflict
-    known = store.record(name) if is_bare(args) else None
-    remarks = outdated(known, asked.given) if known else []
-    asked = asked._replace(spec=spec, conflict=conflict, owner=owner)
-    result = bring(store, asked, args.replace)
-    return result._replace(lines=[*remarks, *result.lines])
+    return asked._replace(spec=spec, conflict="force" if args.force else conflict, owner=owner)
 
 
 def outdated(record: Record, given: dict[str, str]) -> list[str]:
@@ -6979,12 +7011,21 @@ def unknown_service(store: Store, args: argparse.Namespace, name: str, in_run: b
     return UsageError(f"no service {name!r} is known", advice)
 
 
-def bring(store: Store, asked: Asked, may_replace: bool = True) -> Result:
-    """Have a service run with this spec: keep it, take it back, replace it or start it."""
-    name, spec = asked.name, asked.spec
+def bring(
+    store: Store,
+    asked: Asked,
+    may_replace: bool = True,
+    again: Callable[[], Asked | None] = lambda: None,
+) -> Result:
+    """Have a service run with this spec: keep it, take it back, replace it or start it.
+
+    `again` says as what it is to run as the last time: another command may just change that.
+    """
+    name = asked.name
     store.prepare()
     with store.claim(name, CLAIM_S):
-        record = store.record(name)
+        record, asked = store.record(name), again() or asked
+        spec = asked.spec
         seen = observe(store, record, place()) if record else None
         is_running = seen is not None and seen.verdict.status in UP_PHASES
         if record:
@@ -7156,8 +7197,10 @@ def keep_running(store: Store, seen: Seen, asked: Asked) -> Result | None:
     kept = f"[WARN] {record.name} keeps the lease it was started with: {'; '.join(other)}"
     notes = [f"{kept}; --replace starts it anew"] * bool(other)
     if seen.facts.supervised:
-        record = touched(store, seen, record)
-        is_kept = record.wanted == "running"
+        me, others = asked.owner and asked.owner[0], record.owner_name == "run"
+        sharer = me if others and me != record.owner else None  # of what another `run` has started
+        record = touched(store, seen, record, sharer=sharer)
+        is_kept = record.wanted == "running" and record.phase in UP_PHASES
         return started(store, record, "already running", notes) if is_kept else None
     if trusted(seen).main is None:
         return None
@@ -7837,11 +7880,16 @@ def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
 
 
 def touched(
-    store: Store, seen: Seen, lease: Record | None = None, wait_s: float = HUNG_S
+    store: Store,
+    seen: Seen,
+    lease: Record | None = None,
+    wait_s: float = HUNG_S,
+    sharer: Identity | None = None,
 ) -> Record:
     """The record with last_active renewed, by whoever writes it; the lease as in another record."""
     if seen.facts.supervised:  # one that hangs isn't worth failing for: stop and status tell
-        facts = {"record": lease.to_json()} if lease else {}
+        facts: dict[str, object] = {"record": lease.to_json()} if lease else {}
+        facts.update({"sharer": sharer._asdict()} if sharer else {})
         return store.ask_record(seen.record.name, "touch", wait_s, **facts) or seen.record
     record = seen.record._replace(last_active=time.time(), active_at=steady_s())
     return store.swap(seen.record, record)
@@ -8015,6 +8063,9 @@ def finish_stop(
         retire_supervisor(seen.record)
         return stop_unsupervised(store, find(store, name), timeout_s, force)
     check_ended(name, ended)
+    if answer.get("yours"):
+        with contextlib.suppress(SpmError):  # its journal has it
+            store.save({name: after})
     if answer.get("unsaved"):
         text = f"{shown_path(store.state_path)} can't be written now; {name}'s supervisor will go"
         store.notes.append(f"{text} on trying")
@@ -8364,15 +8415,15 @@ def page_of(data: Mapping[str, object], width: int) -> list[str]:
 
 
 def with_news(store: Store, seen: Seen) -> tuple[Seen, object]:
-    """With the last use, of which its supervisor writes late; and what its relay knows, or None."""
+    """As its supervisor knows it, who writes later; and what its relay knows, or None."""
     record, relay = seen.record, None
     if seen.facts.supervised and condition_of(record.supervisor) != "stopped":
         with contextlib.suppress(OSError, ValueError):
             with store.send(record.name, {"op": "status"}) as connection:
                 told = receive(connection, HUNG_S)
             now, relay = Record.from_json(told.get("record")), told.get("relay")
-            record = record._replace(last_active=now.last_active, active_at=now.active_at)
-    return seen._replace(record=record), relay
+            return _look(store, now, place()), relay
+    return seen, relay
 
 
 @command(
@@ -8446,6 +8497,7 @@ def follow(store: Store, name: str | None, news: Callable[[], str]) -> Iterator[
     while True:
         record = store.record(name) if name else None
         is_live = not name or bool(record and observe(store, record, place()).verdict.is_live)
+        is_live = is_live or bool(name and store.is_claimed(name))  # it is being restarted
         text = news()
         if text:
             yield text
@@ -8747,7 +8799,8 @@ class Target:
         """Let the supervisor know, so that `list` says ready as soon as we do."""
         is_recorded = not self.given and self.record and self.checks.spec == self.record.spec
         if self.record and is_recorded and self.record.spec.readiness:
-            self.store.ask_record(self.record.name, "ready", 4 * TOUCH_S)
+            instance = self.record.instance
+            self.store.ask_record(self.record.name, "ready", 4 * TOUCH_S, instance=instance)
 
     def has_died(self) -> bool:
         """Whether its main process is gone, or not there yet."""
@@ -9003,7 +9056,8 @@ class Chain:
                 lines += [f"[WARN] {result.error.message}"] if result.error else []
                 data["stopped"] = bool(lines)
                 self.say(*lines)
-                record = self.store.record(name)
+            record = self.store.record(name)
+            record = record and observe(self.store, record, place()).record
             is_over = is_ours and record and record.phase in ("exited", "failed")
             if is_over and record and data.get("died", "") is None:  # after the last look
                 data["died"] = f"{name} ended by itself: {record.reason}"
@@ -9811,6 +9865,12 @@ def in_keys(text: object, wanted: Wanted) -> str:
     return re.sub(bare, f"`start {wanted.name} --force`", words)
 
 
+def send_settings(store: Store, name: str, spec: Spec, config: str) -> Record | None:
+    """Have a running service take over what needs no restart; None if it doesn't."""
+    with store.claim(name, CLAIM_S):  # a restart that has begun would start what it has read
+        return store.ask_record(name, "settings", spec=spec.to_json(), config=config)
+
+
 class Application:
     """A plan that is carried out: steps and waits side by side where none needs another."""
 
@@ -9960,13 +10020,14 @@ class Application:
             return
         until, is_awaited = time.monotonic() + self.limit_s, name in {one for one, _ in self.stages}
         record = self.store.record(name) if self.wait_s or is_awaited else None
-        waited = (*LIVE_PHASES, "failed") if step.acts else LIVE_PHASES
-        is_over = record is None or record.phase not in waited
+        has_checks = record and (record.spec.readiness or record.spec.port)
+        early = ("failed", *(["exited"] if has_checks else [])) if step.acts else ()
+        is_over = record is None or record.phase not in (*LIVE_PHASES, *early)
         self.reached[name].update(STAGES if is_over else ["started"])
         if (name, "exited") in self.stages and not is_over:
             self.waits[name] = (None, until)
         elif record and not is_over and (self.wait_s or (name, "ready") in self.stages):
-            if record.spec.readiness or record.spec.port or record.phase == "failed":
+            if has_checks or record.phase == "failed":
                 self.waits[name] = (Target(self.store, record), until)
             self.reached[name].update([] if name in self.waits else ["ready"])
 
@@ -9978,13 +10039,12 @@ class Application:
             return bring(store, Asked(name, *what)).lines
         is_stop, is_named = step.action == "stop", name.lower() in self.named
         known = store.record(name) if is_stop or is_named else None
-        if is_stop and known and known.phase in LIVE_PHASES:
+        if is_stop and known and observe(store, known, place()).verdict.is_live:
             raise Failed(f"{name} could not be stopped", f"see: stop {name}")
         is_taken = known and wanted and not is_stop and known.config != wanted.config
-        if wanted and (step.action == "settings" or (is_taken and store.is_supervised(name))):
-            spec, config = wanted.spec.to_json(), wanted.config
-            if not store.ask_record(name, "settings", spec=spec, config=config):
-                raise Failed(f"{name}: its supervisor took nothing over", f"see: status {name}")
+        is_sent = step.action == "settings" or (is_taken and store.is_supervised(name))
+        if wanted and is_sent and not send_settings(store, name, wanted.spec, wanted.config):
+            raise Failed(f"{name}: its supervisor took nothing over", f"see: status {name}")
         goes_on = f"[OK] {name} goes on, with other settings: {', '.join(step.keys)}"
         return [goes_on] * (step.action == "settings")
 
@@ -10031,8 +10091,7 @@ def roll_back(
             say(f"[WARN] {step.name} takes {shown_path(path)} as it is now: the old one isn't kept")
         try:
             if was and was.is_live and step.action == "settings":
-                spec, config = was.record.spec.to_json(), was.record.config
-                store.ask_record(step.name, "settings", spec=spec, config=config)
+                send_settings(store, step.name, was.record.spec, was.record.config)
             elif was and was.is_live and step.action != "keep":
                 what = (was.record.spec, was.given, "auto", was.record.config)
                 say(*bring(store, Asked(step.name, *what)).lines)
@@ -10179,6 +10238,8 @@ def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[
                     files.update(*(one.spec.env_files for one in config.services.values()))
                     now.update(file_marks(files - watched))  # before they are read
                     result = bring_up(store, config, args)
+                except TimedOut as problem:  # another `up` goes on: then it is our turn
+                    now, result = {}, Result({}, error=problem)
                 except SpmError as problem:
                     result = Result({}, error=problem)
                 failed = error_lines(result.error) if result.error else []

@@ -100,7 +100,8 @@ def test_a_start_under_way_is_starting_and_one_broken_off_is_failed(spm: Spm) ->
     spm("start", "api", "sleep 100")
     spm("stop", "api")
     document = spm.state()
-    document["services"]["api"].update(phase="starting", main=None, supervisor=None)
+    new = {"phase": "starting", "instance": "0" * 32, "main": None, "supervisor": None}
+    document["services"]["api"].update(new)
     (spm.home / "state.json").write_text(json.dumps(document))
     with open(spm.home / "services" / "api" / "lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

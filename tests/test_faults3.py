@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -625,3 +626,116 @@ def test_up_sees_an_end_that_a_slow_disk_keeps_from_being_written(
     failed = spm.json("up", "--wait", "5s", code=1)
     assert "exit code 3" in failed["error"]["message"]
     spm("down")
+
+
+# -- what a command had read before another one changed it
+
+END = "lambda *_: (time.sleep(1), os._exit(0))"
+SLOW_END = (
+    f"import os, signal, time; signal.signal(15, {END}); print('up', flush=True); time.sleep(99)"
+)
+SLOW = [sys.executable, "-c", f"{SLOW_END}; time.sleep(99)"]
+
+
+def stopping(spm: Spm, *words: str) -> subprocess.Popen[str]:
+    """That command, in the middle of ending api."""
+    eventually(lambda: "up" in spm("logs", "api").stdout, what="its handler")
+    process = spm.popen(*words)
+    eventually(lambda: spm.service("api")["status"] == "stopping", what="the stop")
+    return process
+
+
+def test_a_start_as_last_time_takes_what_another_start_is_just_bringing(spm: Spm) -> None:
+    # it had read the former spec before it waited for its turn, and went back to that
+    spm("start", "api", "--", *SLOW)
+    replaces = stopping(spm, "start", "api", "sleep 100", "--env", "K=new", "--replace")
+    assert "already running" in spm("start", "api").stdout
+    assert replaces.wait(10) == 0
+    replaces.communicate()
+    spec = spm.record("api")["spec"]
+    assert (spec["argv"], spec["env_given"]) == (["sleep", "100"], ["K"])
+    spm("stop", "api")
+
+
+def test_up_starts_again_what_is_just_being_stopped(spm: Spm) -> None:
+    # it said `keep`, and a second later nothing ran
+    spm.cwd.joinpath("spm.json").write_text(json.dumps({"services": {"api": {"command": SLOW}}}))
+    spm("up")
+    stop = stopping(spm, "stop", "api")
+    assert "start: 1" in spm("up").stdout
+    stop.communicate(timeout=10)
+    assert spm.service("api")["status"] == "running"
+    spm("cleanup")
+
+
+def test_a_setting_isnt_lost_to_a_restart_under_way(spm: Spm) -> None:
+    # the supervisor that was about to leave took it over, and the restart started what it had read
+    service = {"command": SLOW}
+    path = spm.cwd / "spm.json"
+    path.write_text(json.dumps({"services": {"api": service}}))
+    spm("up")
+    restart = stopping(spm, "restart", "api")
+    path.write_text(json.dumps({"services": {"api": {**service, "restart": "always"}}}))
+    spm("up")
+    restart.communicate(timeout=10)
+    assert spm.record("api")["spec"]["restart"] == "always"
+    assert "nothing to do" in spm("up", "--dry-run").stdout or "keep" in spm("up").stdout
+    spm("cleanup")
+
+
+def test_a_service_that_says_ready_before_it_is_judged_is_ready_then(spm: Spm) -> None:
+    # a daemon says so before its launcher has ended; it never became ready
+    words = [sys.executable, program.__file__, "notify", "ready", "--message", "warm now"]
+    line = f"{shlex.join(words)}; exec sleep 100"
+    spm("start", "api", "--start-seconds", "1", "--shell", line)
+    eventually(lambda: spm.service("api")["status"] == "ready", what="its readiness")
+    assert spm.record("api")["reason"] == "warm now"
+    spm("stop", "api")
+
+
+def test_an_end_that_only_the_journal_knows_is_told_as_it_was(spm: Spm) -> None:
+    # its supervisor left before it could write state.json: "its end was not seen"
+    spm("start", "api", "--shell", "until test -e go; do sleep 0.02; done; exit 3")
+    before = spm.record("api")
+    (spm.cwd / "go").touch()
+    eventually(lambda: spm.record("api")["phase"] == "failed", what="its end")
+    eventually(lambda: not is_running(before["supervisor"]["pid"]), what="its supervisor's end")
+    forge(spm, **before)
+    row = spm.service("api")
+    assert (row["status"], row["why"]) == ("failed", "exit code 3")
+    assert spm.record("api")["exit"]["code"] == 3
+
+
+def test_following_a_log_goes_on_while_the_service_is_restarted(spm: Spm) -> None:
+    # it looked just when the one had ended and the next hadn't begun
+    spm("start", "api", "--shell", "until test -e go; do sleep 0.02; done")
+    follower = spm.popen("logs", "api", "-f")
+    with open(spm.home / "services" / "api" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (spm.cwd / "go").touch()
+        eventually(lambda: spm.record("api")["phase"] == "exited", what="its end")
+        with pytest.raises(subprocess.TimeoutExpired):
+            follower.wait(0.5)
+    assert follower.wait(5) == 0
+    follower.communicate()
+
+
+def test_watch_applies_later_what_it_could_not_while_another_up_went_on(spm: Spm) -> None:
+    # the change counted as applied, and was never looked at again
+    path = spm.cwd / "spm.json"
+    path.write_text('{"services": {"api": {"command": "sleep 100"}}}')
+    watch = spm.popen("up", "--watch", "--wait", "300ms")
+    try:
+        assert watch.stdout and watch.stderr
+        while "watching" not in watch.stdout.readline():
+            pass
+        with open(spm.home / "lock.up", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            path.write_text('{"services": {"b": {"command": "sleep 101"}}}')
+            while "another `up` is under way" not in watch.stdout.readline():
+                pass
+        eventually(lambda: "b" in spm.state()["services"], what="the change")
+    finally:
+        watch.send_signal(signal.SIGINT)
+        watch.communicate(timeout=10)
+    spm("cleanup")
