@@ -47,7 +47,7 @@ The state directory (--home, else SPM_HOME, else the nearest .spm/, else .spm/ i
     cache/                  compiled form of this file, from which supervisors start
     services/NAME/lock      held by the command that starts or stops NAME
     services/NAME/supervisor.lock   held by the supervisor for as long as it lives
-    services/NAME/control.sock      JSON lines: status, touch, notify, ready, join, stop
+    services/NAME/control.sock      JSON lines: stop, status, touch, settings, watch, join …
     services/NAME/env.json          values given by --env K=V, digests of env files, mode 0600
     services/NAME/output.log[.1]    stdout and stderr of the service
     services/NAME/events.jsonl      what happened and why: the journal state.json is rebuilt from
@@ -9154,7 +9154,7 @@ ADVICE["timeout"] = "wait longer with --timeout; progress renews it, up to --max
 INPUT_PAUSES_S = (0.05, 0.1, 0.2, *[0.25] * 7)  # between rounds of input_required, as the SDKs do
 REPEATED, RETRY_S = ("server_died", "connection", "flood"), 0.1  # doubled each time
 CALL_OPTIONS = (  # the first two are those of `connect` too
-    Option("--timeout", "D", parse_duration, ASK_S, "for start and answer; progress renews it"),
+    Option("--timeout", "D", parse_duration, ASK_S, "start and answer (60s); progress renews it"),
     Option("--no-start", help="fail if it isn't running, instead of starting it"),
     Option("--max-time", "D", parse_duration, help="how long progress may renew it (10m)"),
     Option("--retries", "N", parse_count, 1, "of what wasn't sent or has no effect (1)"),
