@@ -4240,7 +4240,7 @@ class Supervisor:
 
     def spawn(self, env: dict[str, str]) -> None:
         """Execute the command; StartFailed, with the record saying so, if that can't be done."""
-        record, spec = self.record, self.record.spec
+        record, spec, self.said_ready = self.record, self.record.spec, None
         if self.log.descriptor < 0:  # the log begins anew at starts that were asked for
             self.log.open(anew=True)
         pipes = self.pipes.open() if self.pipes else []
