@@ -10264,7 +10264,7 @@ def down(store: Store, args: argparse.Namespace) -> Result:
 def bring_down(store: Store, args: argparse.Namespace) -> Result:
     """Stop level by level: who depends on others goes before them."""
     path = find_config(args.config, store.home)
-    known, others = store.records(), list[str]()
+    known, others = store.records(), list[Record]()
     records = {key: one for key, one in known.items() if one.config == path}
     if args.names:
         records = {name.lower(): find(store, name).record for name in args.names}
@@ -10277,7 +10277,7 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
             needs = [levels.get(need.lower(), 0) for need in config.services[name].depends_on]
             levels[name.lower()] = max([0, *needs]) + 1
         live = [known[key] for key in map(str.lower, config.services) if key in known]
-        others = [one.name for one in live if one.config != path and one.phase in LIVE_PHASES]
+        others = [one for one in live if one.config != path and one.name.lower() not in records]
     lines, data, first = list[str](), list[object](), None
     for level in sorted({levels[key] for key in records}, reverse=True):
         names = [one.name for key, one in records.items() if levels[key] == level]
@@ -10290,7 +10290,8 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
     none = f"[WARN] there is no {path}: nothing was stopped; started by hand? stop it by name"
     lines = lines or ["[OK] nothing of it was running" if is_there else none]
     told = "[WARN] {0} runs, but was started by hand or from another file: left alone; stop {0}"
-    lines += [told.format(name) for name in others if name.lower() not in records]
+    seen = [observe(store, one, place()) for one in others]
+    lines += [told.format(one.record.name) for one in seen if one.verdict.is_live]
     return Result({"config": path, "services": data}, lines, error=first)
 
 
