@@ -7950,15 +7950,25 @@ def member_data(member: Member) -> dict[str, object]:
     return {"pid": pid, "why": member.why, "command": mask_secrets(command_line(pid))}
 
 
-def stop_all(store: Store, names: Sequence[str], timeout_s: float, force: bool) -> Result:
-    """Stop side by side: what came of it."""
-    reports, errors = stop_each(store, names, timeout_s, force)
+def stop_all(
+    store: Store,
+    names: Sequence[str],
+    timeout_s: float,
+    force: bool,
+    keeps: Callable[[Record], bool] = lambda _: False,
+) -> Result:
+    """Stop side by side, but for those it is to keep: what came of it."""
+    reports, errors = stop_each(store, names, timeout_s, force, keeps)
     lines = [line for _, line in reports]
     return with_errors(Result({"services": [data for data, _ in reports]}, lines), errors)
 
 
 def stop_each(
-    store: Store, names: Sequence[str], timeout_s: float, force: bool
+    store: Store,
+    names: Sequence[str],
+    timeout_s: float,
+    force: bool,
+    keeps: Callable[[Record], bool] = lambda _: False,
 ) -> tuple[list[tuple[dict[str, object], str]], list[SpmError]]:
     """Stop side by side: ask every supervisor first, then wait for each; reports and errors."""
     reports, errors = list[tuple[dict[str, object], str]](), list[SpmError]()
@@ -7969,8 +7979,9 @@ def stop_each(
         if not (force and store.is_supervised(name)):  # else it overtakes a polite stop
             claims.enter_context(store.claim(written[name], timeout_s))
         seen = find(store, name)
-        stopped = yield from stop_steps(store, seen, timeout_s, force)
-        reports.append(stop_report(seen, *stopped))
+        if not keeps(seen.record):
+            stopped = yield from stop_steps(store, seen, timeout_s, force)
+            reports.append(stop_report(seen, *stopped))
 
     # One order for all: no deadlock.
     under_way = {name: stopping(name) for name in sorted({name.lower() for name in names})}
@@ -8941,6 +8952,11 @@ def wait_for(
 # -- run
 
 
+def has_sharers(record: Record) -> bool:
+    """Whether another `run` uses it."""
+    return any(map(is_alive, record.sharers))
+
+
 class Chain:
     """Services that live as long as a test command: this process owns them, also killed with -9."""
 
@@ -9045,19 +9061,19 @@ class Chain:
         shared: list[str] = []
         for name, data in reversed(self.services.items()):
             record = self.store.record(name)
-            is_ours = record and (record.owner == self.me or record.instance in self.started)
-            if is_ours and record and any(map(is_alive, record.sharers)):
-                shared.append(name)  # its supervisor gives it to them as soon as we are gone
-                is_ours = False
-            data["stopped"] = bool(is_ours)
+            is_ours = bool(record and (record.owner == self.me or record.instance in self.started))
+            lines: list[str] = []
             if is_ours:
-                result = stop_all(self.store, [name], STOP_TIMEOUT_S, force=False)
+                result = stop_all(self.store, [name], STOP_TIMEOUT_S, False, has_sharers)
                 lines = [line for line in result.lines if " was not running: " not in line]
                 lines += [f"[WARN] {result.error.message}"] if result.error else []
-                data["stopped"] = bool(lines)
                 self.say(*lines)
             record = self.store.record(name)
             record = record and observe(self.store, record, place()).record
+            if is_ours and not lines and record and has_sharers(record):
+                shared.append(name)  # its supervisor gives it to them as soon as we are gone
+                is_ours = False
+            data["stopped"] = bool(lines)
             is_over = is_ours and record and record.phase in ("exited", "failed")
             if is_over and record and data.get("died", "") is None:  # after the last look
                 data["died"] = f"{name} ended by itself: {record.reason}"
