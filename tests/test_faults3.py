@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import GENERIC, Spm, end, eventually, is_running
+from conftest import GENERIC, SCRIPT, Spm, end, eventually, is_running
 
 import simple_process_manager as program
 
@@ -685,7 +685,7 @@ def test_a_setting_isnt_lost_to_a_restart_under_way(spm: Spm) -> None:
 
 def test_a_service_that_says_ready_before_it_is_judged_is_ready_then(spm: Spm) -> None:
     # a daemon says so before its launcher has ended; it never became ready
-    words = [sys.executable, program.__file__, "notify", "ready", "--message", "warm now"]
+    words = [sys.executable, str(SCRIPT), "notify", "ready", "--message", "warm now"]
     line = f"{shlex.join(words)}; exec sleep 100"
     spm("start", "api", "--start-seconds", "1", "--shell", line)
     eventually(lambda: spm.service("api")["status"] == "ready", what="its readiness")
