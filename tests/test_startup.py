@@ -25,7 +25,8 @@ HEAVY = (
     "tty typing unittest urllib uuid weakref xml zipfile"
 )
 SOCKET = {"socket", "selectors"}
-WHICH = {"shutil", "bz2", "lzma"}  # shutil.which(), and what comes with it
+# shutil.which(), and what comes with it: before 3.10 bz2 imports threading
+WHICH = {"shutil", "bz2", "lzma", *(["threading"] if sys.version_info < (3, 10) else [])}
 CONFIG = {"graphlib", "shlex"}
 NEEDED: dict[str, set[str]] = {  # by the first words of a command line
     "--version": set(),
