@@ -7196,9 +7196,9 @@ def keep_running(store: Store, seen: Seen, asked: Asked) -> Result | None:
         other = ["--lease: another session's"]
     kept = f"[WARN] {record.name} keeps the lease it was started with: {'; '.join(other)}"
     notes = [f"{kept}; --replace starts it anew"] * bool(other)
+    me, others = asked.owner and asked.owner[0], record.owner_name == "run"
+    sharer = me if others and me != record.owner else None  # of what another `run` has started
     if seen.facts.supervised:
-        me, others = asked.owner and asked.owner[0], record.owner_name == "run"
-        sharer = me if others and me != record.owner else None  # of what another `run` has started
         record = touched(store, seen, record, sharer=sharer)
         is_kept = record.wanted == "running" and record.phase in UP_PHASES
         return started(store, record, "already running", notes) if is_kept else None
@@ -7208,7 +7208,8 @@ def keep_running(store: Store, seen: Seen, asked: Asked) -> Result | None:
     if record.spec.type == "stdio":  # its pipes went with its supervisor
         asked = asked._replace(name=record.name, conflict="auto", config=record.config)
         return begin(store, asked, seen, "started anew")
-    record = record._replace(last_active=time.time())
+    sharers = (*record.sharers, *([sharer] if sharer else []))
+    record = record._replace(last_active=time.time(), sharers=sharers)
     record = launch(store, record, added_values(record.spec, asked.given), adopt=True)
     how = "already running, its supervisor was gone: taken back (its exit code will not be known)"
     return started(store, record, how, notes)
@@ -8427,14 +8428,12 @@ def page_of(data: Mapping[str, object], width: int) -> list[str]:
 
 def with_news(store: Store, seen: Seen) -> tuple[Seen, object]:
     """As its supervisor knows it, who writes later; and what its relay knows, or None."""
-    record, relay = seen.record, None
-    if seen.facts.supervised and condition_of(record.supervisor) != "stopped":
+    if seen.facts.supervised and condition_of(seen.record.supervisor) != "stopped":
         with contextlib.suppress(OSError, ValueError):
-            with store.send(record.name, {"op": "status"}) as connection:
+            with store.send(seen.record.name, {"op": "status"}) as connection:
                 told = receive(connection, HUNG_S)
-            now, relay = Record.from_json(told.get("record")), told.get("relay")
-            return _look(store, now, place()), relay
-    return seen, relay
+            return _look(store, Record.from_json(told.get("record")), place()), told.get("relay")
+    return seen, None
 
 
 @command(
@@ -8978,8 +8977,6 @@ class Chain:
         self.say(*result.lines)
         record = find(self.store, args.name).record
         self.started.update([record.instance] if record.owner == self.me else [])
-        if record.owner_name == "run" and record.owner != self.me:
-            self.store.ask_record(record.name, "touch", sharer=self.me._asdict())
         target = Target(self.store, record)
         target.is_passing = record.owner == self.me
         ready = wait_for([target], self.timeout_s, self.progress)
