@@ -387,11 +387,16 @@ def test_a_signal_to_run_alone_is_answered_at_once(spm: Spm, port: int, chains: 
     assert run.returncode == 130 and stopped(spm, "api")
 
 
+@pytest.mark.parametrize("is_taken_back", [False, True])
 def test_a_service_that_two_runs_use_lives_until_both_are_over(
-    spm: Spm, port: int, chains: Chains
+    spm: Spm, port: int, chains: Chains, is_taken_back: bool
 ) -> None:
     words = ["api", nasty("--port", port)]
     first = chains.begin(*words, *shell(WAIT_FOR_GO))
+    if is_taken_back:
+        guard = spm.supervisor("api")
+        os.kill(guard, signal.SIGKILL)
+        eventually(lambda: not is_running(guard), what="its supervisor's end")
     second = chains.begin(*words, *shell(WAIT_FOR_GO.replace("up", "up2").replace("go", "go2")))
     eventually((spm.cwd / "up2").exists, what="the second's tests")
     pid = spm.service("api")["pid"]
