@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -113,6 +114,95 @@ def test_the_command_for_a_fresh_machine_does_the_main_job(spm: Spm) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["[OK]", "[OK]", "200", "[OK]"], lines
+
+
+COMPLETE = """
+complete_line() {
+    COMP_LINE=$2 COMP_POINT=${#2} COMP_TYPE=9 COMP_WORDS=($2) COMP_CWORD=$(($(wc -w <<< "$2") - 1))
+    "$1" "${COMP_WORDS[0]}"
+    echo "${COMPREPLY[@]}"
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "function", "typed"),
+    [
+        (0, "_python_argcomplete", "spm st"),
+        (1, "_python_argcomplete_global", f"python {SCRIPT.name} st"),
+    ],
+)
+def test_the_lines_that_switch_completion_on_do(
+    spm: Spm, line: int, function: str, typed: str
+) -> None:
+    bin_directory = os.path.dirname(sys.executable)
+    for program in ("bash", "register-python-argcomplete", "spm"):
+        if not shutil.which(program, path=f"{bin_directory}{os.pathsep}{os.environ['PATH']}"):
+            pytest.skip(f"{program} isn't here")
+    shutil.copy(SCRIPT, spm.cwd)
+    home = spm.cwd / "user"  # the second line writes into the user's own files
+    home.mkdir()
+    switched_on = next(b for b in blocks(README, "sh") if "argcomplete" in b).splitlines()[line]
+    read = "[ ! -e ~/.bash_completion ] || . ~/.bash_completion"
+    script = f"{switched_on}\n{read}\n{COMPLETE}complete_line {function} '{typed}'"
+    env = {**spm.env, "HOME": str(home), "PATH": f"{bin_directory}{os.pathsep}{spm.env['PATH']}"}
+    output = subprocess.check_output(["bash", "-c", script], cwd=spm.cwd, env=env, text=True)
+    assert {"start", "stop", "status", "stats"} == {*output.splitlines()[-1].split()}
+
+
+def test_the_line_that_writes_the_schema_writes_the_one_that_the_example_keeps(spm: Spm) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    shutil.copy(COMPILED.with_name("spm.py"), spm.cwd / SCRIPT.name)
+    line = next(block for block in blocks(README, "sh") if "config schema" in block)
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{spm.env['PATH']}"
+    env = {**spm.env, "PYTHONPATH": str(SCRIPT.parent), "PATH": path}
+    subprocess.run(["/bin/sh", "-c", line], cwd=spm.cwd, env=env, check=True, timeout=60)
+    schema = json.loads((spm.cwd / "spm.schema.json").read_text("utf-8"))
+    example = json.loads(re.sub(r"\s//.*", "", blocks(README, "json")[0]))
+    jsonschema.validate(example, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"services": {"web": {"comand": "x"}}}, schema)
+
+
+@pytest.mark.slow
+def test_the_two_lines_for_an_agents_rules_run_the_tests_and_stop_the_service(spm: Spm) -> None:
+    pytest.importorskip("uvicorn")
+    shutil.copy(COMPILED.with_name("spm.py"), spm.cwd / SCRIPT.name)
+    port = str(free_port())
+    (spm.cwd / "main.py").write_text(SERVED)
+    (spm.cwd / "tests" / "integration").mkdir(parents=True)
+    (spm.cwd / "tests" / "integration" / "test_it.py").write_text(REQUESTED.format(port=port))
+    lines = next(block for block in blocks(README, "sh") if "run api" in block).splitlines()
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{spm.env['PATH']}"
+    env = {**spm.env, "PYTHONPATH": str(SCRIPT.parent), "PATH": path}
+    for line in lines:
+        command = line.replace("8000", port).replace("0.0.0.0", "127.0.0.1")
+        done = subprocess.run(
+            ["/bin/sh", "-c", command],
+            cwd=spm.cwd,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "1 passed" in done.stdout and "[OK] api stopped" in done.stdout + done.stderr
+    spm("cleanup")
+
+
+SERVED = """
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"from main"})
+"""
+REQUESTED = """
+from urllib.request import urlopen
+
+
+def test_it():
+    assert urlopen("http://127.0.0.1:{port}/").read() == b"from main"
+"""
 
 
 def test_the_steering_document_is_always_included_and_its_commands_parse() -> None:
