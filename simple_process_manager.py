@@ -1908,13 +1908,18 @@ _reached: list[str] = []
 
 
 def reached(step: str) -> None:
-    """A step that a crash may follow, as tests ask: SPM_TEST_CRASH=supervisor.launched:2,…"""
+    """A step that a crash may follow, as tests ask: SPM_TEST_CRASH=supervisor.launched:2,…
+
+    A crash is noted in the file SPM_TEST_CRASHES.
+    """
     asked = os.environ.get("SPM_TEST_CRASH")
     if asked:
         role = "supervisor" if sys.argv[1:2] == ["supervise"] else "command"
         _reached.append(f"{role}.{step}")
         for point, _, nth in (one.partition(":") for one in asked.split(",")):
             if point == _reached[-1] and _reached.count(point) >= int(nth or 1):
+                with open(os.environ.get("SPM_TEST_CRASHES", os.devnull), "a") as file:
+                    file.write(f"{point}\n")
                 dismiss(os.getpid())
 
 

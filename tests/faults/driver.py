@@ -244,7 +244,8 @@ class Round:
         self.mounts: list[str] = []
         self.cwd.mkdir(parents=True)
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("SPM_", "PORT"))}
-        self.env.update(HOME=str(base), SPM_HOME=str(self.home))
+        self.crashes = base / "crashes"
+        self.env.update(HOME=str(base), SPM_HOME=str(self.home), SPM_TEST_CRASHES=str(self.crashes))
         self.is_small = "apart" in abilities and self.rng.random() < 0.15
         self.clock = base / "clock" if "clock" in abilities and self.rng.random() < 0.06 else None
         # The stubborn one is rare: a restart or cleanup gives it ten seconds.
@@ -383,11 +384,10 @@ class Round:
         self.say(f"{client.pid} ended with {code}: {told}")
         self.slowest = max(self.slowest, (took, words))
         self.done[f"{client.words[0]} {code}"] += 1
-        if client.crash.startswith("command.") and code == -9 and not client.was_killed:
-            self.done[f"crashed at {client.crash.partition(':')[0]}"] += 1
-        elif 'simple_process_manager.py", line' in "".join(texts):  # a traceback of ours
+        may_die = client.was_killed or client.crash.startswith("command.")
+        if 'simple_process_manager.py", line' in "".join(texts):  # a traceback of ours
             raise Broken(f"a traceback of {words} ({client.pid}): {texts[0]}{texts[1]}")
-        elif code not in CODES and not (code == -9 and client.was_killed):
+        if code not in CODES and not (code == -9 and may_die):
             raise Broken(f"{words} ({client.pid}) ended with {code}: {texts[0]}{texts[1]}")
         return texts[0]
 
@@ -811,6 +811,8 @@ class Round:
         while self.mounts:
             self.unmount()
         self.reap_orphans()
+        if self.crashes.exists():
+            self.done.update(f"crashed at {step}" for step in self.crashes.read_text().split())
         shutil.rmtree(self.base, ignore_errors=True)
 
 
