@@ -5,6 +5,7 @@ from __future__ import annotations
 import _imp
 import marshal
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -77,6 +78,40 @@ def test_a_vendored_copy_does_the_main_job_and_leaves_the_project_clean(
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="its wait goes on in another way there")
+def test_a_newer_copy_goes_over_the_old_one_while_services_run(spm: Spm, copy: Path) -> None:
+    run(spm, copy, "start", "web", "sleep 60")
+    before = spm.record("web")
+    newer = spm.base / "newer.py"
+    text = SOURCE.read_text("utf-8")
+    newer.write_text(text.replace('__version__ = "1.0.0"', '__version__ = "1.0.1"'), "utf-8")
+    argv = [sys.executable, str(newer), "vendor", str(copy)]
+    told = subprocess.run(argv, cwd=spm.cwd, env=spm.env, capture_output=True, text=True)
+    assert told.returncode == 8 and "another version" in told.stderr, told
+    subprocess.run([*argv, "--force"], cwd=spm.cwd, env=spm.env, check=True, capture_output=True)
+    assert run(spm, copy, "--version").stdout.split()[-1] == "1.0.1"
+    assert "web  running" in re.sub(" {2,}", "  ", run(spm, copy, "list").stdout)
+    run(spm, copy, "start", "web")
+    same = spm.record("web")
+    assert (same["main"], same["supervisor"]) == (before["main"], before["supervisor"])
+    run(spm, copy, "restart", "web")
+    assert spm.record("web")["supervisor"] != before["supervisor"]
+    run(spm, copy, "cleanup", "--purge")
+
+
+def test_removing_everything_leaves_the_project_as_it_was(spm: Spm) -> None:
+    del spm.env["SPM_HOME"]
+    (spm.cwd / "main.py").write_text("")
+    spm("vendor", ".")
+    copy = spm.cwd / SOURCE.name
+    before = sorted(spm.base.rglob("*"))
+    run(spm, copy, "start", "web", "sleep 60", "--env", "KEY=value")
+    run(spm, copy, "cleanup", "--purge")
+    shutil.rmtree(spm.cwd / ".spm")
+    shutil.rmtree(spm.base / ".cache" / "simple_process_manager")
+    left = [path for path in sorted(spm.base.rglob("*")) if path not in before]
+    assert left in ([], [spm.base / ".cache"])
+
+
 def test_a_wait_of_a_vendored_copy_stays_the_process_that_it_is(spm: Spm, copy: Path) -> None:
     # it keeps no syntax tree, so there is nothing to go on without
     spm("start", "web", "sleep 100", "--ready", "log:up")
