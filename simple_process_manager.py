@@ -8720,18 +8720,22 @@ class Target:
         self.is_passing = False  # `run` ends it at once when it doesn't become ready
         asked = [(key, getattr(args, key, None)) for key in ("expect", "insecure")]
         self.asked = {key: value for key, value in asked if value}
+        self.record: Record | None = None
+        self.connection: socket.socket | None = None
         self.follow(record)
 
     def follow(self, record: Record | None) -> None:
         """Go over to another instance: nothing of it held yet."""
-        self.record, self.name = record, record.name if record else None
+        was, self.record, self.name = self.record, record, record.name if record else None
         spec = (record.spec if record else Spec(("",), working_directory()))._replace(**self.asked)
         checks = self.given or [parse_check(text) for text in spec.readiness] or [Check("tcp")]
         self.checks = Checks(self.store, record, checks, spec, self.ask)
-        self.phase, self.why = (record.phase, record.reason) if record else ("", "")
-        self.heard, self.connection = b"", None
-        with contextlib.suppress(OSError):  # no supervisor: then nothing idles, nobody tells
-            self.connection = record and self.store.send(record.name, {"op": "watch"})
+        # The same supervisor goes on telling where it was: nothing is heard twice.
+        if not (self.connection and record and was and record.supervisor == was.supervisor):
+            self.phase, self.why = (record.phase, record.reason) if record else ("", "")
+            self.heard, self.connection = b"", None
+            with contextlib.suppress(OSError):  # no supervisor: then nothing idles, nobody tells
+                self.connection = record and self.store.send(record.name, {"op": "watch"})
         self.env = dict(os.environ)
         if record and any(check.kind == "exec" for check in checks):
             with contextlib.suppress(StateError):  # what it was given can't be read

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -306,6 +307,16 @@ def test_a_service_that_is_restarted_during_the_tests_is_told_too(spm: Spm) -> N
     told = spm("run", "api", *asked, *shell(tests))
     assert told.stderr.count("[WARN]") == 1 and "the tests go on\n  | I was up\n" in told.stderr
     assert "[WARN] api ended: exit code 7 (restart 1 of 5 in" in told.stderr
+
+
+def test_each_of_many_quick_restarts_is_told_once(spm: Spm) -> None:
+    crash = "test $n -ge 5 || { echo $((n + 1)) > n; exit 7; }"
+    wait = "until test -e tested; do sleep 0.02; done"
+    line = f"echo I was up; n=$(cat n || echo 0); {wait}; {crash}; exec sleep 100"
+    asked = ("--ready", "log:up", "--restart", "on-failure", "--backoff", "1ms", "--shell", line)
+    tests = 'touch tested; until test "$(cat n)" = 5; do sleep 0.02; done; sleep 0.5'
+    told = spm("run", "api", *asked, *shell(tests)).stderr
+    assert re.findall(r"\[WARN\] api ended: exit code 7 \(restart (\d)", told) == [*"12345"]
 
 
 def test_a_death_at_the_very_end_is_told_too(spm: Spm, port: int) -> None:
