@@ -81,6 +81,7 @@ SUPERVISORD = """\
 [supervisord]
 logfile={directory}/supervisord.log
 pidfile={directory}/supervisord.pid
+childlogdir={directory}
 [unix_http_server]
 file={directory}/supervisor.sock
 [supervisorctl]
