@@ -134,6 +134,20 @@ def test_a_spec_comes_back_from_its_json(spec: spm.Spec) -> None:
 
 
 @few
+@given(st.lists(st.uuids().map(str), unique=True, max_size=12))
+def test_stops_are_asked_a_few_ahead_of_their_answers_and_waited_for_last(names: list[str]) -> None:
+    order = spm.stop_order(names)
+    steps = [(name, order[:at].count(name)) for at, name in enumerate(order)]
+    for step in range(3):  # asked, heard, waited for
+        assert [name for name, nth in steps if nth == step] == names
+    asked, heard = 0, 0
+    for _, nth in steps:
+        asked, heard = asked + (nth == 0), heard + (nth == 1)
+        assert heard <= asked <= heard + 5, "more would seem to hang"
+        assert nth < 2 or heard == len(names)
+
+
+@few
 @given(identity=identities, place=places, ended=exits)
 def test_identity_place_and_exit_come_back_from_their_json(
     identity: spm.Identity, place: spm.Place, ended: spm.Exit
