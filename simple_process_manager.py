@@ -2003,7 +2003,7 @@ def tree_of(
     if record.main:
         roots += [(record.main.pid, "main process")] * (record.main in living)
         found = companions(record.main, record.instance, stats)
-        stats = {**stats, **looks_at(found.keys() - stats.keys())}  # a job knows who just began
+        stats.update(looks_at(found.keys() - stats.keys()))  # a job knows who just began
         roots += [(pid, why) for pid, why in found.items() if pid in stats]
     if ADOPTS and record.supervisor and record.supervisor in living:
         adopted = children.get(guard, ())
@@ -2098,7 +2098,7 @@ def end_tree(
     began, members = time.monotonic(), tree.members
     kill_at = began if force else began + quiet_s + timeout_s
     signalled: dict[Identity, bool | None] = {}  # with SIGKILL? None: not yet
-    wait_s, quiet, killed = LOOK_AGAIN_S[0], 0, False
+    wait_s, quiet, killed, is_heard = LOOK_AGAIN_S[0], 0, False, False
     while quiet < 2 and time.monotonic() < kill_at + GIVE_UP_AFTER_KILL_S:
         kill = time.monotonic() >= kill_at
         due = [m.identity for m in members if signalled.setdefault(m.identity) in (None, not kill)]
@@ -2107,7 +2107,8 @@ def end_tree(
         signalled.update(dict.fromkeys(due, kill))
         reached("ending")
         killed = killed or (kill and any(delivered))
-        if due and not any(delivered):
+        is_heard = is_heard or any(delivered)
+        if due and not is_heard:
             kill_at = min(kill_at, time.monotonic())  # nothing polite can be delivered here
         if (yield max(0.0, wait_s if kill else min(wait_s, kill_at - time.monotonic()))):
             kill_at = min(kill_at, time.monotonic())
@@ -3311,7 +3312,7 @@ class Checks:
         logs = [check for check in checks if record and check.kind == "log"]
         self.logs = {c: LogProbe(Output(store, record), c.text) for c in logs if record}
         self.sights = dict.fromkeys(checks, Sight())
-        self.tree_at = 0.0
+        self.tree_at = dict.fromkeys(checks, 0.0)
 
     def waiting(self) -> list[Check]:
         """The checks that didn't hold when they were looked at last."""
@@ -3358,9 +3359,9 @@ class Checks:
             seen = f"port {port}: {seen}" if self.record else seen  # else that is its name
         if self.record is None or (check.host and port != self.spec.port):
             return Sight(answering is not None, seen, port, answering or "")
-        if port and not answering and now < self.tree_at and not self.sights[check].is_ok:
+        if port and not answering and now < self.tree_at[check] and not self.sights[check].is_ok:
             return Sight(False, seen, port)
-        self.tree_at = now + TREE_LOOK_S
+        self.tree_at[check] = now + TREE_LOOK_S
         for number, listened, pid, _ in own_listeners(self.record, port):
             for at in reached_at(listened):
                 is_meant = check.host in ("", at) or (check.host == "localhost" and at in LOOPBACK)

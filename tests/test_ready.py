@@ -326,6 +326,19 @@ def test_a_listener_on_every_address_is_reached_on_loopback(
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="127.0.0.2 is Linux's alone")
+def test_each_of_two_checks_finds_a_server_off_loopback(spm: Spm, port: int) -> None:
+    server = f"{sys.executable} -m http.server {port} --bind 127.0.0.2"
+    checks = ("--ready=tcp", "--health=tcp", "--health=http:/", "--health-interval=20ms")
+    spm("start", "web", server, *checks, "--health-retries=2")
+    spm("wait-healthy", "web", 10)
+    wait = "until grep -c GET output.log | grep -q ..; do sleep 0.05; done"  # ten looks
+    subprocess.run(["sh", "-c", wait], cwd=spm.home / "services" / "web", timeout=20, check=True)
+    assert "unhealthy" not in spm("events", "web").stdout
+    assert spm.service("web")["status"] == "ready"
+    spm("cleanup")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="127.0.0.2 is Linux's alone")
 def test_a_service_on_another_address_is_probed_there(spm: Spm, port: int) -> None:
     spm("start", "web", f"{sys.executable} -m http.server {port} --bind 127.0.0.2", "--ready=http")
     assert spm.json("wait-healthy", "web", 10)["address"] == "127.0.0.2"

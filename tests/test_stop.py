@@ -294,3 +294,12 @@ def test_no_zombie_stays_behind(spm: Spm) -> None:
     eventually(lambda: not psutil.pid_exists(daemon), what="the orphan to be reaped")
     spm("stop", "api")
     assert not Path(f"/proc/{daemon}").exists()
+
+
+def test_a_graceful_end_that_runs_short_commands_is_left_its_time(spm: Spm) -> None:
+    ends = "i=0; while [ $i -lt 300 ]; do /bin/true; i=$((i + 1)); done; echo in peace; exit 0"
+    line = f"trap '{ends}' TERM; echo up; while :; do sleep 0.05; done"
+    spm("start", "web", "--ready", "log:up", "--shell", line)
+    spm("wait-healthy", "web", "10")
+    assert "exit code 0" in spm("stop", "web", "--timeout", "20").stdout
+    assert spm("logs", "web").stdout.endswith("in peace\n")
