@@ -786,6 +786,12 @@ class Place(NamedTuple):
     boot: str
     namespace: str
 
+    def is_same(self, other: Place) -> bool:
+        """Whether pids mean the same there; a boot known by its minute seems to move a little."""
+        a, b = self.boot, other.boot
+        is_near = a.isdecimal() and b.isdecimal() and abs(int(a) - int(b)) <= 1
+        return self._replace(boot="") == other._replace(boot="") and (a == b or is_near)
+
 
 class Exit(NamedTuple):
     """How a main process ended; code and signal are both None where nobody saw it."""
@@ -1031,7 +1037,7 @@ if sys.platform == "win32":
 
     _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
     _kernel32.CreateJobObjectW.restype = _kernel32.OpenJobObjectW.restype = HANDLE
-    _kernel32.ReOpenFile.restype = HANDLE
+    _kernel32.ReOpenFile.restype = _kernel32.GetStdHandle.restype = HANDLE
     _children: list[subprocess.Popen[bytes]] = []
     _wakes: list[socket.socket] = []
     _jobs: list[int] = []  # kept open: a job that nobody holds loses its name
@@ -1094,7 +1100,8 @@ if sys.platform == "win32":
 
     def key_within(wait_s: float) -> str:
         """The key that is pressed within some seconds, "" if none is."""
-        os.system("")  # after that the console understands control sequences
+        # ENABLE_VIRTUAL_TERMINAL_PROCESSING: the console understands control sequences
+        _kernel32.SetConsoleMode(HANDLE(_kernel32.GetStdHandle(-11)), 7)
         deadline = time.monotonic() + wait_s
         while time.monotonic() < deadline and not msvcrt.kbhit():
             time.sleep(0.02)
@@ -1142,7 +1149,7 @@ if sys.platform == "win32":
             return False
         return True
 
-    def launch_supervisor(argv: list[str], env: dict[str, str], in_window: bool = False) -> Ends:
+    def launch_supervisor(argv: list[str], env: dict[str, str], in_window: bool) -> Ends:
         """Start a supervisor apart from our console and, where it lets us, from our job."""
         # Its pid, and the descriptors to write its order to and to read its answer from.
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
@@ -1325,6 +1332,10 @@ if sys.platform == "win32":
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
             return True
         return False
+
+    def is_locked(descriptor: int) -> bool:
+        """Whether somebody has the lock on an open file."""
+        return not try_lock(descriptor)
 
     def lock_within(descriptor: int, wait_s: float) -> bool:
         """Take the exclusive lock on an open file; False if it isn't free within wait_s seconds."""
@@ -1587,7 +1598,7 @@ else:
                     found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
         return found
 
-    def launch_supervisor(argv: list[str], env: dict[str, str], in_window: bool = False) -> Ends:
+    def launch_supervisor(argv: list[str], env: dict[str, str], in_window: bool) -> Ends:
         """Start a supervisor: its pid, and where to write its order to and read its answer from."""
         # posix_spawn(3), because importing subprocess takes 3 ms; session, directory and inherited
         # descriptors are the supervisor's own first business: see settle().
@@ -1765,6 +1776,13 @@ else:
             return True
         return False
 
+    def is_locked(descriptor: int) -> bool:
+        """Whether somebody has the lock on an open file; those who ask don't see each other."""
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        return True
+
     def lock_within(descriptor: int, wait_s: float) -> bool:
         """Take the exclusive lock on an open file; False if it isn't free within wait_s seconds."""
         if try_lock(descriptor):
@@ -1897,7 +1915,7 @@ class Member(NamedTuple):
 class Ended(NamedTuple):
     """What ending a tree came to."""
 
-    processes: int  # how many were signalled
+    processes: int  # how many were seen and had to end
     seconds: float
     killed: bool  # whether SIGKILL was needed
     left: tuple[int, ...]  # the pids that outlived even that
@@ -1976,6 +1994,11 @@ def cookies_among(stats: Mapping[int, Stat], record: Record) -> dict[int, Cookie
     return {pid: cookie_of(pid) for pid in (*young, *adopted)}
 
 
+def is_foreign(cookie: Cookie, run: str) -> bool:
+    """Whether that is a supervisor's, or of another run; none: it may be in the middle of exec."""
+    return cookie.is_supervisor or run_of(cookie.instance) not in ("", run)
+
+
 def tree_of(
     record: Record,
     stats: dict[int, Stat] | None = None,
@@ -1997,7 +2020,7 @@ def tree_of(
     cookies = cookies_among(stats, record) if cookies is None else cookies
     guard = record.supervisor.pid if record.supervisor else 0
     reasons: dict[int, str] = {}
-
+    run = run_of(record.instance)
     living = {look.identity for look in stats.values()}
     roots: list[tuple[int, str]] = []
     if record.main:
@@ -2011,8 +2034,7 @@ def tree_of(
     bearers = [pid for pid, cookie in cookies.items() if cookie.instance == record.instance != ""]
     roots += [(pid, "bears its cookie") for pid in bearers if stats[pid].is_mine]
     for root, reason in roots:
-        run = run_of(cookies.get(root, Cookie()).instance)  # none: it may be in the middle of exec
-        if run not in ("", run_of(record.instance)) and reason != "main process":
+        if reason != "main process" and is_foreign(cookies.get(root, Cookie()), run):
             continue
         branch = [(root, reason)]
         while branch:  # whom one of ours started is ours, whatever it did to its cookie
@@ -2047,15 +2069,11 @@ class Tree:
             guard = self.record.supervisor.pid if self.record.supervisor else -1
             mine = {guard, *(member.identity.pid for member in self.members)}
             older = [pid for pid, one in stats.items() if one.identity.born < self.record.born]
-            others = [pid for pid, cookie in cookies.items() if self.is_foreign(cookie)]
+            run = run_of(self.record.instance)
+            others = [pid for pid, cookie in cookies.items() if is_foreign(cookie, run)]
             outside = {pid for pid in (*older, *others) if stats[pid].parent != guard}
             self.at, self.strangers = now, frozenset(outside - mine)
         return self.members
-
-    def is_foreign(self, cookie: Cookie) -> bool:
-        """Whether that is a supervisor's, or of another instance."""
-        run = run_of(cookie.instance)
-        return cookie.is_supervisor or run not in ("", run_of(self.record.instance))
 
     def settled(self) -> frozenset[int]:
         """Who needs no second look so soon."""
@@ -2073,8 +2091,7 @@ def eldest(members: Sequence[Member]) -> Member | None:
 def has_guests(parent: int, record: Record, besides: frozenset[int]) -> bool:
     """Whether children of a process are another instance's, or supervisors: not to wait for."""
     children = [pid for pid, look in all_stats(besides).items() if look.parent == parent]
-    cookies = map(cookie_of, children)
-    return any(c.is_supervisor or c.instance not in ("", record.instance) for c in cookies)
+    return any(is_foreign(cookie_of(pid), run_of(record.instance)) for pid in children)
 
 
 def end_tree(
@@ -2248,7 +2265,8 @@ def reached_at(address: str) -> tuple[str, ...]:
 
 def own_listeners(record: Record, port: int | None) -> list[Listener]:
     """Where a service's tree listens, on that port or on any; mostly it is the main process."""
-    main = [one for one in listeners([record.main.pid]) if one.port == port] if record.main else []
+    first = [record.main.pid] if record.main and port else []
+    main = [one for one in listeners(first) if one.port == port]
     rows = main or listeners(member.identity.pid for member in tree_of(record))
     return sorted({one for one in rows if port in (None, one.port)}, key=lambda one: one[:2])
 
@@ -2425,7 +2443,8 @@ def is_own(path: str) -> bool:
     return False
 
 
-LEFT = r"(\w+\.jsonl?|\.gitignore|output\.log\.1|room|simple_process_manager[\w-]*\.pyc)\.\d+\.tmp"
+LEFT = r"([\w-]+\.jsonl?|\.gitignore|output\.log\.1|room|lock\.up\.by|simple_process_manager[\w-]*"
+LEFT += r"\.pyc)\.\d+\.tmp"
 
 
 def write_file(path: str, data: bytes, durable: bool = True) -> None:
@@ -2519,7 +2538,7 @@ class Event(NamedTuple):
     why: str
 
     def __str__(self) -> str:
-        at = min(self.at, 1e11)
+        at = min(self.at, 3e10)  # Windows knows no time after the year 3000
         when = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))}.{at % 1 * 1000:03.0f}"
         told = self.event + f": {self.why}" * bool(self.why)
         told = "".join(c if c.isprintable() else repr(c)[1:-1] for c in told)
@@ -2625,11 +2644,12 @@ class Store:
 
     def reserve(self, record: Record, keeps: Callable[[Record], bool]) -> Record | None:
         """Write a record about to start, unless another service keeps its port: which one."""
-        key, facts = record.name.lower(), (record.spec.port, record.place)
+        key = record.name.lower()
         with self._lock():
             known = self.records(has_lock=True)
             for other, one in known.items():
-                if other != key and (one.spec.port, one.place) == facts and keeps(one):
+                is_meant = other != key and one.spec.port == record.spec.port
+                if is_meant and one.place.is_same(record.place) and keeps(one):
                     return one
             self._save({key: record})
         self.reserved = record
@@ -2803,9 +2823,8 @@ class Store:
 
     def _is_held(self, name: str, lock: str) -> bool:
         path = self.path(name, lock)
-        for mode in ("r+b", "rb"):  # the second where it is read-only, NFS needs the first
-            with contextlib.suppress(OSError), open(path, mode, 0, opener=private) as file:
-                return not try_lock(file.fileno())
+        with contextlib.suppress(OSError), open(path, "rb", 0, opener=private) as file:
+            return is_locked(file.fileno())
         return False
 
     def send(self, name: str, request: dict[str, object]) -> socket.socket:
@@ -2819,7 +2838,11 @@ class Store:
                 if time.monotonic() > deadline or not self.is_supervised(name):
                     raise
                 time.sleep(0.002)
-        connection.sendall(json.dumps({**request, "token": token}).encode() + b"\n")
+        try:
+            connection.sendall(json.dumps({**request, "token": token}).encode() + b"\n")
+        except OSError:
+            connection.close()
+            raise
         return connection
 
     def ask_record(
@@ -2897,7 +2920,7 @@ class Store:
 
     def sweep(self) -> None:
         """Remove what writes of ours that were killed left: one that isn't takes no minute."""
-        places = [self.home]
+        places = [self.home, os.path.join(self.home, "versions")]
         for inner in ("services", "cache"):
             with contextlib.suppress(OSError):
                 above = os.path.join(self.home, inner)
@@ -2952,7 +2975,7 @@ def read_tail(path: str, count: int, end: int | None = None) -> bytes:
     """The `count` bytes before `end`, or before the end of the file; fewer if it has fewer."""
     with contextlib.suppress(FileNotFoundError), open(path, "rb", opener=private) as file:
         if not file.seekable():
-            raise OSError(29, "it is a FIFO", path)  # ESPIPE
+            raise OSError(errno.ESPIPE, "it is a FIFO", path)
         end = file.seek(0, os.SEEK_END) if end is None else end
         return file.read(end - file.seek(max(0, end - count)))
     return b""
@@ -2975,10 +2998,10 @@ class Output:
         is_rotated = self.at < began  # the older file ends where the present one begins
         path = self.older if is_rotated else self.path
         end = file_size(path)
-        self.at = max(self.at, began - end * is_rotated)
-        left = began + end * (not is_rotated) - self.at
-        count = max(0, min(left, 1 << 20))
-        chunk = read_tail(path, count, end - left + count)
+        first = began - end if is_rotated else began  # where this file begins in all of it
+        self.at = max(self.at, first)
+        until = min(end, self.at - first + (1 << 20))
+        chunk = read_tail(path, max(0, until - (self.at - first)), until)
         self.at += len(chunk)
         return chunk
 
@@ -3010,7 +3033,7 @@ def log_samples(path: str) -> list[Sample]:
     return samples
 
 
-def figures(path: str, since: float = 0.0) -> dict[str, list[tuple[float, float]]]:
+def figures(path: str, since: float) -> dict[str, list[tuple[float, float]]]:
     """Of each metric that was measured since a time when it was what, oldest first."""
     found: dict[str, list[tuple[float, float]]] = {key: [] for key in METRICS}
     for line in json_lines(path):
@@ -3070,8 +3093,7 @@ def records_from_cookies(home: str, known: Iterable[str]) -> dict[str, Record]:
     mains: dict[str, int] = {}  # of a supervisor its own child: nobody else can have that
     for pid, cookie in cookies.items():
         run = run_of(ours.get(stats[pid].parent, Cookie()).supervises)
-        is_other = cookie.is_supervisor or run_of(cookie.instance) not in ("", run)
-        if guards.get(run) == stats[pid].parent and not is_other:
+        if guards.get(run) == stats[pid].parent and not is_foreign(cookie, run):
             mains.setdefault(run, pid)
     records: dict[str, Record] = {}
     seen = set(map(run_of, known))
@@ -3213,7 +3235,7 @@ def _http_head(url: Check, address: str, insecure: bool, deadline: float) -> byt
 
 
 class LogProbe:
-    """Looks for patterns in all that an instance wrote, each line once."""
+    """Looks for patterns in all that an instance wrote: each line once, an unfinished one anew."""
 
     def __init__(self, output: Output, *patterns: str) -> None:
         self.output, self.patterns, self.rest, self.count = output, patterns, b"", 0
@@ -3624,7 +3646,8 @@ IGNORES_PORT = (
 FIND_PORT = "find the port in its last lines, then see who holds it with `port`, and stop that"
 LITERAL_PORT = "take another port: -", "put {port} into the command and add -"  # where it has one
 SILENT = "see whether it has a log file of its own, or start it with an option to say more"
-RETRYABLE = "out_of_memory killed_by_signal disk_full address_in_use connection_refused timeout"
+RETRYABLE = ["out_of_memory", "killed_by_signal", "disk_full", "address_in_use"]
+RETRYABLE += ["connection_refused", "timeout"]
 
 
 class Cause(NamedTuple):
@@ -3646,9 +3669,9 @@ def cause_of(ended: Exit, tail: Sequence[str]) -> Cause:
     looks = ((kind, sign, list(re.finditer(sign, text, re.M))[-1:]) for kind, sign in fitting)
     kind, sign, found = next(look for look in looks if not look[1] or look[2])
     message = ended.because or str(ended) + ", core dumped" * ended.core
+    facts = found[0].groupdict() if sign else {}
     if sign:
         line = text[text.rfind("\n", 0, found[0].start()) + 1 :].partition("\n")[0].strip()
-        facts = found[0].groupdict()
         what = "missing file or module" if "file" in facts else kind.replace("_", " ")
         told = f"{what}: {facts.get('what') or line}"
         message = f"{ended.because}; {told}" if ended.because else told
@@ -3657,7 +3680,7 @@ def cause_of(ended: Exit, tail: Sequence[str]) -> Cause:
     elif how.startswith("code"):
         message += f"; it last wrote: {tail[-1]}" if tail else "; it wrote nothing"
     advice = SILENT if kind == "unknown" and not tail else CAUSE_ADVICE[kind]
-    advice = NO_FILE if sign and "file" in found[0].groupdict() else advice
+    advice = NO_FILE if "file" in facts else advice
     return Cause(kind, masked_line(message), advice, kind in RETRYABLE)
 
 
@@ -6885,15 +6908,15 @@ def is_proven(store: Store, record: Record, look: Stat, supervised: bool) -> boo
 
 
 def _look(store: Store, record: Record, here: Place) -> Seen:
-    same_host = record.place._replace(boot=here.boot) == here
-    away = copied_from(store, record) if record.place == here else ""
+    is_here, same_host = record.place.is_same(here), record.place._replace(boot=here.boot) == here
+    away = copied_from(store, record) if is_here else ""
     if away:
         verdict = Verdict("lost", f"this directory is a copy: it runs for {away}")
         return Seen(record, Facts(False, True, False, False, "gone"), verdict)
-    facts = Facts(record.place == here, same_host, claimed=False, supervised=False, main="gone")
+    facts = Facts(is_here, same_host, claimed=False, supervised=False, main="gone")
     if facts.here and record.phase in LIVE_PHASES:
         claimed = record.main is None and store.is_claimed(record.name)
-        supervised, look = store.is_supervised(record.name), None
+        supervised = store.is_supervised(record.name)
         look = record.main and stat_of(record.main.pid)
         main = condition_from(look, record.main)
         if look and main != "stranger" and not is_proven(store, record, look, supervised):
@@ -7291,7 +7314,7 @@ def failures_before(store: Store, former: Seen | None, asked: Asked) -> tuple[in
     if former is None:
         return 0, None
     was, (status, why) = former.record, former.verdict
-    is_known = status in ("failed", "backoff") and was.place == place()
+    is_known = status in ("failed", "backoff") and was.place.is_same(place())
     at = was.failed_at if is_known else None
     spec = with_lease_of(was.spec, asked.spec)
     if at is None or differences_of(store, was, spec, asked.given):
@@ -8356,7 +8379,7 @@ def service_data(seen: Seen) -> dict[str, object]:
 
 def moment(at: float) -> str:
     """`2026-11-21 08:00:42 (3 m 4 s ago)`."""
-    if not 0 <= at < 1e11:  # beyond the year 5138, and beyond what some systems can show
+    if not 0 <= at < 3e10:  # Windows knows no time after the year 3000
         return str(at)
     ago = format_duration(max(time.time() - at, 0))
     return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))} ({ago} ago)"

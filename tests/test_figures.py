@@ -157,7 +157,7 @@ def test_old_samples_of_the_log_are_samples_still(base: Path) -> None:
         file.write('{"at": 2.0, "start": 5, "size": 4, "cpu": 1.5, "processes": 1}\n')
     assert spm_module.last_sample(str(path)) == spm_module.Sample(2.0, 5, 4)
     assert len(spm_module.log_samples(str(path))) == 2
-    assert spm_module.figures(str(path)) == {"cpu": [(2.0, 1.5)], "processes": [(2.0, 1.0)]}
+    assert spm_module.figures(str(path), 0.0) == {"cpu": [(2.0, 1.5)], "processes": [(2.0, 1.0)]}
 
 
 VALUES = st.lists(st.floats(0, 1e9), min_size=1, max_size=60)

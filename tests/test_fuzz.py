@@ -290,7 +290,7 @@ def through_tail(data: bytes) -> object:
         file.write(data)
     try:
         program.last_sample(path)
-        program.figures(path)
+        program.figures(path, 0.0)
         program.log_samples(path)
         return program.thinned(data.splitlines(True), time.time())
     finally:

@@ -32,6 +32,33 @@ def test_twenty_starts_of_one_name_make_one_process(spm: Spm) -> None:
     spm("stop", "api")
 
 
+def test_who_asks_whether_a_supervisor_lives_doesnt_seem_to_be_one(spm: Spm) -> None:
+    spm("start", "api", "true")
+    eventually(lambda: spm.service("api")["status"] == "exited", 10)
+    ask = (
+        f"import sys; sys.path[0] = {str(SCRIPT.parent)!r}; import simple_process_manager as spm; "
+    )
+    ask += f"store = spm.Store({str(spm.home)!r}); "
+    ask += "print(sum(store.is_supervised('api') for _ in range(3000)))"
+    argv = [sys.executable, "-c", ask]
+    asking = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [one.communicate(timeout=60)[0] for one in asking] == ["0\n", "0\n"]
+
+
+def test_what_killed_writes_left_is_removed_by_a_cleanup(spm: Spm) -> None:
+    spm("start", "api", "sleep 60")
+    (spm.home / "versions").mkdir(mode=0o700)
+    kept = ["state.json", "services/api/env.json"]
+    left = ["state.json.12.tmp", "lock.up.by.12.tmp", "versions/0003-1712345678901.json.12.tmp"]
+    left += ["services/api/env.json.12.tmp", "services/api/output.log.1.12.tmp"]
+    for name in left:
+        (spm.home / name).touch()
+        os.utime(spm.home / name, (1e9, 1e9))
+    spm("cleanup", "--keep")
+    assert [name for name in left if (spm.home / name).exists()] == []
+    assert all((spm.home / name).exists() for name in kept)
+
+
 def test_thirty_starts_of_different_names_make_thirty_records(spm: Spm) -> None:
     commands = [spm.popen("start", f"s{n}", "sleep 100") for n in range(30)]
     for command in commands:

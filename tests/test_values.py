@@ -157,6 +157,15 @@ def test_identity_place_and_exit_come_back_from_their_json(
     assert spm.read_exit(through_json(ended._asdict()), "exit") == ended
 
 
+def test_a_boot_that_is_known_by_its_minute_may_seem_to_move_by_one() -> None:
+    here = spm.Place("host", "28333333", "")
+    assert here.is_same(here._replace(boot="28333334"))
+    assert not here.is_same(here._replace(boot="28333335"))
+    assert not here.is_same(here._replace(host="other"))
+    linux = spm.Place("host", "17ceacbe", "pid:[1]")
+    assert linux.is_same(linux) and not linux.is_same(linux._replace(boot="17ceacbf"))
+
+
 def test_what_a_later_version_wrote_is_carried_along() -> None:
     document = {**RECORD.to_json(), "colour": "red"}
     document["spec"] = {**SPEC.to_json(), "shape": {"sides": [4]}}
