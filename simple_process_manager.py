@@ -600,6 +600,7 @@ _size = _kind("a size", lambda value: type(value) is int and 1000 <= value <= 2*
 _errno = _kind("an error number", lambda value: type(value) is int and 0 < value < 2**15)
 _pattern = _kind("a regular expression", is_pattern)
 _pid = _kind("a process id", lambda value: type(value) is int and 1 < value < 2**31)
+_any_pid = _kind("a process id", lambda value: type(value) is int and 0 < value < 2**31)
 _number = _kind(
     "a number from 0 on",
     lambda value: (type(value) is int or type(value) is float) and 0 <= value < 1e15,
@@ -886,10 +887,12 @@ SPEC = kinds_of(
     rules=env_rules,
 )
 read_identity, read_exit = reader(Identity, pid=_pid), reader(Exit, errno=_errno)
+read_owner = reader(Identity, pid=_any_pid)  # in a container that may be who runs as pid 1
 KINDS.update(Spec=Spec.from_json, Identity=read_identity, Place=reader(Place), Exit=read_exit)
-KINDS["tuple[Identity, ...]"] = _list_of(read_identity)
 RECORD = kinds_of(
     Record,
+    owner=read_owner,
+    sharers=_list_of(read_owner),
     instance=_kind("an instance", is_instance),
     wanted=_one_of("running", "stopped"),
     phase=_one_of(*LIVE_PHASES, *ENDED_PHASES, "external"),
@@ -2200,7 +2203,7 @@ def owner_of(lease: str) -> Owner:
     """The process as long as which a service may live; UsageError if it doesn't live."""
     if not lease.isdigit():
         return session_owner() if lease == "session" else (None, "")
-    look = stat_of(int(lease)) if int(lease) > 1 else None
+    look = stat_of(int(lease)) if int(lease) > 0 else None
     if look and not look.is_dead:
         with contextlib.suppress(psutil.Error, OSError):
             return look.identity, psutil.Process(look.identity.pid).name()
@@ -2662,6 +2665,13 @@ class Store:
                 return
         with contextlib.suppress(SpmError):  # read-only, full: it is known later on
             self.save({record.name: record})
+
+    def save_end(self, after: Record) -> None:
+        """Write how an instance ended, unless another one has begun or it was forgotten."""
+        with self._lock():
+            now = self.records(has_lock=True).get(after.name.lower())
+            if now and run_of(now.instance) == run_of(after.instance):
+                self._save({after.name: after})
 
     def swap(self, was: Record, after: Record, why: str = "") -> Record:
         """Write what follows from a look, unless who wrote since knows better; what holds now."""
@@ -4881,7 +4891,7 @@ class Supervisor:
                 self.record = self.record._replace(owner=asked.owner, owner_name=asked.owner_name)
                 self.hears_owner = not asked.owner or self.hears_end(asked.owner)
         if "sharer" in request:
-            sharer = read_identity(request["sharer"], "request.sharer")
+            sharer = read_owner(request["sharer"], "request.sharer")
             living = [one for one in self.record.sharers if one != sharer and is_alive(one)]
             self.record = self.record._replace(sharers=(*living, sharer))
         self.active()
@@ -6969,7 +6979,8 @@ def start(store: Store, args: argparse.Namespace) -> Result:
         waited = wait_for([Target(store, record)], args.wait, args.progress)
     except SpmError as error:
         return result._replace(error=error)
-    data = {**result.data, **waited.data, "status": (store.ask_record(record.name) or record).phase}
+    phase = (store.ask_record(record.name) or find(store, record.name).record).phase
+    data = {**result.data, **waited.data, "status": phase}
     return result._replace(data=data, lines=[*result.lines, *waited.lines])
 
 
@@ -7076,10 +7087,14 @@ def bring(
 def start_previous(store: Store, args: argparse.Namespace) -> Result:
     """Start again what was wanted to run when the machine went down."""
     results, here = list[Result](), place()
+    usual = defaults_of(START_OPTIONS)
+    more = [key for key, value in usual.items() if getattr(args, key, value) != value]
+    if more != ["all_previous"]:
+        raise UsageError("--all-previous starts each as it was", "leave the rest out")
     for record in sorted(store.records().values(), key=lambda one: one.started_at):
         verdict = observe(store, record, here).verdict
         if record.wanted == "running" and verdict == ("exited", RESTARTED):
-            asked = {**vars(args), **defaults_of(START_OPTIONS), "name": record.name}
+            asked = {**vars(args), **usual, "name": record.name}
             try:
                 result = start_service(store, type(args)(**asked))
                 results.append(result._replace(data={**result.data, "error": None}))
@@ -7100,9 +7115,9 @@ def is_bare(args: argparse.Namespace) -> bool:
     return asked <= NOT_OF_A_SPEC
 
 
-def with_lease_of(old: Spec, new: Spec) -> Spec:
-    """The new spec with the lease of the old one: how long it may live isn't what it is."""
-    return new._replace(lease=old.lease, idle_timeout_s=old.idle_timeout_s)
+def with_lease_of(giver: Spec, spec: Spec) -> Spec:
+    """The spec with the lease of another one: how long it may live isn't what it is."""
+    return spec._replace(lease=giver.lease, idle_timeout_s=giver.idle_timeout_s)
 
 
 def renewed(record: Record, lease: str, owner: Owner | None) -> Record:
@@ -7117,7 +7132,11 @@ def renewed(record: Record, lease: str, owner: Owner | None) -> Record:
 
 def kept_owner(record: Record) -> Owner | None:
     """Who goes on to own what is started again; a session's belongs to the one that does it."""
-    is_kept = record.spec.lease != "session" and is_alive(record.owner)
+    is_kept, lease = is_alive(record.owner), record.spec.lease
+    if lease.isdigit() and not is_kept:  # another one may have its number now
+        advice = f"start it with another one: start {record.name} --lease …"
+        raise UsageError(f"--lease {lease}: no such process lives any more", advice)
+    is_kept = is_kept and lease != "session"
     return (record.owner, record.owner_name) if is_kept else None
 
 
@@ -7275,7 +7294,8 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
     notes = end_former(store, former) if former else []
     if former and former.record.spec.argv == spec.argv:  # what was learnt about this command
         spec = spec._replace(extra={**former.record.spec.extra, **spec.extra})
-    instance = BOOTED[0].instance if BOOTED else os.urandom(16).hex()
+    is_booted = bool(BOOTED) and BOOTED[0].name == name
+    instance = BOOTED[0].instance if is_booted else os.urandom(16).hex()
     record = new_record(name, spec, instance)._replace(failures=failures, failed_at=failed_at)
     old = former.record if former and former.record.spec == spec else record
     users = (old.owner, *old.sharers) if owner[0] and old.wanted == "running" else ()
@@ -7283,7 +7303,8 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
     record = record._replace(environment=sources_of(spec, values, config), config=config)
     record = granted(record._replace(sharers=sharers, called=called), *owner, steady_s())
     record = with_port(store, record, conflict, values, notes)
-    values = values if record.spec == spec else environment_of(record.spec, given)
+    if record.spec.port != spec.port and "PORT" not in given:
+        values = {**values, "PORT": str(record.spec.port)}  # files aren't read anew: no FIFO can be
     notes += [f"[WARN] {record.spec.port_doubt}"] * bool(record.spec.port_doubt)
     with state_errors(store.home):
         write_file(store.path(name, "env.json"), json.dumps({**given, **digests}).encode())
@@ -7389,7 +7410,8 @@ def check_successor(store: Store, asked: Asked, port: int | None, values: dict[s
     path = values.get("PATH", os.environ.get("PATH", os.defpath))
     where = os.path.join(spec.cwd, program) if os.path.dirname(program) else program
     if not shutil.which(where, path=path):
-        advice = start_advice(spec, values, errno.ENOENT)
+        is_there = bool(os.path.dirname(program)) and os.path.exists(where)
+        advice = start_advice(spec, values, errno.EACCES if is_there else errno.ENOENT)
         raise StartFailed(f"{name}: {program} can't be executed; what runs was left alone", advice)
     is_new = spec.port_declared and spec.port != port and asked.conflict != "force"
     held = held_port(store, spec.port, name) if spec.port and is_new else None
@@ -7608,7 +7630,7 @@ def boot_early(argv: Sequence[str]) -> Boot | None:
     """A supervisor for a plain `start`, which boots while we parse; main() dismisses it unused."""
     # No pattern yet: until the supervisor boots beside us, importing re would hold up both.
     name = "".join(argv[1:2]).replace(".", "").replace("_", "").replace("-", "")
-    if len(argv) < 3 or argv[0] != "start" or not name.isalnum():
+    if len(argv) < 3 or argv[0] != "start" or argv[1].startswith("-") or not name.isalnum():
         return None
     with contextlib.suppress(OSError, SpmError):  # whatever it is, the start itself will tell
         store = Store(find_home(None))
@@ -7829,15 +7851,14 @@ def supervisors_program(store: Store) -> str:
     """What supervisors start from: bytecode in the state directory, compiled here if need be."""
     target = compiled_path(store)
     if not os.path.exists(target):
-        own, all_of_them = os.path.dirname(target), os.path.join(store.home, "cache")
+        own = os.path.dirname(target)
         # no room, or no source but bytecode: this file does as well, only slower
         with contextlib.suppress(OSError, ValueError, SyntaxError):
             make_private(own)
             compile_rooms(target, *SUPERVISES)
-            for path in (os.path.join(all_of_them, name) for name in os.listdir(all_of_them)):
-                is_old = os.stat(path).st_mtime < time.time() - 86400
-                if path != own and is_old:
-                    shutil.rmtree(path, ignore_errors=True)
+            for other in os.scandir(os.path.dirname(own)):
+                if other.path != own and other.stat().st_mtime < time.time() - 86400:
+                    shutil.rmtree(other.path, ignore_errors=True)
     return target if os.path.exists(target) else SELF
 
 
@@ -7980,15 +8001,9 @@ def member_data(member: Member) -> dict[str, object]:
     return {"pid": pid, "why": member.why, "command": mask_secrets(command_line(pid))}
 
 
-def stop_all(
-    store: Store,
-    names: Sequence[str],
-    timeout_s: float,
-    force: bool,
-    keeps: Callable[[Record], bool] = lambda _: False,
-) -> Result:
-    """Stop side by side, but for those it is to keep: what came of it."""
-    reports, errors = stop_each(store, names, timeout_s, force, keeps)
+def stop_all(store: Store, names: Sequence[str], timeout_s: float, force: bool) -> Result:
+    """Stop side by side: what came of it."""
+    reports, errors = stop_each(store, names, timeout_s, force)
     lines = [line for _, line in reports]
     return with_errors(Result({"services": [data for data, _ in reports]}, lines), errors)
 
@@ -7998,9 +8013,9 @@ def stop_each(
     names: Sequence[str],
     timeout_s: float,
     force: bool,
-    keeps: Callable[[Record], bool] = lambda _: False,
+    keeps: Callable[[Record], bool] | None = None,
 ) -> tuple[list[tuple[dict[str, object], str]], list[SpmError]]:
-    """Stop side by side: ask every supervisor first, then wait for each; reports and errors."""
+    """Stop side by side but for those it keeps: ask every supervisor first, then wait for each."""
     reports, errors = list[tuple[dict[str, object], str]](), list[SpmError]()
     written: dict[str, str] = {}  # how each name is written
 
@@ -8009,7 +8024,7 @@ def stop_each(
         if not (force and store.is_supervised(name)):  # else it overtakes a polite stop
             claims.enter_context(store.claim(written[name], timeout_s))
         seen = find(store, name)
-        if not keeps(seen.record):
+        if not (keeps and keeps(store.ask_record(name) or seen.record)):  # it writes later
             stopped = yield from stop_steps(store, seen, timeout_s, force)
             reports.append(stop_report(seen, *stopped))
 
@@ -8025,10 +8040,14 @@ def stop_each(
     return reports, errors
 
 
-def stop_order(names: Sequence[str], ahead: int = 4) -> list[str]:
+def news_of(reports: Sequence[tuple[dict[str, object], str]]) -> list[str]:
+    """The lines of those that ran, or that are forgotten."""
+    return [line for one, line in reports if not one["already_stopped"] or "forgotten" in one]
+
+
+def stop_order(names: Sequence[str]) -> list[str]:
     """Each name three times: asked, heard when some more are asked, waited for when all are."""
-    # More at once would wait for a processor until they seem to hang.
-    none = [""] * ahead
+    none = [""] * 4  # more at once would wait for a processor until they seem to hang
     pairs = zip([*names, *none], [*none, *names])
     return [name for pair in pairs for name in pair if name] + [*names]
 
@@ -8106,7 +8125,7 @@ def finish_stop(
     check_ended(name, ended)
     if answer.get("yours"):
         with contextlib.suppress(SpmError):  # its journal has it
-            store.save({name: after})
+            store.save_end(after)
     if answer.get("unsaved"):
         text = f"{shown_path(store.state_path)} can't be written now; {name}'s supervisor will go"
         store.notes.append(f"{text} on trying")
@@ -8201,9 +8220,13 @@ def restart(store: Store, args: argparse.Namespace) -> Result:
     name = find(store, args.name).record.name
     with store.claim(name, CLAIM_S):
         seen = find(store, name)
-        record, spec, given = seen.record, seen.record.spec, store.given_env(name)
-        asked = Asked(name, spec, given, "force" if args.force else "auto", record.config)
-        return begin(store, asked._replace(owner=kept_owner(record)), seen, "restarted")
+        record, given, conflict = (
+            seen.record,
+            store.given_env(name),
+            "force" if args.force else "auto",
+        )
+        asked = Asked(name, record.spec, given, conflict, record.config, kept_owner(record))
+        return begin(store, asked, seen, "restarted")
 
 
 @command(
@@ -8242,7 +8265,7 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
     gone = forget(store, [records[key] for key in records if key not in kept], args.purge)
     purged, stay = had - logged(store), logged(store).intersection(name.lower() for name in gone)
     store.sweep()
-    told = [line for one, line in reports if not one["already_stopped"] or "forgotten" in one]
+    told = news_of(reports)
     count = sum(not one["already_stopped"] for one, _ in reports)
     summary = f"[OK] {counted(count, 'service')} stopped, nothing of {where} runs"
     summary += f"; {counted(len(gone), 'service')} forgotten" if gone else ""
@@ -8263,10 +8286,11 @@ def end_session(store: Store, args: argparse.Namespace) -> Result:
     if args.purge:
         raise UsageError("--purge is for everything, --session isn't", "leave one of them out")
     owner, who = session_owner()
-    mine = [one for one in store.records().values() if owner and one.owner == owner]
+    known = store.records().values()
+    mine = [one for one in known if one.spec.lease == "session" and one.owner == owner]
     result = stop_all(store, [one.name for one in mine], STOP_TIMEOUT_S, force=False)
     gone = [] if args.keep or result.error else forget(store, mine, purge=False)
-    whose = f"session of pid {owner and owner.pid} ({who})"
+    whose = f"session of pid {owner.pid} ({who})" if owner else "session of pid 1"
     line = f"[OK] {counted(len(mine), 'service')} of the {whose}; {len(gone)} forgotten"
     data = {**result.data, "forgotten": gone}
     return result._replace(data=data, lines=[*result.lines, line])
@@ -8276,7 +8300,7 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
     """Take services out of the state, unless they were started anew; the names of those."""
     gone: list[str] = []
     with contextlib.ExitStack() as claims:
-        for record in sorted(records, key=lambda one: one.name.lower()):  # as stop_all() does
+        for record in sorted(records, key=lambda one: one.name.lower()):  # as stop_each() does
             # TimedOut: somebody is starting it, so there is nothing to forget.
             with contextlib.suppress(TimedOut):
                 claims.enter_context(store.claim(record.name, HUNG_S))
@@ -8461,7 +8485,8 @@ def with_news(store: Store, seen: Seen) -> tuple[Seen, object]:
         with contextlib.suppress(OSError, ValueError):
             with store.send(seen.record.name, {"op": "status"}) as connection:
                 told = receive(connection, HUNG_S)
-            return _look(store, Record.from_json(told.get("record")), place()), told.get("relay")
+            record = Record.from_json(told.get("record"))
+            return observe(store, record, place()), told.get("relay")
     return seen, None
 
 
@@ -8597,9 +8622,6 @@ def notify(store: Store, args: argparse.Namespace) -> Result:
 
 # -- explain, events
 
-NEXT = ("logs {0} -n 100", "events {0}")
-NEXT_LIVE = ("logs {0} -n 100", "events {0}", "wait-healthy {0}", "stop {0}")
-
 
 def pending(store: Store, seen: Seen) -> list[str]:
     """What it still has to fulfil, and what a look sees; no command is run for that."""
@@ -8622,13 +8644,13 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
     data: dict[str, object] = {"name": name, "status": verdict.status, "why": verdict.why}
     data["waits_for"] = pending(store, seen)
     data.update(since=ended.at if ended else record.started_at, **failure_facts(store, record))
-    data.update(command=mask_secrets(shown_command(spec)), cwd=spec.cwd)
+    data.update(command=shown_command(spec), cwd=spec.cwd)
     data.update(environment=dict(record.environment), listens_on=sorted(own), port=spec.port)
     state = port_state(spec.port) if spec.port and spec.port not in own else None
     data.update(port_state=state, log=store.path(name, "output.log"))
     exits, tail = store.failed_exits(name), [*map(masked_line, store.last_lines(name, 20))]
-    after = [line.format(name) for line in (NEXT_LIVE if verdict.is_live else NEXT)]
-    after += [] if verdict.is_live else [restart_line(seen)]
+    after = [f"logs {name} -n 100", f"events {name}"]
+    after += [f"wait-healthy {name}", f"stop {name}"] if verdict.is_live else [restart_line(seen)]
     after += [f"{corrected(record)} (if the command is wrong)"] * (verdict.status == "failed")
     # 34 lines of facts, the newest exits first, 21 of output, 5 of what to do next
     brief = [{k: v for k, v in one.items() if k != "log_tail"} for one in exits]
@@ -8700,8 +8722,11 @@ def target_of(store: Store, word: str, args: argparse.Namespace) -> Target:
     url, port = parse_url(word), parse_port(word) if word.isdigit() else None
     if ":" in word and not url:
         local = re.fullmatch(r"(?:localhost|127\.0\.0\.1|\[::1\]|0\.0\.0\.0|):(\d+)/?", word)
-        how = f"write {local[1] + ' or ' if local else ''}http://{word.strip('/')}/"
+        shown = f"localhost{word}" if word.startswith(":") else word
+        how = f"write {local[1] + ' or ' if local else ''}http://{shown.strip('/')}/"
         raise UsageError(f"{word!r} is neither a name, a port nor a URL", how)
+    if url and args.http:
+        raise UsageError(f"--http: {word} is a URL itself", "write the path into it")
     checks = [url] if url else [parse_check(f"http:{args.http}")] if args.http else []
     checks += [parse_check(f"log:{args.log}")] if args.log else []
     if url or port:
@@ -8840,10 +8865,9 @@ class Target:
 
     def tell(self) -> None:
         """Let the supervisor know, so that `list` says ready as soon as we do."""
-        is_recorded = not self.given and self.record and self.checks.spec == self.record.spec
-        if self.record and is_recorded and self.record.spec.readiness:
-            instance = self.record.instance
-            self.store.ask_record(self.record.name, "ready", 4 * TOUCH_S, instance=instance)
+        record = self.record
+        if record and record.spec.readiness and not self.given and self.checks.spec == record.spec:
+            self.store.ask_record(record.name, "ready", 4 * TOUCH_S, instance=record.instance)
 
     def has_died(self) -> bool:
         """Whether its main process is gone, or not there yet."""
@@ -8869,8 +8893,7 @@ class Target:
             after = f" {format_duration(ended.at - seen.record.started_at)} after its start"
         text = f"{name} is not running: {seen.verdict.status}{after} ({seen.verdict.why or ended})"
         facts = {**failure_facts(self.store, seen.record), "exit": ended and ended._asdict()}
-        cause = facts["cause"]
-        is_known = isinstance(cause, dict) and cause["kind"] != "unknown"
+        is_known = as_object(facts["cause"]).get("kind", "unknown") != "unknown"
         read = "" if is_known else f"{'read its last lines above' if tail else SILENT}; "
         advice = read + MEND.format(restart_line(seen), corrected(seen.record))
         advice = f"{read}mend the cause, then: run this again" if self.is_passing else advice
@@ -8931,7 +8954,7 @@ class Target:
             advice = f"end that process, or give {name} another port"
             message = f"port {facts['port']} isn't {name}'s after {waited}: {self.seen}; {alive}"
             return PortConflict(message, advice, **facts)
-        ports = sorted({str(one.port) for one in own_listeners(record, None)})
+        ports = dict.fromkeys(str(one.port) for one in own_listeners(record, None))
         where = self.seen + (f"; it listens on {', '.join(ports)}" if ports else "")
         advice = f"read logs {name}, wait longer, or stop {name}"
         if self.is_passing:
@@ -9041,6 +9064,9 @@ class Chain:
             self.say(f"[INFO] {error.message}: {what}, then the services are stopped")
             self.end_tests(process, str(error.facts["signal"]))
             raise
+        except BaseException:  # a state that can't be read any more: nobody would wait for them
+            self.end_tests(process, "SIGTERM")
+            raise
         self.look()
         return process.returncode
 
@@ -9088,19 +9114,19 @@ class Chain:
 
     def stop(self) -> str:
         """Stop what was started here, the last one first; `; stopped: api, db`."""
-        shared: list[str] = []
+        shared, failed = list[str](), list[str]()
         for name, data in reversed(self.services.items()):
             record = self.store.record(name)
             is_ours = bool(record and (record.owner == self.me or record.instance in self.started))
-            lines: list[str] = []
-            if is_ours:
-                result = stop_all(self.store, [name], STOP_TIMEOUT_S, False, has_sharers)
-                lines = [line for line in result.lines if " was not running: " not in line]
-                lines += [f"[WARN] {result.error.message}"] if result.error else []
-                self.say(*lines)
+            mine = [name] * is_ours
+            reports, errors = stop_each(self.store, mine, STOP_TIMEOUT_S, False, has_sharers)
+            lines = news_of(reports)
+            self.say(*lines, *(f"[WARN] {error.message}" for error in errors))
+            failed += [name] * bool(errors)
             record = self.store.record(name)
             record = record and observe(self.store, record, place()).record
-            if is_ours and not lines and record and has_sharers(record):
+            known = record and (self.store.ask_record(name) or record)
+            if is_ours and not (lines or errors) and known and has_sharers(known):
                 shared.append(name)  # its supervisor gives it to them as soon as we are gone
                 is_ours = False
             data["stopped"] = bool(lines)
@@ -9111,10 +9137,10 @@ class Chain:
             data["status"] = record and record.phase
             data["exit"] = record and record.exit and record.exit._asdict()
         stopped = [name for name, data in self.services.items() if data["stopped"]]
-        others = [one for one in self.services.items() if one[0] not in shared]
+        others = [one for one in self.services.items() if one[0] not in (*shared, *failed)]
         left = [name for name, data in others if data["status"] in LIVE_PHASES]
         told = [("stopped", stopped), ("left running, as it was before", left)]
-        told += [("left to another run", shared)]
+        told += [("left to another run", shared), ("could not be stopped", failed)]
         return "".join(f"; {word}: {', '.join(names)}" for word, names in told if names)
 
 

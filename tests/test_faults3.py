@@ -739,3 +739,49 @@ def test_watch_applies_later_what_it_could_not_while_another_up_went_on(spm: Spm
         watch.send_signal(signal.SIGINT)
         watch.communicate(timeout=10)
     spm("cleanup")
+
+
+def test_status_of_what_ends_and_begins_again_is_never_that_its_supervisor_is_gone(
+    spm: Spm,
+) -> None:
+    # what died between the supervisor's answer and the look was taken for an unseen end
+    quick = ("--restart", "always", "--max-restarts", "9999", "--backoff", "1ms")
+    spm("start", "loop", *quick, "--backoff-max", "1ms", "--", "sleep", "0.01")
+    for _ in range(40):
+        spm("status", "loop")
+    spm("cleanup")
+
+
+def test_a_start_that_waited_tells_what_became_of_it_since(spm: Spm) -> None:
+    # it told "running" of what had ended: its supervisor had left, the record was from before
+    job = ("--ready", "log:ok", "--wait", "5", "--", "sh", "-c", "echo ok; sleep 0.02")
+    told = [spm("--json", "start", f"job{n}", *job, code=None).stdout for n in range(8)]
+    good = [one for one in map(json.loads, told) if one["ok"]]
+    assert good and {one["status"] for one in good} <= {"ready", "exited"}
+
+
+def test_a_run_leaves_what_another_one_uses_although_that_could_not_be_written(spm: Spm) -> None:
+    # only its supervisor knew the other one yet: state.json was locked
+    wait = "touch {0}; until test -e {1}; do sleep 0.02; done"
+    spm.env["SPM_HOME"] = str(spm.home)
+
+    def begin(up: str, until: str) -> subprocess.Popen[str]:
+        tests = ("sh", "-c", wait.format(up, until))
+        run = spm.popen("run", "api", "--ready", "log:up", "--shell", SERVICE, "--", *tests)
+        eventually((spm.cwd / up).exists, 20, what=f"the run of {up}")
+        return run
+
+    first = begin("up1", "go1")
+    with open(spm.home / "lock", "r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = begin("up2", "go2")
+        (spm.cwd / "go1").touch()
+        told = first.communicate(timeout=30)[1]
+    assert first.returncode == 0 and "left to another run: api" in told, told
+    assert spm.service("api")["status"] == "ready"
+    (spm.cwd / "go2").touch()
+    told = second.communicate(timeout=30)[1]
+    assert second.returncode == 0 and "stopped: api" in told, told
+
+
+SERVICE = "echo up; exec sleep 100"

@@ -214,7 +214,7 @@ def test_a_process_that_does_not_live_owns_nothing_and_nothing_happens(
     spm("start", "api", "sleep 100")
     owner = helper()
     owner.kill()
-    for pid in (owner.pid, 1, 0, 2**31, 10**30):
+    for pid in (owner.pid, 0, 2**31, 10**30):
         failed = spm("start", "api", "sleep 101", "--replace", "--lease", pid, code=2)
         assert f"--lease {pid}: no such process lives" in failed.stderr
         spm("start", "new", "sleep 101", "--lease", pid, code=2)
@@ -294,7 +294,7 @@ def test_restart_keeps_lease_owner_and_idle_timeout(spm: Spm, helper: Callable[[
     assert "as long as pid" in spm("restart", "api").stdout
     owner.kill()
     until(spm, "api", "stopped", 2.0)
-    assert "no such process lives" in spm("restart", "api", code=2).stderr
+    assert "no such process lives any more" in spm("restart", "api", code=2).stderr
     spm("start", "api", "--lease", "forever")
     spm("stop", "api")
 
@@ -421,6 +421,29 @@ def test_cleanup_of_a_session_ends_what_it_owns_and_nothing_else(
     assert {one["status"] for one in spm.json("list")["services"]} == {"running"}
     assert spm.json("cleanup", "--session")["services"] == []
     spm("cleanup")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="makes a namespace")
+def test_who_is_pid_1_of_a_container_may_own_a_service(spm: Spm) -> None:
+    def inside(*words: str) -> subprocess.CompletedProcess[str]:
+        apart = ["unshare", "-fp", "--mount-proc", *words]
+        env = {**spm.env, "SPM_HOME": str(spm.home)}
+        return subprocess.run(apart, cwd=spm.cwd, env=env, capture_output=True, text=True)
+
+    if inside("true").returncode:
+        pytest.skip("makes a namespace")
+    api = ("--ready", "log:up", "--shell", "echo up; exec sleep 100")
+    run = inside(*spm.argv("run", "api", *api, "--", "true"))
+    assert run.returncode == 0 and "stopped: api" in run.stderr, run.stderr
+    assert not [*spm.home.glob("state.json.corrupt*")]
+    start = shlex.join(spm.argv("start", "api", "sleep 100", "--lease", "1"))
+    stop = shlex.join(spm.argv("stop", "api"))
+    told = inside("sh", "-c", f"{start} && {stop}; exit $?")
+    assert "as long as pid 1 (sh) lives" in told.stdout and "api stopped" in told.stdout, told
+    start = shlex.join(spm.argv("start", "api", "sleep 100", "--lease", "session"))
+    end = shlex.join(spm.argv("cleanup", "--session"))
+    told = inside("sh", "-c", f"{start} && {end}; exit $?")
+    assert "[OK] 1 service of the session of pid 1; 1 forgotten" in told.stdout, told
 
 
 # -- notify

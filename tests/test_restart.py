@@ -592,6 +592,24 @@ def test_what_ran_when_the_machine_went_down_is_started_again(spm: Spm) -> None:
     spm("cleanup")
 
 
+def test_each_of_all_previous_is_an_instance_of_its_own(spm: Spm) -> None:
+    # as JSON both bore one cookie: a stop of one ended the other
+    for name in ("a", "b"):
+        spm("start", name, "sleep 100")
+    state = spm.state()
+    for name, record in state["services"].items():
+        spm.kill_supervisor(name)
+        os.kill(record["main"]["pid"], signal.SIGKILL)
+        record["place"]["boot"] = "another"
+    (spm.home / "state.json").write_text(json.dumps(state))
+    spm("start", "--all-previous", "--wait", "5s", code=2)
+    spm("start", "--all-previous", "--json")
+    assert spm.record("a")["instance"] != spm.record("b")["instance"]
+    spm("stop", "a")
+    assert [spm.service(name)["status"] for name in "ab"] == ["stopped", "running"]
+    spm("cleanup")
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="a zombie's parent can't be seen there")
 def test_a_zombie_that_its_parent_does_not_collect_is_shown_with_that_parent(spm: Spm) -> None:
     (spm.cwd / "careless.py").write_text(

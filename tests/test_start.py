@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import py_compile
+import shlex
 import shutil
 import socket
 import subprocess
@@ -371,3 +372,20 @@ def test_a_port_held_by_a_service_of_ours_is_told_by_its_name(spm: Spm, port: in
     refused = spm("start", "other", nasty(), "--port", port, code=5)
     assert f"service web of {spm.home}" in refused.stderr and "→ stop web" in refused.stderr
     spm("stop", "web")
+
+
+def test_an_env_file_that_can_be_read_but_once_is_read_once(spm: Spm) -> None:
+    start = spm.argv("start", "api", "--port", "auto", "--shell", "echo the $WORD; exec sleep 100")
+    line = f"{shlex.join(start)} --env-file <(echo WORD=secret)"
+    env = {**spm.env, "SPM_HOME": str(spm.home)}
+    subprocess.run(["bash", "-c", line], cwd=spm.cwd, env=env, check=True, capture_output=True)
+    eventually(lambda: spm.log("api") == "the secret\n", what="its word")
+    spm("cleanup")
+
+
+def test_a_successor_that_is_not_executable_is_told_so(spm: Spm) -> None:
+    (spm.cwd / "new.sh").write_text("#!/bin/sh\nexec sleep 100\n")
+    spm("start", "api", "sleep 100")
+    told = spm("start", "api", "./new.sh", "--replace", code=4)
+    assert "chmod +x" in told.stderr and "what runs was left alone" in told.stderr
+    spm("cleanup")

@@ -323,3 +323,9 @@ def lean_wait(spm: Spm, port: int) -> tuple[subprocess.Popen[str], Path]:
 def whole_of(pid: int) -> str:
     """What it was compiled to, if it runs from that."""
     return next((word for word in psutil.Process(pid).cmdline() if "-whole.pyc" in word), "")
+
+
+def test_a_path_for_a_url_that_has_one_is_refused(spm: Spm, port: int) -> None:
+    told = spm("wait-healthy", f"http://localhost:{port}/", "--http", "/health", code=2)
+    assert "write the path into it" in told.stderr
+    assert f"http://localhost:{port}/\n" in spm("wait-healthy", f":{port}", code=2).stderr
