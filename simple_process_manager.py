@@ -2491,9 +2491,10 @@ def json_lines(path: str) -> list[dict[str, object]]:
 
 
 def make_private(directory: str) -> None:
-    """Create a directory and the one it is in; makedirs() has its mode for the last only."""
+    """Create a directory and the one it is in: no more, for what is above may have been removed."""
     for path in (os.path.dirname(directory), directory):
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        if not os.path.isdir(path):
+            os.mkdir(path, 0o700)
 
 
 def is_same_file(descriptor: int, path: str) -> bool:
@@ -2507,16 +2508,22 @@ SAME_FILE_S = 5.0  # it is looked at that often whether what is waited for is st
 
 
 @contextlib.contextmanager
-def locked(path: str, wait_s: float, busy: str | Callable[[], str]) -> Iterator[None]:
-    """Hold the lock of a file; TimedOut, saying `busy`, if it isn't free within wait_s seconds."""
-    deadline = time.monotonic() + wait_s
+def locked(
+    path: str, wait_s: float, busy: str | Callable[[], str], makes: bool = False
+) -> Iterator[None]:
+    """Hold the lock of a file; TimedOut, saying `busy`, if it isn't free within wait_s seconds.
+
+    `makes`: its directory, too, which somebody may just remove.
+    """
+    deadline, inner = time.monotonic() + wait_s, os.path.dirname(path)
     while True:
         with state_errors(path):
             try:
-                make_private(os.path.dirname(path))
+                make_private(inner) if makes else None
                 descriptor = private(path, os.O_RDWR | os.O_CREAT)
-            except (FileNotFoundError, FileExistsError):  # somebody just purges, or it's a file
-                if os.path.isfile(os.path.dirname(path)) or time.monotonic() >= deadline:
+            except (FileNotFoundError, FileExistsError):
+                is_file = any(map(os.path.isfile, (inner, os.path.dirname(inner))))
+                if not makes or is_file or time.monotonic() >= deadline:
                     raise
                 continue
         try:
@@ -2586,7 +2593,6 @@ class Store:
         with state_errors(self.home):
             if not os.path.lexists(self.home):
                 os.makedirs(self.home, mode=0o700, exist_ok=True)
-                write_file(os.path.join(self.home, ".gitignore"), b"*\n", durable=False)
             facts = os.stat(self.home), os.lstat(self.home)
         # To change /tmp, /dev/null or /home/bob would break more than it mends.
         is_state = os.path.lexists(self.state_path) and not facts[0].st_mode & 0o1000
@@ -2607,6 +2613,10 @@ class Store:
             raise StateError(f"{links[0]} is a link: nothing is read or written", advice)
         if entries and not any(entry.name.startswith(OWN_FILES) for entry in entries):
             raise StateError(f"{self.home} is no state directory: it holds other files", OTHER_HOME)
+        ignore = os.path.join(self.home, ".gitignore")
+        if ignore not in [entry.path for entry in entries]:  # in it are values of variables
+            with contextlib.suppress(OSError):
+                write_file(ignore, b"*\n", durable=False)
 
     def path(self, name: str, *parts: str) -> str:
         """A path in the directory of a service."""
@@ -2693,6 +2703,8 @@ class Store:
 
     def _lock(self) -> contextlib.AbstractContextManager[None]:
         path = os.path.join(self.home, "lock")
+        if not self.supervises and not os.path.isdir(self.home):
+            self.prepare()
         return locked(path, self.lock_wait_s, f"{path} is held by another command")
 
     def records(self, has_lock: bool = False) -> dict[str, Record]:
@@ -2816,7 +2828,7 @@ class Store:
     def claim(self, name: str, wait_s: float) -> Iterator[None]:
         """Hold the lock of the command that starts or stops this service."""
         busy = f"{name}: another command starts or stops it (not done after {wait_s:g} s)"
-        with locked(self.path(name, "lock"), wait_s, busy):
+        with locked(self.path(name, "lock"), wait_s, busy, makes=True):
             self.claims.add(name.lower())
             try:
                 yield
@@ -4373,9 +4385,10 @@ class Supervisor:
         try:
             self.store.save({self.record.name: self.record})
             self.save_at = None
-        except SpmError:  # a removed home is nothing to wait for
+        except SpmError:  # a home that was removed or moved is nothing to wait for
             is_there = os.path.isdir(self.store.home)
             self.save_at = time.monotonic() + AGAIN_S if is_there else None
+            self.hands_over = self.hands_over or not is_there
 
     # -- the loop
 
@@ -8123,12 +8136,13 @@ def finish_stop(
         retire_supervisor(seen.record)
         return stop_unsupervised(store, find(store, name), timeout_s, force)
     check_ended(name, ended)
-    if answer.get("yours"):
-        with contextlib.suppress(SpmError):  # its journal has it
+    is_unsaved = answer.get("unsaved")
+    if is_unsaved or answer.get("yours"):
+        try:  # its home may be another by now: who moves a project takes the state along
             store.save_end(after)
-    if answer.get("unsaved"):
-        text = f"{shown_path(store.state_path)} can't be written now; {name}'s supervisor will go"
-        store.notes.append(f"{text} on trying")
+        except SpmError:  # its journal has it
+            text = f"{shown_path(store.state_path)} can't be written now; {name}'s supervisor will"
+            store.notes += [f"{text} go on trying"] * bool(is_unsaved)
     return after, ended
 
 

@@ -303,6 +303,46 @@ def test_a_damaged_line_is_not_written_over(spm: Spm) -> None:
     assert [row["name"] for row in spm.json("list")["services"]] == ["a", "b", "c"]
 
 
+def test_a_removed_project_does_not_come_back(spm: Spm) -> None:
+    # its supervisor made the directories anew, without a .gitignore: git add took the values along
+    project = spm.cwd / "above" / "project"
+    project.mkdir(parents=True)
+    spm.home = project / ".spm"
+    spm.env["SPM_HOME"] = str(spm.home)
+    spm("start", "job", "--shell", "until test -e go; do sleep 0.02; done")
+    supervisor = spm.supervisor("job")
+    shutil.rmtree(spm.cwd / "above")
+    (spm.cwd / "go").touch()
+    eventually(lambda: not is_running(supervisor), 10, what="its supervisor's end")
+    assert not (spm.cwd / "above").exists()
+
+
+def test_a_state_directory_is_ignored_by_git_again_at_the_next_start(spm: Spm) -> None:
+    spm("start", "api", "true")
+    (spm.home / ".gitignore").unlink()
+    spm("start", "api", "true", "--env", "TOKEN=secret")
+    assert (spm.home / ".gitignore").read_text() == "*\n"
+
+
+def test_a_service_of_a_project_that_was_moved_is_stopped_in_its_new_place(spm: Spm) -> None:
+    there = spm.cwd / "there"
+    there.mkdir()
+    spm("start", "api", "sleep 100", "--home", there / ".spm")
+    moved = there.rename(spm.cwd / "moved")
+    assert "api stopped" in spm("stop", "api", "--home", moved / ".spm").stdout
+    (row,) = spm.json("list", "--home", moved / ".spm")["services"]
+    assert row["status"] == "stopped" and not there.exists()
+
+
+def test_a_file_in_place_of_the_services_is_told_at_once(spm: Spm) -> None:
+    spm("start", "api", "true")
+    shutil.rmtree(spm.home / "services")
+    (spm.home / "services").touch()
+    began = time.monotonic()
+    assert "services" in spm("start", "web", "sleep 100", code=9).stderr
+    assert time.monotonic() - began < 5
+
+
 @pytest.mark.parametrize("recreated", [True, False])
 def test_a_home_that_was_removed_is_found_again_by_the_cookies(spm: Spm, recreated: bool) -> None:
     spm("start", "api", nasty("--child"), "--cwd", "/")
