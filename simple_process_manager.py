@@ -2354,7 +2354,9 @@ LOG_PARTS = ("output.log.1", "output.log")
 LONGEST_LOG = 1 << 30
 STATE_ADVICE = {
     "ENOSPC": "free some disk space and run the command again; running services go on",
-    "EROFS": "make it writable again (mount -o remount,rw …), then run the command again",
+    "EROFS": "make it writable again (mount -o remount,rw …), or take another one: --home /tmp/x",
+    "EMFILE": "raise the limit of open files (ulimit -n), then run the command again",
+    "EAGAIN": "raise the limit of processes (ulimit -u), or end some; then run the command again",
     "EACCES": "make it readable and writable for this user: chmod -R u+rwX {path}",
     "EPERM": "make it readable and writable for this user: chmod -R u+rwX {path}",
     "EISDIR": "a directory is in the way: move it aside",
@@ -2382,6 +2384,16 @@ def find_home(given: str | None) -> str:
     explicit = given or os.environ.get("SPM_HOME")
     here = "" if explicit and os.path.isabs(explicit) else working_directory()
     return os.path.abspath(explicit or os.path.join(project_root(here), ".spm"))
+
+
+def inherited_home(home: str) -> str:
+    """What to say where a service's SPM_HOME hides that of the project that we are in, else ""."""
+    with contextlib.suppress(SpmError):
+        own = os.path.join(project_root(working_directory()), ".spm")
+        if os.environ.get("SPM_INSTANCE") and own != home and os.path.isdir(own):
+            who = os.environ.get("SPM_SERVICE")
+            return f"this is {home}, SPM_HOME of {who} above us: for {own} give --home"
+    return ""
 
 
 def project_root(here: str) -> str:
@@ -6746,6 +6758,7 @@ START_ADVICE = {
     "ENOENT": "check the spelling and PATH, or give the whole path",
     "EACCES": "it has to be a file that is executable (chmod +x); or name its interpreter",
     "ENOEXEC": "it is no program: give it a first line such as #!/bin/sh, or name its interpreter",
+    "EAGAIN": "raise the limit of processes (ulimit -u), or end some; then start it again",
 }
 
 
@@ -7293,9 +7306,18 @@ def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -
     return Result(data, [*notes, line, *lease_lines(record)])
 
 
+def check_here(store: Store, seen: Seen) -> None:
+    """Refused if it lives where this command can't see: on another host, in another container."""
+    name = seen.record.name
+    if not seen.facts.here and store.is_supervised(name):
+        advice = f"see to it there, or call this one another name than {name}"
+        raise Refused(f"{name} runs elsewhere: {seen.verdict.why}", advice, name=name)
+
+
 def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
     """Check what can be checked, end the former instance, start a new one."""
     name, spec, given, conflict, config, owner, called = asked
+    check_here(store, former) if former else None
     owner = owner or owner_of(spec.lease)
     failures, failed_at = failures_before(store, former, asked)
     if not os.path.isdir(spec.cwd):
@@ -8037,6 +8059,7 @@ def stop_each(
         if not (force and store.is_supervised(name)):  # else it overtakes a polite stop
             claims.enter_context(store.claim(written[name], timeout_s))
         seen = find(store, name)
+        check_here(store, seen)
         if not (keeps and keeps(store.ask_record(name) or seen.record)):  # it writes later
             stopped = yield from stop_steps(store, seen, timeout_s, force)
             reports.append(stop_report(seen, *stopped))
@@ -8150,7 +8173,10 @@ def check_ended(name: str, ended: Ended) -> None:
     """Failed if something outlived even SIGKILL."""
     if ended.left:
         who = ", ".join(map(str, map(look_at, ended.left)))
-        text = f"{name} didn't end in {format_duration(ended.seconds)}: {who} outlived {FORCE}"
+        looks = [look for look in map(stat_of, ended.left) if look]
+        is_ours = not looks or not my_user_id or any(look.is_mine for look in looks)
+        why = f"outlived {FORCE}" if is_ours else "can't be signalled by this user"
+        text = f"{name} didn't end in {format_duration(ended.seconds)}: {who} {why}"
         advice = "it waits in the kernel (disk, network) or belongs to another user: look with ps"
         raise Failed(text, advice, left=list(ended.left))
 
@@ -8628,6 +8654,10 @@ def notify(store: Store, args: argparse.Namespace) -> Result:
     else:
         after = store.ask_record(name, "notify", **facts)
     if after is None:
+        guard = record.supervisor
+        if guard and condition_of(guard) == "stopped":
+            told = f"{name}'s supervisor (pid {guard.pid}) is stopped (SIGSTOP)"
+            raise Failed(told, f"have it go on: kill -CONT {guard.pid}")
         raise Failed(f"{name} has no supervisor that could note it", f"start {name} takes it back")
     but = f"; it is {after.phase}, as its process and its checks show"
     line = f"[OK] {name}: {args.state} noted" + but * (args.state not in ("alive", after.phase))
@@ -11625,6 +11655,8 @@ def run(argv: Sequence[str]) -> int:
         args.say = say
         store = Store(find_home(args.home))
         notes = store.notes
+        if not args.home and command is not COMMANDS["notify"]:
+            notes += filter(None, [inherited_home(store.home)])
         if os.path.lexists(store.home) and not is_copy:
             store.prepare()
         args.progress = show_progress

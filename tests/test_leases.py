@@ -423,6 +423,17 @@ def test_cleanup_of_a_session_ends_what_it_owns_and_nothing_else(
     spm("cleanup")
 
 
+def test_a_notice_to_a_supervisor_that_is_stopped_says_how_it_goes_on(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    guard = spm.supervisor("api")
+    os.kill(guard, signal.SIGSTOP)
+    try:
+        assert f"kill -CONT {guard}" in spm("notify", "api", "alive", code=1).stderr
+    finally:
+        os.kill(guard, signal.SIGCONT)
+    spm("stop", "api")
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="makes a namespace")
 def test_who_is_pid_1_of_a_container_may_own_a_service(spm: Spm) -> None:
     def inside(*words: str) -> subprocess.CompletedProcess[str]:

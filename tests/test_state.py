@@ -343,6 +343,37 @@ def test_a_file_in_place_of_the_services_is_told_at_once(spm: Spm) -> None:
     assert time.monotonic() - began < 5
 
 
+def test_what_runs_in_another_container_is_left_alone(spm: Spm) -> None:
+    # they share the directory, so its supervisor could be asked: a start ended the other's service
+    apart = ["unshare", "-fp", "--mount-proc"]
+    if not shutil.which("unshare") or subprocess.run([*apart, "true"], stderr=-3).returncode:
+        pytest.skip("makes a namespace")
+    spm("start", "api", "sleep 100")
+    before = spm.service("api")
+    env = {**spm.env, "SPM_HOME": str(spm.home)}
+    for words in (["start", "api"], ["restart", "api"], ["stop", "api"], ["cleanup"]):
+        argv = [*apart, *spm.argv(*words)]
+        told = subprocess.run(argv, cwd=spm.cwd, env=env, capture_output=True, text=True)
+        assert told.returncode == 8 and "api runs elsewhere: " in told.stderr, (words, told)
+    assert spm.service("api")["pid"] == before["pid"]
+    spm("stop", "api")
+
+
+def test_a_command_inside_a_service_says_that_it_has_its_home_from_there(spm: Spm) -> None:
+    # a cleanup in another project stopped what was above
+    other = spm.base / "other"
+    (other / ".git").mkdir(parents=True)
+    spm("start", "inner", "true", "--home", other / ".spm")
+    listing = shlex.join(spm.argv("list"))
+    spm("start", "term", "--shell", f"{listing}; cd {other} && {listing}; exec sleep 100")
+    eventually(lambda: spm.log("term").count("term ") >= 2, what="both lists")
+    told = [line for line in spm.log("term").splitlines() if line.startswith("[WARN]")]
+    assert told == [
+        f"[WARN] this is {spm.home}, SPM_HOME of term above us: for {other}/.spm give --home"
+    ]
+    spm("cleanup")
+
+
 @pytest.mark.parametrize("recreated", [True, False])
 def test_a_home_that_was_removed_is_found_again_by_the_cookies(spm: Spm, recreated: bool) -> None:
     spm("start", "api", nasty("--child"), "--cwd", "/")
