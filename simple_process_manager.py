@@ -1786,14 +1786,32 @@ else:
             return False
         return True
 
+    def _ask_for_lock(descriptor: int, wait_s: float) -> bool:
+        deadline = time.monotonic() + wait_s
+        while not try_lock(descriptor):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return False
+            time.sleep(min(left_s, 0.02))
+        return True
+
+    _late: list[_thread.LockType] = []  # of threads that waited for too long; released at their end
+
     def lock_within(descriptor: int, wait_s: float) -> bool:
         """Take the exclusive lock on an open file; False if it isn't free within wait_s seconds."""
         if try_lock(descriptor):
             return True
         # flock(2) has a queue but no time limit: a thread waits. Its descriptor is of the same open
-        # file, and whoever closes last gives the lock back, also one that comes too late.
-        mine, is_over, has_it = os.dup(descriptor), _thread.allocate_lock(), list[bool]()
-        signals = signal.valid_signals()
+        # file, and whoever closes last gives the lock back, also one that comes too late. Where its
+        # holder has been stopped (Ctrl-Z) no more than a few wait so: others ask now and then.
+        _late[:] = [one for one in _late if one.locked()]
+        try:
+            mine = os.dup(descriptor) if len(_late) < 4 else -1
+        except OSError:  # no descriptor is left
+            mine = -1
+        if mine < 0:
+            return _ask_for_lock(descriptor, wait_s)
+        is_over, has_it, signals = _thread.allocate_lock(), list[bool](), signal.valid_signals()
 
         def wait() -> None:
             signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # the main thread is to be woken
@@ -1808,9 +1826,10 @@ else:
             _thread.start_new_thread(wait, ())
         except RuntimeError:  # no more threads for this user
             os.close(mine)
-            time.sleep(min(wait_s, 0.02))
-            return try_lock(descriptor)
-        return is_over.acquire(timeout=max(wait_s, 0.0)) and bool(has_it)
+            return _ask_for_lock(descriptor, wait_s)
+        is_in_time = is_over.acquire(timeout=max(wait_s, 0.0))
+        _late.extend([] if is_in_time else [is_over])
+        return is_in_time and bool(has_it)
 
     def private(path: str, flags: int) -> int:
         """An opener for files that only this user may read; no FIFO there is waited for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -282,6 +283,27 @@ def test_a_lock_file_that_was_removed_is_not_the_lock(tmp_path: Path) -> None:
         assert not program.is_same_file(held.fileno(), str(path))
         path.touch()
         assert not program.is_same_file(held.fileno(), str(path))
+
+
+def test_a_lock_that_is_held_for_long_gathers_no_threads_and_no_descriptors(tmp_path: Path) -> None:
+    # a supervisor that tried each second to save had one more of both each time, and died of that
+    path = tmp_path / "lock"
+    with open(path, "w") as held, open(path) as asking:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        before = len(os.listdir("/dev/fd"))
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            assert not program.lock_within(asking.fileno(), 0.001)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for _ in range(50):
+            assert not program.lock_within(asking.fileno(), 0.001)
+        assert len(os.listdir("/dev/fd")) - before < 10
+        fcntl.flock(held, fcntl.LOCK_UN)
+        eventually(lambda: len(os.listdir("/dev/fd")) == before, what="the end of who waited")
+    with open(path) as free:
+        assert program.lock_within(free.fileno(), 1.0), "who came too late holds nothing"
 
 
 def test_a_stopped_supervisor_is_not_asked_in_vain(spm: Spm) -> None:
