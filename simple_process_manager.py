@@ -4580,6 +4580,7 @@ class Supervisor:
         """Another instance after a while, or that was it; None: we ended it as a failed one."""
         record, spec, now = self.record, self.record.spec, steady_s()
         is_start = self.judge_until is not None and not record.restarts
+        is_last = is_start or record.wanted == "stopped"  # a stop that failed is meant all the same
         if self.judge_until is not None and ended:
             phase, story = "failed", f"{story}; it was to live for {spec.start_seconds:g} s first"
             ended = ended if is_among(ended, spec.no_restart_codes) else None  # whatever it was
@@ -4588,7 +4589,7 @@ class Supervisor:
         self.judge_until = self.search_until = None
         record = self.record = after_end(record, ended, now - self.since, now)
         recent = tuple(at for at in record.restarted_at if now - at < spec.restart_window_s)
-        verdict = "no" if is_start else should_restart(spec, ended, recent, now)
+        verdict = "no" if is_last else should_restart(spec, ended, recent, now)
         verdict, self.must_restart = "restart" if self.must_restart else verdict, False
         if verdict == "restart":
             window = format_duration(spec.restart_window_s)
@@ -4839,7 +4840,7 @@ class Supervisor:
         """All of the instance is gone, or can't be ended."""
         why, self.because = self.because, None
         if left:
-            phase = "running" if why is None else "failed"
+            phase = "running" if why is None and self.record.exit is None else "failed"
             self.change("stop_failed", phase, f"pid {left} outlived {FORCE}")
         elif why != "":  # else it but waits to restart
             ended = (self.record.exit or Exit(time.time()))._replace(because=why or "")
@@ -4929,6 +4930,8 @@ class Supervisor:
             asked, former = Record.from_json(request["record"]), self.record.owner
             spec = self.record.spec._replace(lease=asked.spec.lease)
             self.record = self.record._replace(spec=spec, lease_until=asked.lease_until)
+            if self.record.phase in UP_PHASES:  # it may have outlived a stop
+                self.record = self.record._replace(wanted="running")
             if asked.owner != former and asked.owner and is_alive(former):
                 request.setdefault("sharer", asked.owner._asdict())  # who asks had an old look
             elif asked.owner != former:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import GENERIC, PACE, SCRIPT, Spm, eventually, is_running, nasty
+from conftest import GENERIC, PACE, SCRIPT, Spm, end, eventually, is_running, nasty
 
 TREES = [
     ("--child",),
@@ -122,6 +122,40 @@ def test_force_overtakes_a_stop_that_waits_politely(spm: Spm) -> None:
     spm("stop", "api", "--force")
     assert polite.wait(5) == 0
     polite.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(GENERIC, reason="there another user's process is in no tree")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be without CAP_KILL")
+def test_a_stop_that_failed_is_meant_all_the_same(spm: Spm) -> None:
+    # what outlived SIGKILL was restarted when it ended later; whose main process was gone stayed
+    # "running" in its record while a child lived, and its supervisor never left
+    unkillable = "setpriv --reuid 65534 --clear-groups sleep 100"
+    lines = dict.fromkeys(("main", "again"), f"exec {unkillable}")
+    lines["child"] = f"{unkillable} & wait"
+    less = ["setpriv", "--bounding-set", "-kill", "--inh-caps", "-kill"]
+    for name, line in lines.items():
+        words = spm.argv("start", name, "--shell", line, "--restart", "always", "--backoff", "10ms")
+        subprocess.run([*less, *words], cwd=spm.cwd, env=spm.env, check=True, capture_output=True)
+
+    def all_three() -> list[psutil.Process]:
+        found = [one for one in spm.bearers() if one.name() == "sleep"]
+        return found if len(found) == 3 else []
+
+    sleeps = eventually(all_three, what="who can't be killed")
+    main, supervisor = spm.service("main")["pid"], spm.supervisor("main")
+    spm("stop", *lines, "--timeout", "50ms", code=1)
+    assert spm.service("main")["status"] == "running"
+    assert spm.service("child")["status"] == "failed"
+    assert "outlived" in spm.record("child")["reason"]
+    os.kill(main, signal.SIGKILL)
+    eventually(lambda: not is_running(supervisor), what="the end of a service that was to stop")
+    assert spm.service("main")["status"] == "failed"
+    assert "already" in spm("start", "again").stdout
+    assert spm.record("again")["wanted"] == "running", "it is wanted again"
+    spm.kill_supervisor("again")
+    end(sleeps)
+    eventually(lambda: not spm.bearers(), what="the others' end")
 
 
 def test_ctrl_c_in_a_stop_does_not_stop_the_stop(spm: Spm) -> None:
