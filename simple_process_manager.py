@@ -4340,7 +4340,7 @@ class Supervisor:
             reason = getattr(error, "strerror", None) or str(error)
             ended = Exit(time.time(), errno=getattr(error, "errno", None))
             self.record = record._replace(exit=ended)
-            if record.restarts:
+            if self.env is not None:  # the loop runs: it leaves, or tries again
                 self.decide(None, "failed", f"it could not be executed: {reason}")
                 return
             self.note_failure(ended)
@@ -4556,8 +4556,7 @@ class Supervisor:
         lived_s = round(max(ended.at - self.record.started_at, 0.0), 3)
         ended = ended._replace(oom=oom, lived_s=lived_s)
         if self.pipes and self.pipes.ended(ended):
-            with contextlib.suppress(StartFailed):  # recorded, and we have left
-                self.spawn(self.env or {})
+            self.spawn(self.env or {})
             return
         self.record = self.record._replace(exit=ended)
         if self.ending:
@@ -5405,8 +5404,10 @@ class Relay:
 
     def ended(self, ended: Exit) -> bool:
         """The service has ended; True if it is to be spawned again: the probe was too much."""
-        while self.server.on_ready():
-            pass
+        until = time.monotonic() + CLOSED_S
+        for _ in range(64):  # what it has left; a child of it may go on writing for ever
+            if not self.server.on_ready() or time.monotonic() > until:
+                break
         self.server.close()
         if self.era or self.is_shaking or self.protocol != "auto" or self.supervisor.ending:
             self.fail(f"ended ({ended})", "server_died", ended)
@@ -5433,7 +5434,7 @@ class Relay:
             known = self.supervisor.record.spec.extra.get("repeatable")
             repeat = is_new or is_harmless(self.era, one.method, one.tool, known)
             if one.caller:  # what we asked is kept: a late greeting is welcome
-                del self.pending[number]
+                self.pending.pop(number, None)  # unless its caller has just been let go
                 self.faults += 1
                 answer = failure(one.id, RELAY_ERROR, text, **facts, repeat=repeat)
                 self.to_caller(one.caller, answer)
@@ -5532,7 +5533,9 @@ class Relay:
         if "method" not in message and is_server:
             self.on_answer(message)
         elif "method" not in message:
-            if self.asked.pop(json.dumps(message.get("id")), None) is channel:
+            key = json.dumps(message.get("id"))
+            if self.asked.get(key) is channel:  # else it is another caller's to answer
+                del self.asked[key]
                 self.server.send(message)
         elif is_server:
             (self.on_question if "id" in message else self.on_news)(message)
@@ -5665,6 +5668,8 @@ class Relay:
         """About a request: to its caller alone, under the caller's own ids. Else: to everybody."""
         params, key = as_object(message.get("params")), ABOUT.get(str(message["method"]))
         meta = as_object(params.get("_meta"))
+        if key == "progressToken" and self.era == "jsonrpc":  # there it is a caller's own
+            key = None
         if key == "requestId" and self.era != "modern":  # it gives up a question of its own
             asked = self.asked.pop(json.dumps(params.get(key)), None)
             self.to_caller(asked, message) if asked else None

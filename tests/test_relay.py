@@ -298,6 +298,18 @@ def test_a_server_that_dies_on_the_probe_is_started_again_and_that_is_remembered
     spm("stop", "s")
 
 
+def test_a_server_that_dies_on_the_probe_and_is_gone_then_has_failed(spm: Spm) -> None:
+    # its supervisor left twice, and died of that
+    tool = spm.cwd / "tool"
+    tool.write_text('#!/bin/sh\nread line\nrm "$0"\n')
+    tool.chmod(0o755)
+    spm("start", "s", "--type", "stdio", "./tool")
+    row = eventually(
+        lambda: [r for r in [spm.service("s")] if r["status"] == "failed"], what="its failure"
+    )[0]
+    assert "could not be executed: No such file" in row["why"]
+
+
 def test_what_a_server_died_of_before_any_probe_is_not_taken_for_the_probe(spm: Spm) -> None:
     begin(spm, "--modern", "--needs", "it")
     assert "it needs something" in spm("call", "s", "echo", code=1).stderr
@@ -334,6 +346,30 @@ def test_only_what_can_do_no_harm_is_sent_again(
     spm("call", "s", *words, code=0 if is_harmless else 1)
     assert died.exists()
     spm("stop", "s")
+
+
+def test_the_death_of_a_server_is_told_though_a_caller_does_not_read(spm: Spm) -> None:
+    # it was let go because of the first of its answers, and the others were looked for in vain
+    begin(spm)
+    with connected(spm) as connection:
+        asked = [tool(n, "slow", seconds=60) for n in range(3)]
+        asked += [tool(n, "big", size=33 << 20) for n in (3, 4)]
+        connection.sendall("".join(json.dumps(one) + "\n" for one in asked).encode())
+        facts = eventually(
+            lambda: [f for f in [relay(spm)] if f["calls"] == 5 and f["in_flight"] == 3]
+        )
+        assert facts[0]["callers"] == 1
+        spm("call", "s", "die", code=1)
+        eventually(lambda: spm.service("s")["status"] == "failed", what="its end")
+    assert spm.record("s")["exit"]["code"] == 3
+
+
+def test_a_server_that_leaves_somebody_behind_who_floods_its_stdout_has_ended(spm: Spm) -> None:
+    # what came was read for ever
+    spm("start", "s", "--type", "stdio", "--shell", f"yes {'y' * 9} & read line; exit 3")
+    eventually(lambda: spm.service("s")["status"] == "failed", what="its end")
+    spm("stop", "s")
+    assert spm.record("s")["exit"]["code"] == 3
 
 
 def test_idleness_ends_the_server_but_not_under_a_call(spm: Spm) -> None:
@@ -542,6 +578,20 @@ def test_notifications_about_a_request_go_to_its_caller_alone(spm: Spm) -> None:
     spm("stop", "s")
 
 
+@pytest.mark.parametrize("token", ["tok", 1])
+def test_progress_in_plain_json_rpc_reaches_who_asked_for_it(spm: Spm, token: object) -> None:
+    # tokens are the callers' own there: it reached nobody, or whose request had that number of ours
+    begin(spm, options=("--protocol", "jsonrpc"))
+    with wire(spm) as one, wire(spm) as two:
+        two.ask("ping")
+        request = tool(7, "progress", steps=2)
+        request["params"]["_meta"] = {"progressToken": token}
+        one.send(request)
+        heard = [one.hear() for _ in range(3)]
+        assert [m["params"]["progressToken"] for m in heard if "params" in m] == [token] * 2
+    spm("stop", "s")
+
+
 def test_a_caller_that_goes_away_has_its_requests_cancelled(spm: Spm) -> None:
     begin(spm)
     with wire(spm) as one:
@@ -573,6 +623,19 @@ def test_sampling_goes_to_the_client_that_declared_it(spm: Spm) -> None:
         assert json.loads(said(other.hear()))["error"]["code"] == -32601
         other.send(tool(9, "sample", method="roots/list"))
         assert json.loads(said(other.hear()))["result"] == {"roots": []}
+    spm("stop", "s")
+
+
+def test_an_answer_of_who_was_not_asked_takes_the_place_of_none(spm: Spm) -> None:
+    begin(spm)
+    with wire(spm) as able, wire(spm) as other:
+        able.ask("initialize", capabilities={"sampling": {}})
+        able.send(tool(7, "sample"))
+        question = able.hear()
+        other.send({"jsonrpc": "2.0", "id": question["id"], "result": {"model": "other's"}})
+        other.ask("ping")
+        able.send({"jsonrpc": "2.0", "id": question["id"], "result": {"model": "m"}})
+        assert json.loads(said(able.hear()))["result"] == {"model": "m"}
     spm("stop", "s")
 
 
