@@ -4067,7 +4067,8 @@ class Log:
                     position += older.write(read_at(self.descriptor, 1 << 20, position))
             with contextlib.suppress(OSError):  # Windows: not before its restart
                 os.ftruncate(self.descriptor, 0)
-                self.start, self.size = self.start + position, 0
+                # What could not be copied counts too: readers go on behind it.
+                self.start, self.size = self.start + max(position, self.size), 0
         self.sample()
 
     def sample(self, figures: Mapping[str, object] = NOTHING) -> None:

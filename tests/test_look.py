@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from conftest import GENERIC, SCRIPT, Spm, eventually, nasty
 
+import simple_process_manager as program
+
 
 def test_an_empty_home_says_what_to_do(spm: Spm) -> None:
     spm.forget_home()
@@ -174,6 +176,27 @@ def test_follow_goes_through_a_rotation(spm: Spm) -> None:
     seen = int(next(line for line in followed if line.endswith("-1000")).partition("-")[0])
     rest = [f"{i}-{n}" for i in range(seen + 1, 61) for n in range(1, 1001)]
     assert followed[-len(rest) - 1 : -1] == rest, "each line after the first round that is seen"
+
+
+def test_follow_goes_on_where_the_older_half_of_a_log_cannot_be_kept(base: Path) -> None:
+    # no room for it: what was read was counted from before it, and nothing was new for as long
+    store = program.Store(str(base / "home"))
+    store.prepare()
+    record = program.new_record("web", program.Spec(("x",), str(base)), "i")
+    older = Path(store.path("web", "output.log.1"))
+    older.mkdir(parents=True)
+    most = 100_000
+    log = program.Log(store, "web", most)
+    log.open(anew=False)
+    output = program.Output(store, record)
+    for _ in range(3):
+        os.write(log.descriptor, b"x" * most)
+        assert output.read() == b"x" * most
+        log.check(time.monotonic())
+        assert os.fstat(log.descriptor).st_size == 0, "it is bounded all the same"
+        os.write(log.descriptor, b"new")
+        assert output.read() == b"new"
+    os.close(log.descriptor)
 
 
 def test_since_shows_only_what_is_young(spm: Spm) -> None:
