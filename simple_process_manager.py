@@ -6144,7 +6144,7 @@ class Source(NamedTuple):
 
     def place(self, key: str) -> tuple[str, str]:
         """The file and the path of a key: it may be that of the defaults."""
-        top, *inner = re.split(r"[.[]", key)
+        top, *inner = re.split(r"[.[]", key, maxsplit=1)  # a variable's name may have dots
         own, usual = self.keys.get(top), self.defaults.get(top, self)
         if top == "env" and inner:  # that of the defaults and its own are one
             own, usual = as_object(own)[inner[0]], as_object(usual).get(inner[0], self)
@@ -6252,6 +6252,7 @@ class Reading:
         self.names: dict[str, Source] = {}  # in lower case
         self.defaults: dict[str, object] = {}
         self.alerts: list[str] = []
+        self.asked: dict[str, Iterable[str]] = {}  # whom each service depends on
         self.variables: dict[tuple[str, ...], dict[str, str]] = {}  # by env files
         self.schema = document_schema()
         self.defs = as_object(self.schema["$defs"])
@@ -6267,9 +6268,12 @@ class Reading:
         self.files.append(file)
 
         def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-            for key in {key for key, _ in pairs if [one for one, _ in pairs].count(key) > 1}:
-                self.fault(file, "", f"the key {key!r} is there twice in one object")
-            return dict(pairs)
+            found: dict[str, object] = {}
+            for key, value in pairs:
+                if key in found:
+                    self.fault(file, "", f"the key {key!r} is there twice in one object")
+                found[key] = value
+            return found
 
         try:
             if os.path.exists(file) and not os.path.isfile(file) and file != os.devnull:
@@ -6414,9 +6418,7 @@ class Reading:
             needs = {each: asked or usual[each] for each, asked in one.depends_on.items()}
             services[name] = one._replace(depends_on=needs)
         try:  # also those of which something else is wrong
-            given = {one.name: one.keys.get("depends_on") or () for one in self.sources}
-            kinds = (list, dict, tuple)
-            in_order({k: map(str, v if isinstance(v, kinds) else [v]) for k, v in given.items()})
+            in_order(self.asked)
         except ValueError as error:  # graphlib.CycleError
             names = error.args[1][::-1]
             where = self.names[names[0].lower()].place("depends_on")
@@ -6521,6 +6523,7 @@ class Reading:
     def needs(self, asked: object, source: Source) -> dict[str, str]:
         """What has to be started before a service, and what it must be then ("": the usual)."""
         given = asked if isinstance(asked, dict) else dict.fromkeys(map(str, as_list(asked)), "")
+        self.asked[source.name] = given
         for name in given:
             place, other = source.place("depends_on"), self.names.get(name.lower())
             if other is None or other.name != name:

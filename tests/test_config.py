@@ -209,6 +209,36 @@ def test_cycles_and_dependencies_are_named() -> None:
     assert services["b"].depends_on == {"c": "exited"}
 
 
+def test_a_cycle_through_a_variable_is_a_problem_like_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # it was a traceback: what depends on what was looked at as it was written
+    monkeypatch.setenv("NEEDED", "b")
+    document = {"a": {"command": "x", "depends_on": ["${NEEDED}"]}}
+    document["b"] = {"command": "x", "depends_on": ["a"]}
+    (told,) = problems_of({"services": document}).values()
+    assert told in [f"each waits for the next: {one}" for one in ("a → b → a", "b → a → b")]
+
+
+def test_a_variable_may_have_a_dot_in_its_name_and_a_problem() -> None:
+    for env in ({"my.var": "${UNSET_ANYWHERE}"}, {"my.var": "${UNSET_ANYWHERE}", "my": "x"}):
+        assert "services.a.env.my.var" in problems_of(service(env=env))
+
+
+def test_keys_that_are_there_twice_are_told_in_their_order_and_soon(tmp_path: Path) -> None:
+    path = tmp_path / "spm.json"
+    keys = [f"k{number}" for number in range(3000)]
+    path.write_text("{" + ", ".join(f'"{key}": 1' for key in [*keys, *keys[:9]]) + "}")
+    began = time.monotonic()
+    with pytest.raises(spm_module.ConfigError) as raised:
+        spm_module.read_config(str(path))
+    assert time.monotonic() - began < 2
+    problems = raised.value.facts["problems"]
+    assert isinstance(problems, list)
+    told = [one["message"] for one in problems if "twice" in one["message"]]
+    assert told == [f"the key 'k{n}' is there twice in one object" for n in range(9)]
+
+
 def test_null_and_what_is_no_file_are_no_configuration(tmp_path: Path) -> None:
     path = tmp_path / "spm.json"
     path.write_text("null")
