@@ -3971,7 +3971,7 @@ SOON_S = 0.03
 BUSY_S = 1.0  # how long a supervisor waits for who writes state.json before it goes on
 TICK_S = 1.0  # where nobody tells of an adopted process's end
 AGAIN_S = 0.2  # until state.json, which could not be written, may be: nobody else knows so long
-REQUEST_BYTES = 65536
+REQUEST_BYTES = 16 << 20  # a record with as long a command as the system takes
 STOP_TIMEOUT_S = 10.0
 LAUNCHER_S = 1.0  # an external tool's launcher that lives longer is taken for the tool itself
 ALERT_S = 60.0  # an alert's command that takes longer is killed
@@ -4258,6 +4258,7 @@ class Supervisor:
         self.save_at: float | None = None  # when the record is to be written (again)
         self.open_at: float | None = None  # and the control socket is to be made
         self.prober: Prober | None = None
+        self.probe_at: float | None = None  # and when it is to be begun again
         self.complaints: list[str] = []  # of what alerts executed
         self.env: dict[str, str] | None = None  # for checks; none yet: it is too early for them
         self.failures = 0  # of liveness, in a row
@@ -4306,9 +4307,14 @@ class Supervisor:
     def hears_end(self, identity: Identity | None) -> bool:
         """Whether we are woken when a process ends that isn't our child; else it is looked at."""
         descriptor = death_watch(identity) if identity else None
-        if descriptor is not None:  # once: the loop looks itself what has ended
-            self.hear(descriptor, self.events.unregister)
+        if descriptor is not None:
+            self.hear(descriptor, self.heard_end)
         return descriptor is not None
+
+    def heard_end(self, descriptor: int) -> None:
+        """Once is enough: the loop looks itself what has ended."""
+        self.events.unregister(descriptor)
+        os.close(descriptor)
 
     def _take_lock(self) -> int:
         """The descriptor of supervisor.lock, held for life; a predecessor may still be leaving."""
@@ -4452,6 +4458,7 @@ class Supervisor:
             yield self.pipes.due_at, self.pipes.look
         yield self.save_at, self.save
         yield self.open_at, self.open_control
+        yield self.probe_at, self.begin_probing
 
     def _wait_s(self) -> float:
         looks = [TICK_S if self.child is None and not self.hears_main else None]
@@ -4524,10 +4531,14 @@ class Supervisor:
 
     def begin_probing(self) -> None:
         """Have readiness and liveness of the process that is the main one now looked at."""
+        self.probe_at = None
         if self.prober:
             self.prober.halt.set()
         if self.record.phase == "running" and self.record.spec.readiness:
-            self.prober = Prober(self.store, self.record, self.env or {}, self.waker)
+            try:
+                self.prober = Prober(self.store, self.record, self.env or {}, self.waker)
+            except RuntimeError:  # no more threads for this user
+                self.probe_at = time.monotonic() + TICK_S
 
     def take_news(self) -> None:
         """What the prober saw becomes a phase; while the service ends, nothing."""
@@ -4625,6 +4636,8 @@ class Supervisor:
         instance = f"{run_of(former.instance)}.{os.urandom(8).hex()}"
         log_at, count = self.log.start + os.fstat(self.log.descriptor).st_size, former.restarts + 1
         former = former._replace(main=None, launcher=None, exit=None, instance=instance)
+        if former.spec.type == "external":
+            self.search_until = time.monotonic() + LAUNCHER_S
         self.record = former._replace(restarts=count, log_at=log_at, started_at=time.time())
         self.change("restarting", "starting")
         reached("restarting")
@@ -4798,7 +4811,10 @@ class Supervisor:
                 is_ok, seen = probe_exec(line, cwd, env, until, bool)  # bool(): it is never over
                 self.complaints.extend([] if is_ok else [seen])
 
-            threading.Thread(target=carry_out, name="alert", daemon=True).start()
+            try:
+                threading.Thread(target=carry_out, name="alert", daemon=True).start()
+            except RuntimeError as error:  # no more threads for this user
+                self.complaints.append(f"exec {line!r}: {error}")
 
     # -- ending it
 
@@ -4885,9 +4901,9 @@ class Supervisor:
         """A part of a request, the whole of one, or the end of the connection."""
         chunk = b""
         with contextlib.suppress(OSError):
-            chunk = client.connection.recv(REQUEST_BYTES)
+            chunk = client.connection.recv(1 << 16)
         client.received += chunk
-        is_whole = b"\n" in client.received
+        is_whole = b"\n" in chunk
         if chunk and not is_whole and len(client.received) < REQUEST_BYTES:
             return
         self.events.unregister(client.connection)

@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import pty
+import resource
 import signal
 import sys
 import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import GENERIC, Spm, eventually, nasty
 from hypothesis import example, given, settings
@@ -411,6 +413,27 @@ def test_a_command_of_an_alert_that_hangs_holds_up_nothing(spm: Spm) -> None:
     spm("stop", "burn")
     assert time.monotonic() - began < 5
     os.kill(int(command.parent.name), signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prlimit()")
+def test_a_supervisor_that_can_start_no_thread_just_now_lives_on(spm: Spm) -> None:
+    # it died of that: of what an alert executes, and of readiness and liveness after a restart
+    checks = ("--ready", "exec:true", "--start-seconds", "1", "--sample-interval", "100ms")
+    rule = "processes>0 for 1.3s: exec true"
+    start = spm.popen("start", "api", "sleep 100", *checks, "--alert", rule)
+    control = spm.home / "services" / "api" / "control.sock"
+    eventually(control.is_socket, what="a supervisor that listens")
+    guard = spm.supervisor("api")
+    room = psutil.Process(guard).memory_info().vms + 4_000_000  # a thread's stack takes 8 MB
+    resource.prlimit(guard, resource.RLIMIT_AS, (room, resource.RLIM_INFINITY))
+    assert "started" in start.communicate(timeout=30)[0]
+    eventually(lambda: events(spm, "api", "alert_failed"), what="the complaint")
+    assert "can't start new thread" in events(spm, "api", "alert_failed")[0]["why"]
+    assert spm.service("api")["status"] == "running"
+    resource.prlimit(guard, resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+    eventually(lambda: spm.service("api")["status"] == "ready", what="a look at its readiness")
+    assert spm.supervisor("api") == guard
+    spm("stop", "api")
 
 
 def test_an_alert_may_end_the_service(spm: Spm) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -233,6 +234,16 @@ def test_the_same_start_renews_a_duration(spm: Spm) -> None:
     until(spm, "api", "stopped")
 
 
+def test_a_command_of_any_length_is_renewed_too(spm: Spm) -> None:
+    # what was longer than 64 kB was not heard
+    words = ("start", "api", "--lease", "2h", "--", "sh", "-c", f"# {'x' * 100_000}\nsleep 100")
+    spm(*words)
+    until = spm.record("api")["lease_until"]
+    assert "already" in spm(*words).stdout
+    assert spm.record("api")["lease_until"] > until
+    spm("stop", "api")
+
+
 def test_the_first_owner_stays_the_owner_while_it_lives(
     spm: Spm, helper: Callable[[], Helper]
 ) -> None:
@@ -249,6 +260,25 @@ def test_the_first_owner_stays_the_owner_while_it_lives(
     assert spm.service("api")["status"] == "running"
     second.kill()
     until(spm, "api", "stopped", 2.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no descriptor tells of an end")
+def test_the_owners_that_a_service_had_cost_its_supervisor_no_descriptors(
+    spm: Spm, helper: Callable[[], Helper]
+) -> None:
+    first = helper()
+    spm("start", "api", "sleep 100", "--lease", first.pid)
+    store, owners = program.Store(str(spm.home)), [first]
+    for _ in range(4):
+        owners.append(helper())
+        look = program.stat_of(owners[-1].pid)
+        assert look and store.ask_record("api", "touch", 5, sharer=look.identity._asdict())
+        owners[-2].kill()
+        owners[-2].wait()
+        eventually(lambda: spm.record("api")["owner"]["pid"] == owners[-1].pid, what="its heir")
+    links = [os.readlink(path) for path in Path(f"/proc/{spm.supervisor('api')}/fd").iterdir()]
+    assert len([link for link in links if "pidfd" in link]) <= 1, links
+    spm("stop", "api")
 
 
 def test_who_takes_it_back_goes_on_with_its_owner(spm: Spm, helper: Callable[[], Helper]) -> None:

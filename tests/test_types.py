@@ -368,6 +368,15 @@ def test_a_launcher_that_stays_is_the_tool_itself(spm: Spm) -> None:
     spm("stop", "tool")
 
 
+def test_an_external_tool_that_was_restarted_runs_and_is_not_starting_for_ever(spm: Spm) -> None:
+    line = "[ -e once ] || { touch once; sleep 100 & }; exec sleep 100"
+    rule = ("--alert", "processes>1 for 100ms: restart", "--sample-interval", "50ms")
+    spm("start", "tool", "--shell", line, "--type", "external", *rule)
+    eventually(lambda: spm.service("tool")["restarts"] == 1, what="a restart")
+    becomes(spm, "tool", "running", within=3.0)
+    spm("stop", "tool")
+
+
 def test_an_external_launcher_that_fails_is_a_failed_start(spm: Spm) -> None:
     failed = spm(
         "start", "tool", "--shell", "echo no display >&2; exit 5", "--type", "external", code=4
