@@ -6833,6 +6833,12 @@ def error_lines(error: SpmError) -> list[str]:
     return lines + [f"  → {mask_secrets(error.advice)}"] * bool(error.advice)
 
 
+def error_data(error: SpmError) -> dict[str, object]:
+    """The JSON of an error; it may repeat what was typed, or show a command line."""
+    words = {"message": mask_secrets(error.message), "advice": mask_secrets(error.advice)}
+    return {**error.to_json(), **words}
+
+
 class Boot(NamedTuple):
     """A supervisor's interpreter that waits for its order."""
 
@@ -7174,8 +7180,8 @@ def start_previous(store: Store, args: argparse.Namespace) -> Result:
             except SpmError as error:
                 status = find(store, record.name).verdict.status
                 data = {"name": record.name, "status": status, "pid": None}
-                line = f"[ERROR] {record.name}: {error.message}"
-                results.append(Result({**data, "error": error.to_json()}, [line], error=error))
+                line = f"[ERROR] {record.name}: {mask_secrets(error.message)}"
+                results.append(Result({**data, "error": error_data(error)}, [line], error=error))
     lines = [line for one in results for line in one.lines]
     lines = lines or ["[OK] nothing ran when the machine went down"]
     first = next((one.error for one in results if one.error), None)
@@ -8139,8 +8145,8 @@ def with_errors(result: Result, errors: Sequence[SpmError]) -> Result:
     """The result of what was done to several services, with what failed for some of them."""
     if not errors:
         return result
-    lines = [*result.lines, *(f"[ERROR] {one.message}" for one in errors[1:])]
-    data = {**result.data, "errors": [one.to_json() for one in errors]}
+    lines = [*result.lines, *(error_lines(one)[0] for one in errors[1:])]
+    data = {**result.data, "errors": [*map(error_data, errors)]}
     return Result(data, lines, error=errors[0])
 
 
@@ -10262,7 +10268,8 @@ def roll_back(
                 say(*stop_all(store, [step.name], STOP_TIMEOUT_S, force=False).lines)
                 forget(store, [] if was else [now], purge=False)
         except SpmError as error:
-            say(f"[ERROR] {step.name} is not what it was before: {error.message}")
+            told = mask_secrets(error.message)
+            say(f"[ERROR] {step.name} is not what it was before: {told}")
             is_whole = False
     return is_whole
 
@@ -10328,7 +10335,7 @@ def bring_up(
             write_version(store, cut._replace(result="cut off"))
         outcomes, came = carry_out(store, last, steps, known, args)
     failed = [one for one in outcomes if one.error]
-    rows = [{**one.data, "error": one.error and one.error.to_json()} for one in outcomes]
+    rows = [{**one.data, "error": one.error and error_data(one.error)} for one in outcomes]
     data.update(services=rows, version=last.number, **({"cut_off": cut.number} if cut else {}))
     if not failed:
         told = tally(one.action for one in outcomes) or "no services"
@@ -11570,7 +11577,7 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> None:
     error = result.error
     if as_json:
         document: dict[str, object] = {"ok": error is None, **result.data}
-        document.update({"error": error.to_json()} if error else {})
+        document.update({"error": error_data(error)} if error else {})
         warnings = [*notes, *(line[7:] for line in result.lines if line.startswith("[WARN] "))]
         document.update({"warnings": warnings} if warnings else {})
         write(sys.stdout, json.dumps(document) + "\n")
@@ -11677,7 +11684,7 @@ def repeat(command: Command, store: Store, args: argparse.Namespace, every_s: fl
         while True:
             result = command.run(store, args)
             lines = [*table_lines(result.table), *result.lines]
-            lines += [f"[ERROR] {result.error.message}"] if result.error else []
+            lines += error_lines(result.error)[:1] if result.error else []
             columns, rows = os.get_terminal_size(sys.stdout.fileno()) if in_place else (0, 0)
             lines = [fitted(line, columns) for line in lines[: max(rows - 1, 0) or None]]
             write(sys.stdout, home + "".join(line + end for line in lines) + rest)
@@ -11730,9 +11737,6 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         advice = "what was started, or is being stopped, goes on without this command: see list"
         result = Result({}, error=Interrupted("interrupted", advice))
-    if result.error:  # it may repeat what was typed, or show a command line
-        for key in ("message", "advice"):
-            setattr(result.error, key, mask_secrets(getattr(result.error, key)))
     show_progress()  # an interrupted command leaves it
     render(result, "--json" in argv[: argv.index("--") if "--" in argv else None], notes)
     return result.error.exit_code if result.error else 0

@@ -557,3 +557,14 @@ def test_down_tells_of_what_it_leaves_alone(spm: Spm) -> None:
     assert f"[WARN] {told}" in done.stdout + done.stderr
     spm("stop", "worker")
     assert "left alone" not in spm("down").stdout
+
+
+def test_a_secret_that_is_masked_in_the_error_stood_in_clear_beside_it(spm: Spm) -> None:
+    check = "exec:PGPASSWORD=hunter2secret false"
+    write(spm, {"a": worker("1", ready=check), "b": worker("2", ready=check)})
+    done = spm.json("up", "--wait", "200ms", code=124)
+    told = [done["error"], *(one["error"] for one in done["services"])]
+    assert ["PGPASSWORD=…" in one["message"] for one in told] == [True] * 3
+    assert "hunter2" not in json.dumps(done)
+    assert "hunter2" not in spm("up", "--wait", "200ms", code=124).stderr
+    spm("cleanup")
