@@ -10339,7 +10339,7 @@ def bring_up(
     data.update(services=rows, version=last.number, **({"cut_off": cut.number} if cut else {}))
     if not failed:
         told = tally(one.action for one in outcomes) or "no services"
-        is_there = os.path.lexists(config.path)
+        is_there = of is not None or os.path.lexists(config.path)  # a version names no files
         files = [config.path] if is_there else filter(None, [args.procfile, *args.mcp_config])
         return Result(data, [f"[OK] {', '.join(map(shown_path, files))} is up ({told})"])
     error, is_back = failed[0].error, came == "rolled back"

@@ -299,6 +299,16 @@ def test_ups_wait_for_each_other_and_say_who_holds_them_up(spm: Spm) -> None:
     spm("cleanup")
 
 
+def test_a_rollback_where_there_is_no_spm_json_ended_in_a_traceback(spm: Spm) -> None:
+    (spm.cwd / "Procfile").write_text("worker: sleep 100\n")
+    spm("up", "--procfile", "Procfile")
+    before = pids(spm)
+    done = spm("config", "rollback", "1")
+    assert "[OK] back at version 1, as version" in done.stdout
+    assert pids(spm) == before
+    spm("down", "--procfile", "Procfile")
+
+
 def test_a_part_that_is_applied_is_no_version_of_the_whole(spm: Spm) -> None:
     write(spm, {"a": worker("1"), "b": worker("2")})
     spm("up")
