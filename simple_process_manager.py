@@ -10448,21 +10448,20 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
             levels[name.lower()] = max([0, *needs]) + 1
         live = [known[key] for key in map(str.lower, config.services) if key in known]
         others = [one for one in live if one.config != path and one.name.lower() not in records]
-    lines, data, first = list[str](), list[object](), None
+    lines, data, errors = list[str](), list[object](), list[SpmError]()
     for level in sorted({levels[key] for key in records}, reverse=True):
         names = [one.name for key, one in records.items() if levels[key] == level]
-        result = stop_all(store, names, STOP_TIMEOUT_S, force=False)
-        lines += [line for line in result.lines if " was not running: " not in line]
-        lines += [f"[ERROR] {result.error.message}"] if result.error and first else []
-        data += as_list(result.data["services"])
-        first = first or result.error
+        reports, failed = stop_each(store, names, STOP_TIMEOUT_S, force=False)
+        data += [one for one, _ in reports]
+        lines += [line for one, line in reports if not one["already_stopped"] or "forgotten" in one]
+        errors += failed
     is_there = os.path.lexists(path) or args.procfile or args.mcp_config
     none = f"[WARN] there is no {path}: nothing was stopped; started by hand? stop it by name"
-    lines = lines or ["[OK] nothing of it was running" if is_there else none]
+    lines += [] if lines or errors else ["[OK] nothing of it was running" if is_there else none]
     told = "[WARN] {0} runs, but was started by hand or from another file: left alone; stop {0}"
     seen = [observe(store, one, place()) for one in others]
     lines += [told.format(one.record.name) for one in seen if one.verdict.is_live]
-    return Result({"config": path, "services": data}, lines, error=first)
+    return with_errors(Result({"config": path, "services": data}, lines), errors)
 
 
 # -- export, init

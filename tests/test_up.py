@@ -568,3 +568,15 @@ def test_a_secret_that_is_masked_in_the_error_stood_in_clear_beside_it(spm: Spm)
     assert "hunter2" not in json.dumps(done)
     assert "hunter2" not in spm("up", "--wait", "200ms", code=124).stderr
     spm("cleanup")
+
+
+def test_a_down_that_failed_said_that_nothing_was_running(spm: Spm) -> None:
+    write(spm, {"a": worker("1"), "b": worker("2", depends_on=["a"])})
+    spm("up")
+    copied = spm.base / "copied"  # nothing is signalled from there
+    shutil.copytree(spm.home, copied, ignore=shutil.ignore_patterns("*.sock"))
+    failed = spm.json("down", "--home", copied, code=8)
+    assert [one["name"] for one in failed["errors"]] == ["b", "a"]
+    done = spm("down", "--home", copied, code=8)
+    assert (done.stdout, done.stderr.count("[ERROR] ")) == ("", 2)
+    spm("down")
