@@ -10245,6 +10245,13 @@ class Application:
             self.note(self.outcomes[name], "failed", error)
 
 
+def as_it_was(store: Store, was: Record, now: Record, has_settings: bool) -> None:
+    """Give a service that went on its former settings, and who it belonged to, back."""
+    is_other = now.config != was.config or (has_settings and now.spec != was.spec)
+    if is_other and not send_settings(store, was.name, was.spec, was.config):
+        raise Failed("its supervisor took nothing over", f"see: status {was.name}")
+
+
 def roll_back(
     store: Store, former: Mapping[str, Known], outcomes: Sequence[Step], say: Callable[..., None]
 ) -> bool:
@@ -10259,13 +10266,16 @@ def roll_back(
         for path in was.stale if was and step.acts else ():
             say(f"[WARN] {step.name} takes {shown_path(path)} as it is now: the old one isn't kept")
         try:
-            if was and was.is_live and step.action == "settings":
-                send_settings(store, step.name, was.record.spec, was.record.config)
+            if was and was.is_live and now and not step.acts and step.action != "stop":
+                as_it_was(store, was.record, now, step.action == "settings")
             elif was and was.is_live and step.action != "keep":
                 what = (was.record.spec, was.given, "auto", was.record.config)
                 say(*bring(store, Asked(step.name, *what)).lines)
             elif now and step.acts:
-                say(*stop_all(store, [step.name], STOP_TIMEOUT_S, force=False).lines)
+                stopped = stop_all(store, [step.name], STOP_TIMEOUT_S, force=False)
+                say(*stopped.lines)
+                if stopped.error:
+                    raise stopped.error
                 forget(store, [] if was else [now], purge=False)
         except SpmError as error:
             told = mask_secrets(error.message)

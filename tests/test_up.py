@@ -580,3 +580,24 @@ def test_a_down_that_failed_said_that_nothing_was_running(spm: Spm) -> None:
     done = spm("down", "--home", copied, code=8)
     assert (done.stdout, done.stderr.count("[ERROR] ")) == ("", 2)
     spm("down")
+
+
+def test_a_rollback_that_changed_nothing_back_said_that_it_did(spm: Spm) -> None:
+    write(spm, {"a": worker("1")})
+    spm("up")
+    kill = {"command": f"sh -c 'kill -9 {spm.supervisor('a')}; exit 3'", "depends_on": ["a"]}
+    write(spm, {"a": worker("1", max_restarts=9), "bad": kill})
+    done = spm("up", "--wait", "--rollback-on-failure", code=1)
+    assert "[ERROR] a is not what it was before: its supervisor took nothing over" in done.stderr
+    assert "; not wholly rolled back to what ran before" in done.stderr
+    spm("down")
+
+
+def test_after_a_rollback_a_down_stopped_what_was_started_by_hand(spm: Spm) -> None:
+    write(spm, {"a": worker("1"), "bad": {"command": "false", "depends_on": ["a"]}})
+    spm("start", "a", "sleep 300.1")
+    before = pids(spm)
+    assert spm.json("up", "a", "bad", "--wait", "--rollback-on-failure", code=1)["rolled_back"]
+    spm("down")
+    assert pids(spm) == before
+    spm("stop", "a")
