@@ -10675,7 +10675,8 @@ class Unit(NamedTuple):
     needs: Mapping[str, str]  # the services before it, and what they have to be
     is_awaited: bool  # somebody waits for its end
     program: str  # argv[0] with its directory; "" if it isn't found here
-    env: tuple[str, ...]
+    own_port: int | None  # the value of PORT
+    env: tuple[str, ...]  # names of other variables
     ready: tuple[Check, ...]  # what can be asked from outside
     alive: tuple[Check, ...]
 
@@ -10744,10 +10745,14 @@ def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
         if re.search(r"127\.0\.0\.1|localhost|::1\b", " ".join(spec.words)):
             notes.append(f"{name}: has to listen on 0.0.0.0: 127.0.0.1 is the container's own")
     program = os.path.join(spec.cwd, first) if os.path.dirname(first) else shutil.which(first) or ""
-    env = tuple(dict.fromkeys((*spec.env_given, *spec.env_taken)))
+    own_port = spec.port if spec.port_declared and "PORT" not in spec.env_given else None
+    env = dict.fromkeys((*spec.env_given, *spec.env_taken))
+    env.pop("PORT" * bool(own_port), None)  # the caller's is weaker
+    if spec.port_declared and not spec.port:
+        notes.append(f"{name}: {target} can't choose a port: give it one instead of auto")
     ready = tuple(asked[text] for text in spec.readiness if text in asked)
     alive = tuple(asked[text] for text in spec.health if text in asked)
-    unit = Unit(name, dns_name(name), spec, {}, False, program, env, ready, alive)
+    unit = Unit(name, dns_name(name), spec, {}, False, program, own_port, (*env,), ready, alive)
     inside = probes_inside(target, unit)
     tools = {os.path.basename(probe_words(unit, checks)[0]) for checks in inside}
     tools |= {"curl" for checks in inside for one in checks if one.kind in ("http", "https")}
@@ -10813,7 +10818,7 @@ def procfile_values(unit: Unit, _: Mapping[str, Unit]) -> dict[str, object]:
     """A command for a shell: devcenter.heroku.com/articles/procfile. What would end the line is
     written in octal, for printf's %b.
     """
-    port = f"PORT={unit.spec.port} " * unit.spec.port_declared
+    port = f"PORT={unit.own_port} " * bool(unit.own_port)
     line = f"cd {shlex.quote(unit.spec.cwd)} && {port}exec {shlex.join(unit.spec.words)}"
     line = re.sub(IS_HELD, HOLDS["procfile"], line)
     if line.splitlines() != [line]:
@@ -10832,7 +10837,7 @@ def compose_values(unit: Unit, units: Mapping[str, Unit]) -> dict[str, object]:
         "words": flow(spec.words),
         "cwd": flow([spec.cwd])[1:-1],
         "env_files": flow(spec.env_files),
-        "environment": flow([*[f"PORT={spec.port}"][: spec.port_declared], *unit.env]),
+        "environment": flow([*[f"PORT={unit.own_port}"][: bool(unit.own_port)], *unit.env]),
         "conditions": [
             "started" if want == "ready" and one not in has_check else how.get(want, "started")
             for one, want in unit.needs.items()
@@ -10869,7 +10874,7 @@ def kubernetes_values(unit: Unit, units: Mapping[str, Unit]) -> dict[str, object
         "waits": [quoted(until.format(one.dns, one.spec.port)) for one in needs],
         "words": flow(spec.words),
         "cwd": quoted(spec.cwd),
-        "environment": spec.port_declared or unit.env,
+        "environment": unit.own_port or unit.env,
         "api": "apps/v1" if is_kept else "v1",
         "kind": "Deployment" if is_kept else "Pod",
         "is_kept": is_kept,
@@ -10918,9 +10923,9 @@ def documents(target: str, units: Sequence[Unit], project: str) -> dict[str, str
     path, head, template, values_of, foot = FILES[target]
     for unit in units:
         spec = unit.spec
-        own_port, needs = spec.port_declared and spec.port, list(unit.needs)
+        needs = list(unit.needs)
         values: dict[str, object] = {**spec._asdict(), **unit._asdict(), "project": project}
-        values.update(needs=needs, own_port=own_port, stop=STOP_TIMEOUT_S)
+        values.update(needs=needs, stop=STOP_TIMEOUT_S)
         values.update(once=spec.restart == "no", restarts=spec.restart != "no")
         values.update(attempts=str(spec.max_restarts * (spec.restart != "no")))
         values.update(burst=spec.max_restarts + 1, retries=max(spec.health_retries, 1))

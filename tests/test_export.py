@@ -328,6 +328,25 @@ def test_export_tells_names_and_never_values(spm: Spm, port: int) -> None:
     spm("export", "compose", code=3)
 
 
+@pytest.mark.parametrize("target", spm_module.TARGETS)
+def test_a_port_that_is_chosen_at_the_start_became_none(target: str) -> None:
+    auto = Spec(("serve", "{port}"), "/srv", port_declared=True, port_asked="auto")
+    files, notes = exported(target, [("api", auto, {})], "shop")
+    assert not re.search(r"None|PORT|env:", "".join(files.values()))
+    assert f"api: {target} can't choose a port: give it one instead of auto" in notes
+
+
+@pytest.mark.parametrize("target", spm_module.TARGETS)
+def test_of_two_ports_in_the_environment_the_one_that_holds_here_is_told(target: str) -> None:
+    both = Spec(SLEEP, "/srv", port=8000, port_declared=True, env_given=("PORT",))
+    given = "".join(exported(target, [("api", both, {})], "shop")[0].values())
+    assert not re.search(r"PORT\W+8000|PORT, value", given), "what was given is stronger"
+    taken = both._replace(env_given=(), env_taken=("PORT",))
+    own = "".join(exported(target, [("api", taken, {})], "shop")[0].values())
+    assert re.findall(r'\bPORT\b(?:\W+(?:value: ")?8000)?', own)[0].endswith("8000")
+    assert len(re.findall(r"\bPORT\b", own)) == 1
+
+
 def test_a_reference_stays_one_and_its_value_stays_here(spm: Spm) -> None:
     spm.env.update(TOK="hunter2", P="8123", PLACE=str(spm.cwd))
     command = ["/usr/bin/printf", "%s|", "--token=${TOK}", "it's ${env:TOK:-no}", "$${TOK}"]
