@@ -8652,10 +8652,11 @@ def logs(store: Store, args: argparse.Namespace) -> Result:
 def follow(store: Store, name: str | None, news: Callable[[], str]) -> Iterator[str]:
     """What is new from now on, until the service has ended; None: without end."""
     while True:
-        record = store.record(name) if name else None
-        is_live = not name or bool(record and observe(store, record, place()).verdict.is_live)
-        is_live = is_live or bool(name and store.is_claimed(name))  # it is being restarted
-        text = news()
+        with state_errors(store.home):
+            record = store.record(name) if name else None
+            is_live = not name or bool(record and observe(store, record, place()).verdict.is_live)
+            is_live = is_live or bool(name and store.is_claimed(name))  # it is being restarted
+            text = news()
         if text:
             yield text
         elif not is_live:
@@ -11586,8 +11587,10 @@ def parser_of(name: str, words: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def render(result: Result, as_json: bool, notes: Sequence[str]) -> None:
-    """Print a result: one JSON document, or a table and lines; what failed comes last."""
+def render(result: Result, as_json: bool, notes: Sequence[str]) -> SpmError | None:
+    """Print a result: one JSON document, or a table and lines. What failed comes last, and is
+    returned: a stream may fail, too.
+    """
     error = result.error
     if as_json:
         document: dict[str, object] = {"ok": error is None, **result.data}
@@ -11595,15 +11598,18 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> None:
         warnings = [*notes, *(line[7:] for line in result.lines if line.startswith("[WARN] "))]
         document.update({"warnings": warnings} if warnings else {})
         write(sys.stdout, json.dumps(document) + "\n")
-        return
+        return error
     for line in (*(f"[WARN] {note}" for note in notes), *table_lines(result.table), *result.lines):
         stream = sys.stderr if line.startswith(("[WARN]", "[ERROR]")) else sys.stdout
         write(stream, coloured(neutral(line), stream) + "\n")
-    for chunk in result.stream or ():
-        lines = chunk.replace("\r\n", "\n").split("\n")
-        write(sys.stdout, chunk if result.is_raw else "\n".join(map(neutral, lines)))
-    if error:
-        say(*error_lines(error))
+    try:
+        for chunk in result.stream or ():
+            lines = chunk.replace("\r\n", "\n").split("\n")
+            write(sys.stdout, chunk if result.is_raw else "\n".join(map(neutral, lines)))
+    except SpmError as problem:
+        error = problem
+    say(*error_lines(error) if error else ())
+    return error
 
 
 def neutral(line: str) -> str:
@@ -11752,8 +11758,9 @@ def run(argv: Sequence[str]) -> int:
         advice = "what was started, or is being stopped, goes on without this command: see list"
         result = Result({}, error=Interrupted("interrupted", advice))
     show_progress()  # an interrupted command leaves it
-    render(result, "--json" in argv[: argv.index("--") if "--" in argv else None], notes)
-    return result.error.exit_code if result.error else 0
+    as_json = "--json" in argv[: argv.index("--") if "--" in argv else None]
+    failed = render(result, as_json, notes)
+    return failed.exit_code if failed else 0
 
 
 def main() -> NoReturn:

@@ -519,6 +519,24 @@ def test_events_tell_the_story_of_one_service_or_of_all(spm: Spm) -> None:
     spm("events", "nobody", code=3)
 
 
+@pytest.mark.parametrize("words", [["logs", "web", "-f"], ["events", "-f"]])
+def test_a_follower_that_can_not_read_any_more_ended_in_a_traceback(
+    spm: Spm, words: list[str]
+) -> None:
+    spm("start", "web", "sh -c 'echo started; exec sleep 60'")
+    follower = spm.popen(*words)
+    assert follower.stdout and "started" in follower.stdout.readline()
+    path, kept = spm.home / ("services" if "events" in words else "state.json"), spm.home / "kept"
+    path.rename(kept)
+    path.touch() if kept.is_dir() else path.mkdir()
+    _, error = follower.communicate(timeout=10)
+    path.unlink() if kept.is_dir() else path.rmdir()
+    kept.rename(path)
+    assert (follower.returncode, error.count("[ERROR] ")) == (9, 1), error
+    assert str(path) in error and "→ " in error and "can't be written" not in error
+    spm("stop", "web")
+
+
 def test_events_are_followed_until_the_service_ends(spm: Spm) -> None:
     spm("start", "web", nasty())
     follower = spm.popen("events", "web", "-f", "--lines", 1)
