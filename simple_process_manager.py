@@ -10044,7 +10044,13 @@ def send_settings(store: Store, name: str, spec: Spec, config: str) -> Record | 
 class Application:
     """A plan that is carried out: steps and waits side by side where none needs another."""
 
-    def __init__(self, store: Store, steps: Sequence[Step], args: argparse.Namespace) -> None:
+    def __init__(
+        self,
+        store: Store,
+        steps: Sequence[Step],
+        known: Mapping[str, Known],
+        args: argparse.Namespace,
+    ) -> None:
         self.store, self.steps, self.say, self.progress = store, steps, args.say, args.progress
         self.wait_s: float | None = args.wait  # None: until they are started
         self.limit_s, self.began, self.shown_at = self.wait_s or WAIT_S, time.monotonic(), 0.0
@@ -10060,7 +10066,7 @@ class Application:
         self.waits: dict[str, tuple[Target | None, float]] = {}  # None: for its end; until when
         self.needs = {s.name: s.wanted.depends_on if s.wanted and s.acts else {} for s in steps}
         self.ends = [step.name for step in steps if step.action == "stop"]
-        records = store.records()
+        records = {key: one.record for key, one in known.items()}
         ports = {one.name: one.spec.port or -1 for one in records.values()}
         holders: dict[int | None, str] = {}
         asked = {s.name: s.wanted.spec.port for s in steps if s.wanted and s.acts}
@@ -10235,7 +10241,7 @@ class Application:
                 late = TimedOut(told, "give it longer with --wait")
                 raise target.too_late(self.limit_s) if target else late
             if stages:
-                del self.waits[name]
+                self.waits.pop(name, None)  # one that is looked at once more isn't among them
                 self.reached[name].update(stages)
                 line = target.line() if target else f"[OK] {name} has done its work"
                 self.lines[name].append(line)
@@ -10389,7 +10395,7 @@ def carry_out(
         with contextlib.suppress(StateError):  # it is told at the end, if it goes on
             note(came, "applying")
 
-    outcomes = Application(store, steps, args).run(tell)
+    outcomes = Application(store, steps, known, args).run(tell)
     result = "failed" if any(one.error for one in outcomes) else "done"
     asked = result == "failed" and args.rollback_on_failure
     if asked and roll_back(store, known, outcomes, args.say):

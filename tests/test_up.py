@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pty
@@ -601,3 +602,15 @@ def test_after_a_rollback_a_down_stopped_what_was_started_by_hand(spm: Spm) -> N
     spm("down")
     assert pids(spm) == before
     spm("stop", "a")
+
+
+def test_what_a_cleanup_forgot_before_an_up_could_stop_it_is_no_surprise(spm: Spm) -> None:
+    write(spm, {"a": worker("1"), "b": worker("2")})
+    spm("up")
+    store = spm_module.Store(str(spm.home))
+    known = spm_module.known_services(store)
+    spm("cleanup")
+    args = argparse.Namespace(wait=None, names=[], say=print, progress=print)
+    steps = [spm_module.Step("stop", name) for name in known]
+    done = spm_module.Application(spm_module.Store(str(spm.home)), steps, known, args).run()
+    assert {(one.result, one.error) for one in done} == {("done", None)}
