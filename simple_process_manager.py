@@ -10308,14 +10308,19 @@ def up(store: Store, args: argparse.Namespace) -> Result:
     return Result({}, stream=keep_up(store, config, args))
 
 
+def check_named(config: Config, names: Iterable[str]) -> None:
+    """NotFound, with the nearest one, if the configuration has no such service."""
+    for name in names:
+        if not config.named(name):
+            told = f"{shown_path(config.path)} has no service {name!r}"
+            raise NotFound(told, f"{nearest(name, config.services)}see: config validate")
+
+
 def bring_up(
     store: Store, config: Config, args: argparse.Namespace, of: int | None = None
 ) -> Result:
     """Plan, say so, and do it; `of`: the version to which it goes back."""
-    for name in args.names:
-        if not config.named(name):
-            told = f"{shown_path(config.path)} has no service {name!r}"
-            raise NotFound(told, f"{nearest(name, config.services)}see: config validate")
+    check_named(config, args.names)
     before = file_marks(config.files)
     with contextlib.ExitStack() as locks:
         if not args.dry_run:
@@ -10323,6 +10328,7 @@ def bring_up(
             locks.enter_context(only_one(store, args.wait or CLAIM_S))
             if of is None and before != file_marks(config.files):  # changed while we waited
                 config = config_at(store, args)
+                check_named(config, args.names)
         last, known = last_applied(store, config.path), known_services(store)
         cut = last if last and last.result == "applying" and not args.dry_run else None
         asked = [cut.names, args.names] if cut else [args.names]

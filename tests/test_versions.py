@@ -299,6 +299,23 @@ def test_ups_wait_for_each_other_and_say_who_holds_them_up(spm: Spm) -> None:
     spm("cleanup")
 
 
+def test_an_up_whose_service_went_from_the_file_while_it_waited_said_that_all_is_up(
+    spm: Spm,
+) -> None:
+    write(spm, {"slow": {"command": "sleep 300"}, "b": worker("2", depends_on={"slow": "exited"})})
+    first = spm.popen("up", "--wait", "1m")
+    eventually(lambda: "slow" in pids(spm))
+    second = spm.popen("up", "b")
+    waits = psutil.Process(second.pid)
+    eventually(lambda: waits.num_threads() == 2, what="its place in the lock's queue")
+    write(spm, {"slow": worker("1")})
+    spm("stop", "slow")
+    first.communicate(timeout=20)
+    _, told = second.communicate(timeout=20)
+    assert second.returncode == 3 and "spm.json has no service 'b'" in told, told
+    spm("cleanup")
+
+
 def test_a_rollback_where_there_is_no_spm_json_ended_in_a_traceback(spm: Spm) -> None:
     (spm.cwd / "Procfile").write_text("worker: sleep 100\n")
     spm("up", "--procfile", "Procfile")
