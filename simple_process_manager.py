@@ -10648,7 +10648,6 @@ NOMAD = """\
 NOMAD_CHECK = """\
 check {
   type = "<type>"
-  port = "<port>"
   path = <path><is_http?>
   protocol = "<kind>"<is_http?>
   tls_skip_verify = true<is_insecure?>
@@ -10747,7 +10746,8 @@ def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
         text: one
         for text, one in known.items()
         if one.kind != "log" and (reach(one, spec) if one.kind != "exec" else not is_nomad)
-        if not is_nomad or (spec.port and one.host in local)
+        # a check's port would be a label of one: github.com/hashicorp/nomad/issues/18974
+        if not is_nomad or (spec.port and one.port in (None, spec.port) and one.host in local)
         if target not in ("kubernetes", "nomad") or not re.search(IS_HELD, one.text)
     }
     unasked = known.keys() - asked.keys() if target != "procfile" else ()
@@ -10758,6 +10758,7 @@ def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
         if re.search(r"127\.0\.0\.1|localhost|::1\b", " ".join(spec.words)):
             notes.append(f"{name}: has to listen on 0.0.0.0: 127.0.0.1 is the container's own")
     program = os.path.join(spec.cwd, first) if os.path.dirname(first) else shutil.which(first) or ""
+    program = "" if re.search(IS_HELD, first) else program  # only arguments have references
     own_port = spec.port if spec.port_declared and "PORT" not in spec.env_given else None
     env = dict.fromkeys((*spec.env_given, *spec.env_taken))
     env.pop("PORT" * bool(own_port), None)  # the caller's is weaker

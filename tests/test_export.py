@@ -279,6 +279,17 @@ def test_the_nomad_job_is_hcl() -> None:
     assert shown.stdout == b"/\n", "in its directory, by the same words"
 
 
+def test_a_number_as_the_port_of_a_nomad_check_was_never_found() -> None:
+    checks = ("tcp:8000", "tcp:9000", "http://127.0.0.1:8000/x", "http://127.0.0.1:9000/y")
+    wanted = [("api", Spec(SLEEP, "/srv", port=8000, ready=checks), dict[str, str]())]
+    files, notes = exported("nomad", wanted, "shop")
+    text = files["shop.nomad.hcl"]
+    assert re.findall(r" port = .*", text) == [' port = "main"'], "checks look at the service's"
+    assert text.count("check {") == 2 and '"/y"' not in text
+    for other in (checks[1], checks[3]):
+        assert f'api: nomad can\'t look for "{other}"' in notes
+
+
 @settings(max_examples=25, deadline=None, database=None)
 @given(WORDS)
 def test_hcl_has_the_words_that_were_meant(words: list[str]) -> None:
@@ -387,6 +398,17 @@ def test_a_reference_stays_one_and_its_value_stays_here(spm: Spm) -> None:
     for name, text in means.items():
         words = ["/bin/sh", "-c", lines[name]]
         assert subprocess.run(words, env=spm.env, capture_output=True, text=True).stdout == text
+
+
+@pytest.mark.parametrize("target", ["systemd", "nomad"])
+def test_a_reference_in_the_program_became_a_directory_of_that_name(spm: Spm, target: str) -> None:
+    spm.env["VENV"] = "/opt/v"
+    services = {"api": {"command": "${VENV}/bin/python app.py"}}
+    (spm.cwd / "spm.json").write_text(json.dumps({"services": services}))
+    text = spm("export", target).stdout
+    assert f"{spm.cwd}/$" not in text
+    expected = {"systemd": '/usr/bin/env "${VENV}/bin/python" app.py\n'}
+    assert expected.get(target, '"$${VENV}/bin/python", "app.py"') in text
 
 
 def test_a_note_stays_one_comment() -> None:
