@@ -9427,11 +9427,11 @@ class Patience:
     def __init__(self, args: argparse.Namespace) -> None:
         self.timeout_s, self.began = args.timeout, time.monotonic()
         self.last = self.began + (args.max_time or max(LONGEST_ASK_S, args.timeout))
-        self.renew()
+        self.until = self.began  # exchange() renews it
 
     def renew(self) -> None:
         """It goes on."""
-        self.until: float = min(time.monotonic() + self.timeout_s, self.last)
+        self.until = min(time.monotonic() + self.timeout_s, self.last)
 
     def left_s(self) -> float:
         """What is left of it; socket.timeout if that is nothing."""
@@ -9476,9 +9476,15 @@ def unanswered(
     return failure(None, RELAY_ERROR, text, cause=cause, repeat=repeat)
 
 
-def exchange(store: Store, args: argparse.Namespace, make: Callable[[Message], Message]) -> Message:
+def exchange(
+    store: Store, args: argparse.Namespace, patience: Patience, make: Callable[[Message], Message]
+) -> Message:
     """One message and its answer; sent again after a failure only if that can do no harm."""
-    name, message, patience = args.name, as_object(None), Patience(args)
+    name, message = args.name, as_object(None)
+    patience.renew()  # an answer to what was sent before is progress
+    if patience.last <= time.monotonic():
+        waited = format_duration(time.monotonic() - patience.began)
+        raise TimedOut(f"{name} came to no end in {waited}", ADVICE["timeout"], cause="timeout")
     for attempt in itertools.count():
         connection, facts = join(store, args, patience.until)
         with connection:
@@ -9527,6 +9533,7 @@ def input_for(name: str, method: str, result: Message, how: Message) -> Message:
 def conversation(store: Store, args: argparse.Namespace) -> Message:
     """The answer to a call: what a service of the modern era asks for on the way is given to it."""
     message, given, how = as_object(None), as_object(None), as_object(None)
+    patience = Patience(args)
 
     def made(spoken: Message) -> Message:
         how.update(spoken)
@@ -9535,7 +9542,7 @@ def conversation(store: Store, args: argparse.Namespace) -> Message:
         return {**message, **params}
 
     for pause_s in INPUT_PAUSES_S:
-        answer = exchange(store, args, made)
+        answer = exchange(store, args, patience, made)
         result = as_object(answer.get("result"))
         asks = result.get("resultType") == "input_required" and how.get("era") == "modern"
         if args.raw or not asks:
@@ -9588,16 +9595,22 @@ def tools(store: Store, args: argparse.Namespace) -> Result:
     """The tools of a stdio service, and their arguments."""
     found: list[Message] = []
     params: Message = {}
+    cursors, patience = list[object](), Patience(args)
 
     def asked(_: object) -> Message:
         return {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": params}
 
     while True:
-        result = as_object(exchange(store, args, asked).get("result"))
-        listed, params = result.get("tools"), {"cursor": result.get("nextCursor")}
+        result = as_object(exchange(store, args, patience, asked).get("result"))
+        listed, cursor = result.get("tools"), result.get("nextCursor")
         found += map(as_object, listed if isinstance(listed, list) else ())
-        if not listed or not params["cursor"]:
+        if not listed or not cursor:
             break
+        if cursor in cursors:
+            store.notes.append(f"{args.name} repeats the cursor {cut(cursor)}: no more was asked")
+            break
+        params = {"cursor": cursor}
+        cursors.append(cursor)
     table = [("tool", "arguments", "description")]
     for tool in found:
         schema = as_object(tool.get("inputSchema"))

@@ -102,6 +102,7 @@ def run_tool(id_: object, params: dict[str, Any]) -> None:
     elif name == "cancelled":
         text(id_, json.dumps(CANCELLED))
     elif name == "needs":
+        time.sleep(given.get("pause", 0))
         given_so_far = params.get("inputResponses")
         if given_so_far and "method" not in given:
             able = params["_meta"]["io.modelcontextprotocol/clientCapabilities"]
@@ -182,7 +183,8 @@ def handle(message: dict[str, Any]) -> None:
         tools = [{"name": name, "annotations": noted.get(name, {})} for name in TOOLS]
         fields = {"message": {"type": "string"}, "times": {"type": "integer"}}
         tools[0]["inputSchema"] = {"properties": fields, "required": ["message"]}
-        reply(id_, result={"tools": tools})
+        more = {"nextCursor": "2"} if "--same-page" in SWITCHES else {}
+        reply(id_, result={"tools": tools, **more})
     elif method == "subscriptions/listen":
         meta = {"_meta": {"io.modelcontextprotocol/subscriptionId": id_}}
         say({"jsonrpc": "2.0", "method": "notifications/tools/list_changed", "params": meta})

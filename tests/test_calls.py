@@ -223,6 +223,23 @@ def test_what_a_modern_server_needs_to_know_first_is_given_or_refused_at_once(sp
     spm("stop", "s")
 
 
+def test_a_call_that_was_asked_for_input_again_and_again_forgot_its_limit(spm: Spm) -> None:
+    begin(spm, "--modern")
+    spm("call", "s", "echo", MESSAGE)
+    began = time.monotonic()
+    words = ["needs", "waits=true", "pause=0.3", "--max-time", "0.7"]
+    error = spm.json("call", "s", *words, code=124)["error"]
+    assert error["cause"] == "timeout" and time.monotonic() - began < 2
+    spm("stop", "s")
+
+
+def test_tools_of_a_server_that_repeats_its_cursor_came_without_end(spm: Spm) -> None:
+    begin(spm, "--same-page")
+    done = spm("tools", "s", timeout=10)
+    assert done.stdout.count("\necho ") == 2 and "[WARN] s repeats the cursor" in done.stderr
+    spm("stop", "s")
+
+
 def test_a_server_is_told_of_the_roots(spm: Spm) -> None:
     begin(spm, options=("--root", "a b", "--root", str(spm.base)))
     told = json.loads(spm("call", "s", "sample", "method=roots/list").stdout)
