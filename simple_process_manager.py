@@ -11466,24 +11466,27 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     args.tail = tail
     words = getattr(args, "command", [])
     if len(words) > 1 and rest[-len(words) :] != words:
-        # Options behind bare words could be start's or the command's: nobody should have to guess.
-        stray, words = words[1:], rest[rest.index(words[0], rest.index(args.name) + 1) :]
-        # but of NAME=value only the name: a message may be logged
-        form = rf"(?s)^((?:--env=)?{VARIABLE}=).*"
-        line, more = (join_command([re.sub(form, r"\1…", w) for w in x]) for x in (words, stray))
-        advice = f"quote the command: start {args.name} {join_command([line])}, "
-        advice += (
-            f"or put it behind --: start {args.name} -- {line}; start's own options go before "
-        )
-        advice += "or behind the quoted command"
-        told = "options behind an unquoted command: are they the command's or start's?"
-        if len(words[0].split()) > 1:
-            told = f"{more} stands behind the quoted command"
-            advice = f'one string is all of it: start {args.name} "COMMAND" with options around it'
-        raise UsageError(told, advice)
+        raise unquoted(name, args.name, words, rest)
     if cut < len(argv) and name not in ("start", "run"):
         raise UsageError(f"{name} takes no command behind --", f"see: {PROGRAM} {name} --help")
     return COMMANDS[name], args
+
+
+def unquoted(name: str, service: str, words: Sequence[str], rest: Sequence[str]) -> UsageError:
+    """Options behind bare words could be ours or the command's: nobody should have to guess."""
+    stray, words = words[1:], rest[rest.index(words[0], rest.index(service) + 1) :]
+    # but of NAME=value only the name: a message may be logged
+    form = rf"(?s)^((?:--env=)?{VARIABLE}=).*"
+    line, more = (join_command([re.sub(form, r"\1…", w) for w in x]) for x in (words, stray))
+    if len(words[0].split()) > 1:
+        advice = f'one string is all of it: {name} {service} "COMMAND" with options around it'
+        return UsageError(f"{more} stands behind the quoted command", advice)
+    # behind the -- of `run` stand its tests
+    bare = " -- TESTS" if name == "run" else f", or put it behind --: {name} {service} -- {line}"
+    advice = f"quote the command: {name} {service} {join_command([line])}{bare}"
+    advice += f"; {name}'s own options go before or behind the quoted command"
+    told = f"options behind an unquoted command: are they the command's or {name}'s?"
+    return UsageError(told, advice)
 
 
 def with_value(options: Iterable[Option], words: Sequence[str]) -> list[str]:
@@ -11594,9 +11597,10 @@ def parser_of(name: str, words: Sequence[str]) -> argparse.ArgumentParser:
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
             advice = f"see: {PROGRAM} {name} --help"
-            if name == "start" and message.startswith("unrecognized arguments"):
-                advice = 'if they belong to the command, quote it: start NAME "COMMAND --option", '
-                advice += "or put it behind --: start NAME -- COMMAND --option"
+            if name in ("start", "run") and message.startswith("unrecognized arguments"):
+                advice = f'if they belong to the command, quote it: {name} NAME "COMMAND --option"'
+                bare = ", or put it behind --: start NAME -- COMMAND --option"
+                advice += bare if name == "start" else " -- TESTS"
             if message.startswith(("unrecognized", "the following")):
                 advice = meant_option(name, words) + advice
             # an unknown option may have been meant to carry a secret

@@ -492,3 +492,12 @@ def test_the_lease_of_a_run_is_its_process(spm: Spm) -> None:
     ask = [sys.executable, spm.program, "status", "web", "--json"]
     told = json.loads(spm("run", "web", "sleep 90", "--ready", "exec:true", "--", *ask).stdout)
     assert told["lease"] == str(told["owner"]["pid"])
+
+
+def test_an_unquoted_command_of_a_run_was_sent_to_start_and_behind_its_tests(spm: Spm) -> None:
+    for words in (["uvicorn", "main:app", "--port", "80", "x"], ["uvicorn", "--reload"]):
+        told = spm("run", "api", *words, "--", "true", code=2).stderr
+        assert "-- TESTS" in told and "start" not in told and "behind --: " not in told
+        assert "quote the command: run api 'uvicorn " in told or 'run NAME "COMMAND' in told
+    told = spm("run", "api", "uvicorn x", "--port", "80", "x", "--", "true", code=2).stderr
+    assert 'one string is all of it: run api "COMMAND" with' in told
