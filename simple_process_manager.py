@@ -9632,7 +9632,7 @@ def connect(store: Store, args: argparse.Namespace) -> Result:
 
     def carry() -> None:
         with contextlib.suppress(OSError):  # the service is gone: the other direction tells
-            while chunk := os.read(0, 1 << 16):
+            while chunk := os.read(sys.stdin.fileno(), 1 << 16):
                 connection.sendall(chunk)
             connection.sendall(b'\n{"jsonrpc": "2.0", "method": "%s"}\n' % END.encode())
             time.sleep(LEAVING_S)
@@ -11796,6 +11796,8 @@ def run(argv: Sequence[str]) -> int:
 def main() -> NoReturn:
     """The program: a command, or (with `supervise`) the supervisor of a service."""
     code = 0
+    if sys.stdin is None:  # closed: what is opened first would be taken for it
+        sys.stdin = open(os.devnull)  # noqa: SIM115
     try:
         if "_ARGCOMPLETE" in os.environ:
             complete()

@@ -129,6 +129,17 @@ def test_parameters_come_from_a_file_and_from_stdin(spm: Spm) -> None:
     spm("stop", "s")
 
 
+def test_with_a_closed_stdin_connect_hung_and_call_ended_in_a_traceback(spm: Spm) -> None:
+    begin(spm, "--plain", options=("--protocol", "jsonrpc"))
+    for words, code in ((["connect", "s"], 0), (["call", "s", "add", "-"], 2)):
+        closed = ["sh", "-c", 'exec "$@" <&-', "sh", *spm.argv(*words)]
+        done = subprocess.run(
+            closed, cwd=spm.cwd, env=spm.env, capture_output=True, text=True, timeout=8
+        )
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    spm("stop", "s")
+
+
 def test_errors_of_a_call_are_told_apart(spm: Spm) -> None:
     begin(spm)
     unknown = spm.json("call", "s", "nope", code=1)["error"]
