@@ -1012,6 +1012,12 @@ def _proc(path: str) -> bytes:
     return b""
 
 
+def interpreter() -> str:
+    """The Python that runs this; "" where nobody can tell: without PATH it doesn't know itself."""
+    own = "/proc/self/exe"
+    return sys.executable or (os.path.realpath(own) if os.path.exists(own) else "")
+
+
 def pss_of(pid: int) -> int | None:
     """Its share of the memory that it uses, as proc_pid_smaps(5) tells; None where that can't."""
     fields = _proc(f"{pid}/smaps_rollup").partition(b"\nPss:")[2].split()
@@ -7833,7 +7839,9 @@ def supervisor_command(program: str, name: str) -> list[str]:
     """The words that start a supervisor."""
     # Neither site-packages nor PYTHON* variables of the caller take part; what psutil needs of
     # sys.path goes along with the order.
-    return [sys.executable, "-S", "-E", program, "supervise", name]
+    if not interpreter():
+        raise StartFailed("Python doesn't know where it is itself", "call Python by its whole path")
+    return [interpreter(), "-S", "-E", program, "supervise", name]
 
 
 SUPERVISES = ("Config", "obey()\nos._exit(0)\n")
@@ -7973,10 +7981,10 @@ def go_on_lean(store: Store, began: float = 0.0) -> None:
     """
     words = getattr(sys, "orig_argv", [])  # Python 3.9 doesn't tell
     can_exec = HAS_EXEC and bool(words) and IS_OUTERMOST and not __file__.endswith(".pyc")
-    if not (can_exec and os.path.isdir(store.home)):
+    if not (can_exec and interpreter() and os.path.isdir(store.home)):
         return
     target = f"{compiled_path(store)[:-4]}-whole.pyc"
-    words = [sys.executable, *words[1 : -len(sys.argv)], target, *sys.argv[1:]]
+    words = [interpreter(), *words[1 : -len(sys.argv)], target, *sys.argv[1:]]
     with contextlib.suppress(OSError):  # no room: only slower
         if not is_sound(target):
             make_private(os.path.dirname(target))
@@ -11755,7 +11763,7 @@ def run(argv: Sequence[str]) -> int:
         is_copy = command is COMMANDS["vendor"]  # what is copied can be used elsewhere
         # not imported: 0.2 ms instead of 15
         if not is_copy and PathFinder.find_spec("psutil") is None:
-            raise UsageError(NO_PSUTIL.format(sys.executable, PROGRAM))
+            raise UsageError(NO_PSUTIL.format(interpreter(), PROGRAM))
         args.say = say
         store = Store(find_home(args.home))
         notes = store.notes

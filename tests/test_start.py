@@ -389,3 +389,12 @@ def test_a_successor_that_is_not_executable_is_told_so(spm: Spm) -> None:
     told = spm("start", "api", "./new.sh", "--replace", code=4)
     assert "chmod +x" in told.stderr and "what runs was left alone" in told.stderr
     spm("cleanup")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/exe"), reason="nothing there tells which it is")
+def test_a_python_that_was_found_without_path_could_start_nothing(spm: Spm) -> None:
+    modules = os.path.dirname(os.path.dirname(psutil.__file__))
+    bare = {"PYTHONPATH": modules, "HOME": str(spm.base), "SPM_HOME": str(spm.home)}
+    for words in (["start", "a", "sleep 0.5"], ["logs", "a", "-f"]):
+        argv = ["python", *spm.argv(*words)[1:]]
+        subprocess.run(argv, executable=sys.executable, env=bare, cwd=spm.cwd, check=True)
