@@ -63,7 +63,7 @@ from __future__ import annotations
 import os
 import sys
 
-if __name__ == "__main__" and sys.path[:1] == [os.path.dirname(os.path.abspath(__file__))]:
+if __name__ == "__main__" and sys.path[:1] == [os.path.dirname(os.path.normpath(__file__))]:
     del sys.path[0]  # the user's repository: its queue.py must not shadow the standard library's
 
 import _thread
@@ -6800,7 +6800,9 @@ BOOT_S = 10.0
 LEAN_S, _, LEAN_FILE = os.environ.pop("SPM_LEAN", "").partition(" ")
 IS_OUTERMOST = not sys._getframe().f_back  # else a debugger, `python -m`, a copy by `vendor`
 IS_LEAN = bool(LEAN_FILE) and __file__.endswith("-whole.pyc")
-SELF = LEAN_FILE if IS_LEAN else os.path.abspath(__file__)
+SELF = LEAN_FILE if IS_LEAN else __file__
+with contextlib.suppress(OSError):  # the current directory was removed: who needs it says so
+    SELF = os.path.abspath(SELF)
 NOT_OF_A_SPEC = {"name", "replace", "force", "on_conflict", "lease", "idle_timeout", "wait"}
 NOT_IN_RUN = ("name?", "--lease", "--all-previous")
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")

@@ -155,6 +155,19 @@ def test_a_current_directory_that_was_removed_is_told_as_that(spm: Spm) -> None:
         assert done.stderr.startswith("[ERROR] the current directory can't be told: No such file")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is above it any more")
+def test_in_a_removed_directory_a_script_beside_it_ended_in_a_traceback(spm: Spm) -> None:
+    shutil.copy(SCRIPT, spm.cwd / "copied.py")
+    spm("vendor", "vendored.py")
+    gone = spm.cwd / "gone"
+    for name in ("copied.py", "vendored.py"):
+        gone.mkdir()
+        line = f"cd {gone} && rmdir {gone} && {sys.executable} ../{name} start a 'sleep 9'"
+        done = subprocess.run(line, shell=True, env=spm.env, capture_output=True, text=True)
+        assert done.returncode == 9, done.stderr
+        assert done.stderr.startswith("[ERROR] the current directory can't be told: No such file")
+
+
 def test_a_failed_start_keeps_nobody_from_trying_again(spm: Spm) -> None:
     spm("start", "api", "slep 100", code=4)
     spm("start", "api", "sleep 100")
