@@ -7006,6 +7006,8 @@ def is_proven(store: Store, record: Record, look: Stat, supervised: bool) -> boo
 
 def _look(store: Store, record: Record, here: Place) -> Seen:
     is_here, same_host = record.place.is_same(here), record.place._replace(boot=here.boot) == here
+    if not is_here and record.place._replace(host=here.host).is_same(here):
+        is_here = store.is_supervised(record.name)  # a laptop's host name changes with its network
     away = copied_from(store, record) if is_here else ""
     if away:
         verdict = Verdict("lost", f"this directory is a copy: it runs for {away}")

@@ -665,6 +665,15 @@ def test_state_from_elsewhere_is_recognised_and_nothing_of_it_signalled(
     spm("stop", "api")
 
 
+def test_a_host_that_has_got_another_name_still_has_its_services(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    state = spm.state()
+    state["services"]["api"]["place"]["host"] = "MacBook-2.local"
+    (spm.home / "state.json").write_text(json.dumps(state))
+    assert spm.service("api")["status"] == "running"
+    spm("stop", "api")
+
+
 def test_processes_with_an_empty_or_partial_cookie_match_nothing(
     spm: Spm, stranger: subprocess.Popen[bytes]
 ) -> None:
