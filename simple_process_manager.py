@@ -2975,7 +2975,7 @@ class Store:
                 for line in json_lines(path) if is_new else ():
                     with contextlib.suppress(RecordError):
                         found.append(read_event({**line, "name": key}, "event"))
-        return sorted(found)
+        return sorted(found, key=lambda one: one.at)  # what happened at once stays in its order
 
     def sweep(self) -> None:
         """Remove what writes of ours that were killed left: one that isn't takes no minute."""
