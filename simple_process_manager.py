@@ -3969,9 +3969,9 @@ def sparkline(points: Sequence[tuple[float, float]]) -> str:
 
 # == Supervisor ====================================================================================
 # The parent of one service: spawns it, waits, records its end, ends its tree when asked. It is told
-# (SIGCHLD, pidfd, socket), it doesn't poll; its timers are those that were asked for, and one for
-# the log's size and the samples. While it lives it alone writes the record of its service. It meets
-# the commands in files and on its socket only.
+# (SIGCHLD, pidfd, socket) and polls only what no system call tells of; its timers are those that
+# were asked for, and one for the log's size and the samples. While it lives it alone writes the
+# record of its service. It meets the commands in files and on its socket only.
 
 SOON_S = 0.03
 BUSY_S = 1.0  # how long a supervisor waits for who writes state.json before it goes on
@@ -4488,7 +4488,8 @@ class Supervisor:
         if self.prober:  # a command that it runs is to be killed
             self.prober.halt.set()
             checks = (*self.record.spec.ready, *self.record.spec.health)
-            self.prober.thread.join(any(text.startswith("exec:") for text in checks))
+            has_command = any(text.startswith("exec:") for text in checks)
+            self.prober.thread.join(1.0 if has_command else 0.0)
         self.answer_waiters()
 
     def on_wake(self, _: object) -> None:
@@ -4699,8 +4700,8 @@ class Supervisor:
     def named_by_pid_file(self, members: Sequence[Member]) -> Member | None:
         """The process that the pid file names, if that certainly belongs to this instance."""
         path = self.record.spec.pid_file
-        # OSError, ValueError: not written yet, or not whole
         real = os.path.realpath(path or "")  # it is the user's own: it may be a link
+        # OSError, ValueError: not written yet, or not whole
         with contextlib.suppress(OSError, ValueError), open(real, "rb", opener=private) as f:
             pid = int((f.read(32).split() or [b""])[0])
             look, inside = stat_of(pid), pid in [member.identity.pid for member in members]
@@ -4734,7 +4735,7 @@ class Supervisor:
             before = "; a daemon that overwrites its environment is found by its --pid-file alone"
         self.finished = phase == "external"
         why += f" and left no process{before}"
-        if self.finished or record.exit is None:
+        if self.finished:
             self.change(phase, phase, why)
         else:
             self.decide(record.exit, phase, why)
@@ -4931,7 +4932,7 @@ class Supervisor:
             client.answer({"ok": False, "error": UsageError(str(error)).to_json()})
 
     def on_status(self, client: Client, request: dict[str, object]) -> None:
-        """What is: asked for when state.json and the system disagree."""
+        """What is, with what state.json doesn't hold."""
         self.take_note()
         client.answer(self.told(relay=self.pipes and self.pipes.facts()))
 
@@ -5060,7 +5061,7 @@ def is_awaited(order: Order) -> bool:
     return order.adopt or order.command in (0, os.getppid())
 
 
-def supervise(order: Order, is_subreaper: bool, answer_to: int = 1) -> None:
+def supervise(order: Order, is_subreaper: bool, answer_to: int) -> None:
     """The life of a supervisor, from the order of the command that launched it."""
     store = Store(order.home, lock_wait_s=BUSY_S)
     store.supervises = True
@@ -5324,7 +5325,7 @@ class Relay:
         self.server.allows_nan = False
         spec = self.supervisor.record.spec
         self.give_up_at = time.monotonic() + spec.connect_timeout_s
-        self.era, self.problem, self.is_shaking, self.listing = "", None, False, -1
+        self.era, self.problem, self.is_shaking, self.has_listed = "", None, False, False
         has_died = spec.protocol == "auto" and spec.extra.get("probe") == "died"
         self.protocol = "handshake" if has_died else spec.protocol
         if self.protocol == "jsonrpc":
@@ -5469,13 +5470,17 @@ class Relay:
 
     def is_busy(self) -> bool:
         """Whether somebody waits for an answer."""
-        return bool(self.joining) or any(one.caller for one in self.pending.values())
+        return bool(self.joining or self.in_flight())
+
+    def in_flight(self) -> list[Pending]:
+        """The requests of callers that wait for an answer."""
+        return [one for one in self.pending.values() if one.caller]
 
     def facts(self) -> Message:
         """What `status` tells."""
-        in_flight = sum(one.caller is not None for one in self.pending.values())
         how = {"era": self.era, "version": self.version, "server": self.greeting.get("serverInfo")}
-        counts = {"calls": self.calls, "errors": self.errors, "in_flight": in_flight}
+        counts = {"calls": self.calls, "errors": self.errors}
+        counts["in_flight"] = len(self.in_flight())
         return {**how, **counts, "callers": len(self.callers)}
 
     def join(self, client: Client) -> None:
@@ -5584,7 +5589,7 @@ class Relay:
     def on_request(self, caller: Channel, message: Message) -> None:
         """A request of a caller: answered here if it is about the connection, else sent on."""
         method, id_, params = message["method"], message["id"], as_object(message.get("params"))
-        in_flight = len(self.pending) - (self.listing in self.pending)
+        in_flight = len(self.in_flight())
         self.supervisor.active()
         if method == "initialize" and self.era != "jsonrpc":
             caller.abilities = as_object(params.get("capabilities"))
@@ -5616,8 +5621,9 @@ class Relay:
         if not self.server.send({**message, "id": number}):
             del self.pending[number]
             self.to_caller(caller, failure(message["id"], -32602, f"{TOO_DEEP}, or not finite"))
-        if method == "tools/call" and self.era != "jsonrpc" and self.listing < 0:
-            self.listing = self.ask("tools/list", {})  # which have no effect, in case it dies
+        if method == "tools/call" and self.era != "jsonrpc" and not self.has_listed:
+            self.has_listed = True
+            self.ask("tools/list", {})  # which have no effect, in case it dies
 
     def ask(self, method: str, params: Message) -> int:
         """A request of our own, and its number."""
@@ -5660,7 +5666,7 @@ class Relay:
 
     def learn(self, tools: object) -> None:
         """Remember which tools say they have no effect: callers ask when we have been killed."""
-        self.listing = max(self.listing, 0)
+        self.has_listed = True
         old = self.supervisor.record.spec.extra.get("repeatable")
         known = set(map(str, old)) if isinstance(old, list) else set()
         for tool in map(as_object, tools if isinstance(tools, list) else ()):
@@ -6225,15 +6231,12 @@ def read_config(
 ) -> Config:
     """The Config of a file, of agents' files and of a Procfile; ConfigError with every problem."""
     reading = Reading(path, expands, lacking)
-    data: object = {}
     if not (os.path.lexists(path) or servers or procfile):
         text = f"there is no {os.path.basename(path)} in {os.path.dirname(path)}"
         problem = Problem(path, "", "No such file or directory")._asdict()
         how = "write one (init --config writes a first one), or name it with --config FILE"
         raise ConfigError(text, how, problems=[problem])
-    if os.path.lexists(path):
-        data = reading.load(path)
-    reading.take(data)
+    reading.take(reading.load(path) if os.path.lexists(path) else {})
     for file in servers:
         reading.take_servers(os.path.abspath(file))
     if procfile:
@@ -6661,12 +6664,7 @@ def step_of(wanted: Wanted, known: Known | None, is_named: bool, is_once: bool) 
 
 # -- what was applied
 
-VERSION: dict[str, Kind] = {"number": _integer, "at": _number, "config": _text, "hash": _text}
-VERSION["result"] = _one_of("applying", "done", "failed", "rolled back", "cut off")
-VERSION["plan"] = _list_of(_kind("an object", lambda value: isinstance(value, dict)))
-VERSION["names"] = _list_of(_text)
-VERSION["document"] = _kind("an object", lambda value: isinstance(value, dict))
-VERSION.update(text=_or_none(_text), of=_or_none(_integer))
+RESULTS = ("applying", "done", "failed", "rolled back", "cut off")
 
 
 class Version(NamedTuple):
@@ -6695,6 +6693,9 @@ class Version(NamedTuple):
     def data(self) -> dict[str, object]:
         """What is told of it: all but what it says."""
         return {k: v for k, v in self._asdict().items() if k not in ("document", "text")}
+
+
+VERSION = kinds_of(Version, result=_one_of(*RESULTS), plan=_list_of(_object), document=_object)
 
 
 def hash_of(document: object) -> str:
