@@ -40,7 +40,7 @@ The state directory (--home, else SPM_HOME, else the nearest .spm/, else .spm/ i
 
     state.json              every service: what was asked (spec) and what is (record)
     lock                    held for each read-change-write of state.json
-    lock.up, lock.up.by     held by the `up` that is under way, and who that is
+    lock.up, lock.up.by     held by the `up` or `down` that is under way, and who that is
     versions/NNNN.json      each configuration that was applied, mode 0600: what came of it, and
                             the journal of an `up` that was killed
     versions/NNNN-TIME.json a spm.json that was replaced after version NNNN, byte for byte
@@ -9850,17 +9850,17 @@ def file_marks(paths: Iterable[str]) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def only_one(store: Store, wait_s: float) -> Iterator[None]:
+def only_one(store: Store, wait_s: float, what: str) -> Iterator[None]:
     """Hold the lock of what changes the configuration; TimedOut that names who holds it."""
     path = os.path.join(store.home, "lock.up")
 
     def busy() -> str:
         with contextlib.suppress(OSError), open(f"{path}.by", encoding="utf-8") as file:
-            return f"another `up` is under way ({file.read(80)}); waited {format_duration(wait_s)}"
-        return "another `up` is under way"
+            return f"another {file.read(80)}; waited {format_duration(wait_s)}"
+        return "another command is under way"
 
     with locked(path, wait_s, busy):
-        by = f"pid {os.getpid()} since {time.strftime('%H:%M:%S')}"
+        by = f"`{what}` is under way (pid {os.getpid()} since {time.strftime('%H:%M:%S')})"
         with state_errors(path):
             write_file(f"{path}.by", by.encode(), durable=False)
         yield
@@ -10027,7 +10027,7 @@ def import_config(store: Store, args: argparse.Namespace) -> Result:
     if not (args.yes or (is_asked and key_within(60.0) in ("y", "Y"))):
         raise Refused(f"{shown_path(path)} is as it was", "see what differs, add --yes", **changes)
     store.prepare()
-    with only_one(store, CLAIM_S):
+    with only_one(store, CLAIM_S, "config import"):
         lines = replace_config(store, path, new.text)
     told = f"[OK] {shown_path(path)} is {args.file} now; apply it: up"
     return Result({"path": path, **changes}, [*lines, told])
@@ -10351,7 +10351,8 @@ def bring_up(
     with contextlib.ExitStack() as locks:
         if not args.dry_run:
             store.prepare()
-            locks.enter_context(only_one(store, args.wait or CLAIM_S))
+            what = "up" if of is None else "config rollback"
+            locks.enter_context(only_one(store, args.wait or CLAIM_S, what))
             if of is None and before != file_marks(config.files):  # changed while we waited
                 config = config_at(store, args)
                 check_named(config, args.names)
@@ -10476,7 +10477,7 @@ def down(store: Store, args: argparse.Namespace) -> Result:
     with contextlib.ExitStack() as locks:
         if os.path.lexists(store.home):
             store.prepare()
-            locks.enter_context(only_one(store, CLAIM_S))  # an `up` under way is over first
+            locks.enter_context(only_one(store, CLAIM_S, "down"))  # an `up` under way is over first
         return bring_down(store, args)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import Spm, eventually, free_port
+from conftest import Spm, eventually, free_port, nasty
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_up import FILES, PAGE, SERVER, config_of, documents, pids, running, worker, write
@@ -297,6 +297,18 @@ def test_ups_wait_for_each_other_and_say_who_holds_them_up(spm: Spm) -> None:
     assert pids(spm).keys() == {"d"}, "it took what was there when its turn came"
     spm("down")
     spm("cleanup")
+
+
+def test_an_up_that_waited_for_a_down_said_that_another_up_was_under_way(spm: Spm) -> None:
+    write(spm, {"stays": {"command": nasty("--ignore-term", "--say", "up"), "ready": "log:up"}})
+    spm("up")
+    eventually(lambda: "up" in spm.log("stays"), what="its deafness")
+    down = spm.popen("down")
+    eventually(lambda: (spm.home / "lock.up.by").read_text().startswith("`down`"))
+    told = spm("up", "--wait", "100ms", code=124).stderr
+    assert f"another `down` is under way (pid {down.pid} since " in told
+    spm("stop", "stays", "--force")
+    down.communicate(timeout=20)
 
 
 def test_an_up_whose_service_went_from_the_file_while_it_waited_said_that_all_is_up(
