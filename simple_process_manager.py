@@ -9390,7 +9390,10 @@ def read_json(text: str) -> object:
             with open(text[1:], encoding="utf-8-sig") as file:
                 return parse_json(file.read())
         return parse_json(sys.stdin.buffer.read() if text == "-" else text)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        told = f"{error.filename or 'stdin'} can't be read: {error.strerror or error}"
+        raise UsageError(told, "name a file with JSON behind @") from error
+    except ValueError as error:
         raise UsageError(f"not JSON: {error}", "quote it for the shell: '{\"key\": 1}'") from error
 
 

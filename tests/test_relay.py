@@ -129,6 +129,18 @@ def test_parameters_come_from_a_file_and_from_stdin(spm: Spm) -> None:
     spm("stop", "s")
 
 
+def test_a_file_that_is_not_there_was_called_no_json(spm: Spm) -> None:
+    begin(spm, "--plain", options=("--protocol", "jsonrpc"))
+    error = spm.json("call", "s", "add", "@/nope", code=2)["error"]
+    assert error["message"] == "/nope can't be read: No such file or directory"
+    assert error["advice"] == "name a file with JSON behind @"
+    (spm.cwd / "x.json").write_text("{")
+    assert spm.json("call", "s", "add", "@x.json", code=2)["error"]["message"].startswith(
+        "not JSON"
+    )
+    spm("stop", "s")
+
+
 def test_with_a_closed_stdin_connect_hung_and_call_ended_in_a_traceback(spm: Spm) -> None:
     begin(spm, "--plain", options=("--protocol", "jsonrpc"))
     for words, code in ((["connect", "s"], 0), (["call", "s", "add", "-"], 2)):
