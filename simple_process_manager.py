@@ -7852,7 +7852,12 @@ def supervisor_command(program: str, name: str) -> list[str]:
 SUPERVISES = ("Config", "obey()\nos._exit(0)\n")
 VENDORED = "# Written by `vendor`: "
 QUOTES = "'" * 3  # such a line would end the program in its copy
-WHOLE = f"PROGRAM_TEXT = r{QUOTES}\n"
+WHOLE = f"    PROGRAM_TEXT = r{QUOTES}\n"
+ENDS_COPY = f"""{QUOTES}
+    exec(cached_code(__file__, PROGRAM_TEXT))  # noqa: S102
+except KeyboardInterrupt:
+    raise SystemExit(130) from None
+"""
 
 
 def parts_of_this_file() -> tuple[str, int, str]:
@@ -11383,15 +11388,13 @@ def init(store: Store, args: argparse.Namespace) -> Result:
     return result._replace(lines=lines)
 
 
-def vendored_text() -> str:
+def vendored_text(head: str, program: str) -> str:
     """This program as `vendor` writes it: Python compiles a string when it is told to."""
-    head, _, program = parts_of_this_file()
     found = re.search(r"(?ms)^def cached_code\(.*?\n\n\n", program)
     code = found[0] if found else ""
     about = f"{VENDORED}simple_process_manager {__version__}, unchanged, in one string below.\n"
     about += "# Python compiles a script at every call; the string once: ~/.cache keeps its code.\n"
-    above = f"{head}{about}import types\n\n\n{code}{WHOLE}"
-    return f"{above}{program}{QUOTES}\nexec(cached_code(__file__, PROGRAM_TEXT))  # noqa: S102\n"
+    return f"{head}{about}import types\n\n\n{code}try:\n{WHOLE}{program}{ENDS_COPY}"
 
 
 @command(
@@ -11402,7 +11405,7 @@ def vendored_text() -> str:
 def vendor(store: Store, args: argparse.Namespace) -> Result:
     """Copy this program into a repository, in the form that starts quickly."""
     head, _, program = parts_of_this_file()
-    text, is_dir = vendored_text(), os.path.isdir(args.target)
+    text, is_dir = vendored_text(head, program), os.path.isdir(args.target)
     path = os.path.join(args.target, "simple_process_manager.py") if is_dir else args.target
     root = os.path.dirname(os.path.abspath(path))
     if not (path.endswith(".py") and os.path.isdir(root)):
@@ -11422,7 +11425,7 @@ def vendor(store: Store, args: argparse.Namespace) -> Result:
     if is_new:
         os.chmod(path, os.stat(path).st_mode | os.stat(SELF).st_mode & 0o111)
     own = "\n" + program  # the string that stands in the copy
-    cached_code(path, own, text.count("\n") - own.count("\n") - 2)  # its first call finds it
+    cached_code(path, own, text.partition(WHOLE)[0].count("\n"))  # its first call finds it
     told = f"{shown_path(path)} {'written' if is_new else 'unchanged'} (version {__version__})"
     data = {"path": os.path.abspath(path), "version": __version__, "written": is_new}
     return Result(data, [f"[OK] {told}"])
@@ -11812,9 +11815,9 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """The program: a command, or (with `supervise`) the supervisor of a service."""
-    code = 0
     if sys.stdin is None:  # closed: what is opened first would be taken for it
         sys.stdin = open(os.devnull)  # noqa: SIM115
+    code = 0
     try:
         if "_ARGCOMPLETE" in os.environ:
             complete()

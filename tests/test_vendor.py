@@ -7,6 +7,7 @@ import marshal
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -33,9 +34,9 @@ def small(spm: Spm, copy: Path) -> Path:
     """A program of one line in place of the copied one: it is compiled in no time; no cache."""
     for code in kept(spm):
         code.unlink()
-    above, begins, _ = copy.read_text("utf-8").partition("PROGRAM_TEXT = r'''\n")
-    runs = "\n'''\nexec(cached_code(__file__, PROGRAM_TEXT))\n"
-    copy.write_text(f"{above}{begins}print('no services in it'){runs}", "utf-8")
+    above, begins, rest = copy.read_text("utf-8").partition("PROGRAM_TEXT = r'''\n")
+    _, ends, runs = rest.rpartition("\n'''\n")
+    copy.write_text(f"{above}{begins}print('no services in it'){ends}{runs}", "utf-8")
     return copy
 
 
@@ -279,6 +280,20 @@ def test_the_first_start_in_a_state_directory_compiles_nothing(spm: Spm, copy: P
         run(spm, copy, "start", "one", "sleep 100")
         run(spm, copy, "cleanup")
     assert {path: path.stat().st_mtime_ns for path in kept(spm)} == codes
+
+
+def test_a_ctrl_c_before_the_copy_has_its_code_ended_in_a_traceback(spm: Spm, small: Path) -> None:
+    run(spm, small, "list")
+    (file,) = kept(spm)
+    file.unlink()
+    os.mkfifo(file)
+    words, pipe = [sys.executable, str(small), "list"], subprocess.PIPE
+    process = subprocess.Popen(words, cwd=spm.cwd, env=spm.env, stdout=pipe, stderr=pipe)
+    writer = os.open(file, os.O_WRONLY)  # it has come to that
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=20)
+    os.close(writer)
+    assert (process.returncode, told) == (130, (b"", b""))
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "directory"])

@@ -20,7 +20,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "simple_process_manager.py"
 PHASES = ("Python itself", "reading the text", "loading its code", "definitions", "the command")
 COMMANDS = (["start", "a", "sleep 100"], ["list"], ["stop", "a"])
 NOW = "import time; print(time.process_time())"
-LAST = "exec(cached_code(__file__, PROGRAM_TEXT))"
+LAST = "    exec(cached_code(__file__, PROGRAM_TEXT))"
 
 
 def stamped(directory: Path) -> Path:
@@ -38,10 +38,9 @@ def stamped(directory: Path) -> Path:
     for end, stamp in ends.items():
         assert above.count(f"\n{end}") == 1, end
         above = above.replace(f"\n{end}", f"\n{stamp}{end}")
-    load = (
-        "_code = cached_code(__file__, PROGRAM_TEXT)\n_at.append(_t.process_time())\nexec(_code)\n"
-    )
-    copy.write_text(above + load, "utf-8")
+    load = ("_code = cached_code(__file__, PROGRAM_TEXT)", "_at.append(_t.process_time())")
+    lines = "".join(f"    {line}\n" for line in (*load, "exec(_code)"))
+    copy.write_text(f"{above}{lines}finally:\n    pass\n", "utf-8")
     return copy
 
 
