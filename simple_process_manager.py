@@ -9353,9 +9353,12 @@ def join(store: Store, args: argparse.Namespace, deadline: float) -> tuple[socke
     """A place among those who talk to a service, and how; it is started first if need be."""
     name, has_started = check_name(args.name), False
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError, NotFound):  # it isn't there, or is just ending
-            connection = store.send(name, {"op": "join"})
-            return connection, receive(connection, max(deadline - time.monotonic(), 0.001))
+        # it isn't there, or is just ending
+        with contextlib.suppress(OSError, NotFound), contextlib.ExitStack() as closing:
+            connection = closing.enter_context(store.send(name, {"op": "join"}))
+            how = receive(connection, max(deadline - time.monotonic(), 0.001))
+            closing.pop_all()  # it is the caller's
+            return connection, how
         has_started = ensure_running(store, name, deadline, not args.no_start, has_started)
     advice = f"wait longer with --timeout, or see: status {name}"
     raise TimedOut(f"{name} was not ready for calls in time", advice, cause="connection")
@@ -9705,8 +9708,8 @@ def config_at(store: Store, args: argparse.Namespace, expands: bool = True) -> C
 @command("config schema")
 def show_schema(store: Store, args: argparse.Namespace) -> Result:
     """The JSON Schema of spm.json, for editors."""
-    text = json.dumps(document_schema(), indent=2)
-    return Result({"schema": json.loads(text)}, stream=iter([text + "\n"]))
+    schema = document_schema()
+    return Result({"schema": schema}, stream=iter([json.dumps(schema, indent=2) + "\n"]))
 
 
 @command("config validate", Option("file?", "FILE", help="instead of --config"), *CONFIG_OPTIONS)
@@ -10135,8 +10138,8 @@ class Application:
             if self.has_news and now >= tell_at:
                 self.has_news = False
                 tell(self.outcomes)
-                # all of them are told: with hundreds that takes its time
-                tell_at = max(now + SOON_S, 11 * time.monotonic() - 10 * now)
+                took_s = time.monotonic() - now  # all of them are told: of hundreds that is much
+                tell_at = now + max(SOON_S, 11 * took_s)
             if not due or len(self.acting) == MOST_STARTS:
                 time.sleep(probe_pause_s(time.monotonic() - self.began))
         there = [step for step in self.steps if step.wanted and self.wait_s]
@@ -10191,7 +10194,8 @@ class Application:
                 error.message = f"{name}: {error.message}"
             cause = as_object(error.facts.get("cause"))
             if wanted:
-                cause.update({key: in_keys(cause[key], wanted) for key in cause if key == "advice"})
+                if "advice" in cause:
+                    cause["advice"] = in_keys(cause["advice"], wanted)
                 error.advice = in_keys(error.advice, wanted)
             if any(name in needs for needs in self.needs.values()):  # a restart is its alone
                 then = f"then: {self.again}"
@@ -11023,7 +11027,10 @@ def exported(
 
 
 def renew(path: str, root: str, make: Callable[[str], str]) -> bool:
-    """Make a file's text anew, whether it then was another; Refused if it isn't ours to write."""
+    """Write what `make` makes of a file's text; whether that is another. Refused if it isn't ours.
+
+    A link may lead to another file below `root`, not out of it. The mode stays as it was.
+    """
     shown, real = shown_path(path), os.path.realpath(path)
     if not real.startswith(os.path.join(os.path.realpath(root), "")):
         raise Refused(f"{shown} is a symbolic link to {real}, outside of {root}: left as it is")
@@ -11364,7 +11371,7 @@ def init(store: Store, args: argparse.Namespace) -> Result:
     used = [one for one in AGENTS if os.path.lexists(f"{root}/{AGENTS[one][0].split('/')[0]}")]
     found = [] if args.config and not args.hooks else used or ["agents-md"]
     agents = list(AGENTS) if args.agent == "all" else [args.agent] if args.agent else found
-    inner = SELF[len(root) + 1 :] if SELF.startswith(os.path.join(root, "")) else SELF
+    inner = SELF.removeprefix(os.path.join(root, ""))
     call = "spm" if os.path.basename(sys.argv[0]) == "spm" else f"python {join_command([inner])}"
     text = STEERING.replace("{spm}", call).replace("{file}", join_command([inner]))
     makes: dict[str, Callable[[str], str]] = {}
