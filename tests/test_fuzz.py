@@ -1,6 +1,7 @@
 """Every parser, given garbage: a value or one of our errors, never a traceback, never for long.
 
-A few hundred cases as it is. Of 20,000 each, in an hour, without a watchdog that takes long for hung:
+A few hundred cases as it is. Of 20,000 each, in an hour and without a watchdog that takes long for
+hung:
 SPM_TEST_CASES=20000 pytest -n 2 -o faulthandler_timeout=0 tests/test_fuzz.py
 A new parser takes one line in TEXTS, DOCUMENTS or BYTES.
 """
