@@ -10515,7 +10515,7 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
         names = [one.name for key, one in records.items() if levels[key] == level]
         reports, failed = stop_each(store, names, STOP_TIMEOUT_S, force=False)
         data += [one for one, _ in reports]
-        lines += [line for one, line in reports if not one["already_stopped"] or "forgotten" in one]
+        lines += news_of(reports)
         errors += failed
     is_there = os.path.lexists(path) or args.procfile or args.mcp_config
     none = f"[WARN] there is no {path}: nothing was stopped; started by hand? stop it by name"
