@@ -336,6 +336,7 @@ def test_a_service_of_a_project_that_was_moved_is_stopped_in_its_new_place(spm: 
 
 def test_a_file_in_place_of_the_services_is_told_at_once(spm: Spm) -> None:
     spm("start", "api", "true")
+    eventually(lambda: not spm.bearers(), what="its supervisor's end")
     shutil.rmtree(spm.home / "services")
     (spm.home / "services").touch()
     began = time.monotonic()
