@@ -473,7 +473,8 @@ def refuses(*words, creationflags, **named):
         raise PermissionError(13, "Access is denied")
     return popen(*words, creationflags=creationflags, **named)
 subprocess.Popen = refuses
-pid, order, answer = spm.launch_supervisor([sys.executable, "-c", "print(1)"], dict(os.environ))
+argv = [sys.executable, "-c", "print(1)"]
+pid, order, answer = spm.launch_supervisor(argv, dict(os.environ), False)
 print(spm.read_answer(answer, 5).decode().strip(), tried)
 """,
     )
