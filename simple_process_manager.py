@@ -2413,10 +2413,10 @@ def find_home(given: str | None) -> str:
 
 def inherited_home(home: str) -> str:
     """What to say where a service's SPM_HOME hides that of the project that we are in, else ""."""
+    who = os.environ.get("SPM_SERVICE") if os.environ.get("SPM_INSTANCE") else None
     with contextlib.suppress(SpmError):
-        own = os.path.join(project_root(working_directory()), ".spm")
-        if os.environ.get("SPM_INSTANCE") and own != home and os.path.isdir(own):
-            who = os.environ.get("SPM_SERVICE")
+        own = os.path.join(project_root(working_directory()), ".spm") if who else home
+        if own != home and os.path.isdir(own):
             return f"this is {home}, SPM_HOME of {who} above us: for {own} give --home"
     return ""
 
