@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import SCRIPT, THOROUGH, Spm, end, eventually, is_running, nasty
+from conftest import GENERIC, SCRIPT, THOROUGH, Spm, end, eventually, is_running, nasty
 
 import simple_process_manager as program
 
@@ -344,6 +344,7 @@ def test_a_file_in_place_of_the_services_is_told_at_once(spm: Spm) -> None:
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.skipif(GENERIC, reason="only Linux has namespaces of processes")
 def test_what_runs_in_another_container_is_left_alone(spm: Spm) -> None:
     # they share the directory, so its supervisor could be asked: a start ended the other's service
     apart = ["unshare", "-fp", "--mount-proc"]
