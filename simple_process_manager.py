@@ -3705,8 +3705,7 @@ IGNORES_PORT = (
 FIND_PORT = "find the port in its last lines, then see who holds it with `port`, and stop that"
 LITERAL_PORT = "take another port: -", "put {port} into the command and add -"  # where it has one
 SILENT = "see whether it has a log file of its own, or start it with an option to say more"
-RETRYABLE = ["out_of_memory", "killed_by_signal", "disk_full", "address_in_use"]
-RETRYABLE += ["connection_refused", "timeout"]
+RETRYABLE = "out_of_memory killed_by_signal disk_full address_in_use connection_refused timeout"
 
 
 class Cause(NamedTuple):
@@ -3740,7 +3739,7 @@ def cause_of(ended: Exit, tail: Sequence[str]) -> Cause:
         message += f"; it last wrote: {tail[-1]}" if tail else "; it wrote nothing"
     advice = SILENT if kind == "unknown" and not tail else CAUSE_ADVICE[kind]
     advice = NO_FILE if "file" in facts else advice
-    return Cause(kind, masked_line(message), advice, kind in RETRYABLE)
+    return Cause(kind, masked_line(message), advice, kind in RETRYABLE.split())
 
 
 def changed_fields(old: Spec, new: Spec) -> dict[str, tuple[object, object]]:
@@ -8331,11 +8330,8 @@ def restart(store: Store, args: argparse.Namespace) -> Result:
     name = find(store, args.name).record.name
     with store.claim(name, CLAIM_S):
         seen = find(store, name)
-        record, given, conflict = (
-            seen.record,
-            store.given_env(name),
-            "force" if args.force else "auto",
-        )
+        record, given = seen.record, store.given_env(name)
+        conflict = "force" if args.force else "auto"
         asked = Asked(name, record.spec, given, conflict, record.config, kept_owner(record))
         return begin(store, asked, seen, "restarted")
 

@@ -754,8 +754,10 @@ def test_status_of_what_ends_and_begins_again_is_never_that_its_supervisor_is_go
 
 def test_a_start_that_waited_tells_what_became_of_it_since(spm: Spm) -> None:
     # it told "running" of what had ended: its supervisor had left, the record was from before
-    job = ("--ready", "log:ok", "--wait", "5", "--", "sh", "-c", "echo ok; sleep 0.02")
-    told = [spm("--json", "start", f"job{n}", *job, code=None).stdout for n in range(8)]
+    job = ("--ready", "log:ok", "--wait", "5", "--", "sh", "-c")
+    lines = [f"echo ok; sleep 0.{n:03}" for n in range(0, 60, 4)]
+    words = [("--json", "start", f"job{n}", *job, line) for n, line in enumerate(lines)]
+    told = [spm(*one, code=None).stdout for one in words]
     good = [one for one in map(json.loads, told) if one["ok"]]
     assert good and {one["status"] for one in good} <= {"ready", "exited"}
 
