@@ -4750,19 +4750,24 @@ class Supervisor:
         """End the service when its lease is over, or when nobody needed it for too long."""
         if self.watchers or (self.pipes and self.pipes.is_busy()):
             self.record = self.record._replace(active_at=steady_s())
-        is_owned = is_alive(self.record.owner)
-        heirs = [] if is_owned else [*filter(is_alive, self.record.sharers)]
-        is_run = self.record.owner_name == "run"
-        if heirs:  # the run that started it is over, another one still uses it
-            self.record = self.record._replace(owner=heirs[0], sharers=tuple(heirs[1:]))
-            with contextlib.suppress(psutil.Error):  # another session's has another name
-                name = psutil.Process(heirs[0].pid).name()
-                self.record = self.record._replace(owner_name="run" if is_run else name)
-            self.hears_owner = self.hears_end(heirs[0])
-            self.save()
-        why = lease_over(self.record, is_owned or bool(heirs), steady_s())
+        is_owned = is_alive(self.record.owner) or self.has_heir()
+        why = lease_over(self.record, is_owned, steady_s())
         if why and self.is_leased():
             self.end(why)
+
+    def has_heir(self) -> bool:
+        """Whether somebody else still uses it, who owns it from now on."""
+        heirs = [*filter(is_alive, self.record.sharers)]
+        if not heirs:
+            return False
+        name, is_run = self.record.owner_name, self.record.owner_name == "run"
+        with contextlib.suppress(psutil.Error):  # another session's has another name
+            name = name if is_run else psutil.Process(heirs[0].pid).name()
+        self.record = self.record._replace(owner=heirs[0], owner_name=name)
+        self.record = self.record._replace(sharers=tuple(heirs[1:]))
+        self.hears_owner = self.hears_end(heirs[0])
+        self.save()
+        return True
 
     # -- what it uses
 
@@ -4963,6 +4968,12 @@ class Supervisor:
             sharer = read_owner(request["sharer"], "request.sharer")
             living = [one for one in self.record.sharers if one != sharer and is_alive(one)]
             self.record = self.record._replace(sharers=(*living, sharer))
+        if "leaver" in request:  # one after another: the last of them finds nobody else
+            leaver = read_owner(request["leaver"], "request.leaver")
+            left = [one for one in self.record.sharers if one != leaver]
+            self.record = self.record._replace(sharers=tuple(left))
+            if self.record.owner == leaver:
+                self.has_heir()  # without one its lease ends with the leaver
         self.active()
         self.save()
         client.answer(self.told())
@@ -8130,7 +8141,7 @@ def stop_each(
             claims.enter_context(store.claim(written[name], timeout_s))
         seen = find(store, name)
         check_here(store, seen)
-        if not (keeps and keeps(store.ask_record(name) or seen.record)):  # it writes later
+        if not (keeps and keeps(seen.record)):
             stopped = yield from stop_steps(store, seen, timeout_s, force)
             reports.append(stop_report(seen, *stopped))
 
@@ -9119,9 +9130,9 @@ def wait_for(
 # -- run
 
 
-def has_sharers(record: Record) -> bool:
-    """Whether another `run` uses it."""
-    return any(map(is_alive, record.sharers))
+def users_of(record: Record) -> list[Identity]:
+    """The processes that it lives as long as, the one that owns it first."""
+    return [one for one in (record.owner, *record.sharers) if one]
 
 
 class Chain:
@@ -9224,23 +9235,34 @@ class Chain:
                 tail = [f"  | {line}" for line in as_list(death.facts.get("log_tail", []))]
                 self.say(f"[WARN] {death.message}; the tests go on", *tail)
 
+    def leave(self, record: Record) -> bool:
+        """Give up our part in a service; whether somebody else has one."""
+        me = self.me._asdict()
+        known = self.store.ask_record(record.name, "touch", leaver=me) or record
+        return any(is_alive(one) for one in users_of(known) if one != self.me)
+
     def stop(self) -> str:
         """Stop what was started here, the last one first; `; stopped: api, db`."""
         shared, failed = list[str](), list[str]()
+
+        def is_shared(record: Record) -> bool:
+            """Leave it, under its claim; whether another `run` still uses it."""
+            is_used = record.phase in LIVE_PHASES and self.leave(record)
+            shared.extend([record.name.lower()] * is_used)
+            return is_used
+
         for name, data in reversed(self.services.items()):
-            record = self.store.record(name)
-            is_ours = bool(record and (record.owner == self.me or record.instance in self.started))
+            record = self.store.ask_record(name) or self.store.record(name)  # it writes later
+            has_part = bool(record and self.me in users_of(record))
+            is_ours = has_part or bool(record and record.instance in self.started)
             mine = [name] * is_ours
-            reports, errors = stop_each(self.store, mine, STOP_TIMEOUT_S, False, has_sharers)
+            reports, errors = stop_each(self.store, mine, STOP_TIMEOUT_S, False, is_shared)
             lines = news_of(reports)
             self.say(*lines, *(f"[WARN] {error.message}" for error in errors))
             failed += [name] * bool(errors)
             record = self.store.record(name)
             record = record and observe(self.store, record, place()).record
-            known = record and (self.store.ask_record(name) or record)
-            if is_ours and not (lines or errors) and known and has_sharers(known):
-                shared.append(name)  # its supervisor gives it to them as soon as we are gone
-                is_ours = False
+            is_ours = is_ours and name not in shared
             data["stopped"] = bool(lines)
             is_over = is_ours and record and record.phase in ("exited", "failed")
             if is_over and record and data.get("died", "") is None:  # after the last look

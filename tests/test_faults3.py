@@ -786,4 +786,24 @@ def test_a_run_leaves_what_another_one_uses_although_that_could_not_be_written(s
     assert second.returncode == 0 and "stopped: api" in told, told
 
 
+def test_of_runs_that_end_at_the_same_moment_the_last_one_stops_what_they_shared(spm: Spm) -> None:
+    # both left it: its supervisor hadn't yet given it to the other one
+    spm.env["SPM_HOME"] = str(spm.home)
+
+    def begin(turn: int, number: int) -> subprocess.Popen[str]:
+        text = f"touch up{turn}-{number}; until test -e go{turn}; do sleep 0.01; done"
+        words = ("--ready", "log:up", "--shell", SERVICE, "--", "sh", "-c", text)
+        run = spm.popen("run", "api", *words)
+        eventually((spm.cwd / f"up{turn}-{number}").exists, 20, what=f"run {number}")
+        return run
+
+    for turn in range(2):
+        runs = [begin(turn, number) for number in range(3)]
+        (spm.cwd / f"go{turn}").touch()
+        told = [run.communicate(timeout=30)[1] for run in runs]
+        assert [run.returncode for run in runs] == [0, 0, 0], told
+        ends = sorted(text.splitlines()[-1].rpartition("; ")[2] for text in told)
+        assert ends == [*["left to another run: api"] * 2, "stopped: api"], told
+
+
 SERVICE = "echo up; exec sleep 100"
