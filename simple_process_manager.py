@@ -3460,6 +3460,7 @@ LOG_CHECK_S = (0.1, 5.0)
 LONGEST_COOLDOWN_S = 900.0
 RESTARTED = "machine restarted"
 UNSUPERVISED = "its supervisor is gone, the service lives on: start {0.name} takes it back"
+HALTED = "its supervisor is stopped (SIGSTOP): kill -CONT {0.supervisor.pid} has it go on"
 UNREACHED = "what its supervisor listened in was removed: start {0.name} takes it back"
 UNHEARD = "its supervisor is gone, and its pipes with it: the next call starts {0.name} anew"
 SPEC_WORDS = {
@@ -3485,6 +3486,7 @@ class Facts(NamedTuple):
     supervised: bool
     main: str  # what condition_of() says
     retry_s: float = 0.0  # until an automatic restart
+    halted: bool = False  # its supervisor stands still (SIGSTOP)
 
 
 class Verdict(NamedTuple):
@@ -3519,6 +3521,7 @@ def status_of(record: Record, facts: Facts) -> Verdict:
         (main is None and (supervised or facts.claimed), "starting", ""),
         (main is None, "failed", "the start was interrupted before anything ran"),
         (phase == "external", phase, "{0.reason}"),
+        (facts.halted and facts.main == "alive", phase, HALTED),
         (begins and record.spec.start_seconds, phase, "{0.spec.start_seconds:g} s to live first"),
         (begins, phase, launched),
         (facts.main == "stranger", "lost", "pid {0.main.pid} is another process now, left alone"),
@@ -7033,6 +7036,8 @@ def _look(store: Store, record: Record, here: Place) -> Seen:
             now = stat_of(look.identity.pid)  # who is just ending has no environment any more
             main = "stranger" if now and now.memory_bytes else "gone"
         facts = facts._replace(claimed=claimed, supervised=supervised, main=main)
+        halted = supervised and condition_of(record.supervisor) == "stopped"
+        facts = facts._replace(halted=halted)
     if record.phase == "backoff":
         facts = facts._replace(retry_s=max((record.retry_at or 0.0) - steady_s(), 0.0))
     return Seen(record, facts, status_of(record, facts))
@@ -8599,7 +8604,7 @@ def page_of(data: Mapping[str, object], width: int) -> list[str]:
 
 def with_news(store: Store, seen: Seen) -> tuple[Seen, object]:
     """As its supervisor knows it, who writes later; and what its relay knows, or None."""
-    if seen.facts.supervised and condition_of(seen.record.supervisor) != "stopped":
+    if seen.facts.supervised and not seen.facts.halted:
         with contextlib.suppress(OSError, ValueError):
             with store.send(seen.record.name, {"op": "status"}) as connection:
                 told = receive(connection, HUNG_S)

@@ -298,6 +298,14 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def cmdline(pid: int) -> list[str]:
+    """The command line of a process; empty where it has ended."""
+    try:
+        return psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return []
+
+
 def end(processes: list[psutil.Process]) -> None:
     """Kill these very processes."""
     for process in processes:

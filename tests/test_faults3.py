@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import GENERIC, SCRIPT, Spm, end, eventually, is_running
+from conftest import GENERIC, SCRIPT, Spm, cmdline, end, eventually, is_running
 
 import simple_process_manager as program
 
@@ -429,7 +429,7 @@ def test_a_service_that_state_json_has_lost_is_found_at_the_next_look(
     done = spm("list")
     assert re.search(r"^api +running", done.stdout, re.M)
     assert "[WARN] not in state.json, but running: api (written there again)" in done.stderr
-    assert spm("list").stderr == ""
+    assert "not in state.json" not in spm("list").stderr
     assert spm.record("api")["phase"] == "running"
     spm("stop", "api", "--timeout", "200ms")
     assert not is_running(spm.record("api")["main"]["pid"])
@@ -586,7 +586,8 @@ AT_A_RESTART = ("exited", "ending", "ended", "restarting")
 @pytest.mark.parametrize("step", [*AT_A_START, *AT_A_RESTART, "leaving"])
 def test_a_supervisor_killed_at_any_named_step_loses_no_process(spm: Spm, step: str) -> None:
     def processes(supervisors: bool) -> list[int]:
-        return [one.pid for one in spm.bearers() if ("supervise" in one.cmdline()) is supervisors]
+        pids = [one.pid for one in spm.bearers()]
+        return [pid for pid in pids if ("supervise" in cmdline(pid)) is supervisors]
 
     spm.env["SPM_TEST_CRASH"] = f"supervisor.{step}"
     fails_once = "test -e once || { touch once; exit 1; }; exec sleep 100"

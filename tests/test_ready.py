@@ -640,6 +640,21 @@ def test_a_stopped_process_is_not_healthy_though_its_port_accepts(spm: Spm, port
     spm("stop", "web")
 
 
+def test_a_supervisor_that_stands_still_is_named(spm: Spm) -> None:
+    spm("start", "web", nasty())
+    guard = spm.supervisor("web")
+    os.kill(guard, signal.SIGSTOP)
+    try:
+        advice = f"its supervisor is stopped (SIGSTOP): kill -CONT {guard} has it go on"
+        eventually(lambda: advice in spm("list").stderr, what="list to name it")
+        assert spm.json("status", "web")["why"] == advice
+        assert spm.service("web")["status"] == "running"
+    finally:
+        os.kill(guard, signal.SIGCONT)
+    eventually(lambda: "WARN" not in spm("list").stderr, what="nothing to warn of")
+    spm("stop", "web")
+
+
 def test_a_zombie_main_process_is_named(spm: Spm) -> None:
     spm("start", "web", nasty())
     pid, guard = spm.service("web")["pid"], spm.supervisor("web")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import GENERIC, SCRIPT, THOROUGH, Spm, end, eventually, is_running, nasty
+from conftest import GENERIC, SCRIPT, THOROUGH, Spm, cmdline, end, eventually, is_running, nasty
 
 import simple_process_manager as program
 
@@ -237,7 +237,7 @@ def test_a_guest_of_a_supervisor_is_not_its_service(spm: Spm) -> None:
 
     def sleeps() -> bool:
         pid = spm.service("app")["pid"]
-        return bool(pid) and psutil.Process(pid).cmdline() == ["sleep", "101"]
+        return cmdline(pid or 0) == ["sleep", "101"]
 
     eventually(sleeps, what="exec")
     former, db = spm.service("app")["pid"], spm.service("db")["pid"]

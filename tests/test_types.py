@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import GENERIC, Spm, end, eventually, is_running, nasty
+from conftest import GENERIC, Spm, cmdline, end, eventually, is_running, nasty
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -240,13 +240,6 @@ def window(spm: Spm) -> Iterator[str]:
     mark = f"WINDOW-{os.getpid()}-{time.monotonic_ns()}"
     yield mark
     end([one for one in psutil.process_iter() if mark in " ".join(cmdline(one.pid))])
-
-
-def cmdline(pid: int) -> list[str]:
-    try:
-        return psutil.Process(pid).cmdline()
-    except psutil.Error:
-        return []
 
 
 class Desktop:
