@@ -406,8 +406,8 @@ def test_an_old_kill_of_another_one_in_the_cgroup_explains_nothing(spm: Spm) -> 
     words = ["unshare", "-m", "sh", "-c", script, str(spm.base / "cgroup")]
     if not groups or not shutil.which("unshare") or subprocess.run([*words, "true"]).returncode:
         pytest.skip("no file can be put in the place of the kernel's here")
-    for name in ("new", "old"):
-        start = spm.argv("start", name, "sleep 100", "--sample-interval", "100ms")
+    for name, interval in (("new", "1m"), ("old", "100ms")):  # how long a kill counts as new
+        start = spm.argv("start", name, "sleep 100", "--sample-interval", interval)
         subprocess.run([*words, *start], env=spm.env, cwd=spm.cwd, check=True)
     counts.write_text("oom 1\noom_kill 1\noom_group_kill 0\n")
     path = spm.home / "services" / "old" / "metrics.jsonl"

@@ -352,7 +352,7 @@ def test_a_supervisor_stopped_while_it_boots_is_replaced(
     spm: Spm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SPM_HOME", str(spm.home))
-    monkeypatch.setattr(program, "BOOT_S", 1.5)
+    monkeypatch.setattr(program, "BOOT_S", 3.0)
     store = program.Store(str(spm.home))
     store.prepare()
     booted = program.boot(store, "api", "0" * 32, compiled=True)
