@@ -4935,8 +4935,9 @@ class Supervisor:
                 raise RecordError("request.token: not the one in the state directory")
             operation = _one_of(*OPERATIONS)(request.get("op"), "request.op")
             getattr(self, f"on_{operation}")(client, request)
-        except ValueError as error:
-            client.answer({"ok": False, "error": UsageError(str(error)).to_json()})
+        except (SpmError, ValueError) as error:  # a later version may ask for what we don't know
+            told = error if isinstance(error, SpmError) else UsageError(str(error))
+            client.answer({"ok": False, "error": told.to_json()})
 
     def on_status(self, client: Client, request: dict[str, object]) -> None:
         """What is, with what state.json doesn't hold."""
@@ -4986,9 +4987,10 @@ class Supervisor:
         asked, was = Spec.from_json(request.get("spec")), self.record.spec
         live = {key: getattr(asked, key) for key in LIVE_FIELDS}
         config = str(_text(request.get("config", self.record.config), "request.config"))
-        self.record = self.record._replace(spec=was._replace(**live), config=config)
-        if (asked.alerts, asked.sample_s) != (was.alerts, was.sample_s):
-            self.sampler, self.record = Sampler(asked), self.record._replace(alerts=())
+        is_watched_anew = (asked.alerts, asked.sample_s) != (was.alerts, was.sample_s)
+        self.sampler = Sampler(asked) if is_watched_anew else self.sampler
+        alerts = () if is_watched_anew else self.record.alerts
+        self.record = self.record._replace(spec=was._replace(**live), config=config, alerts=alerts)
         if self.prober:
             self.prober.record = self.record
         self.tell("settings", "; ".join(spec_differences(was, self.record.spec)))
@@ -5460,7 +5462,9 @@ class Relay:
 
     def fail(self, why: str, cause: str, ended: Exit | None = None) -> None:
         """Nothing more will come: everybody hears so at once, and who comes later."""
-        tail = self.supervisor.store.last_lines(self.name, 20)
+        tail: list[str] = []
+        with contextlib.suppress(OSError):  # the service may have put something in its log's place
+            tail = self.supervisor.store.last_lines(self.name, 20)
         facts: Message = {"cause": cause, "log_tail": tail, "exit": ended and ended._asdict()}
         advice = f"why says: explain {self.name}; how it is spoken to, --protocol says"
         self.problem, self.due_at = Failed(f"{self.name} {why}", advice, **facts), float("inf")

@@ -356,6 +356,17 @@ def test_death_in_mid_call_fails_every_pending_call_at_once(spm: Spm) -> None:
     assert slow.returncode == 1
 
 
+def test_the_death_of_a_server_whose_log_is_a_link_ended_the_supervisor(spm: Spm) -> None:
+    begin(spm)
+    log = spm.home / "services" / "s" / "output.log"
+    log.unlink()
+    log.symlink_to(spm.base / "elsewhere")
+    error = spm.json("call", "s", "die", code=1)["error"]
+    assert (error["cause"], error["log_tail"]) == ("server_died", [])
+    log.unlink()
+    eventually(lambda: spm.service("s")["status"] == "failed", what="failed")
+
+
 @pytest.mark.parametrize(
     ("words", "is_harmless"),
     [(["ping"], True), (["pid"], True), (["slow", "seconds=0"], False)],

@@ -411,6 +411,21 @@ def test_whatever_comes_over_the_control_socket_the_supervisor_goes_on(spm: Spm)
     spm("stop", "api")
 
 
+def test_a_setting_that_only_a_later_version_knows_ended_the_supervisor(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    supervisor, spec = spm.supervisor("api"), spm.record("api")["spec"]
+    eventually((spm.home / "services/api/control.sock").exists, what="the control socket")
+    with control(spm) as client:
+        asked = {"op": "settings", "spec": {**spec, "alerts": ["entropy>5"], "restart": "always"}}
+        client.sendall(json.dumps(asked).encode() + b"\n")
+        error = json.loads(client.makefile("rb").read())["error"]
+    assert (error["kind"], "entropy>5" in error["message"]) == ("usage", True)
+    spm("touch", "api")
+    assert spm.supervisor("api") == supervisor and is_running(supervisor)
+    assert spm.record("api")["spec"] == spec, "all of it, or nothing"
+    spm("stop", "api")
+
+
 ANSWERS = {
     "deep": "client.sendall(b'[' * 200000 + b'\\n')",
     "endless": "while True: client.sendall(b'x' * 1000000); time.sleep(0.02)",
