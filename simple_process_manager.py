@@ -3002,13 +3002,21 @@ class Store:
 
     # -- what a service wrote
 
-    def last_lines(self, name: str, count: int, end: int | None = None) -> list[str]:
+    def last_lines(
+        self, name: str, count: int, end: int | None = None, own: int = LONGEST_LOG
+    ) -> list[str]:
         """The last lines of its output, from the older file too if the younger has too few."""
-        # `end` is where in the younger file they end, None: at its end.
+        # `end` is where in the younger file they end, None: at its end; `own` the bytes that count.
         most = max(1 << 20, 400 * count)  # bytes; who writes longer lines gets fewer of them
         text = read_tail(self.path(name, LOG_PARTS[0]), most)
         text += read_tail(self.path(name, LOG_PARTS[1]), most, end)
-        return as_lines(text)[-count:] if count else []
+        return as_lines(text[max(0, len(text) - own) :])[-count:] if count else []
+
+    def last_words(self, record: Record, count: int) -> list[str]:
+        """The last lines that an instance wrote: before them its log has those of former ones."""
+        path = self.path(record.name, LOG_PARTS[1])
+        own = self.log_start(record.name) + file_size(path) - record.log_at
+        return self.last_lines(record.name, count, own=own)
 
     def log_start(self, name: str) -> int:
         """How many bytes had been written before the present output.log began."""
@@ -4628,7 +4636,7 @@ class Supervisor:
     def note_failure(self, ended: Exit) -> None:
         """Keep how it failed and its last words, cut so that 20 of them survive append_line()."""
         with contextlib.suppress(OSError):  # a full disk: the history lacks this one
-            tail = self.store.last_lines(self.record.name, CAUSE_LINES)
+            tail = self.store.last_words(self.record, CAUSE_LINES)
             kept: dict[str, object] = {"log_tail": list(map(masked_line, tail[-20:]))}
             kept.update(ended._asdict(), cause=cause_of(ended, tail).kind)
             append_line(self.store.path(self.record.name, "exits.jsonl"), kept)
@@ -7504,7 +7512,7 @@ def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict
     """The `cause` of a failed service, None for others; `advice` where somebody knows better."""
     if record is None or record.phase != "failed" or record.exit is None:
         return {"cause": None}
-    cause = cause_of(record.exit, store.last_lines(record.name, CAUSE_LINES))
+    cause = cause_of(record.exit, store.last_words(record, CAUSE_LINES))
     named = re.findall(r"[:,] ?(\d{2,5})\b", cause.message)
     port = as_port(named[-1]) if named else record.spec.port
     holder = f"; {port_state(port)}" if port and cause.kind == "address_in_use" else ""

@@ -354,6 +354,18 @@ def test_the_last_20_failed_exits_are_kept_over_instances(spm: Spm) -> None:
     assert len(spm.json("explain", "api")["exits"]) == 1, "forgotten is forgotten"
 
 
+def test_a_silent_end_was_explained_by_what_the_instance_before_it_had_written(spm: Spm) -> None:
+    words = "test -e flag && exit 3; touch flag; echo No module named x; exit 1"
+    once = ("--restart", "on-failure", "--max-restarts", 1, "--backoff", "1ms", "--cooldown", "0")
+    spm("start", "api", "--shell", words, *once)
+    eventually(lambda: spm.service("api")["status"] == "failed", what="its second end")
+    page = spm.json("explain", "api")
+    assert [one["cause"] for one in page["exits"]] == ["unknown", "missing_module"]
+    assert [one["log_tail"] for one in page["exits"]] == [[], ["No module named x"]]
+    assert page["cause"]["message"] == "exit code 3; it wrote nothing"
+    assert page["log_tail"] == ["No module named x"], "the log has both"
+
+
 def test_a_core_dump_is_known(spm: Spm) -> None:
     with open("/proc/sys/kernel/core_pattern", encoding="utf-8") as file:
         if file.read(1) in "|/":
