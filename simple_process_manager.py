@@ -5393,7 +5393,7 @@ class Relay:
             self.protocol = "modern"  # it wasn't the probe that it died of
             self.discover(MODERN)
         elif method == "initialize" or self.protocol == "modern":
-            self.fail(f"answered {method} with {json.dumps(error or result):.200}", "protocol")
+            self.give_up(f"answered {method} with {json.dumps(error or result):.200}", "protocol")
         else:
             self.shake_hands()
 
@@ -5437,12 +5437,20 @@ class Relay:
         """A time is over."""
         self.due_at = float("inf")
         if not self.server.is_open:
-            self.fail("closed its stdout", "server_died")
+            self.give_up("closed its stdout", "server_died")
         elif time.monotonic() < self.give_up_at:
             self.shake_hands()
         else:
             limit = format_duration(self.supervisor.record.spec.connect_timeout_s)
-            self.fail(f"didn't answer in {limit}", "protocol")
+            self.give_up(f"didn't answer in {limit}", "protocol")
+
+    def give_up(self, why: str, cause: str) -> None:
+        """It lives, but nobody can speak with it."""
+        self.fail(why, cause)
+        record = self.supervisor.record
+        is_up = record.phase in UP_PHASES and not self.supervisor.ending
+        if is_up and not record.spec.keep_alive:
+            self.supervisor.end(f"it {why}")
 
     def close_stdin(self) -> None:
         """The service is to end: what is under way may still be answered."""

@@ -225,6 +225,14 @@ def test_without_keep_alive_two_calls_are_two_processes(spm: Spm) -> None:
     eventually(lambda: spm.service("s")["status"] == "stopped", what="stopped")
 
 
+def test_without_keep_alive_a_server_nobody_can_speak_with_lived_on(spm: Spm) -> None:
+    begin(spm, options=("--no-keep-alive", "--protocol", "modern"))
+    error = spm.json("call", "s", "pid", code=1)["error"]
+    assert "answered server/discover with" in error["message"]
+    eventually(lambda: spm.service("s")["status"] == "stopped", what="its end")
+    assert "it answered server/discover with" in spm("events", "s").stdout
+
+
 def test_every_answer_reaches_its_caller(spm: Spm) -> None:
     begin(spm)
     callers, rounds, at_once = 50, 10, 20
