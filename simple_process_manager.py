@@ -2622,7 +2622,7 @@ class Store:
         self.claims: set[str] = set()  # the services that this very command starts or stops
         self.parsed: dict[str, tuple[str, Record]] = {}  # what state.json said, by key
         self.reserved: Record | None = None  # what reserve() wrote last
-        self.supervises = False  # whether what is written comes from a supervisor, who knows
+        self.supervises = ""  # the key of the service whose supervisor we are, who knows
         self.has_looked = False  # for who runs and isn't in state.json
 
     def prepare(self) -> None:
@@ -2851,10 +2851,11 @@ class Store:
         names: list[str] = []
         with contextlib.suppress(FileNotFoundError):
             names = [name for name in os.listdir(self.path("")) if re.fullmatch(NAME, name)]
-        # Who has no socket yet may be waiting for the lock that we hold.
-        hears = {name: os.path.lexists(self.path(name, CONTROL_SOCKET)) for name in names}
-        asked = {name: self.ask_record(name) if hears[name] else None for name in names}
-        known = {name: asked[name] or self.journal_record(name) for name in names}
+        # Who has no socket yet may be waiting for the lock that we hold; a supervisor would wait
+        # for itself.
+        heard = [name for name in names if os.path.lexists(self.path(name, CONTROL_SOCKET))]
+        asked = {name: self.ask_record(name) for name in heard if name != self.supervises}
+        known = {name: asked.get(name) or self.journal_record(name) for name in names}
         found = {key: r for key, r in known.items() if r and r.name.lower() == key}
         found.update(records_from_cookies(self.home, [r.instance for r in found.values()]))
         return found
@@ -5087,7 +5088,7 @@ def is_awaited(order: Order) -> bool:
 def supervise(order: Order, is_subreaper: bool, answer_to: int) -> None:
     """The life of a supervisor, from the order of the command that launched it."""
     store = Store(order.home, lock_wait_s=BUSY_S)
-    store.supervises = True
+    store.supervises = order.record.name.lower()
     try:
         supervisor = Supervisor(store, order.record, is_subreaper)
         if is_awaited(order):

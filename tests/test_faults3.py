@@ -669,6 +669,19 @@ def test_up_starts_again_what_is_just_being_stopped(spm: Spm) -> None:
     spm("cleanup")
 
 
+def test_a_supervisor_that_rebuilds_the_state_waited_for_an_answer_of_its_own(spm: Spm) -> None:
+    spm("start", "api", "sleep 100", "--restart", "always", "--backoff", "1ms")
+    place, pid = spm.home / "services" / "api", spm.service("api")["pid"]
+    eventually((place / "control.sock").exists, what="the control socket")
+    (spm.home / "state.json").unlink()
+    os.kill(pid, signal.SIGKILL)
+    journal = place / "events.jsonl"
+    eventually(lambda: '"restarted"' in journal.read_text("utf-8"), 2, what="its restart")
+    eventually((spm.home / "state.json").exists, what="the state")
+    assert spm.service("api")["status"] == "running"
+    spm("stop", "api")
+
+
 def test_a_setting_isnt_lost_to_a_restart_under_way(spm: Spm) -> None:
     # the supervisor that was about to leave took it over, and the restart started what it had read
     service = {"command": SLOW}
