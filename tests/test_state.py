@@ -310,11 +310,16 @@ def test_a_removed_project_does_not_come_back(spm: Spm) -> None:
     spm.home = project / ".spm"
     spm.env["SPM_HOME"] = str(spm.home)
     spm("start", "job", "--shell", "until test -e go; do sleep 0.02; done")
-    supervisor = spm.supervisor("job")
-    shutil.rmtree(spm.cwd / "above")
+    supervisor, above = spm.supervisor("job"), spm.cwd / "above"
+
+    def is_removed() -> bool:
+        shutil.rmtree(above, ignore_errors=True)  # the supervisor is just beginning to write there
+        return not above.exists()
+
+    eventually(is_removed, what="its removal")
     (spm.cwd / "go").touch()
     eventually(lambda: not is_running(supervisor), 10, what="its supervisor's end")
-    assert not (spm.cwd / "above").exists()
+    assert not above.exists()
 
 
 def test_a_state_directory_is_ignored_by_git_again_at_the_next_start(spm: Spm) -> None:
