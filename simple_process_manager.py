@@ -4458,7 +4458,7 @@ class Supervisor:
             self.take_news()
             if self.search_until and not self.ending:
                 self.search(self.search_until)
-            if self.judge_until and not self.ending:
+            if self.judge_until and not (self.ending or self.search_until):
                 self.judge(self.judge_until)
             if self.record.phase == "backoff" and not self.ending:
                 self.respawn(self.record.retry_at or 0.0)
@@ -4691,7 +4691,7 @@ class Supervisor:
         spec, is_over = self.record.spec, time.monotonic() >= until
         if self.record.exit is None:  # the launcher itself goes on
             if is_over and self.record.phase == "starting":
-                self.change("followed", "running", "its launcher has not returned")
+                self.change("followed", self.first_phase(), "its launcher has not returned")
             self.search_until = None if is_over else until
             return
         members = tree_of(self.record)
@@ -4747,6 +4747,7 @@ class Supervisor:
         self.finished = phase == "external"
         why += f" and left no process{before}"
         if self.finished:
+            self.judge_until = None
             self.change(phase, phase, why)
         else:
             self.decide(record.exit, phase, why)

@@ -113,6 +113,16 @@ def test_a_daemon_forked_twice_is_the_main_process_and_its_end_is_noticed(spm: S
     eventually(lambda: not spm.bearers(), what="the supervisor's end")
 
 
+def test_a_start_was_judged_good_while_nobody_knew_which_process_goes_on(spm: Spm) -> None:
+    later = "(sleep 0.8; sleep 100 & echo $! >pid) &"
+    line = f"{later} sleep 0.1 & echo $! >pid; exit 0"
+    asked = ("--type", "forking", "--pid-file", "pid", "--start-seconds", "300ms")
+    spm("start", "api", "--shell", line, *asked)
+    assert events(spm, "api")[-3:] == ["launcher_exited", "daemonized", "running"]
+    assert becomes(spm, "api", "running")["pid"] == int((spm.cwd / "pid").read_text())
+    spm("stop", "api")
+
+
 def test_until_the_launcher_has_exited_the_status_is_starting(spm: Spm) -> None:
     spm("start", "api", nasty(*DAEMON, "--after", 0.5), "--type", "forking")
     started = spm.service("api")
@@ -376,6 +386,13 @@ def test_an_external_launcher_that_fails_is_a_failed_start(spm: Spm) -> None:
     )
     assert "its launcher failed: exit code 5" in failed.stderr and "| no display" in failed.stderr
     assert spm.service("tool")["status"] == "failed"
+
+
+def test_an_external_tool_whose_launcher_stays_was_never_judged(spm: Spm) -> None:
+    line = "sleep 1.1; echo no display; exec sleep 100"
+    words = ("start", "tool", "--shell", line, "--type", "external", "--failure-log", "no display")
+    assert "its log matches 'no display'" in spm(*words, code=4).stderr
+    becomes(spm, "tool", "failed")
 
 
 def test_cleanup_forgets_what_is_external(spm: Spm) -> None:
