@@ -5070,7 +5070,9 @@ def order_in_window(directory: str) -> tuple[bytes, int]:
     """The order for a supervisor that a terminal started, and where its answer goes."""
     connection, _ = connect_local(directory, HUNG_S)
     with connection.makefile("rb") as file:
-        return file.readline(), connection.detach()
+        line = file.readline()
+    connection.settimeout(None)  # of a long answer no more than a part would be taken
+    return line, connection.detach()
 
 
 def take_environment(callers: dict[str, str]) -> None:

@@ -507,6 +507,17 @@ def test_stop_closes_the_window_and_restart_opens_another(spm: Spm, tmux: Tmux) 
 
 
 @needs("tmux")
+def test_a_tool_with_a_long_command_was_said_to_have_died_in_its_window(
+    spm: Spm, tmux: Tmux
+) -> None:
+    spm.forks, long = False, ["x" * 120_000] * 4  # more than a socket takes at once
+    started = spm("start", "tool", "--terminal", "tmux", *script("sleep 100"), *long)
+    assert "[OK] tool started" in started.stdout
+    spm("stop", "tool")
+    eventually(lambda: not tmux.windows("tool"), what="the window to close")
+
+
+@needs("tmux")
 def test_a_window_that_is_closed_has_stopped_its_tool(spm: Spm, tmux: Tmux) -> None:
     spm("start", "tool", nasty("--child"), "--terminal", "tmux")
     tmux("kill-pane", "-t", *tmux.windows("tool"))
