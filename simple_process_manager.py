@@ -4506,7 +4506,9 @@ class Supervisor:
     def on_wake(self, _: object) -> None:
         """A child ended, or somebody signalled us."""
         why = asks_to_stop(self.wake.recv(4096), self.record.spec.terminal is not None)
-        if why and not self.pause:  # a window that waits for a key ends by itself
+        if why and self.finished:
+            self.save_at = None  # what can't be written isn't waited for any longer
+        elif why and not self.pause:  # a window that waits for a key ends by itself
             self.end(why, ASKED_S)
         self.step_at = 0.0  # something changed: look at once
 

@@ -682,6 +682,23 @@ def test_a_supervisor_that_rebuilds_the_state_waited_for_an_answer_of_its_own(sp
     spm("stop", "api")
 
 
+def test_a_supervisor_that_can_not_write_how_it_ended_made_a_stop_of_it_when_told_to_go(
+    spm: Spm,
+) -> None:
+    spm("start", "api", "sleep 100")
+    supervisor, pid, state = spm.supervisor("api"), spm.service("api")["pid"], spm.state()
+    (spm.home / "state.json").unlink()
+    (spm.home / "state.json").mkdir()
+    os.kill(pid, signal.SIGKILL)
+    journal = spm.home / "services" / "api" / "events.jsonl"
+    eventually(lambda: '"exited"' in journal.read_text("utf-8"), what="its end")
+    os.kill(supervisor, signal.SIGTERM)
+    eventually(lambda: not is_running(supervisor), 2, what="the supervisor's end")
+    (spm.home / "state.json").rmdir()
+    (spm.home / "state.json").write_text(json.dumps(state))
+    assert spm.service("api")["status"] == "failed"
+
+
 def test_a_setting_isnt_lost_to_a_restart_under_way(spm: Spm) -> None:
     # the supervisor that was about to leave took it over, and the restart started what it had read
     service = {"command": SLOW}
