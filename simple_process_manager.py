@@ -5430,8 +5430,10 @@ class Relay:
         if self.is_busy() and self.era:
             self.answers("it has requests in flight")
         elif self.era:
-            self.pending = {n: one for n, one in self.pending.items() if one.caller}
-            self.ask("server/discover" if self.era == "modern" else "ping", {})
+            method = "server/discover" if self.era == "modern" else "ping"
+            kept = {n: one for n, one in self.pending.items() if one.caller or one.method != method}
+            self.pending = kept  # without the last one, if that has no answer yet
+            self.ask(method, {})
 
     def answers(self, seen: str) -> None:
         """It has given a sign of life."""

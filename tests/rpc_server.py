@@ -13,6 +13,7 @@
 --ignore-end       go on when stdin ends, and ignore SIGTERM
 --deaf FILE        leave everything without an answer while FILE exists
 --batch            write its answers as batches of one
+--slow-list        think for half a second before it lists its tools
 --die-once FILE    die when it is asked anything after the handshake, unless FILE exists
 --needs FILE       end at once, unless FILE exists
 --times N          with --die-once: unless FILE has N bytes; a byte is added each time
@@ -179,6 +180,7 @@ def handle(message: dict[str, Any]) -> None:
     elif method == "ping":
         reply(id_, result={})
     elif method == "tools/list":
+        time.sleep(0.5 * ("--slow-list" in SWITCHES))
         noted = {"echo": NOTES, "pid": NOTES}
         tools = [{"name": name, "annotations": noted.get(name, {})} for name in TOOLS]
         fields = {"message": {"type": "string"}, "times": {"type": "integer"}}

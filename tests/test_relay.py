@@ -966,6 +966,13 @@ def test_a_server_that_no_longer_answers_is_unhealthy(spm: Spm, era: tuple[str, 
     spm("start", "t", "sleep 9", "--health", "mcp", code=2)
 
 
+def test_a_look_at_its_health_lost_which_tools_may_be_called_again(spm: Spm) -> None:
+    begin(spm, "--slow-list", options=("--health", "mcp", "--health-interval", "50ms"))
+    spm("call", "s", "echo", MESSAGE)
+    eventually(lambda: "repeatable" in spm.record("s")["spec"], 2, what="what it lists")
+    spm("stop", "s")
+
+
 def test_calls_that_fail_are_a_metric_and_an_alert(spm: Spm) -> None:
     begin(spm, options=("--sample-interval", "50ms"))
     spm("call", "s", "nonsense", "a=1", code=1)  # the caller's own mistake
