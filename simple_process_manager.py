@@ -313,8 +313,15 @@ parse_lease = checked(
     "is no lease",
     "write forever, session, a duration with its unit such as 2h, or a PID",
 )
+
+
+def is_name(text: str) -> bool:
+    """Whether a service may be called so."""
+    return bool(re.fullmatch(NAME, text)) and not re.fullmatch(NO_NAME, text)
+
+
 check_name = checked(
-    lambda text: re.fullmatch(NAME, text) and not re.fullmatch(NO_NAME, text),
+    is_name,
     "is not a service name",
     "use 1 to 64 letters, digits, '.', '_', '-', and begin with a letter or digit; no device of "
     "Windows (con, nul, aux, prn, com1, lpt1 …), no '.' at the end",
@@ -6417,7 +6424,7 @@ class Reading:
             if foreign:  # ${input:NAME}: only the editor can ask for it
                 told = f"{where} has {foreign[0]}…}}, which only the editor knows: skipped"
                 self.notes.append(f"[INFO] {shown_path(file)}: {told}")
-            elif name.lower() in self.names or not re.fullmatch(NAME, name):
+            elif name.lower() in self.names or not is_name(name):
                 why = "is known already" if name.lower() in self.names else "is no service name"
                 self.notes.append(f"[INFO] {shown_path(file)}: {where} {why}: skipped")
             elif not bad:
@@ -6460,6 +6467,8 @@ class Reading:
         self, name: str, keys: Mapping[str, object], file: str, path: str, more: Schema = NOTHING
     ) -> None:
         """A service; `more` are the defaults."""
+        if re.fullmatch(NO_NAME, name):
+            self.fault(file, path, "that is no name: a device of Windows, or '.' at its end")
         env = {**as_object(more.get("env")), **as_object(keys.get("env"))}
         full = {**more, **keys, **({"env": env} if env else {})}
         alive = full.get("keep_alive")
@@ -7073,9 +7082,10 @@ def _look(store: Store, record: Record, here: Place) -> Seen:
 
 def find(store: Store, name: str) -> Seen:
     """A service as it is now; NotFound, with the nearest names, if there is none."""
-    record = store.record(check_name(name))
-    if record:
+    record = store.record(name) if re.fullmatch(NAME, name) else None
+    if record:  # one of an earlier version may have a name that isn't taken any more
         return observe(store, record, place())
+    check_name(name)
     names = [known.name for known in store.records().values()]
     told = ", ".join(names) or f'none; start one: start {name} "COMMAND"'
     advice = f"{nearest(name, names)}services here: {told}"
@@ -11401,7 +11411,7 @@ def guessed_config(root: str) -> str:
         others = [name, source.partition("scripts.")[2] or name]
         others += [f"{name}-{n}" for n in range(2, 99)]
         free = next((one for one in others if one.lower() not in known), "")
-        if re.fullmatch(NAME, free):
+        if is_name(free):
             line = f"    {json.dumps(free)}: {json.dumps(keys, ensure_ascii=False)}"
             known[free.lower()] = [f"    // a guess, from {source}", line]
     services = ",\n".join("\n".join(lines) for lines in known.values())

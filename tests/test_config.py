@@ -425,3 +425,17 @@ def test_what_is_configured_starts_by_its_name_and_by_a_call(spm: Spm) -> None:
     assert spm.json("status", "echo")["environment"] == {"TOKEN": "configuration"}
     assert "no service 'nope'" in spm("call", "nope", "x", code=3).stderr
     spm("cleanup")
+
+
+def test_what_stop_refuses_to_name_was_started_and_never_ended(spm: Spm) -> None:
+    names = ("con", "api.")
+    assert problems_of({"services": {name: {"command": "x"} for name in names}}).keys() == {
+        f"services.{name}" for name in names
+    }
+    (spm.cwd / "spm.json").write_text('{"include": ["agent.json"]}')
+    (spm.cwd / "agent.json").write_text('{"mcpServers": {"nul": {"command": "x"}}}')
+    assert "mcpServers.nul is no service name: skipped" in spm("config", "validate").stdout
+    store = spm_module.Store(str(spm.home))
+    spec = spm_module.Spec(("sleep", "300"), str(spm.cwd))
+    spm_module.bring(store, spm_module.Asked("api.", spec, {}))  # as an earlier version did
+    assert "api. stopped" in spm("cleanup").stdout
