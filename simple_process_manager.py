@@ -6014,7 +6014,9 @@ def written(pattern: str, *types: str, **more: object) -> Schema:
 NO_KEYS = ("name", "replace", "force", "wait", "all_previous", "no_keep_alive")
 KEYS = {key_of(one): one for one in START_OPTIONS if key_of(one) not in NO_KEYS}
 STAGES = ("ready", "started", "exited")
-REFERENCE = rf"\$\$\{{|\$\{{(?:env:)?(?:({VARIABLE})(?::-([^}}]*))?\}})?"
+HIDDEN = "what its ${…} stand for can't be taken here"
+# A default ends at the first }, so it has no reference of its own.
+REFERENCE = rf"\$\$\{{|\$\{{(?:env:)?(?:({VARIABLE})(?::-((?:(?!\$\{{)[^}}])*))?\}})?"
 TEXT, SWITCH = typed("string"), typed("boolean")
 TEXTS, PATTERN = typed("array", items=TEXT), typed("string", format="regex")
 TIME = DURATION.replace("(?a)", "").replace(r"\d", "[0-9]")
@@ -6373,7 +6375,7 @@ class Reading:
             yield
         except UsageError as error:
             told = re.sub("(?s): start .* --shell .*", "", f"{error.message}: {error.advice}")
-            told = "what its ${…} stand for can't be taken here" if hides else told
+            told = HIDDEN if hides else told
             # in the words of a configuration: --pid-file is pid_file here
             words = re.sub(r"--([a-z]+(?:-[a-z]+)*)", lambda m: m[1].replace("-", "_"), told)
             self.fault(file, path, words)
@@ -6395,7 +6397,7 @@ class Reading:
 
         for text in map(str, as_list(top.get("alerts", []))):
             with self.faults_at(self.path, "alerts"):
-                self.alerts.append(parse_rule(text).text)
+                self.alerts.append(text if has_names(text) else parse_rule(text).text)
         self.defaults = sound(top.get("defaults"), "defaults")
         for name, keys in as_object(top.get("services")).items():
             where = f"services.{name}"
@@ -6469,12 +6471,14 @@ class Reading:
         """A service; `more` are the defaults."""
         if re.fullmatch(NO_NAME, name):
             self.fault(file, path, "that is no name: a device of Windows, or '.' at its end")
-        env = {**as_object(more.get("env")), **as_object(keys.get("env"))}
-        full = {**more, **keys, **({"env": env} if env else {})}
+        full = {**more, **keys}
         alive = full.get("keep_alive")
         if isinstance(alive, dict):  # check_interval: our timer is exact, it needs none
             idle = {"idle_timeout": alive["timeout"]} if "timeout" in alive else {}
-            full = {**idle, **full, "keep_alive": alive.get("enabled", True)}
+            stronger = keys if "keep_alive" in keys else full  # than it, where both say that
+            full = {**full, **idle, **stronger, "keep_alive": alive.get("enabled", True)}
+        env = {**as_object(more.get("env")), **as_object(keys.get("env"))}
+        full.update({"env": env} if env else {})
         if self.alerts and text_of(full.get("sample_interval")) != "0":
             full["alert"] = [*as_list(full.get("alert", [])), *self.alerts]
         self.sources.append(Source(name, full, file, path, self.defaults, self.path))
@@ -6519,14 +6523,16 @@ class Reading:
                 if re.fullmatch(SECRET_NAME, name):
                     told = f"[WARN] {Problem(*place(key), f'the value of ${{{name}}}')} will stand"
                     self.notes.append(f"{told} in state.json, a command's in `ps`; use env for it")
-        if not self.expands:
-            keys = {k: v for k, v in keys.items() if k in ("command", "env") or not has_names(v)}
+        if not self.expands:  # type and restart decide what others are where they aren't given
+            plain = KEYS.keys() - {"type", "restart"}
+            keys = {k: v for k, v in keys.items() if k in plain or not has_names(v)}
         args = {**defaults_of(START_OPTIONS), "name": source.name}
         for key, value in keys.items():
             option, found = KEYS.get(key), list[object]()
+            is_parsed = option and option.metavar and (self.expands or not has_names(value))
             for one in as_list(value) if option and key not in SHAPES else ():
                 with self.faults_at(*place(key), hides=value != source.keys[key]):
-                    found.append(option.kind(text_of(one)) if option and option.metavar else one)
+                    found.append(option.kind(text_of(one)) if option and is_parsed else one)
             if option and found:
                 args[key] = found if isinstance(option.default, list) else found[0]
         args["cwd"] = os.path.join(self.base, str(args["cwd"] or ""))
@@ -6575,7 +6581,8 @@ class Reading:
                 return "${"
             value = self.variables_of(source).get(found[1], "" if found[2] is not None else None)
             if found[1] is None:
-                told = "${ begins no ${NAME}; write $${ for these two characters"
+                told = "${ begins no ${NAME} (whose default has no other one in it); "
+                told += "write $${ for these two characters"
                 self.fault(*source.place(key), told)
             elif value is None and source.keys.get("disabled") is not True:
                 told = f"${{{found[1]}}} is not set here, and it has no :-default"
@@ -6603,7 +6610,9 @@ class Reading:
             place, other = source.place("depends_on"), self.names.get(name.lower())
             if other is None or other.name != name:
                 near = nearest(name, [one.name for one in self.sources])
-                self.fault(*place, f"there is no service {name!r}; {near}".rstrip("; "))
+                told = f"there is no service {name!r}; {near}".rstrip("; ")
+                is_value = self.expands and has_names(source.keys["depends_on"])
+                self.fault(*place, HIDDEN if is_value else told)
             elif other.keys.get("disabled") is True and source.keys.get("disabled") is not True:
                 self.fault(*place, f"{name} is disabled")
         return given

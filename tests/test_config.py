@@ -439,3 +439,61 @@ def test_what_stop_refuses_to_name_was_started_and_never_ended(spm: Spm) -> None
     spec = spm_module.Spec(("sleep", "300"), str(spm.cwd))
     spm_module.bring(store, spm_module.Asked("api.", spec, {}))  # as an earlier version did
     assert "api. stopped" in spm("cleanup").stdout
+
+
+def test_what_is_exported_with_its_references_means_the_same() -> None:
+    # {port} of a ${PORT} was refused; what waits for a check, or a log, with one waited for less
+    services = {
+        "db": {
+            "command": "sleep {port}",
+            "port": "${SPM_P:-8123}",
+            "ready": ["http://localhost:${SPM_P:-8123}/"],
+            "success_log": "on ${SPM_P:-8123}",
+        },
+        "tool": {"command": "x", "type": "stdio", "ready": "log:${SPM_P:-on}"},
+        "job": {"command": "y", "restart": "${SPM_R:-always}", "depends_on": ["db", "tool"]},
+    }
+    document = {"services": services}
+    bare = spm_module.spelled_out(spm_module.config_of(document, "/p/spm.json", expands=False))
+    again, meant = (spm_module.config_of(one, "/p/spm.json") for one in (bare, document))
+    assert meant.services["job"].depends_on == {"db": "ready", "tool": "ready"}
+    for name, one in meant.services.items():
+        other = again.services[name]
+        assert (other.spec, other.depends_on) == (one.spec, one.depends_on)
+
+
+def test_a_reference_in_a_default_left_half_of_itself_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SPM_A", "1")
+    monkeypatch.setenv("SPM_B", "2")
+    for text in ("${SPM_A:-${SPM_B}}", "${SPM_A:-${SPM_B:-2}}"):  # they became 1}
+        told = problems_of(service(env={"X": text}))["services.a.env.X"]
+        assert "whose default has no other one in it" in told
+    assert not problems_of(service(env={"X": "${SPM_A:-$x{}${SPM_B:-}$${"}))
+
+
+def test_a_timeout_of_its_own_is_stronger_than_a_default() -> None:
+    own: dict[str, Any] = {"keep_alive": {"timeout": "5m"}}
+
+    def idle_s(defaults: dict[str, Any], keys: dict[str, Any]) -> float | None:
+        servers = {"m": {"command": "x", "type": "stdio", **keys}}
+        config = spm_module.config_of({"defaults": defaults, "services": servers}, "/p/spm.json")
+        return config.services["m"].spec.idle_timeout_s
+
+    assert idle_s({"idle_timeout": "1h"}, own) == 300
+    assert idle_s(own, {"idle_timeout": "1h"}) == 3600
+    assert idle_s({}, {**own, "idle_timeout": "1h"}) == 3600
+
+
+def test_a_rule_for_all_may_have_a_reference() -> None:
+    document = {**service(), "alerts": ["cpu>${SPM_LIMIT:-90}"]}
+    assert spm_module.config_of(document, "/p/spm.json").services["a"].spec.alerts == ("cpu>90",)
+    wrong = {**service(), "alerts": ["cpu>${SPM_LIMIT:-x}"]}
+    assert problems_of(wrong) == {"services.a.alert": spm_module.HIDDEN}
+
+
+def test_a_value_that_is_no_service_was_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPM_A", "s3cret")
+    told = problems_of(service(depends_on="${SPM_A}"))
+    assert told == {"services.a.depends_on": spm_module.HIDDEN}
