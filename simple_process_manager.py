@@ -9772,7 +9772,10 @@ def lacking(services: Iterable[Wanted]) -> list[Problem]:
 def config_at(store: Store, args: argparse.Namespace, expands: bool = True) -> Config:
     """The configuration that the options name."""
     path = find_config(args.config, store.home)
-    return read_config(path, args.mcp_config, args.procfile, expands, lacking if expands else None)
+    servers, procfile = args.mcp_config, args.procfile
+    if args.config and not os.path.lexists(path):
+        servers, procfile = (), None  # that it isn't there is to be said
+    return read_config(path, servers, procfile, expands, lacking if expands else None)
 
 
 @command("config schema")
@@ -10488,8 +10491,8 @@ def part_of(config: Config, steps: Sequence[Step], last: Version | None) -> Conf
     services = {name: keys for name, keys in services.items() if name.lower() not in planned}
     services.update({name: keys for name, keys in news.items() if name.lower() in planned})
     document = {**config.document, "services": services}
-    text = config.text if services == news else json.dumps(document, indent=2) + "\n"
-    return config._replace(document=document, text=text)
+    part = None if config.text is None else json.dumps(document, indent=2) + "\n"
+    return config._replace(document=document, text=config.text if services == news else part)
 
 
 def carry_out(

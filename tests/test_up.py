@@ -614,3 +614,9 @@ def test_what_a_cleanup_forgot_before_an_up_could_stop_it_is_no_surprise(spm: Sp
     steps = [spm_module.Step("stop", name) for name in known]
     done = spm_module.Application(spm_module.Store(str(spm.home)), steps, known, args).run()
     assert {(one.result, one.error) for one in done} == {("done", None)}
+
+
+def test_a_configuration_that_is_named_and_not_there_was_passed_over(spm: Spm) -> None:
+    (spm.cwd / "Procfile").write_text("worker: sleep 100\n")
+    done = spm("up", "--config", "typo.json", "--procfile", "Procfile", code=6)
+    assert "there is no typo.json" in done.stderr and not pids(spm)

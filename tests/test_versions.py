@@ -456,3 +456,13 @@ def test_after_a_rollback_nothing_differs(applied: list[Any], pick: int) -> None
     live = {**{step.name: step for step in steps if step.action != "stop"}}
     assert live.keys() == config.services.keys()
     assert {step.action for step in spm_module.plan_of(config, running(config))} <= {"keep"}
+
+
+def test_a_part_of_a_procfile_became_an_spm_json_by_a_rollback(spm: Spm) -> None:
+    (spm.cwd / "Procfile").write_text("a: sleep 300.1\nb: sleep 300.2\n")
+    spm("up", "--procfile", "Procfile", "a")
+    told = spm("config", "rollback", "1")
+    assert "came from several files, which are as they were" in told.stderr
+    assert not (spm.cwd / "spm.json").exists()
+    spm("up", "--procfile", "Procfile")
+    spm("down", "--procfile", "Procfile")
