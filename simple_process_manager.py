@@ -6410,6 +6410,7 @@ class Reading:
             if os.path.exists(path):
                 self.take_servers(path)
             else:
+                self.files.append(path)  # for who waits until it is there
                 self.notes.append(f"[INFO] include: there is no {file}")
 
     def take_servers(self, file: str) -> None:
@@ -6453,6 +6454,7 @@ class Reading:
         """The processes of a Procfile: a shell runs them, .env beside it is read."""
         folder = os.path.dirname(file)
         env_file = os.path.join(folder, ".env")
+        self.files.append(env_file)
         always: dict[str, object] = {"shell": True}
         always.update({"cwd": folder} if folder != self.base else {})
         always.update({"env_file": env_file} if os.path.exists(env_file) else {})
@@ -6505,7 +6507,9 @@ class Reading:
         if self.problems:
             told = {one[:2] for one in self.problems}
             more = self.lacking(found.values()) if self.lacking else ()
-            raise config_error([*self.problems, *(one for one in more if one[:2] not in told)])
+            wrong = config_error([*self.problems, *(one for one in more if one[:2] not in told)])
+            wrong.facts["files"] = self.files
+            raise wrong
         kept = {one.name: one.keys for one in self.sources}
         document: dict[str, object] = {"version": 1, "services": kept}
         return Config(
@@ -10528,29 +10532,37 @@ def unready(services: Iterable[Wanted | None]) -> ConfigError | None:
     return config_error(problems) if problems else None
 
 
+def files_of(config: Config) -> set[str]:
+    """All that a configuration is made of, also what isn't there yet."""
+    env_files = (one.spec.env_files for one in config.services.values())
+    return {config.path, *config.files, *itertools.chain(*env_files)}
+
+
 def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[str]:
     """Apply the configuration now and each time its files have changed, until q or Ctrl-C."""
-    files, before = {config.path, *config.files}, file_marks([config.path, *config.files])
+    files = files_of(config)
+    before = file_marks(files)
     applied: dict[str, object] | None = None  # nothing was yet
     told = f"[INFO] watching {shown_path(config.path)}; q or Ctrl-C ends that, the services go on\n"
     with contextlib.suppress(KeyboardInterrupt):
         while True:
-            now, watched = file_marks(files), set(files)
+            now, news = file_marks(files), set[str]()
             if now == before and now != applied:  # it is whole by now
                 try:
                     config = config_at(store, args)
-                    files.update(config.files)
-                    files.update(*(one.spec.env_files for one in config.services.values()))
-                    now.update(file_marks(files - watched))  # before they are read
-                    result = bring_up(store, config, args)
+                    news = files_of(config) - files
+                    result = Result({}) if news else bring_up(store, config, args)
                 except TimedOut as problem:  # another `up` goes on: then it is our turn
                     now, result = {}, Result({}, error=problem)
                 except SpmError as problem:
+                    news = {*map(str, as_list(problem.facts.get("files", [])))} - files
                     result = Result({}, error=problem)
+                files |= news  # they are read again when it is known how they look
                 failed = error_lines(result.error) if result.error else []
-                yield "".join(f"{line}\n" for line in (*result.lines, *failed))
-                yield told * (applied is None)
-                applied = now
+                if not news:
+                    yield "".join(f"{line}\n" for line in (*result.lines, *failed))
+                    yield told * (applied is None)
+                    applied = now
             before = now
             if key_within(0.2) in ("q", "Q"):
                 return

@@ -620,3 +620,25 @@ def test_a_configuration_that_is_named_and_not_there_was_passed_over(spm: Spm) -
     (spm.cwd / "Procfile").write_text("worker: sleep 100\n")
     done = spm("up", "--config", "typo.json", "--procfile", "Procfile", code=6)
     assert "there is no typo.json" in done.stderr and not pids(spm)
+
+
+def test_watch_sees_files_that_come_later_and_those_of_a_broken_edit(spm: Spm) -> None:
+    write(spm, {"a": worker("1")}, include=["later.json"])
+    process = spm.popen("up", "--watch")
+    server = {"command": SERVER[0], "args": SERVER[1:]}
+    try:
+        eventually(lambda: pids(spm).keys() == {"a"})
+        (spm.cwd / "later.json").write_text(json.dumps({"mcpServers": {"b": server}}))
+        eventually(lambda: pids(spm).keys() == {"a", "b"})
+        (spm.cwd / "new.json").write_text("{")
+        write(spm, {"a": worker("1")}, include=["later.json", "new.json"])
+        assert process.stdout
+        told = ""
+        while "new.json: line 1" not in told:
+            told = process.stdout.readline()
+        (spm.cwd / "new.json").write_text(json.dumps({"mcpServers": {"c": server}}))
+        eventually(lambda: pids(spm).keys() == {"a", "b", "c"})
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+    spm("cleanup")
