@@ -7409,11 +7409,12 @@ def keep_running(store: Store, seen: Seen, asked: Asked) -> Result | None:
     if trusted(seen).main is None:
         return None
     retire_supervisor(record)
+    config = asked.config or record.config
     if record.spec.type == "stdio":  # its pipes went with its supervisor
-        asked = asked._replace(name=record.name, conflict="auto", config=record.config)
+        asked = asked._replace(name=record.name, conflict="auto", config=config)
         return begin(store, asked, seen, "started anew")
     sharers = (*record.sharers, *([sharer] if sharer else []))
-    record = record._replace(last_active=time.time(), sharers=sharers)
+    record = record._replace(last_active=time.time(), sharers=sharers, config=config)
     record = launch(store, record, added_values(record.spec, asked.given), adopt=True)
     how = "already running, its supervisor was gone: taken back (its exit code will not be known)"
     return started(store, record, how, notes)
@@ -10181,17 +10182,17 @@ class Application:
         self.needs = {s.name: s.wanted.depends_on if s.wanted and s.acts else {} for s in steps}
         self.ends = [step.name for step in steps if step.action == "stop"]
         records = {key: one.record for key, one in known.items()}
-        ports = {one.name: one.spec.port or -1 for one in records.values()}
+        ports = {key: one.spec.port or -1 for key, one in records.items()}
         holders: dict[int | None, str] = {}
         asked = {s.name: s.wanted.spec.port for s in steps if s.wanted and s.acts}
-        moving = {ports.get(s.name): s.name for s in steps if s.action == "restart"}
+        moving = {ports.get(s.name.lower()): s.name for s in steps if s.action == "restart"}
         for step in steps:  # after who had its port until now, however that goes
             port = asked.get(step.name)
             if port in holders:
                 self.needs[step.name] = {holders[port]: "", **self.needs[step.name]}
             elif port in moving and asked[moving[port]] != port:  # they may change places
                 self.ends.append(moving[port])
-            holders.update({ports.get(step.name, -1): step.name} if step.acts else {})
+            holders.update({ports.get(step.name.lower(), -1): step.name} if step.acts else {})
         self.ends.sort(key=lambda name: records[name.lower()].started_at, reverse=True)
         self.stages = {pair for needs in self.needs.values() for pair in needs.items()}
 
@@ -10583,12 +10584,17 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
     path = find_config(args.config, store.home)
     known, others = store.records(), list[Record]()
     records = {key: one for key, one in known.items() if one.config == path}
-    if args.names:
-        records = {name.lower(): find(store, name).record for name in args.names}
+    config: Config | None = None
+    with contextlib.suppress(ConfigError):  # then what is recorded is all that is known
+        config = config_at(store, args)
+    if args.names:  # what never ran needs no stop
+        news = [name for name in args.names if name.lower() not in known]
+        never = {name for name in news if config and config.named(name)}
+        found = [find(store, name).record for name in args.names if name not in never]
+        records = {one.name.lower(): one for one in found}
     ages = sorted(records, key=lambda key: records[key].started_at)
     levels = {key: age for age, key in enumerate(ages)}  # the last one started goes first
-    with contextlib.suppress(ConfigError):  # where that is all that is known
-        config = config_at(store, args)
+    if config:
         levels = dict.fromkeys(records, 0)
         for name in config.order():
             needs = [levels.get(need.lower(), 0) for need in config.services[name].depends_on]

@@ -642,3 +642,33 @@ def test_watch_sees_files_that_come_later_and_those_of_a_broken_edit(spm: Spm) -
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=10)
     spm("cleanup")
+
+
+def test_a_service_whose_name_is_written_otherwise_was_ended_for_one_that_cant_start(
+    spm: Spm,
+) -> None:
+    write(spm, {"api": worker("1", port=free_port()), "b": worker("2")})
+    spm("up")
+    before = pids(spm)
+    write(spm, {"Api": {"command": "no-such-program"}, "b": worker("2")})
+    assert "what runs was left alone" in spm("up", code=4).stderr
+    assert pids(spm) == before
+    spm("down")
+
+
+def test_down_names_what_never_ran(spm: Spm) -> None:
+    write(spm, {"a": worker("1"), "b": worker("2")})
+    spm("up", "a")
+    assert "nothing of it was running" in spm("down", "B").stdout
+    assert "a stopped" in spm("down", "a", "b").stdout
+    assert "no service 'c'" in spm("down", "c", code=3).stderr
+
+
+def test_what_was_taken_over_from_a_dead_supervisor_stayed_somebody_elses(spm: Spm) -> None:
+    spm("start", "a", "sleep 300.1")
+    spm.kill_supervisor("a")
+    write(spm, {"a": worker("1")})
+    spm("up", "a")
+    assert spm.record("a")["config"] == str(spm.cwd / "spm.json")
+    assert spm("up").stderr.split() == ["keep", "a"]
+    assert "a stopped" in spm("down").stdout
