@@ -737,7 +737,8 @@ class Spec(NamedTuple):
         """What is executed: argv with the declared port in place of {port}."""
         if not self.port_declared or self.port is None:
             return self.argv
-        return tuple(word.replace("{port}", str(self.port)) for word in self.argv)
+        # ${port} is a variable of a shell's
+        return tuple(re.sub(r"(?<!\$){port}", str(self.port), word) for word in self.argv)
 
     @property
     def plain_words(self) -> Sequence[str]:
@@ -9944,7 +9945,7 @@ def only_one(store: Store, wait_s: float, what: str) -> Iterator[None]:
     path = os.path.join(store.home, "lock.up")
 
     def busy() -> str:
-        with contextlib.suppress(OSError), open(f"{path}.by", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), open(f"{path}.by", errors="replace") as file:
             return f"another {file.read(80)}; waited {format_duration(wait_s)}"
         return "another command is under way"
 
@@ -11136,7 +11137,10 @@ def renew(path: str, root: str, make: Callable[[str], str]) -> bool:
         raise Refused(f"{shown} isn't what was expected, left as it is: {error}") from error
     if text == old:
         return False
-    os.makedirs(os.path.dirname(real), exist_ok=True)
+    try:
+        os.makedirs(os.path.dirname(real), exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise Refused(f"{shown}: a file is in the way of a directory: left as it is") from error
     if is_new:
         open(real, "x").close()  # with the mode that is usual here
     mode = os.stat(real).st_mode

@@ -122,6 +122,15 @@ def test_what_cant_be_written_is_said_in_one_line_each(project: Spm) -> None:
     assert "unchanged" in copied(project, "init", "--agent", "agents-md").stdout, "it is the same"
 
 
+def test_a_file_where_a_directory_belongs_kept_the_others_from_being_written(
+    project: Spm,
+) -> None:
+    (project.cwd / ".kiro").write_text("")
+    done = copied(project, "init", "--agent", "all", code=8)
+    assert "process-manager-tool.md: a file is in the way of a directory" in done.stderr
+    assert (project.cwd / "AGENTS.md").exists() and (project.cwd / "CLAUDE.md").exists()
+
+
 @pytest.mark.slow
 def test_an_agent_that_follows_the_document_gets_every_example_to_work(project: Spm) -> None:
     pytest.importorskip("uvicorn")

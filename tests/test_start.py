@@ -414,3 +414,11 @@ def test_a_python_that_was_found_without_path_could_start_nothing(spm: Spm) -> N
     for words in (["start", "a", "sleep 0.5"], ["logs", "a", "-f"]):
         argv = ["python", *spm.argv(*words)[1:]]
         subprocess.run(argv, executable=sys.executable, env=bare, cwd=spm.cwd, check=True)
+
+
+def test_a_variable_of_the_shell_that_is_called_port_became_a_number_behind_a_dollar(
+    spm: Spm, port: int
+) -> None:
+    spm("start", "api", "--shell", "--port", port, 'port=7; echo "${port} {port}"; sleep 300')
+    eventually(lambda: f"7 {port}" in spm.log("api"))
+    spm("stop", "api")

@@ -466,3 +466,14 @@ def test_a_part_of_a_procfile_became_an_spm_json_by_a_rollback(spm: Spm) -> None
     assert not (spm.cwd / "spm.json").exists()
     spm("up", "--procfile", "Procfile")
     spm("down", "--procfile", "Procfile")
+
+
+def test_who_waits_for_an_up_whose_name_is_damaged_is_told_so(spm: Spm) -> None:
+    write(spm, {"slow": {"command": "sleep 300"}, "b": worker("2", depends_on={"slow": "exited"})})
+    process = spm.popen("up", "--wait", "1m")
+    eventually(lambda: "slow" in pids(spm))
+    (spm.home / "lock.up.by").write_bytes(b"\xff\xfe")
+    assert "waited 0.30 s" in spm("up", "--wait", "300ms", code=124).stderr
+    spm("stop", "slow")
+    process.communicate(timeout=20)
+    spm("down")
