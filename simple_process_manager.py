@@ -6751,6 +6751,8 @@ class Version(NamedTuple):
         version = cls._make(read_object(data, "version", VERSION))
         if (version.number, version.hash) != (number, hash_of(version.document)):
             raise RecordError("number and hash are those of another one")
+        if not isinstance(version.document.get("services"), dict):
+            raise RecordError("document.services: an object was expected")
         return version
 
     @property
@@ -9811,13 +9813,14 @@ def show_rules(store: Store, args: argparse.Namespace) -> Result:
     is_there = is_there or os.path.lexists(find_config(None, store.home))
     wanted = config_at(store, args).services.values() if is_there else ()
     specs = {one.name.lower(): (one.name, one.spec, one.given_env) for one in wanted}
-    for key, record in store.records().items():
-        specs[key] = (record.name, record.spec, store.given_env(key))
+    records = store.records()
+    specs.update({key: (one.name, one.spec, {}) for key, one in records.items()})
     if args.name and args.name.lower() not in specs:
         find(store, args.name)
     rows, table = list[object](), [("service", "variable", "rule", "met")]
     for key, (name, spec, given) in sorted(specs.items()):
         asked = rules_of(spec) if (args.name or key).lower() == key else []
+        given = store.given_env(key) if asked and key in records else given
         env = {**os.environ, **(added_values(spec, given) if asked else {})}
         for variable, rule in asked:
             why = fault_of(env.get(variable), rule)
@@ -9913,6 +9916,8 @@ def replace_config(store: Store, path: str, text: str | None) -> list[str]:
     path, old, mode, former = os.path.realpath(path), b"", 0o600, ""
     if text is None:
         return ["[WARN] it came from several files, which are as they were: `up` takes them again"]
+    if os.path.lexists(path) and not os.path.isfile(path):  # a FIFO would keep us waiting
+        raise Refused(f"{shown_path(path)} is no regular file: left as it is", "move it aside")
     with state_errors(path):
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
             old, mode = file.read(), os.fstat(file.fileno()).st_mode & 0o777
@@ -10171,6 +10176,7 @@ class Application:
         self.wait_s: float | None = args.wait  # None: until they are started
         self.limit_s, self.began, self.shown_at = self.wait_s or WAIT_S, time.monotonic(), 0.0
         self.named = {one.lower() for one in args.names}  # also those that were started by hand
+        self.goes_back = getattr(args, "rollback_on_failure", False)
         config = getattr(args, "config", None)  # a rollback has none
         self.again = join_command(["up", *(["--config", config] if config else [])])
         self.outcomes: dict[str, Step] = {}
@@ -10276,7 +10282,8 @@ class Application:
                 if "advice" in cause:
                     cause["advice"] = in_keys(cause["advice"], wanted)
                 error.advice = in_keys(error.advice, wanted)
-            if any(name in needs for needs in self.needs.values()):  # a restart is its alone
+            # a restart is its alone, and there is none of what was never there
+            if self.goes_back or any(name in needs for needs in self.needs.values()):
                 then = f"then: {self.again}"
                 error.advice = re.sub(r"\bthen: restart \S+", lambda _: then, error.advice)
             if result == "failed" and (self.acting or self.waits):

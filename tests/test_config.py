@@ -497,3 +497,11 @@ def test_a_value_that_is_no_service_was_shown(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SPM_A", "s3cret")
     told = problems_of(service(depends_on="${SPM_A}"))
     assert told == {"services.a.depends_on": spm_module.HIDDEN}
+
+
+def test_rules_are_told_though_the_values_of_another_service_are_damaged(spm: Spm) -> None:
+    spm("start", "a", "--env", "K=v", nasty())
+    spm("start", "b", "--env", "K=v", "--require-env", "K", nasty())
+    (spm.home / "services" / "a" / "env.json").write_text("{")
+    assert spm.json("config", "rules")["rules"][0]["met"]
+    spm("cleanup")

@@ -672,3 +672,9 @@ def test_what_was_taken_over_from_a_dead_supervisor_stayed_somebody_elses(spm: S
     assert spm.record("a")["config"] == str(spm.cwd / "spm.json")
     assert spm("up").stderr.split() == ["keep", "a"]
     assert "a stopped" in spm("down").stdout
+
+
+def test_what_a_rollback_forgot_was_to_be_restarted(spm: Spm) -> None:
+    write(spm, {"bad": {"command": "false", "ready": "tcp:1"}})
+    told = spm("up", "--wait", "--rollback-on-failure", code=1).stderr
+    assert "then: up" in told and "restart bad" not in told

@@ -374,6 +374,9 @@ def test_a_damaged_version_is_named_and_the_others_stay(spm: Spm) -> None:
     assert "version 2 can't be read" in told.stderr and "version 3 can't be read" in told.stderr
     assert told.stdout.splitlines()[1].startswith("1*")
     spm("config", "show", "2", code=9)
+    changed.update(number=2, document={}, hash=spm_module.hash_of({}))
+    (folder / "0002.json").write_text(json.dumps(changed))
+    assert "document.services: an object was expected" in spm("config", "history").stderr
     assert "there is no version 9" in spm("config", "diff", "9", code=3).stderr
     assert spm.json("up")["version"] == 4
     write(spm, {"a": {"command": "false", "ready": "tcp:1"}})
@@ -477,3 +480,10 @@ def test_who_waits_for_an_up_whose_name_is_damaged_is_told_so(spm: Spm) -> None:
     spm("stop", "slow")
     process.communicate(timeout=20)
     spm("down")
+
+
+def test_a_fifo_in_the_place_of_the_configuration_kept_an_import_waiting(spm: Spm) -> None:
+    (spm.cwd / "new.json").write_text('{"services": {"a": {"command": "true"}}}')
+    os.mkfifo(spm.cwd / "spm.json")
+    told = spm("config", "import", "new.json", "--yes", code=8).stderr
+    assert "spm.json is no regular file: left as it is" in told
