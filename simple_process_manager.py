@@ -6267,6 +6267,11 @@ def blanked(text: str) -> str:
     return re.sub(COMMENTS, blank, text)
 
 
+def is_special(path: str) -> bool:
+    """Whether it is there and no regular file: a FIFO would keep us waiting."""
+    return os.path.exists(path) and not os.path.isfile(path) and path != os.devnull
+
+
 def find_config(given: str | None, home: str) -> str:
     """The configuration: given, SPM_CONFIG, else spm.json beside .spm or in the project root."""
     explicit = given or os.environ.get("SPM_CONFIG")
@@ -6352,8 +6357,8 @@ class Reading:
             return found
 
         try:
-            if os.path.exists(file) and not os.path.isfile(file) and file != os.devnull:
-                raise ValueError("not a regular file")  # a FIFO would keep us waiting
+            if is_special(file):
+                raise ValueError("not a regular file")
             with open(file, encoding="utf-8-sig", newline="") as stream:
                 text = stream.read()
             if parse:
@@ -6378,6 +6383,7 @@ class Reading:
             told = re.sub("(?s): start .* --shell .*", "", f"{error.message}: {error.advice}")
             told = HIDDEN if hides else told
             # in the words of a configuration: --pid-file is pid_file here
+            told = told.replace("--no-keep-alive", "keep_alive: false")
             words = re.sub(r"--([a-z]+(?:-[a-z]+)*)", lambda m: m[1].replace("-", "_"), told)
             self.fault(file, path, words)
         except RecordError as error:
@@ -9764,8 +9770,11 @@ def lacking(services: Iterable[Wanted]) -> list[Problem]:
     there = [one for one in services if not one.disabled]
     once = {name for one in there for name, how in one.depends_on.items() if how == "exited"}
     for one in there:
+        special = [path for path in one.spec.env_files if is_special(path)]
+        place = one.source.place("env_file")
+        problems += [Problem(*place, f"{path}: not a regular file") for path in special]
         try:
-            environment_of(one.spec, one.given_env)
+            environment_of(one.spec._replace(env_files=()) if special else one.spec, one.given_env)
         except ConfigError as error:
             for key, told in zip(*(as_list(error.facts[fact]) for fact in ("keys", "problems"))):
                 problems.append(Problem(*one.source.place(str(key)), str(told)))
@@ -11418,7 +11427,7 @@ def guesses(root: str) -> Iterator[tuple[str, dict[str, object], str]]:
 
     # No pattern here may look at the same blanks twice: the files are anybody's.
     for name, text in re.findall(r"(?m)^([\w-]+):[ \t]*(\S.*)$", read("Procfile")):
-        keys: dict[str, object] = {"command": text.rstrip()}
+        keys: dict[str, object] = {"command": text.rstrip().replace("${", "$${")}
         keys.update({"shell": True} if shell_sign(text.rstrip()) else {})
         keys.update({"port": "auto"} if "PORT" in text else {})
         yield name, keys, "Procfile"

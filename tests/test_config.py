@@ -505,3 +505,15 @@ def test_rules_are_told_though_the_values_of_another_service_are_damaged(spm: Sp
     (spm.home / "services" / "a" / "env.json").write_text("{")
     assert spm.json("config", "rules")["rules"][0]["met"]
     spm("cleanup")
+
+
+def test_a_fifo_among_the_env_files_kept_a_validation_waiting(spm: Spm) -> None:
+    os.mkfifo(spm.cwd / "fifo")
+    (spm.cwd / "spm.json").write_text(json.dumps(service(env_file="fifo", env={"SPM_NO": None})))
+    told = spm("config", "validate", code=6).stderr
+    assert "a.env_file: " in told and "fifo: not a regular file" in told and "SPM_NO" in told
+
+
+def test_what_does_not_go_together_is_told_in_keys_that_there_are() -> None:
+    told = problems_of(service(keep_alive=False))["services.a"]
+    assert told.startswith("keep_alive: false goes with type stdio only")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, SCRIPT, Spm, free_port
+from conftest import ROOT, SCRIPT, Spm, eventually, free_port
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -278,6 +278,16 @@ def test_init_config_of_nothing_is_valid(project: Spm) -> None:
     assert told == "[WARN] nothing was recognised: spm.json has only an example\n"
     text = re.sub(r"(?m)^\s*//.*$", "", (project.cwd / "spm.json").read_text())
     assert json.loads(text) == {"version": 1, "services": {}}
+
+
+def test_a_guessed_command_keeps_the_references_of_its_shell(project: Spm) -> None:
+    # they were replaced before its port was chosen
+    (project.cwd / "Procfile").write_text("web: echo is ${PORT:-none} && exec sleep 300\n")
+    copied(project, "init", "--config")
+    copied(project, "up")
+    port = project.record("web")["spec"]["port"]
+    eventually(lambda: project.log("web") == f"is {port}\n")
+    copied(project, "cleanup")
 
 
 def test_guesses_of_one_name_are_all_kept_and_found_in_one_look(project: Spm) -> None:
