@@ -10410,7 +10410,7 @@ def roll_back(
                 as_it_was(store, was.record, now, step.action == "settings")
             elif was and was.is_live and step.action != "keep":
                 what = (was.record.spec, was.given, "auto", was.record.config)
-                say(*bring(store, Asked(step.name, *what)).lines)
+                say(*bring(store, Asked(step.name, *what, kept_owner(was.record))).lines)
             elif now and step.acts:
                 stopped = stop_all(store, [step.name], STOP_TIMEOUT_S, force=False)
                 say(*stopped.lines)

@@ -9,6 +9,7 @@ import pty
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from typing import Any
@@ -678,3 +679,16 @@ def test_what_a_rollback_forgot_was_to_be_restarted(spm: Spm) -> None:
     write(spm, {"bad": {"command": "false", "ready": "tcp:1"}})
     told = spm("up", "--wait", "--rollback-on-failure", code=1).stderr
     assert "then: up" in told and "restart bad" not in told
+
+
+def test_what_a_run_had_started_belongs_to_it_again_after_a_rollback(spm: Spm) -> None:
+    command = nasty("--say", "up")
+    words = ("a", command, "--ready", "log:up", "--", "cat")
+    tests = spm.popen("run", *words, stdin=subprocess.PIPE)
+    eventually(lambda: "a" in pids(spm))
+    other = {"command": command, "ready": "log:up", "max_restarts": 9, "env": {"K": "v"}}
+    write(spm, {"a": other, "bad": {"command": "false", "ready": "tcp:1", "depends_on": ["a"]}})
+    spm("up", "a", "bad", "--wait", "--rollback-on-failure", code=1)
+    assert spm.record("a")["owner"]["pid"] == tests.pid
+    tests.communicate(timeout=10)
+    eventually(lambda: not pids(spm), what="the end of what has no owner any more")
