@@ -6590,7 +6590,8 @@ class Reading:
         def meant(found: re.Match[str]) -> str:
             if found[0] == "$${":
                 return "${"
-            value = self.variables_of(source).get(found[1], "" if found[2] is not None else None)
+            usual = os.environ.get(found[1] or "", None if found[2] is None else "")
+            value = self.variables_of(source).get(found[1], usual)  # Windows: ${Path} is PATH
             if found[1] is None:
                 told = "${ begins no ${NAME} (whose default has no other one in it); "
                 told += "write $${ for these two characters"
