@@ -10617,8 +10617,7 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
         for name in config.order():
             needs = [levels.get(need.lower(), 0) for need in config.services[name].depends_on]
             levels[name.lower()] = max([0, *needs]) + 1
-        live = [known[key] for key in map(str.lower, config.services) if key in known]
-        others = [one for one in live if one.config != path and one.name.lower() not in records]
+        others = [known[key] for key in map(str.lower, config.services) if key in known]
     lines, data, errors = list[str](), list[object](), list[SpmError]()
     for level in sorted({levels[key] for key in records}, reverse=True):
         names = [one.name for key, one in records.items() if levels[key] == level]
@@ -10630,7 +10629,8 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
     none = f"[WARN] there is no {path}: nothing was stopped; started by hand? stop it by name"
     lines += [] if lines or errors else ["[OK] nothing of it was running" if is_there else none]
     told = "[WARN] {0} runs, but was started by hand or from another file: left alone; stop {0}"
-    seen = [observe(store, one, place()) for one in others]
+    foreign = [one for one in others if one.config != path and not args.names]
+    seen = [observe(store, one, place()) for one in foreign]
     lines += [told.format(one.record.name) for one in seen if one.verdict.is_live]
     return with_errors(Result({"config": path, "services": data}, lines), errors)
 

@@ -663,6 +663,9 @@ def test_down_names_what_never_ran(spm: Spm) -> None:
     assert "nothing of it was running" in spm("down", "B").stdout
     assert "a stopped" in spm("down", "a", "b").stdout
     assert "no service 'c'" in spm("down", "c", code=3).stderr
+    spm("start", "b", "sleep 300.2")
+    assert "b runs" not in spm("down", "a").stderr, "nobody asked for it"
+    spm("stop", "b")
 
 
 def test_what_was_taken_over_from_a_dead_supervisor_stayed_somebody_elses(spm: Spm) -> None:
