@@ -3213,7 +3213,7 @@ def new_record(name: str, spec: Spec, instance: str) -> Record:
 LOOPBACK = ("127.0.0.1", "::1")
 TREE_LOOK_S = 0.5  # while loopback refuses: a service may listen on another address
 LONGEST_LINE = 65536
-MATCH_S = 0.5  # how long matching what a service wrote may hold up everything else
+MATCH_S = 0.25  # how long matching one line that a service wrote may hold up everything else
 REDIRECTS = 5
 
 
@@ -3316,16 +3316,23 @@ class LogProbe:
     def __init__(self, output: Output, *patterns: str) -> None:
         self.output, self.patterns, self.rest, self.count = output, patterns, b"", 0
         self.text = " or ".join(map(repr, patterns))
-        self.cpu_s: float | None = None  # of this thread when the matching began
+        self.left: list[bytes] = []  # lines still to look at, the next one last
+        self.suspect = -1  # which line the last alarm came in
+        self.cpu_s: float | None = None  # of this thread when that was, or the matching began
         self.found: str | None = None  # the pattern that matched: each line is read but once
 
     def lines(self, deadline: float) -> Iterator[str]:
         """What was written since the last look; what stands behind the last line end is one too."""
-        while time.monotonic() < deadline and (chunk := self.read()):
-            *lines, rest = (self.rest + chunk).split(b"\n")
-            self.rest, self.count = rest[:LONGEST_LINE], self.count + len(lines)
-            for line in (*lines, self.rest):
-                yield line[:LONGEST_LINE].decode("utf-8", "replace").rstrip("\r")
+        while time.monotonic() < deadline and (self.left or self.fetch()):
+            yield self.left.pop()[:LONGEST_LINE].decode("utf-8", "replace").rstrip("\r")
+
+    def fetch(self) -> bool:
+        """Whether there is more: the lines of what comes next, and the unfinished one anew."""
+        chunk = self.read()
+        *lines, rest = (self.rest + chunk).split(b"\n")
+        self.rest, self.count = rest[:LONGEST_LINE], self.count + len(lines)
+        self.left = [self.rest, *reversed(lines)] if chunk else []
+        return bool(chunk)
 
     def read(self) -> bytes:
         """What comes next; nothing where the service put something else in its log's place."""
@@ -3336,7 +3343,7 @@ class LogProbe:
     def look(self, deadline: float) -> tuple[str | None, str]:
         """The first pattern that a line matches; one that takes for ever is used no more."""
         # In the main thread: only a signal gets in between, and all else waits meanwhile.
-        self.cpu_s = time.thread_time()
+        self.cpu_s, self.suspect = time.thread_time(), -1
         try:
             alarm(MATCH_S, self._give_up)
             pairs = ((one, line) for line in self.lines(deadline) for one in self.patterns)
@@ -3354,9 +3361,12 @@ class LogProbe:
     def _give_up(self) -> None:
         if self.cpu_s is None:
             return
-        if time.thread_time() - self.cpu_s >= MATCH_S / 2:
+        line = self.count - len(self.left)
+        if line != self.suspect:  # there are many, and that takes its time
+            self.suspect, self.cpu_s = line, time.thread_time()
+        elif time.thread_time() - self.cpu_s >= MATCH_S / 2:
             raise TimeoutError
-        alarm(MATCH_S, self._give_up)  # it was the machine that was busy
+        alarm(MATCH_S, self._give_up)  # or it was the machine that was busy
 
 
 def probe_exec(text: str, cwd: str, env: Env, deadline: float, is_over: Over) -> tuple[bool, str]:

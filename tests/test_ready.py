@@ -731,3 +731,18 @@ def test_a_pattern_line_is_cut() -> None:
     assert late.look(time.monotonic() - 1)[0] is None
     assert late.look(time.monotonic() + 9)[0] == "needle"
     assert Path(program.__file__).exists()
+
+
+def test_a_slow_pattern_and_a_long_log_were_taken_for_a_pattern_that_takes_for_ever() -> None:
+    class Fake(program.Output):
+        def __init__(self) -> None:
+            self.chunks = [b"x" * 500 + b"\n"] * 6000 + [b"it is UP now\n"]
+
+        def read(self) -> bytes:
+            chunk, self.chunks[:2000] = b"".join(self.chunks[:2000]), []
+            return chunk
+
+    probe, began = program.LogProbe(Fake(), ".*is UP.*"), time.monotonic()
+    assert probe.look(began + 0.05)[0] is None
+    assert time.monotonic() - began < 0.4  # once it took as long as all that was read
+    assert probe.look(time.monotonic() + 20)[0] == ".*is UP.*"
