@@ -3640,10 +3640,10 @@ def fault_of(value: str | None, rule: Mapping[str, object]) -> str:
     return f"is shorter than {least:g} characters" * (len(value) < least)
 
 
-SECRET_NAME = (
-    r"(?i:[\w.-]{,40}(?:token|secret|passw|pwd|(?:api|access|private)[_-]?key)[\w.-]{,40})"
-)
-VALUE = r"""(?:"[^"]*"|'[^']*'|[^\s"',;&]+)"""
+SECRET_WORDS = r"token|secret|passw|passphrase|_pass\b|pwd|(?:api|access|private)[_-]?key"
+SECRET_NAME = rf"(?i:[\w.-]{{,40}}(?:{SECRET_WORDS})[\w.-]{{,40}})"
+# a quote inside may be escaped, and the one at the end missing: the line was cut before
+VALUE = r"""(?:"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[^\s"',;&]+)"""
 NO_VALUE = (  # `TOKEN: not set`; as problems of configurations are told: `env.TOKEN: T is not set`
     r"(?!(?i:not|is|parameter|unbound|bearer|basic)\s|\$\{\w+\}\s"
     r"|\w+ (?:is (?:not set|empty|shorter)|doesn't match)\b)"
@@ -3656,7 +3656,8 @@ SECRETS = (  # the first group is shown, the rest isn't
     r"(\b(?:[sp]k-|gh[a-z]_|github_pat_|glpat-|xox[a-z]-|AKIA|AIza|npm_|eyJ))[\w.-]{10,}",
 )
 # without one of these no pattern fits; compiling them takes 3 ms
-SECRET_HINTS = "token secret passw pwd key bearer basic :// k- gh pat_ glpat xox akia aiza npm_ eyj"
+SECRET_HINTS = "token secret passw passphrase _pass pwd key bearer basic :// k- gh pat_ glpat xox "
+SECRET_HINTS += "akia aiza npm_ eyj"
 
 
 def mask_secrets(text: str) -> str:

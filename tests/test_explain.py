@@ -242,6 +242,10 @@ SECRETS = [
     "cloned with ghp_s3cr3t99abcdefghijkl",
     "AKIAs3cr3t99ABCDEFGH found",
     "the token s3cr3t99aGVsbG8gd29ybGQgaGVsbG8 was refused",
+    "DB_PASS=s3cr3t99",
+    "passphrase: s3cr3t99",
+    r'{"password": "a \" s3cr3t99"}',
+    "password='it is s3cr3t99 and the line ends here",
 ]
 
 
@@ -249,6 +253,11 @@ SECRETS = [
 def test_what_looks_like_a_secret_is_masked(line: str) -> None:
     assert "s3cr3t99" not in program.mask_secrets(line), program.mask_secrets(line)
     assert "…" in program.mask_secrets(line)
+
+
+def test_a_long_secret_in_quotes_was_shown_where_the_line_was_cut_inside_it() -> None:
+    line = f'private_key="{"s3cr3t99" * 50}"'
+    assert program.masked_line(line) == "private_key=…"
 
 
 @pytest.mark.parametrize(
