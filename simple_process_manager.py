@@ -968,7 +968,7 @@ TERMINALS = {
 # What a window says of itself; all else the service has from who started it.
 WINDOW_VARIABLES = ("TERM", "COLORTERM", "TMUX", "TMUX_PANE", "WINDOWID", "TERM_PROGRAM")
 QUOTED = r"""(?s)\\.|'[^']*'|"((?:[^"\\]|\\.)*)\""""
-CONTINUED = r"('[^']*')|\\\n"
+CONTINUED = r"(?s)\\\n|(\\.)"
 EXPANSION = r"\$(?:\w+|[({?$@!#*])|`"
 OPERATOR = r"&&|\|\||[|&;<>()\n]"
 ASSIGNMENT = r"^[A-Za-z_]\w*="
@@ -1909,9 +1909,17 @@ else:
             raise
         return client, ""
 
+    def _in_one_line(text: str) -> str:
+        # POSIX, Shell Command Language 2.2: but between single quotes, a backslash and the line
+        # end behind it are removed.
+        def joined(part: re.Match[str]) -> str:
+            return part[0] if part[0][0] == "'" else re.sub(CONTINUED, r"\1", part[0])
+
+        return re.sub(QUOTED, joined, text)
+
     def split_command(text: str) -> list[str]:
         """The words of a command line as a POSIX shell splits them; ValueError if it can't be."""
-        return shlex.split(re.sub(CONTINUED, r"\1", text))
+        return shlex.split(_in_one_line(text))
 
     def join_command(words: Sequence[str]) -> str:
         """One line that splits into these words again."""
@@ -1919,7 +1927,7 @@ else:
 
     def shell_sign(text: str) -> str | None:
         """What only a shell would understand in this command line, else None."""
-        text = re.sub(CONTINUED, r"\1", text).strip()
+        text = _in_one_line(text).strip()
         bare = re.sub(QUOTED, ".", text)
         inside = " ".join(found[1] for found in re.finditer(QUOTED, text) if found[1])
         inside = re.sub(r"\\.", "", inside)
@@ -8922,9 +8930,11 @@ def target_of(store: Store, word: str, args: argparse.Namespace) -> Target:
     """What a word of wait-healthy stands for; a service that is named lives on for it."""
     url, port = parse_url(word), parse_port(word) if word.isdigit() else None
     if ":" in word and not url:
-        local = re.fullmatch(r"(?:localhost|127\.0\.0\.1|\[::1\]|0\.0\.0\.0|):(\d+)/?", word)
-        shown = f"localhost{word}" if word.startswith(":") else word
-        how = f"write {local[1] + ' or ' if local else ''}http://{shown.strip('/')}/"
+        address = word.rpartition("://")[2].strip("/")
+        local = re.fullmatch(r"(?:localhost|127\.0\.0\.1|\[::1\]|0\.0\.0\.0|):(\d+)", address)
+        meant = f"http://localhost{address}/" if address[:1] == ":" else f"http://{address}/"
+        how = f"write {local[1] + ' or ' if local else ''}{meant}"
+        how = how if parse_url(meant) else "write http://HOST:PORT/, the port from 1 to 65535"
         raise UsageError(f"{word!r} is neither a name, a port nor a URL", how)
     if url and args.http:
         raise UsageError(f"--http: {word} is a URL itself", "write the path into it")

@@ -163,6 +163,21 @@ def test_a_bad_target_is_exit_2_and_an_unknown_name_3(spm: Spm, target: str) -> 
         assert "→ write 80 or http://localhost:80/" in spm("wait-healthy", *words, code=2).stderr
 
 
+@pytest.mark.parametrize(
+    ("target", "advice"),
+    [
+        ("redis://localhost:6379", "write 6379 or http://localhost:6379/"),
+        ("ftp://there:21/", "write http://there:21/"),
+        ("http://localhost:99999/", "write http://HOST:PORT/, the port from 1 to 65535"),
+        ("localhost:99999", "write http://HOST:PORT/, the port from 1 to 65535"),
+    ],
+)
+def test_the_advice_for_an_address_that_is_none_named_another_that_is_none(
+    spm: Spm, target: str, advice: str
+) -> None:
+    assert spm("wait-healthy", target, code=2).stderr.endswith(f"\n  → {advice}\n")
+
+
 def test_waiting_by_name_renews_last_active(spm: Spm, port: int) -> None:
     spm("start", "web", nasty("--port", port))
     before = spm.record("web")["last_active"]
