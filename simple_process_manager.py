@@ -2244,7 +2244,8 @@ def owner_of(lease: str) -> Owner:
     """The process as long as which a service may live; UsageError if it doesn't live."""
     if not lease.isdigit():
         return session_owner() if lease == "session" else (None, "")
-    look = stat_of(int(lease)) if int(lease) > 0 else None
+    pid = int(lease) if len(lease) < 20 else 0  # int() refuses thousands of digits
+    look = stat_of(pid) if pid > 0 else None
     if look and not look.is_dead:
         with contextlib.suppress(psutil.Error, OSError):
             return look.identity, psutil.Process(look.identity.pid).name()
@@ -11763,8 +11764,10 @@ def parser_of(name: str, words: Sequence[str]) -> argparse.ArgumentParser:
                 advice += bare if name == "start" else " -- TESTS"
             if message.startswith(("unrecognized", "the following")):
                 advice = meant_option(name, words) + advice
-            # an unknown option may have been meant to carry a secret
-            raise UsageError(f"{name}: {re.sub('=[^ ]+', '=…', message)}", advice)
+            # an unknown option may have been meant to carry a secret, with blanks in it
+            for word in sorted((word for word in words if "=" in word), key=len, reverse=True):
+                message = message.replace(word, f"{word.partition('=')[0]}=…")
+            raise UsageError(f"{name}: {message}", advice)
 
         def print_help(self, file: object = None) -> None:
             raise HelpWanted(self.format_help().rstrip())

@@ -215,7 +215,7 @@ def test_a_process_that_does_not_live_owns_nothing_and_nothing_happens(
     spm("start", "api", "sleep 100")
     owner = helper()
     owner.kill()
-    for pid in (owner.pid, 0, 2**31, 10**30):
+    for pid in (owner.pid, 0, 2**31, 10**30, "1" * 5000):
         failed = spm("start", "api", "sleep 101", "--replace", "--lease", pid, code=2)
         assert f"--lease {pid}: no such process lives" in failed.stderr
         spm("start", "new", "sleep 101", "--lease", pid, code=2)

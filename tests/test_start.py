@@ -310,6 +310,8 @@ def test_what_stands_behind_a_quoted_command_is_not_taken_for_an_unquoted_one(sp
     told = spm("start", "api", "sleep 5", "--wait", "much", "TOKEN=s3cr3t", code=2).stderr
     assert told.startswith("[ERROR] much 'TOKEN=…' stands behind the quoted command\n")
     assert 'start api "COMMAND"' in told and "unquoted" not in told
+    told = spm("start", "api", "sleep 5", "--envv", "TOKEN=my s3cr3t", code=2).stderr
+    assert told.startswith("[ERROR] start: unrecognized arguments: --envv TOKEN=…\n")
 
 
 def test_the_first_start_of_a_copied_file_leaves_the_project_clean(spm: Spm) -> None:
