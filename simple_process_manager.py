@@ -2616,6 +2616,12 @@ STATE_HEAD, STATE_END = b'{"schema": 1, "services": {\n', b"\n}}\n"
 STATE_KEY = r'"[a-z0-9][a-z0-9._-]*"'
 
 
+def spelled(key: str, record: object) -> str:
+    """The name as it was given, where the JSON of a record tells that."""
+    name = record.get("name") if isinstance(record, dict) else None
+    return name if isinstance(name, str) and name.lower() == key else key
+
+
 def lines_of(records: Mapping[str, Record]) -> dict[str, str]:
     """The JSON of each, on one line."""
     return {key: json.dumps(record.to_json()) for key, record in records.items()}
@@ -2992,7 +2998,8 @@ class Store:
                 is_new = os.path.exists(path) and os.stat(path).st_mtime >= changed_after
                 for line in json_lines(path) if is_new else ():
                     with contextlib.suppress(RecordError):
-                        found.append(read_event({**line, "name": key}, "event"))
+                        named = {"name": spelled(key, line.get("record"))}
+                        found.append(read_event({**line, **named}, "event"))
         return sorted(found, key=lambda one: one.at)  # what happened at once stays in its order
 
     def sweep(self) -> None:
@@ -11780,6 +11787,14 @@ def parser_of(name: str, words: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def document_of(data: Mapping[str, object]) -> str:
+    """The one JSON document that a command prints."""
+    try:
+        return json.dumps(data, allow_nan=False)
+    except ValueError:  # what a service answered may hold NaN: null, as JSON.stringify() has it
+        return json.dumps(json.loads(json.dumps(data), parse_constant=lambda _: None))
+
+
 def render(result: Result, as_json: bool, notes: Sequence[str]) -> SpmError | None:
     """Print a result: one JSON document, or a table and lines. What failed comes last, and is
     returned: a stream may fail, too.
@@ -11790,7 +11805,7 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> SpmError | No
         document.update({"error": error_data(error)} if error else {})
         warnings = [*notes, *(line[7:] for line in result.lines if line.startswith("[WARN] "))]
         document.update({"warnings": warnings} if warnings else {})
-        write(sys.stdout, json.dumps(document) + "\n")
+        write(sys.stdout, document_of(document) + "\n")
         return error
     for line in (*(f"[WARN] {note}" for note in notes), *table_lines(result.table), *result.lines):
         stream = sys.stderr if line.startswith(("[WARN]", "[ERROR]")) else sys.stdout

@@ -256,6 +256,23 @@ def test_a_server_is_told_of_the_roots(spm: Spm) -> None:
     assert "lib" in str(program.spelled_out(config))
 
 
+ANSWERS_NAN = """
+import json, sys
+for line in sys.stdin:
+    answer = {"jsonrpc": "2.0", "id": json.loads(line)["id"], "result": {"x": float("nan")}}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+def test_an_answer_that_is_not_json_made_a_document_that_was_none(spm: Spm) -> None:
+    words = ("--type", "stdio", "--protocol", "jsonrpc", "--", sys.executable, "-c", ANSWERS_NAN)
+    spm("start", "s", *words)
+    printed = spm("call", "s", "a/b", "--json").stdout
+    assert json.loads(printed, parse_constant=pytest.fail) == {"ok": True, "result": {"x": None}}
+    assert "NaN" in spm("call", "s", "a/b").stdout
+    spm("stop", "s")
+
+
 # -- who shares a service
 
 

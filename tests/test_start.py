@@ -296,6 +296,8 @@ def test_names_are_compared_without_case(spm: Spm) -> None:
     spm("start", "Api", "sleep 100")
     assert "already running" in spm("start", "API", "sleep 100").stdout
     assert "Api stopped" in spm("stop", "aPI").stdout
+    told = spm.json("events")["events"]  # which named its directory
+    assert {event["name"] for event in told} == {"Api"}
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "http", "8e3", "\uff11\uff12"])
