@@ -11975,6 +11975,9 @@ def main() -> NoReturn:
     """The program: a command, or (with `supervise`) the supervisor of a service."""
     if sys.stdin is None:  # closed: what is opened first would be taken for it
         sys.stdin = open(os.devnull)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):  # the same, in the order of their numbers
+        if stream is None:
+            os.open(os.devnull, os.O_WRONLY)
     code = 0
     try:
         if "_ARGCOMPLETE" in os.environ:

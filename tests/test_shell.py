@@ -53,6 +53,13 @@ def test_closed_streams_do_no_harm(spm: Spm, stream: str) -> None:
     spm("stop", "api")
 
 
+def test_tests_wrote_into_what_was_opened_in_the_place_of_a_closed_stderr(spm: Spm) -> None:
+    start = f"{sys.executable} {SCRIPT} run api 'sleep 9' --ready exec:true --json"
+    shell(spm, f"{start} -- sh -c 'exec 3>&1; readlink /proc/self/fd/3 >to' 2>&- >out")
+    assert (spm.cwd / "to").read_text() == "/dev/null\n"
+    assert '"exit_code": 0' in (spm.cwd / "out").read_text()
+
+
 def test_neither_supervisor_nor_service_holds_a_descriptor_of_the_caller(spm: Spm) -> None:
     read, write = os.pipe()
     with open(spm.cwd / "held", "w", encoding="utf-8") as held:
