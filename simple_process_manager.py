@@ -1860,7 +1860,8 @@ else:
             yield path
             return
         with _IN_DIRECTORY:  # which all threads are in
-            here = os.open(".", os.O_RDONLY)
+            flags: int = getattr(os, "O_PATH", os.O_RDONLY)  # with O_PATH it needn't be readable
+            here = os.open(".", flags)
             try:
                 os.chdir(directory)
                 yield CONTROL_SOCKET
