@@ -798,7 +798,7 @@ class Place(NamedTuple):
     def is_same(self, other: Place) -> bool:
         """Whether pids mean the same there; a boot known by its minute seems to move a little."""
         a, b = self.boot, other.boot
-        is_near = a.isdecimal() and b.isdecimal() and abs(int(a) - int(b)) <= 1
+        is_near = a.isdecimal() and b.isdecimal() and abs(float(a) - float(b)) <= 1
         return self._replace(boot="") == other._replace(boot="") and (a == b or is_near)
 
 
@@ -3139,8 +3139,12 @@ def figures(path: str, since: float) -> dict[str, list[tuple[float, float]]]:
 
 def last_sample(path: str) -> Sample:
     """The youngest sample, read from the end of the file."""
-    with contextlib.suppress(IndexError, ValueError, OSError):
-        return read_sample(json.loads(read_tail(path, 400).splitlines()[-1]), "sample")
+    lines = list[bytes]()
+    with contextlib.suppress(OSError):
+        lines = read_tail(path, 1000).splitlines()
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):  # torn, where the disk was full
+            return read_sample(parse_json(line), "sample")
     return Sample(0.0, 0, 0)
 
 
@@ -3372,7 +3376,7 @@ class LogProbe:
             alarm(0.0, self._give_up)
         if not self.patterns:
             return None, f"{self.text} takes too long to match its log: it is used no more"
-        where = f"{self.text} in {counted(self.count, 'line')} of its log"
+        where = f"{self.text} in {counted(self.count - len(self.left), 'line')} of its log"
         return found, f"its log matches {found!r}" if found else f"no match of {where}"
 
     def _give_up(self) -> None:

@@ -158,6 +158,9 @@ def test_old_samples_of_the_log_are_samples_still(base: Path) -> None:
     with path.open("a") as file:
         file.write('{"at": 2.0, "start": 5, "size": 4, "cpu": 1.5, "processes": 1}\n')
     assert spm_module.last_sample(str(path)) == spm_module.Sample(2.0, 5, 4)
+    with path.open("a") as file:
+        file.write('{"at": 3.0, "sta')  # on a full disk: logs were read from a wrong place
+    assert spm_module.last_sample(str(path)) == spm_module.Sample(2.0, 5, 4)
     assert len(spm_module.log_samples(str(path))) == 2
     assert spm_module.figures(str(path), 0.0) == {"cpu": [(2.0, 1.5)], "processes": [(2.0, 1.0)]}
 
