@@ -3236,6 +3236,8 @@ TREE_LOOK_S = 0.5  # while loopback refuses: a service may listen on another add
 LONGEST_LINE = 65536
 MATCH_S = 0.25  # how long matching one line that a service wrote may hold up everything else
 REDIRECTS = 5
+# Answers before the answer (RFC 9110 section 15.2): Continue, Early Hints; 101 is one itself.
+INTERIM = rb"(?s)\A(?:HTTP/1\.\d 1(?!01)\d\d\b.*?\n\n)+"
 
 
 def probe_tcp(port: int, addresses: Sequence[str] = LOOPBACK) -> tuple[str | None, str]:
@@ -3293,10 +3295,11 @@ def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[b
             advice = " (--insecure accepts it)" * hasattr(error, "verify_message")
             reason = getattr(error, "strerror", None) or str(error)
             return False, f"{where}: {reason.lower()}{advice}", 0
-        match = re.match(rb"HTTP/1\.\d (\d{3})(?is:.*?\nlocation:[ \t]*([!-~]+))?", head)
+        match = re.match(rb"HTTP/1\.\d (\d{3})(?is:.*?\nlocation:[ \t]*([!-~\x80-\xff]+))?", head)
         if match is None:
             return False, f"{where}: no HTTP answer", 0
-        status, location = int(match[1]), (match[2] or b"").decode().partition("#")[0]
+        location = (match[2] or b"").decode("utf-8", "surrogateescape").partition("#")[0]
+        status = int(match[1])
         is_path = location[:1] == "/" and location[1:2] != "/"
         onward = url._replace(text=location) if is_path else parse_url(location)
         if not 300 <= status < 400 or not onward or onward._replace(text=url.text) != url:
@@ -3323,12 +3326,13 @@ def _http_head(url: Check, address: str, insecure: bool, deadline: float) -> byt
         request = f"GET {url.text} HTTP/1.1\r\nHost: {joined_host(url.host, url.port)}\r\n"
         request += f"User-Agent: simple_process_manager/{__version__}\r\nConnection: close\r\n\r\n"
         connection.sendall(request.encode("utf-8", "surrogateescape"))
-        head, chunk = b"", b"\n"
-        while chunk and not re.search(rb"\n\r?\n", head) and len(head) < 1 << 16:
+        answer, head, chunk = b"", b"", b"\n"
+        while chunk and b"\n\n" not in head and len(answer) < 1 << 16:
             connection.settimeout(max(deadline - time.monotonic(), 0.001))
             chunk = connection.recv(4096)
-            head += chunk
-    return head.replace(b"\r\n", b"\n").partition(b"\n\n")[0]
+            answer += chunk
+            head = re.sub(INTERIM, b"", answer.replace(b"\r\n", b"\n"))
+    return head.partition(b"\n\n")[0]
 
 
 class LogProbe:

@@ -417,6 +417,37 @@ def test_a_certificate_of_its_own_is_good_with_insecure_only(spm: Spm, port: int
     spm("stop", "web")
 
 
+def seen_of(*answers: bytes) -> tuple[bool, str, int]:
+    """What a probe says of a server that answers so, one connection after the other."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for answer in answers:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        url = program.Check("http", "/", "127.0.0.1", server.getsockname()[1])
+        spec = program.Spec(("x",), "/", expect="200")
+        return program.probe_http(url, "127.0.0.1", spec, time.monotonic() + 5)
+
+
+def test_an_early_hint_was_taken_for_the_answer() -> None:
+    ok = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    hints = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    assert seen_of(hints + ok)[2] == 200
+    assert seen_of(hints)[1].endswith("no HTTP answer")
+
+
+def test_a_redirect_to_a_path_in_utf_8_was_followed_as_far_as_its_ascii() -> None:
+    ok, away = b"HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 302 Found\r\nLocation: /ü\r\n\r\n"
+    is_good, seen, status = seen_of(away.encode(), ok)
+    assert (is_good, status) == (True, 200) and seen.endswith("/ü: status 200")
+    assert seen_of(away.encode("latin-1"), ok)[0]
+
+
 class Dripping(BaseHTTPRequestHandler):
     """Answers, byte for byte, for ever."""
 
