@@ -1610,9 +1610,14 @@ else:
         """What /proc/PID/fd says of the open files of a process, as far as we may read it."""
         found = []
         with contextlib.suppress(OSError):
-            for name in os.listdir(f"/proc/{pid}/fd"):
+            directory = f"/proc/{pid}/fd"
+            names = os.listdir(directory)
+            if not names:  # its first thread has ended; what others have is the same
+                directory = f"/proc/{pid}/task/{os.listdir(f'/proc/{pid}/task')[-1]}/fd"
+                names = os.listdir(directory)
+            for name in names:
                 with contextlib.suppress(OSError):
-                    found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+                    found.append(os.readlink(f"{directory}/{name}"))
         return found
 
     def launch_supervisor(argv: list[str], env: dict[str, str], in_window: bool) -> Ends:

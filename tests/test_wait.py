@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import SCRIPT, VENDORED, Spm, eventually, free_port, nasty
+from conftest import GENERIC, SCRIPT, VENDORED, Spm, eventually, free_port, nasty
 
 from simple_process_manager import is_sound
 
@@ -344,3 +344,23 @@ def test_a_path_for_a_url_that_has_one_is_refused(spm: Spm, port: int) -> None:
     told = spm("wait-healthy", f"http://localhost:{port}/", "--http", "/health", code=2)
     assert "write the path into it" in told.stderr
     assert f"http://localhost:{port}/\n" in spm("wait-healthy", f":{port}", code=2).stderr
+
+
+HEADLESS = """
+import ctypes, socket, sys, threading, time
+def serve():
+    server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+    time.sleep(100)
+threading.Thread(target=serve).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or GENERIC, reason="its ports are seen by /proc")
+def test_the_port_of_a_program_whose_first_thread_has_ended_was_somebody_elses(
+    spm: Spm, port: int
+) -> None:
+    (spm.cwd / "headless.py").write_text(HEADLESS)
+    spm("start", "web", f"{sys.executable} headless.py {port}", "--port", port)
+    assert "web answers on" in spm("wait-healthy", "web", 5).stdout
+    spm("stop", "web")
