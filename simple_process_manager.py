@@ -1395,9 +1395,13 @@ if sys.platform == "win32":
 
     def connect_local(directory: str, timeout_s: float) -> tuple[socket.socket, str]:
         """A connection to what listens there, and the token to show; OSError if nothing does."""
-        with open(os.path.join(directory, CONTROL_SOCKET), encoding="utf-8") as file:
-            address = json.load(file)
-        return socket.create_connection(("127.0.0.1", address["port"]), timeout_s), address["token"]
+        with open(os.path.join(directory, CONTROL_SOCKET), "rb") as file:
+            try:
+                address = _object(parse_json(file.read()), CONTROL_SOCKET)
+            except ValueError as error:  # a cloned repository may have brought it along
+                raise OSError(errno.EINVAL, str(error), file.name) from error
+        port, token = as_port(str(address.get("port"))) or 0, str(address.get("token"))
+        return socket.create_connection(("127.0.0.1", port), timeout_s), token
 
     def split_command(text: str) -> list[str]:
         """The words of a command line by the rules of CommandLineToArgvW."""
@@ -3411,7 +3415,7 @@ def probe_exec(text: str, cwd: str, env: Env, deadline: float, is_over: Over) ->
             words, -1, None, null, null, null, cwd=cwd, env=values, start_new_session=True
         )
     except OSError as error:
-        return False, f"exec {text!r}: {error.strerror}"
+        return False, f"exec {text!r}: {error.filename or words[0]}: {error.strerror}"
     look = code = None
     try:
         look, code, pause_s = stat_of(process.pid), exit_code_of(process), 0.001

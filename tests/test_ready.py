@@ -478,6 +478,14 @@ def test_an_answer_that_never_ends_does_not_outlast_the_timeout(spm: Spm, drippi
     assert time.monotonic() - began < 2
 
 
+def test_a_check_in_a_directory_that_is_gone_said_that_its_command_is(base: Path) -> None:
+    gone, over = str(base / "gone"), time.monotonic() + 5
+    assert program.probe_exec("true", gone, {}, over, lambda: False) == (
+        False,
+        f"exec 'true': {gone}: No such file or directory",
+    )
+
+
 # -- log
 
 
