@@ -3676,15 +3676,17 @@ def fault_of(value: str | None, rule: Mapping[str, object]) -> str:
 
 SECRET_WORDS = r"token|secret|passw|passphrase|_pass\b|pwd|(?:api|access|private)[_-]?key"
 SECRET_NAME = rf"(?i:[\w.-]{{,40}}(?:{SECRET_WORDS})[\w.-]{{,40}})"
+SECRET_NOUN = r"\b(?i:token|key|secret|password)"
 # a quote inside may be escaped, and the one at the end missing: the line was cut before
-VALUE = r"""(?:"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[^\s"',;&]+)"""
+QUOTATION = r"""(?:"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?)"""
+VALUE = rf"""(?:{QUOTATION}+|[^\s"',;&]+)"""
 NO_VALUE = (  # `TOKEN: not set`; as problems of configurations are told: `env.TOKEN: T is not set`
     r"(?!(?i:not|is|parameter|unbound|bearer|basic)\s|\$\{\w+\}\s"
     r"|\w+ (?:is (?:not set|empty|shorter)|doesn't match)\b)"
 )
 SECRETS = (  # the first group is shown, the rest isn't
     rf"({SECRET_NAME}[\"']?\s*[=:]\s*){NO_VALUE}{VALUE}",
-    rf"(--{SECRET_NAME}\s+|\b(?i:token|key|secret|password)\s+(?=\S*\d)(?=\S{{20}}))\S+",
+    rf"(--{SECRET_NAME}\s+|{SECRET_NOUN}\s+(?=\S*\d)(?=\S{{20}}))(?:{QUOTATION}+|\S+)",
     r"(\b(?i:bearer|basic)\s+)[\w.~+/=-]{6,}",
     r"(://[^\s/:@]*:)[^\s/]+(?=@)",
     r"(\b(?:[sp]k-|gh[a-z]_|github_pat_|glpat-|xox[a-z]-|AKIA|AIza|npm_|eyJ))[\w.-]{10,}",

@@ -246,6 +246,8 @@ SECRETS = [
     "passphrase: s3cr3t99",
     r'{"password": "a \" s3cr3t99"}',
     "password='it is s3cr3t99 and the line ends here",
+    "tool --password 'it is s3cr3t99' --verbose",
+    """DB_PASSWORD='it'"'"'s s3cr3t99'""",
 ]
 
 
