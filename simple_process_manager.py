@@ -8486,12 +8486,10 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
         more, others = stop_each(store, list(strays), STOP_TIMEOUT_S, force=False)
         reports, errors = reports + more, errors + others
         left = records_from_cookies(store.home, [])
-    # What another cleanup has just forgotten, or what isn't ours and doesn't run here, is done.
-    store.notes += [one.message for one in errors if "nothing_runs" in one.facts]
-    failed = [one for one in errors if one.kind != "not_found" and "nothing_runs" not in one.facts]
+    failed = undone(store, errors)
     if left and not failed:
         failed = [Failed(f"still running: {', '.join(sorted(left))}", "run cleanup again")]
-    kept = {*left, *(str(one.facts.get("name", "")).lower() for one in failed)}
+    kept = {*left, *map(named_by, failed)}
     kept.update(records if args.keep else ())
     had = logged(store)
     gone = forget(store, [records[key] for key in records if key not in kept], args.purge)
@@ -8518,14 +8516,35 @@ def end_session(store: Store, args: argparse.Namespace) -> Result:
     if args.purge:
         raise UsageError("--purge is for everything, --session isn't", "leave one of them out")
     owner, who = session_owner()
-    known = store.records().values()
-    mine = [one for one in known if one.spec.lease == "session" and one.owner == owner]
-    result = stop_all(store, [one.name for one in mine], STOP_TIMEOUT_S, force=False)
-    gone = [] if args.keep or result.error else forget(store, mine, purge=False)
+
+    def is_others(one: Record) -> bool:
+        is_meant = owner or one.place.is_same(place())  # each container has its own pid 1
+        return not (is_meant and one.spec.lease == "session" and one.owner == owner)
+
+    mine = [one for one in store.records().values() if not is_others(one)]
+    names = [one.name for one in mine]
+    reports, errors = stop_each(store, names, STOP_TIMEOUT_S, force=False, keeps=is_others)
+    failed = undone(store, errors)
+    kept = set(map(named_by, failed))
+    over = [] if args.keep else [one for one in mine if one.name.lower() not in kept]
+    gone = forget(store, over, purge=False)
     whose = f"session of pid {owner.pid} ({who})" if owner else "session of pid 1"
-    line = f"[OK] {counted(len(mine), 'service')} of the {whose}; {len(gone)} forgotten"
-    data = {**result.data, "forgotten": gone}
-    return result._replace(data=data, lines=[*result.lines, line])
+    lines = [line for _, line in reports]
+    if not failed:
+        lines.append(f"[OK] {counted(len(mine), 'service')} of the {whose}; {len(gone)} forgotten")
+    data = {"services": [one for one, _ in reports], "forgotten": gone}
+    return with_errors(Result(data, lines), failed)
+
+
+def undone(store: Store, errors: Sequence[SpmError]) -> list[SpmError]:
+    """What of a cleanup failed: what is forgotten already, or runs nowhere here, is done."""
+    store.notes += [one.message for one in errors if "nothing_runs" in one.facts]
+    return [one for one in errors if one.kind != "not_found" and "nothing_runs" not in one.facts]
+
+
+def named_by(error: SpmError) -> str:
+    """The key of the service that an error is about, "" if it is about none."""
+    return str(error.facts.get("name", "")).lower()
 
 
 def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import GENERIC, PACE, SCRIPT, Spm, eventually, nasty
+from conftest import GENERIC, PACE, SCRIPT, Spm, eventually, is_running, nasty
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -453,6 +454,39 @@ def test_cleanup_of_a_session_ends_what_it_owns_and_nothing_else(
     spm("cleanup")
 
 
+def test_cleanup_of_a_session_forgets_what_is_lost_too(
+    spm: Spm, helper: Callable[[], Helper]
+) -> None:
+    # it failed at each end of a session, and forgot nothing of the others either
+    spm.forks = False
+    spm("start", "api", "sleep 100", "--lease", "session")
+    state, look = spm.state(), program.stat_of(helper().pid)
+    assert look
+    ghost = {**state["services"]["api"], "name": "ghost", "instance": "ff" * 16}
+    ghost.update(main=look.identity._asdict(), supervisor=None)
+    state["services"]["ghost"] = ghost
+    (spm.home / "state.json").write_text(json.dumps(state))
+    done = spm("cleanup", "--session")
+    assert f"[WARN] ghost: pid {look.identity.pid} " in done.stderr
+    assert done.stdout.endswith("; 2 forgotten\n") and spm.state()["services"] == {}
+    assert is_running(look.identity.pid)
+
+
+def test_two_cleanups_of_a_session_at_once_both_succeed(spm: Spm) -> None:
+    spm.forks = False
+    spm("start", "api", "sleep 100", "--lease", "session")
+    spm("stop", "api")
+    path = spm.home / "services" / "api" / "lock"
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        late = spm.popen("cleanup", "--session")
+        files = psutil.Process(late.pid).open_files
+        eventually(lambda: str(path) in [one.path for one in files()], what="its wait")
+        (spm.home / "state.json").write_text('{"schema": 1, "services": {}}')
+    out, err = late.communicate(timeout=10)
+    assert late.returncode == 0 and not err and out.endswith("; 0 forgotten\n"), err
+
+
 def test_a_notice_to_a_supervisor_that_is_stopped_says_how_it_goes_on(spm: Spm) -> None:
     spm("start", "api", "sleep 100")
     guard = spm.supervisor("api")
@@ -485,6 +519,17 @@ def test_who_is_pid_1_of_a_container_may_own_a_service(spm: Spm) -> None:
     end = shlex.join(spm.argv("cleanup", "--session"))
     told = inside("sh", "-c", f"{start} && {end}; exit $?")
     assert "[OK] 1 service of the session of pid 1; 1 forgotten" in told.stdout, told
+    # another container's pid 1 is somebody else
+    inner = f"{start} && touch up; until test -e over; do sleep 0.01; done; exec {end}"
+    apart = ["unshare", "-fp", "--mount-proc", "sh", "-c", inner]
+    other = subprocess.Popen(apart, cwd=spm.cwd, env=spm.env, stdout=subprocess.PIPE)
+    eventually((spm.cwd / "up").exists, what="the other one's service")
+    told = inside("sh", "-c", f"{end}; exit $?")
+    (spm.cwd / "over").touch()
+    assert (
+        b"[OK] 1 service of the session of pid 1; 1 forgotten" in other.communicate(timeout=10)[0]
+    )
+    assert told.returncode == 0 and "[OK] 0 services of" in told.stdout, told
 
 
 # -- notify
