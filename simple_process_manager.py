@@ -8796,11 +8796,15 @@ def logs(store: Store, args: argparse.Namespace) -> Result:
     output = Output(store, record, from_end=True)
     end = max(0, output.at - store.log_start(name))
     with state_errors(path):
+        # Who follows reads on where the last line begins, if that isn't whole yet.
+        is_cut = args.follow and args.lines
+        begun = read_tail(path, 1 << 20, end).rpartition(b"\n")[2] if is_cut else b""
+        output.at, end, count = output.at - len(begun), end - len(begun), args.lines - bool(begun)
         if args.since:
             lines = store.lines_since(name, time.time() - args.since, end)
         else:
-            lines = store.last_lines(name, args.lines, end)
-    lines = lines[max(0, len(lines) - args.lines) :]
+            lines = store.last_lines(name, count, end)
+    lines = lines[max(0, len(lines) - count) :]
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     more = follow(store, name, lambda: decode(output.read())) if args.follow else ()
     stream = itertools.chain((line + "\n" for line in lines), more)

@@ -159,6 +159,22 @@ def test_bytes_that_are_not_utf8_break_nothing(spm: Spm) -> None:
     spm("stop", "web")
 
 
+@pytest.mark.parametrize(("count", "shown"), [(9, "one\ncafé au lait\n"), (1, "café au lait\n")])
+def test_a_line_that_is_being_written_is_not_torn_by_who_begins_to_follow(
+    spm: Spm, count: int, shown: str
+) -> None:
+    # nor is a letter: it became two that can't be shown
+    rest = "until test -e go; do sleep 0.01; done; printf '\\251 au lait\\n'"
+    spm("start", "web", "--shell", f"echo one; printf 'caf\\303'; {rest}")
+    eventually(lambda: "caf" in spm.log("web"), what="the beginning of its line")
+    follower = spm.popen("logs", "web", "-f", "-n", count)
+    assert follower.stdout
+    begun = follower.stdout.read(shown.index("é"))
+    (spm.cwd / "go").touch()
+    assert begun + follower.stdout.read() == shown
+    follower.communicate(timeout=10)
+
+
 @pytest.mark.smoke
 def test_follow_goes_on_until_the_service_ends(spm: Spm) -> None:
     spm("start", "web", "--shell", "echo early; sleep 0.4; echo late; sleep 0.3; echo last")
