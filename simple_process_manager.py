@@ -519,6 +519,41 @@ def _env_value(text: str) -> str | None:
     return re.sub(r"\\(.)", lambda found: ENV_ESCAPES.get(found[1], found[1]), match[1])
 
 
+SECRET_WORDS = r"token|secret|passw|passphrase|_pass\b|pwd|(?:api|access|private)[_-]?key"
+SECRET_NAME = rf"(?i:[\w.-]{{,40}}(?:{SECRET_WORDS})[\w.-]{{,40}})"
+SECRET_NOUN = r"\b(?i:token|key|secret|password)"
+# a quote inside may be escaped, and the one at the end missing: the line was cut before
+QUOTATION = r"""(?:"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?)"""
+VALUE = rf"""(?:{QUOTATION}+|[^\s"',;&]+)"""
+NO_VALUE = (  # `TOKEN: not set`; as problems of configurations are told: `env.TOKEN: T is not set`
+    r"(?!(?i:not|is|parameter|unbound|bearer|basic)\s|\$\{\w+\}\s"
+    r"|\w+ (?:is (?:not set|empty|shorter)|doesn't match)\b)"
+)
+SECRETS = (  # the first group is shown, the rest isn't
+    rf"({SECRET_NAME}[\"']?\s*[=:]\s*){NO_VALUE}{VALUE}",
+    rf"(--{SECRET_NAME}\s+|{SECRET_NOUN}\s+(?=\S*\d)(?=\S{{20}}))(?:{QUOTATION}+|\S+)",
+    r"(\b(?i:bearer|basic)\s+)[\w.~+/=-]{6,}",
+    r"(://[^\s/:@]*:)[^\s/]+(?=@)",
+    r"(\b(?:[sp]k-|gh[a-z]_|github_pat_|glpat-|xox[a-z]-|AKIA|AIza|npm_|eyJ))[\w.-]{10,}",
+)
+# without one of these no pattern fits; compiling them takes 3 ms
+SECRET_HINTS = "token secret passw passphrase _pass pwd key bearer basic :// k- gh pat_ glpat xox "
+SECRET_HINTS += "akia aiza npm_ eyj"
+
+
+def mask_secrets(text: str) -> str:
+    """The text with what looks like a key, token or password replaced by `…`."""
+    folded = text.casefold()
+    for pattern in SECRETS if any(hint in folded for hint in SECRET_HINTS.split()) else ():
+        text = re.sub(pattern, r"\1…", text)
+    return text
+
+
+def masked_line(line: str) -> str:
+    """A line for a page: secrets masked, 200 characters at most."""
+    return mask_secrets(line[:300])[:200]
+
+
 RULED = ("cpu", "memory_mb", "processes", "threads", "files", "probe_ms", "call_errors")
 METRICS = (*RULED, "restarts")
 
@@ -3481,7 +3516,7 @@ class Checks:
             url = check._replace(host=host, port=sight.port)
             is_ok, seen, status = probe_http(url, sight.address, spec, deadline)
             sight = sight._replace(is_ok=is_ok, seen=seen, status=status)
-        self.sights[check] = sight
+        sight = self.sights[check] = sight._replace(seen=mask_secrets(sight.seen))
         return sight
 
     def read(self, check: Check, deadline: float) -> Sight:
@@ -3672,41 +3707,6 @@ def fault_of(value: str | None, rule: Mapping[str, object]) -> str:
     if not (re.search(pattern, value) and re.fullmatch(whole or "(?s:.*)", value)):
         return f"doesn't match {whole or pattern}"
     return f"is shorter than {least:g} characters" * (len(value) < least)
-
-
-SECRET_WORDS = r"token|secret|passw|passphrase|_pass\b|pwd|(?:api|access|private)[_-]?key"
-SECRET_NAME = rf"(?i:[\w.-]{{,40}}(?:{SECRET_WORDS})[\w.-]{{,40}})"
-SECRET_NOUN = r"\b(?i:token|key|secret|password)"
-# a quote inside may be escaped, and the one at the end missing: the line was cut before
-QUOTATION = r"""(?:"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?)"""
-VALUE = rf"""(?:{QUOTATION}+|[^\s"',;&]+)"""
-NO_VALUE = (  # `TOKEN: not set`; as problems of configurations are told: `env.TOKEN: T is not set`
-    r"(?!(?i:not|is|parameter|unbound|bearer|basic)\s|\$\{\w+\}\s"
-    r"|\w+ (?:is (?:not set|empty|shorter)|doesn't match)\b)"
-)
-SECRETS = (  # the first group is shown, the rest isn't
-    rf"({SECRET_NAME}[\"']?\s*[=:]\s*){NO_VALUE}{VALUE}",
-    rf"(--{SECRET_NAME}\s+|{SECRET_NOUN}\s+(?=\S*\d)(?=\S{{20}}))(?:{QUOTATION}+|\S+)",
-    r"(\b(?i:bearer|basic)\s+)[\w.~+/=-]{6,}",
-    r"(://[^\s/:@]*:)[^\s/]+(?=@)",
-    r"(\b(?:[sp]k-|gh[a-z]_|github_pat_|glpat-|xox[a-z]-|AKIA|AIza|npm_|eyJ))[\w.-]{10,}",
-)
-# without one of these no pattern fits; compiling them takes 3 ms
-SECRET_HINTS = "token secret passw passphrase _pass pwd key bearer basic :// k- gh pat_ glpat xox "
-SECRET_HINTS += "akia aiza npm_ eyj"
-
-
-def mask_secrets(text: str) -> str:
-    """The text with what looks like a key, token or password replaced by `…`."""
-    folded = text.casefold()
-    for pattern in SECRETS if any(hint in folded for hint in SECRET_HINTS.split()) else ():
-        text = re.sub(pattern, r"\1…", text)
-    return text
-
-
-def masked_line(line: str) -> str:
-    """A line for a page: secrets masked, 200 characters at most."""
-    return mask_secrets(line[:300])[:200]
 
 
 # The kind, how it ended, and what it wrote (if there is a group `what`, that is all there is to
@@ -3995,7 +3995,8 @@ def judge(alert: Alert, rule: Rule, value: float | None, now: float) -> tuple[Al
     alert = alert._replace(since=None if is_beyond == bool(alert.text) else since)
     if alert.since is not None and now - alert.since >= rule.for_s:
         news = "alert_cleared" * alert.told
-        text = f"{rule.severity}: {rule.metric} is {value:.10g} ({rule.text})" * is_beyond
+        told = mask_secrets(rule.text)
+        text = f"{rule.severity}: {rule.metric} is {value:.10g} ({told})" * is_beyond
         alert = Alert(text, acted_at=alert.acted_at)
     has_rested = alert.acted_at is None or now - alert.acted_at >= rule.every_s
     if alert.text and is_beyond and not alert.told and has_rested:
@@ -4861,7 +4862,7 @@ class Supervisor:
         """Note which alerts came or went, and do what the rules of those that came ask for."""
         alerts = self.sampler.alerts
         while self.complaints:
-            self.tell("alert_failed", self.complaints.pop(0))
+            self.tell("alert_failed", mask_secrets(self.complaints.pop(0)))
         for rule, was in list(alerts.items()):
             alerts[rule], event = judge(was, rule, figures.get(rule.metric), now)
             text = alerts[rule].text or was.text
@@ -8712,7 +8713,8 @@ def status(store: Store, args: argparse.Namespace) -> Result:
     dead = [(pid, look.parent) for pid, look in stats.items() if look.is_dead]
     data["zombies"] = [{"pid": pid, "parent": parent} for pid, parent in dead if parent in pids]
     data.update(cwd=spec.cwd, env=sorted({*spec.env_given, *spec.env_taken}))
-    data.update({key: list(getattr(spec, key)) for key in ("env_files", "ready", "health")})
+    data.update(env_files=list(spec.env_files))
+    data.update({key: [*map(mask_secrets, getattr(spec, key))] for key in ("ready", "health")})
     data.update(environment=dict(record.environment), log=store.path(record.name, "output.log"))
     data.update({"relay": relay} if spec.type == "stdio" else {})
     data["events"] = [{key: one.get(key) for key in ("at", "event", "why")} for one in events]
@@ -8890,7 +8892,7 @@ def pending(store: Store, seen: Seen) -> list[str]:
     looks = Checks(store, record, [one for _, one in pairs], record.spec, Checks.read)
     for one in (check for _, check in pairs if check.kind not in ("exec", "mcp")):
         looks.look(one, {}, time.monotonic() + 0.5, lambda: False)
-    return [f"{text}: {looks.sights[check].seen}" for text, check in pairs]
+    return [f"{mask_secrets(text)}: {looks.sights[check].seen}" for text, check in pairs]
 
 
 @command("explain", Option("name", "NAME"))

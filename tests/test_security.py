@@ -643,3 +643,23 @@ def test_what_a_service_s_command_is_called_runs_nothing(spm: Spm) -> None:
         told(spm, "start", name, "sleep 100")
         told(spm, "start", "x", shlex.quote(name))
     assert not marker.exists()
+
+
+def test_a_password_in_a_check_or_an_alert_is_masked_wherever_it_is_shown(spm: Spm) -> None:
+    # only the service's own command was
+    ready = ["--ready", "exec:true --password s3cr3t99 && test -e up", "--health-interval", "20ms"]
+    health = ["--health", "exec:test -e up || false --password s3cr3t99", "--health-retries", 1]
+    alert = ["--alert", "processes>0: exec false --password s3cr3t99", "--sample-interval", "50ms"]
+    told = [spm("start", "api", "sleep 100", *ready, *health, *alert)]
+    told.append(spm("explain", "api"))
+    (spm.cwd / "up").touch()
+    told += [spm("wait-healthy", "api"), spm("wait-healthy", "api", "--json")]
+    (spm.cwd / "up").unlink()
+    known = spm.home / "services" / "api" / "events.jsonl"
+    seen = ('"unhealthy"', '"alert_failed"')
+    eventually(lambda: all(one in known.read_text() for one in seen), what="the events")
+    pages = ("status", "explain", "events", "alerts")
+    told += [spm(word, "api", *more) for word in pages for more in ([], ["--json"])]
+    told += [spm("list"), spm("list", "--json"), spm("stop", "api")]
+    assert not [one for one in told if "s3cr3t99" in one.stdout + one.stderr]
+    assert "--password …" in told[2].stdout and "--password …" in spm("events", "api").stdout
