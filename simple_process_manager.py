@@ -7631,9 +7631,8 @@ def check_successor(store: Store, asked: Asked, port: int | None, values: dict[s
     with state_errors(store.home):  # a full disk
         write_file(store.path(name, "room"), bytes(1 << 17), durable=False)
         os.unlink(store.path(name, "room"))
-    path = values.get("PATH", os.environ.get("PATH", os.defpath))
     where = os.path.join(spec.cwd, program) if os.path.dirname(program) else program
-    if not shutil.which(where, path=path):
+    if not shutil.which(where, path=search_path(spec.cwd, values)):
         is_there = bool(os.path.dirname(program)) and os.path.exists(where)
         advice = start_advice(spec, values, errno.EACCES if is_there else errno.ENOENT)
         raise StartFailed(f"{name}: {program} can't be executed; what runs was left alone", advice)
@@ -8131,10 +8130,16 @@ def go_on_lean(store: Store, began: float = 0.0) -> None:
             hold_interrupts(False)
 
 
-def near_program(program: str, values: Mapping[str, str]) -> str:
+def search_path(cwd: str, values: Mapping[str, str]) -> str:
+    """The PATH of a service, as it is searched from its directory."""
+    path = values.get("PATH", os.environ.get("PATH", os.defpath))
+    return os.pathsep.join(os.path.join(cwd, one) for one in path.split(os.pathsep))
+
+
+def near_program(program: str, path: str) -> str:
     """`did you mean pytest? `, if that is on the PATH."""
     names: set[str] = set()
-    for directory in values.get("PATH", os.environ.get("PATH", os.defpath)).split(os.pathsep):
+    for directory in path.split(os.pathsep):
         with contextlib.suppress(OSError):
             names.update(os.listdir(directory))
     return nearest(program, names, 0.8)
@@ -8146,7 +8151,7 @@ def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     advice = START_ADVICE.get(errno.errorcode.get(code, "") if isinstance(code, int) else "", "")
     if code != errno.ENOENT:
         return advice
-    first, path = program.split(" ")[0], values.get("PATH", os.environ.get("PATH"))
+    first, path = program.split(" ")[0], search_path(spec.cwd, values)
     if first != program and shutil.which(first, path=path):
         line = f"{program} {join_command(spec.argv[1:])}".rstrip()
         return f"quote the command as a whole: {join_command([line])}"
@@ -8157,7 +8162,7 @@ def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     for where in LOCAL_PROGRAMS:
         if os.path.exists(os.path.join(spec.cwd, where, program)):
             return f"it is in {where}: write {where}/{program}, or activate that environment"
-    near = near_program(program, values)
+    near = near_program(program, path)
     return f"{near}Otherwise {advice}" if near else advice
 
 
@@ -9452,7 +9457,7 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
     program = shutil.which(tests[0])
     if program is None:
         told = f"the test command {tests[0]!r} can't be found or executed"
-        raise UsageError(told, near_program(tests[0], {}) + advice)
+        raise UsageError(told, near_program(tests[0], search_path(os.curdir, {})) + advice)
     defaults = defaults_of(START_OPTIONS)
     chain, code, failure = Chain(store, args), None, None
     on_ending_signals(interrupted)

@@ -408,6 +408,20 @@ def test_a_successor_that_is_not_executable_is_told_so(spm: Spm) -> None:
     spm("cleanup")
 
 
+def test_what_a_relative_path_leads_to_is_found_at_a_restart_from_elsewhere_too(spm: Spm) -> None:
+    # PATH=node_modules/.bin:…: the start found it, the look before a restart did not
+    tools = spm.cwd / "bin"
+    tools.mkdir()
+    (tools / "server").write_text("#!/bin/sh\nexec sleep 100\n")
+    (tools / "server").chmod(0o755)
+    spm.env["PATH"] = f"bin{os.pathsep}{spm.env['PATH']}"
+    spm("start", "api", "server")
+    spm("restart", "api", cwd=spm.base)
+    told = spm("start", "api", "servr", "--cwd", spm.cwd, "--replace", code=4, cwd=spm.base)
+    assert "did you mean server?" in told.stderr
+    spm("stop", "api")
+
+
 HAS_EXE = os.path.exists("/proc/self/exe") and not GENERIC
 
 
