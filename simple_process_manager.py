@@ -8214,7 +8214,7 @@ def stop(store: Store, args: argparse.Namespace) -> Result:
     if not args.dry_run:
         return stop_all(store, names, args.timeout, args.force)
     lines, data, errors = list[str](), list[object](), list[SpmError]()
-    for name in dict.fromkeys(names):
+    for name in {name.lower(): name for name in names}.values():
         try:
             seen = find(store, name)
             looked = tree_of(trusted(seen)) if seen.facts.here else []
@@ -8253,12 +8253,12 @@ def stop_each(
 ) -> tuple[list[tuple[dict[str, object], str]], list[SpmError]]:
     """Stop side by side but for those it keeps: ask every supervisor first, then wait for each."""
     reports, errors = list[tuple[dict[str, object], str]](), list[SpmError]()
-    written: dict[str, str] = {}  # how each name is written
+    written = {name.lower(): name for name in names}  # as it was typed, then as it is known
 
-    def stopping(name: str) -> Iterator[None]:
-        written[name] = find(store, name).record.name
+    def stopping(key: str) -> Iterator[None]:
+        name = written[key] = find(store, written[key]).record.name
         if not (force and store.is_supervised(name)):  # else it overtakes a polite stop
-            claims.enter_context(store.claim(written[name], timeout_s))
+            claims.enter_context(store.claim(name, timeout_s))
         seen = find(store, name)
         check_here(store, seen)
         if not (keeps and keeps(seen.record)):
@@ -8266,13 +8266,13 @@ def stop_each(
             reports.append(stop_report(seen, *stopped))
 
     # One order for all: no deadlock.
-    under_way = {name: stopping(name) for name in sorted({name.lower() for name in names})}
+    under_way = {key: stopping(key) for key in sorted(written)}
     with contextlib.ExitStack() as claims:
-        for name in stop_order([*under_way]):
+        for key in stop_order([*under_way]):
             try:
-                next(under_way[name], None)
+                next(under_way[key], None)
             except SpmError as error:
-                error.facts.setdefault("name", written.get(name, name))
+                error.facts.setdefault("name", written[key])
                 errors.append(error)
     return reports, errors
 

@@ -190,6 +190,15 @@ def test_who_lost_its_first_thread_is_not_dead(spm: Spm) -> None:
     assert not psutil.pid_exists(process.pid)
 
 
+def test_a_name_that_is_asked_to_stop_is_told_as_it_was_typed_and_once(spm: Spm) -> None:
+    # in lower case it was near to no service any more; --dry-run listed it for each way to write it
+    spm("start", "API", "sleep 100")
+    told = spm("stop", "APY", code=3).stderr
+    assert "no service 'APY'" in told and "did you mean API?" in told
+    for more in (["--dry-run"], []):
+        assert len(spm.json("stop", "api", "Api", *more)["services"]) == 1
+
+
 def test_dry_run_lists_each_process_and_why_and_signals_none(spm: Spm) -> None:
     switches = ("--child", "--setsid-child", "--daemon", "--pids", spm.cwd / "pids")
     spm("start", "api", nasty(*switches))
