@@ -3045,7 +3045,8 @@ class Store:
                     with contextlib.suppress(RecordError):
                         named = {"name": spelled(key, line.get("record"))}
                         found.append(read_event({**line, **named}, "event"))
-        return sorted(found, key=lambda one: one.at)  # what happened at once stays in its order
+        # What happened at once stays in its order; one journal has its own, whatever the clock did.
+        return found if name else sorted(found, key=lambda one: one.at)
 
     def sweep(self) -> None:
         """Remove what writes of ours that were killed left: one that isn't takes no minute."""
@@ -3066,8 +3067,9 @@ class Store:
         found = []
         for line in json_lines(self.path(name, "exits.jsonl")):
             with contextlib.suppress(RecordError):
-                kept = {key: line.get(key) for key in ("cause", "log_tail")}
-                found.append({**read_exit(line, "exit")._asdict(), **kept})
+                ended, cause = read_exit(line, "exit"), _text(line.get("cause", ""), "exit.cause")
+                kept = {**ended._asdict(), "cause": cause, "log_tail": line.get("log_tail")}
+                found.append(kept)
         return found[:-21:-1]
 
     # -- what a service wrote
@@ -7076,6 +7078,12 @@ def observe(store: Store, record: Record, here: Place) -> Seen:
     return seen
 
 
+def observed(store: Store) -> list[Seen]:
+    """Every service as it is now, in the order of their names."""
+    here = place()
+    return [observe(store, record, here) for _, record in sorted(store.records().items())]
+
+
 def unnoted_restart(store: Store, record: Record) -> Record | None:
     """The record of an automatic restart that its supervisor, now gone, could not write down."""
     mine = [look.identity for look in all_stats().values() if look.is_mine and look.memory_bytes]
@@ -8613,8 +8621,7 @@ WATCH = Option("--watch", "[D]", parse_duration, help="again and again, each D (
 @command("list", WATCH)
 def list_services(store: Store, args: argparse.Namespace) -> Result:
     """Every service, in one table."""
-    here = place()
-    seen = [observe(store, record, here) for _, record in sorted(store.records().items())]
+    seen = observed(store)
     if not seen:
         hint = f'[INFO] no services in {shown_path(store.home)}; start one: start NAME "COMMAND"'
         return Result({"home": store.home, "services": []}, [hint])
@@ -8707,7 +8714,6 @@ def status(store: Store, args: argparse.Namespace) -> Result:
     stats = all_stats() if seen.facts.here else {}
     members = tree_of(trusted(seen), stats) if stats else []
     guard = record.supervisor if seen.facts.supervised else None
-    events = json_lines(store.path(record.name, "events.jsonl"))[-10:]
     data = {**service_data(seen), **failure_facts(store, record)}
     data.update(instance=record.instance, wanted=record.wanted)
     data.update(lease_data(record, verdict.is_live and seen.facts.here))
@@ -8722,7 +8728,8 @@ def status(store: Store, args: argparse.Namespace) -> Result:
     data.update({key: [*map(mask_secrets, getattr(spec, key))] for key in ("ready", "health")})
     data.update(environment=dict(record.environment), log=store.path(record.name, "output.log"))
     data.update({"relay": relay} if spec.type == "stdio" else {})
-    data["events"] = [{key: one.get(key) for key in ("at", "event", "why")} for one in events]
+    events = store.events(record.name)[-10:]
+    data["events"] = [{"at": one.at, "event": one.event, "why": one.why} for one in events]
     if verdict.is_live or verdict.status == "external":
         return Result(data, page_of(data, 16))
     why = f"{verdict.status} ({verdict.why})" if verdict.why else verdict.status
@@ -8772,15 +8779,14 @@ def stats(store: Store, args: argparse.Namespace) -> Result:
 @command("alerts", Option("name?", "NAME"))
 def show_alerts(store: Store, args: argparse.Namespace) -> Result:
     """Which alerts are active, and which were."""
-    names = [args.name] if args.name else sorted(store.records())
-    table: list[tuple[str, ...]] = [("service", "event", "at", "why")]
     active, past, lines = [], [], []
-    for seen in (find(store, name) for name in names):
-        name, path = seen.record.name, store.path(seen.record.name, "events.jsonl")
+    for seen in [find(store, args.name)] if args.name else observed(store):
+        name = seen.record.name
         active += [{"service": name, "alert": text} for text in active_alerts(seen)]
         lines += [f"[WARN] {name}: {text}" for text in active_alerts(seen)]
-        told = [one for one in json_lines(path) if str(one.get("event")).startswith("alert")]
-        past += [{"service": name, **{key: one.get(key) for key in table[0][1:]}} for one in told]
+        told = [one for one in store.events(name) if one.event.startswith("alert")]
+        past += [{"service": name, "event": e.event, "at": e.at, "why": e.why} for e in told]
+    table: list[tuple[str, ...]] = [("service", "event", "at", "why")]
     table += [tuple(shown(key, row[key]) for key in table[0]) for row in past]
     lines = lines or ["[INFO] no alert is active"]
     return Result({"active": active, "past": past}, lines, table if past else ())

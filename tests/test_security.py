@@ -663,3 +663,20 @@ def test_a_password_in_a_check_or_an_alert_is_masked_wherever_it_is_shown(spm: S
     told += [spm("list"), spm("list", "--json"), spm("stop", "api")]
     assert not [one for one in told if "s3cr3t99" in one.stdout + one.stderr]
     assert "--password …" in told[2].stdout and "--password …" in spm("events", "api").stdout
+
+
+def test_a_service_that_writes_into_its_journals_breaks_no_page(spm: Spm) -> None:
+    # status and explain ended in a traceback
+    spm("start", "api", "sleep 100")
+    odd = [{"cause": {}}, {"memory_bytes": 10**400}, [{"uptime_s": 10**400}], float("nan")]
+    for file in ("events.jsonl", "exits.jsonl"):
+        with open(spm.home / "services" / "api" / file, "a") as journal:
+            for one in odd:
+                line = {"at": 1, "event": "alert", "why": one, "cause": one, "log_tail": one}
+                journal.write(f"{json.dumps(line)}\n")
+                journal.write(f"{json.dumps({**line, 'why': '', 'cause': '', 'at': one})}\n")
+    for page in ("status", "explain", "alerts", "events"):
+        spm(page, "api")
+        assert "NaN" not in spm(page, "api", "--json").stdout
+    assert [one["event"] for one in spm.json("status", "api")["events"]] == ["started"]
+    spm("stop", "api")
