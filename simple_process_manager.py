@@ -7344,7 +7344,8 @@ def with_lease_of(giver: Spec, spec: Spec) -> Spec:
 
 def renewed(record: Record, lease: str, owner: Owner | None) -> Record:
     """A running service that was asked for again: who owns it stays its owner while alive."""
-    if is_alive(record.owner):
+    is_pid_1s = record.owner is None and record.spec.lease == "session"
+    if is_pid_1s or is_alive(record.owner):
         return record._replace(active_at=steady_s())
     if record.owner:
         record = record._replace(spec=record.spec._replace(lease=lease))

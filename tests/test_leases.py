@@ -519,6 +519,12 @@ def test_who_is_pid_1_of_a_container_may_own_a_service(spm: Spm) -> None:
     end = shlex.join(spm.argv("cleanup", "--session"))
     told = inside("sh", "-c", f"{start} && {end}; exit $?")
     assert "[OK] 1 service of the session of pid 1; 1 forgotten" in told.stdout, told
+    # nor does who asks for it again take it away from pid 1
+    again = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])"]
+    again += spm.argv("start", "api", "sleep 100")
+    shown = shlex.join(spm.argv("status", "api", "--json"))
+    told = inside("sh", "-c", f"{start} && {shlex.join(again)} && {shown} && {end}; exit $?")
+    assert '"lease": "session", "owner": null' in told.stdout, told
     # another container's pid 1 is somebody else
     inner = f"{start} && touch up; until test -e over; do sleep 0.01; done; exec {end}"
     apart = ["unshare", "-fp", "--mount-proc", "sh", "-c", inner]
