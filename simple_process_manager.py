@@ -4191,17 +4191,24 @@ class Prober:
 
     def run(self) -> None:
         """Readiness until it holds, then liveness."""
-        began = time.monotonic()
-        while not self.probe(self.ready, self.ready.waiting()):
+        began = told_at = time.monotonic()
+        is_due = False  # what is to be ready by its liveness may hang before it ever was
+        while not self.probe(self.ready, self.ready.waiting(), is_due):
             if self.halt.wait(lazy_pause_s(time.monotonic() - began)):
                 return
-        while self.health.checks and not self.halt.wait(
-            max(self.record.spec.health_interval_s, 0.01)  # it may be changed meanwhile
-        ):
-            self.probe(self.health, self.health.checks)
+            now, is_alone = time.monotonic(), not self.record.spec.ready
+            is_due = is_alone and now - told_at >= self.interval_s
+            told_at = now if is_due else told_at
+        while self.health.checks and not self.halt.wait(self.interval_s):
+            self.probe(self.health, self.health.checks, True)
 
-    def probe(self, checks: Checks, due: Sequence[Check]) -> bool:
-        """Whether these hold; the loop is told, except of one that isn't ready yet."""
+    @property
+    def interval_s(self) -> float:
+        """Between two looks at its liveness; it may be changed meanwhile."""
+        return max(self.record.spec.health_interval_s, 0.01)
+
+    def probe(self, checks: Checks, due: Sequence[Check], counts: bool) -> bool:
+        """Whether these hold; the loop is told, of those that don't only if that counts."""
         began = time.monotonic()
         deadline = began + self.record.spec.health_timeout_s
         try:
@@ -4210,7 +4217,7 @@ class Prober:
             sights = [Sight(False, error.strerror or str(error))]
         self.took_s = time.monotonic() - began
         failed = [sight for sight in sights if not sight.is_ok]
-        if not failed or due is checks.checks:
+        if not failed or counts:
             self.news.append((not failed, "; ".join(sight.seen for sight in failed or sights)))
             self.rouse()
         return not failed

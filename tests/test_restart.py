@@ -374,6 +374,22 @@ def test_waiting_goes_on_through_restarts_and_ends_when_the_policy_gives_up(
     assert time.monotonic() - began < 15
 
 
+def test_what_hangs_before_it_was_ever_healthy_is_unhealthy_and_restarted(spm: Spm) -> None:
+    # until its first success no failure was counted: it was running for good
+    liveness = ("--health", "exec:test -e well", "--health-interval", "50ms")
+    spm("start", "calm", "sleep 100", *liveness)
+    eventually(lambda: spm.service("calm")["status"] == "unhealthy", what="calm told of")
+    policy = ("--restart", "on-failure", "--backoff", "10ms")
+    spm("start", "api", "sleep 100", *liveness, *policy)
+    spm("start", "slow", "sleep 100", *liveness, *policy, "--ready", "exec:test -e well")
+    eventually(lambda: spm.service("api")["restarts"] > 0, what="a restart")
+    assert spm.service("slow")["status"] == "running", "its readiness has all the time it wants"
+    (spm.cwd / "well").touch()
+    for name in ("calm", "api", "slow"):
+        spm("wait-healthy", name, "10s")
+        spm("stop", name)
+
+
 def test_an_unhealthy_service_is_ended_and_restarted(spm: Spm) -> None:
     sick = spm.cwd / "sick"
     health = ("--health", f"exec:test ! -e {sick}", "--health-interval", "50ms")
