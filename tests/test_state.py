@@ -303,6 +303,16 @@ def test_a_damaged_line_is_not_written_over(spm: Spm) -> None:
     assert [row["name"] for row in spm.json("list")["services"]] == ["a", "b", "c"]
 
 
+def remove(directory: Path) -> None:
+    """Remove it, though a supervisor may just be beginning to write there."""
+
+    def is_removed() -> bool:
+        shutil.rmtree(directory, ignore_errors=True)
+        return not directory.exists()
+
+    eventually(is_removed, what="its removal")
+
+
 def test_a_removed_project_does_not_come_back(spm: Spm) -> None:
     # its supervisor made the directories anew, without a .gitignore: git add took the values along
     project = spm.cwd / "above" / "project"
@@ -311,12 +321,7 @@ def test_a_removed_project_does_not_come_back(spm: Spm) -> None:
     spm.env["SPM_HOME"] = str(spm.home)
     spm("start", "job", "--shell", "until test -e go; do sleep 0.02; done")
     supervisor, above = spm.supervisor("job"), spm.cwd / "above"
-
-    def is_removed() -> bool:
-        shutil.rmtree(above, ignore_errors=True)  # the supervisor is just beginning to write there
-        return not above.exists()
-
-    eventually(is_removed, what="its removal")
+    remove(above)
     (spm.cwd / "go").touch()
     eventually(lambda: not is_running(supervisor), 10, what="its supervisor's end")
     assert not above.exists()
@@ -385,7 +390,7 @@ def test_a_command_inside_a_service_says_that_it_has_its_home_from_there(spm: Sp
 def test_a_home_that_was_removed_is_found_again_by_the_cookies(spm: Spm, recreated: bool) -> None:
     spm("start", "api", nasty("--child"), "--cwd", "/")
     pid, supervisor = spm.service("api")["pid"], spm.supervisor("api")
-    shutil.rmtree(spm.home)
+    remove(spm.home)
     if recreated:
         spm.home.mkdir(mode=0o700)
     row = spm.service("api")
@@ -716,7 +721,7 @@ def test_garbage_on_the_control_socket_disturbs_nobody(spm: Spm) -> None:
 
     spm("start", "api", "sleep 100")
     path = spm.home / "services" / "api" / "control.sock"
-    eventually(path.exists, what="the control socket")
+    spm("touch", "api")  # by now it listens there
     silent = [socket.socket(socket.AF_UNIX) for _ in range(20)]
     for one in silent:
         one.connect(str(path))
