@@ -4466,6 +4466,8 @@ class Supervisor:
         self.log.open(anew=False)
         phase, self.leaves_until = self.record.phase, 0.0
         is_up = phase != "starting" or self.record.spec.type == "simple" or self.record.launcher
+        if phase == "ready" and not self.record.spec.readiness:  # it says so but once
+            self.said_ready = self.record.reason
         phase = "running" if phase != "starting" else self.first_phase() if is_up else phase
         self.change("adopted", phase, "its former supervisor was gone")
 

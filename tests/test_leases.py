@@ -591,3 +591,13 @@ def test_a_stop_signal_to_the_supervisor_still_works_with_a_lease(
     spm("start", "api", "sleep 100", "--lease", helper().pid)
     os.kill(spm.supervisor("api"), signal.SIGTERM)
     assert until(spm, "api", "stopped") == "its supervisor got SIGTERM"
+
+
+def test_a_service_that_was_taken_back_had_to_say_again_that_it_is_ready(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    spm("notify", "api", "ready", "--message", "warm")
+    spm.kill_supervisor("api")
+    assert "taken back" in spm("start", "api").stdout
+    assert spm.service("api")["status"] == "ready"
+    spm("wait-healthy", "api", "1s")
+    spm("stop", "api")
