@@ -3453,6 +3453,8 @@ def probe_exec(text: str, cwd: str, env: Env, deadline: float, is_over: Over) ->
         )
     except OSError as error:
         return False, f"exec {text!r}: {error.filename or words[0]}: {error.strerror}"
+    except ValueError as error:  # forged: no command can have such a character
+        return False, f"exec {text!r}: {error}"
     look = code = None
     try:
         look, code, pause_s = stat_of(process.pid), exit_code_of(process), 0.001

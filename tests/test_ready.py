@@ -484,6 +484,7 @@ def test_a_check_in_a_directory_that_is_gone_said_that_its_command_is(base: Path
         False,
         f"exec 'true': {gone}: No such file or directory",
     )
+    assert not program.probe_exec("\ud800", "/", {}, over, lambda: False)[0]  # of a forged state
 
 
 # -- log
