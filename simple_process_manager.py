@@ -9063,7 +9063,7 @@ class Target:
     def follow(self, record: Record | None) -> None:
         """Go over to another instance: nothing of it held yet."""
         was, self.record, self.name = self.record, record, record.name if record else None
-        spec = (record.spec if record else Spec(("",), working_directory()))._replace(**self.asked)
+        spec = (record.spec if record else Spec(("",), os.curdir))._replace(**self.asked)
         checks = self.given or [parse_check(text) for text in spec.readiness] or [Check("tcp")]
         self.checks = Checks(self.store, record, checks, spec, self.ask)
         # The same supervisor goes on telling where it was: nothing is heard twice.

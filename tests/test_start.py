@@ -155,6 +155,14 @@ def test_a_current_directory_that_was_removed_is_told_as_that(spm: Spm) -> None:
         assert done.stderr.startswith("[ERROR] the current directory can't be told: No such file")
 
 
+def test_in_a_removed_directory_no_port_could_be_waited_for(spm: Spm, port: int) -> None:
+    gone = spm.cwd / "gone"
+    gone.mkdir()
+    line = f"cd {gone} && rmdir {gone} && {sys.executable} {SCRIPT} wait-healthy {port} 100ms"
+    done = subprocess.run(line, shell=True, env=spm.env, capture_output=True, text=True)
+    assert done.returncode == 124, done.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is above it any more")
 def test_in_a_removed_directory_a_script_beside_it_ended_in_a_traceback(spm: Spm) -> None:
     shutil.copy(SCRIPT, spm.cwd / "copied.py")
