@@ -1718,8 +1718,9 @@ else:
 
     def settle(in_window: bool = False) -> None:
         """Leave the caller's session (a window's we keep) and directory, and its descriptors."""
-        with contextlib.suppress(PermissionError):  # we lead a session already
-            None if in_window else os.setsid()
+        if not in_window:
+            with contextlib.suppress(PermissionError):  # we lead a session already
+                os.setsid()
         # What the caller blocked is inherited. Who asks us to stop is heard from watch() on.
         signal.pthread_sigmask(signal.SIG_SETMASK, [signal.SIGTERM, signal.SIGHUP])
         os.chdir("/")
