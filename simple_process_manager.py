@@ -481,7 +481,7 @@ NO_PORT_PROGRAMS = ("docker", "podman", "nerdctl", "docker-compose", "kubectl", 
 
 def recognise_port(words: Sequence[str], signs: Sequence[str] = PORT_SIGNS) -> int | None:
     """The port a command seems to listen on: `--port N`, `--port=N`, `-p N`, `PORT=N`, `:N`."""
-    if words and os.path.basename(words[0]) in NO_PORT_PROGRAMS:
+    if words and os.path.basename(words[0]).lower().removesuffix(".exe") in NO_PORT_PROGRAMS:
         return None
     text = "\0".join(("", *words, ""))
     found = (as_port(match[1]) for sign in signs for match in re.finditer(sign, text))

@@ -637,6 +637,7 @@ def test_a_usage_error_shows_no_value_of_a_variable() -> None:
         ("/usr/bin/docker run -p 127.0.0.1:8080:80 nginx", None),
         ("x -p 8080:80", None),
         ("ssh -p 22 host", None),
+        ("ssh.exe -p 22 host", None),
         ("celery -A app worker --broker redis://localhost:6379/0", None),
         ("worker --database=postgres://u:p@db:5432/x", None),
         ("sleep 8000", None),
