@@ -4329,7 +4329,7 @@ class Supervisor:
         self.outcome: Ended | None = None
         self.said_ready: str | None = None  # as it told before it was running
         self.hands_over = False  # its last record, to whoever asked for a stop
-        self.step_at = 0.0
+        self.step_at, self.hurry_at = 0.0, float("inf")
         self.because: str | None = None  # why we end it unasked; its policy decides what then
         self.waiters: list[Client] = []
         self.watchers: list[Client] = []  # they hear of each phase; with them it isn't idle
@@ -4540,6 +4540,7 @@ class Supervisor:
     def timers(self) -> Iterator[tuple[float | None, Callable[[], None]]]:
         """What is done when, if nothing changes before that."""
         yield self.step_at if self.ending else None, self.step
+        yield self.hurry_at if self.ending else None, self.hurry
         yield min(self.log.due_at, self.sampler.due_at), self.take_sample
         if self.pipes:
             yield self.pipes.due_at, self.pipes.look
@@ -4925,9 +4926,9 @@ class Supervisor:
         """Start to end the tree (as it was just seen), or hurry an ending that goes on."""
         # `because`: it failed, why its policy decides; "": it did, what is left of it is ended.
         if self.ending and self.because is None:
-            self.step(force) if force else None
+            self.hurry_at = min(self.hurry_at, time.monotonic() + timeout_s * (not force))
             return
-        self.because, quiet_s = because, 0.0
+        self.because, self.hurry_at, quiet_s = because, float("inf"), 0.0
         tree = tree or Tree(self.record)
         if self.pipes:
             quiet_s, timeout_s = STDIO_END_S, min(timeout_s, STDIO_END_S)
@@ -4936,6 +4937,11 @@ class Supervisor:
         self.step_at = time.monotonic() + next(self.ending)
         phase = "backoff" if because == "" else "stopping"
         self.change(phase, phase, why)
+
+    def hurry(self) -> None:
+        """Go over to SIGKILL: who asked for the end since gave it no longer."""
+        self.hurry_at = float("inf")
+        self.step(force=True)
 
     def step(self, force: bool = False) -> None:
         """One step of the ending; the last one records what came of it."""

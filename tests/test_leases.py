@@ -436,6 +436,17 @@ def test_the_end_of_a_session_ends_what_it_owns(spm: Spm) -> None:
     until(spm, "api", "stopped", 2.0)
 
 
+def test_a_stop_of_what_just_ends_by_itself_takes_no_longer_than_it_was_given(spm: Spm) -> None:
+    # it took nine seconds, then killed the supervisor, and with it went how the service ended
+    ignores = "trap '' TERM; while :; do sleep 0.05; done"
+    spm("start", "api", "--lease", "300ms", "--shell", ignores)
+    until(spm, "api", "stopping")
+    began = time.monotonic()
+    assert "killed by SIGKILL" in spm("stop", "api", "--timeout", "200ms").stdout
+    assert time.monotonic() - began < 3 * PACE
+    assert spm.service("api")["why"] == "its lease of 300ms is over"
+
+
 def test_cleanup_of_a_session_ends_what_it_owns_and_nothing_else(
     spm: Spm, helper: Callable[[], Helper]
 ) -> None:
