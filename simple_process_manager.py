@@ -9842,11 +9842,13 @@ def connect(store: Store, args: argparse.Namespace) -> Result:
         raise UsageError("connect prints what the service says", "leave --json out")
     connection, _ = join(store, args, time.monotonic() + args.timeout)
     connection.settimeout(None)
+    is_over = threading.Event()
 
     def carry() -> None:
         with contextlib.suppress(OSError):  # the service is gone: the other direction tells
             while chunk := os.read(sys.stdin.fileno(), 1 << 16):
                 connection.sendall(chunk)
+            is_over.set()
             connection.sendall(b'\n{"jsonrpc": "2.0", "method": "%s"}\n' % END.encode())
             time.sleep(LEAVING_S)
             connection.shutdown(2)  # SHUT_RDWR
@@ -9855,6 +9857,11 @@ def connect(store: Store, args: argparse.Namespace) -> Result:
         with contextlib.suppress(ConnectionError):
             while chunk := connection.recv(1 << 18):
                 yield chunk.decode("ascii", "replace")
+        if not is_over.is_set():
+            seen = find(store, args.name)
+            now = " (".join(filter(None, seen.verdict)) + ")" * bool(seen.verdict.why)
+            text = f"{seen.record.name} has ended this connection; it is {now} now"
+            raise Failed(text, f"connect again; what happened: events {seen.record.name}")
 
     threading.Thread(target=carry, name="stdin", daemon=True).start()
     return Result({}, stream=heard())

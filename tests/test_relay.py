@@ -948,6 +948,23 @@ def test_hundreds_of_silent_or_broken_connections_disturb_nobody(spm: Spm, files
     spm("stop", "s")
 
 
+@pytest.mark.parametrize("words", [("restart", "s"), ("stop", "s"), ("call", "s", "die")])
+def test_a_connection_that_the_service_ended_is_no_success(
+    spm: Spm, words: tuple[str, ...]
+) -> None:
+    begin(spm)
+    client = spm.popen("connect", "s", stdin=subprocess.PIPE)
+    assert client.stdin and client.stdout
+    client.stdin.write('{"jsonrpc": "2.0", "id": 1, "method": "ping"}\n')
+    client.stdin.flush()
+    assert '"id":1' in client.stdout.readline()
+    spm(*words, code=None)
+    told = client.communicate(timeout=20)[1]
+    assert client.returncode == 1 and "[ERROR] s has ended this connection; it is " in told, told
+    assert "connect again" in told
+    spm("stop", "s")
+
+
 # -- does it still work?
 
 
