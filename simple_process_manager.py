@@ -5667,11 +5667,20 @@ class Relay:
                 return
             if message is None and is_server:
                 self.to_log(b"on stdout, not JSON-RPC: " + (line or b"(too long)"))
+                if line is None:
+                    self.lose()
             elif message is None:
                 self.to_caller(channel, failure(None, -32700, "not a JSON-RPC message"))
             else:
                 with contextlib.suppress(RecursionError):  # nested just too deeply to be written
                     self.on_message(channel, message, is_server)
+
+    def lose(self) -> None:
+        """What the service said was too long: it answered the one request in flight, if any."""
+        asked = [number for number, one in self.pending.items() if one.caller]
+        if len(asked) == 1:  # else nobody knows whose it was
+            told = f"the answer of {self.name} is longer than {MESSAGE_BYTES >> 20} MiB"
+            self.on_answer(failure(asked[0], RELAY_ERROR, told, cause="protocol"))
 
     def on_message(self, channel: Channel, message: Message, is_server: bool) -> None:
         """A request, a notification or an answer, of the service or of a caller."""

@@ -965,6 +965,15 @@ def test_a_connection_that_the_service_ended_is_no_success(
     spm("stop", "s")
 
 
+def test_an_answer_that_is_too_long_is_told_at_once(spm: Spm) -> None:
+    begin(spm)
+    failed = spm.json("call", "s", "big", "size=67200000", "--timeout", "30s", code=1)["error"]
+    assert "the answer of s is longer than 64 MiB" in failed["message"]
+    assert (failed["cause"], failed["retryable"]) == ("protocol", False)
+    assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
+    spm("stop", "s")
+
+
 # -- does it still work?
 
 
