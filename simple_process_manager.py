@@ -3626,6 +3626,7 @@ def status_of(record: Record, facts: Facts) -> Verdict:
         (begins and record.spec.start_seconds, phase, "{0.spec.start_seconds:g} s to live first"),
         (begins, phase, launched),
         (facts.main == "stranger", "lost", "pid {0.main.pid} is another process now, left alone"),
+        (facts.main == "gone" and supervised, "exited", "its supervisor hasn't told how it ended"),
         (facts.main == "gone", "exited", "its end was not seen: its supervisor was gone"),
         (facts.main == "zombie", "exited", CONDITIONS["zombie"]),
         (not supervised and record.spec.type == "stdio", "running", UNHEARD),
@@ -7067,9 +7068,11 @@ def observe(store: Store, record: Record, here: Place) -> Seen:
         seen = _look(store, record, here)
     # A supervisor that left just now, also between our two looks, wrote why before it did; a main
     # process with threads is a zombie some moments before anybody can wait for it.
-    for pause_s in (0.0, 0.005, 0.02, 0.1):
+    # Again and again: of what lives for milliseconds the next one may be gone by the next look.
+    for pause_s in (0.0, 0.005, 0.02, *[0.1] * 8):
         is_live = record.phase in LIVE_PHASES and seen.facts.here
-        if not is_live or seen.facts.main in ("alive", "stopped") or seen.verdict.is_live:
+        is_there = seen.facts.main in ("alive", "stopped") or seen.verdict.is_live
+        if not is_live or is_there or seen.facts.halted:
             break
         time.sleep(pause_s)
         record = told_record(store, record) or store.record(record.name) or record
