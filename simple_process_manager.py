@@ -4837,13 +4837,13 @@ class Supervisor:
         """End the service when its lease is over, or when nobody needed it for too long."""
         if self.watchers or (self.pipes and self.pipes.is_busy()):
             self.record = self.record._replace(active_at=steady_s())
-        is_owned = is_alive(self.record.owner) or self.has_heir()
+        is_owned = is_alive(self.record.owner) or self.hand_on()
         why = lease_over(self.record, is_owned, steady_s())
         if why and self.is_leased():
             self.end(why)
 
-    def has_heir(self) -> bool:
-        """Whether somebody else still uses it, who owns it from now on."""
+    def hand_on(self) -> bool:
+        """Give it to the next one who still uses it; whether there is one."""
         heirs = [*filter(is_alive, self.record.sharers)]
         if not heirs:
             return False
@@ -5066,7 +5066,7 @@ class Supervisor:
             left = [one for one in self.record.sharers if one != leaver]
             self.record = self.record._replace(sharers=tuple(left))
             if self.record.owner == leaver:
-                self.has_heir()  # without one its lease ends with the leaver
+                self.hand_on()  # without one its lease ends with the leaver
         self.active()
         self.save()
         client.answer(self.told())
