@@ -2454,7 +2454,7 @@ STATE_ADVICE = {
 SHORT_OF = ("ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "EBUSY", "ESTALE")
 OTHER_HOME = "give a directory of your own, one that doesn't exist yet: e.g. --home /tmp/x"
 OWN_FILES = ("services", "lock", "cache", "state.json", ".gitignore")
-PROJECT_MARKS = (".git", "pyproject.toml", "package.json", "spm.json")
+PROJECT_MARKS = ((".spm",), ("spm.json",), (".git", "pyproject.toml", "package.json"))  # by rank
 
 
 def working_directory() -> str:
@@ -2468,7 +2468,7 @@ def working_directory() -> str:
 
 def find_home(given: str | None) -> str:
     """The state directory: given, SPM_HOME, nearest .spm/ upward, project root's, ./.spm."""
-    # The search for .spm/ ends at a .git (file or directory): each worktree has a state of its own.
+    # The search ends at a .git (file or directory): each worktree has a state of its own.
     explicit = given or os.environ.get("SPM_HOME")
     here = "" if explicit and os.path.isabs(explicit) else working_directory()
     return os.path.abspath(explicit or os.path.join(project_root(here), ".spm"))
@@ -2485,15 +2485,22 @@ def inherited_home(home: str) -> str:
 
 
 def project_root(here: str) -> str:
-    """The directory whose .spm/ serves this one: the nearest that has it, else the project's."""
+    """The directory whose .spm/ serves this one: the nearest that has it, else the project's.
+
+    A part of a project (backend/pyproject.toml) is served by the spm.json above it.
+    """
     parents, above = [here], os.path.dirname(here)
     while above != parents[-1] and not os.path.lexists(os.path.join(parents[-1], ".git")):
         parents.append(above)
         above = os.path.dirname(above)
-    homes = [path for path in parents if os.path.isdir(os.path.join(path, ".spm"))]
-    marks = [(path, os.path.join(path, mark)) for path in parents for mark in PROJECT_MARKS]
-    roots = [path for path, mark in marks if os.path.lexists(mark)]
-    return (homes + roots + [here])[0]
+
+    def has(path: str, mark: str) -> bool:
+        full = os.path.join(path, mark)
+        return os.path.isdir(full) if mark == ".spm" else os.path.lexists(full)
+
+    ranked = ((path, marks) for marks in PROJECT_MARKS for path in parents)
+    roots = (path for path, marks in ranked if any(has(path, mark) for mark in marks))
+    return next(roots, here)
 
 
 def root_of(home: str) -> str:

@@ -383,6 +383,21 @@ def test_the_home_is_found_from_a_directory_below(spm: Spm) -> None:
     spm("stop", "x", env=env, cwd=below)
 
 
+def test_from_a_part_of_a_project_its_spm_json_was_not_found(spm: Spm) -> None:
+    env = {key: value for key, value in spm.env.items() if key != "SPM_HOME"}
+    (spm.cwd / ".git").mkdir()
+    (spm.cwd / "spm.json").write_text('{"services": {"x": {"command": "sleep 100"}}}')
+    backend, worktree = spm.cwd / "backend" / "src", spm.cwd / "worktree"
+    for inner in (backend, worktree):
+        inner.mkdir(parents=True)
+    (backend.parent / "pyproject.toml").write_text("")
+    (worktree / ".git").write_text("gitdir: elsewhere\n")
+    assert "spm.json is up" in spm("up", env=env, cwd=backend).stdout
+    assert (spm.cwd / ".spm" / "state.json").exists()
+    assert "x stopped" in spm("down", env=env, cwd=backend).stdout
+    assert "there is no spm.json in" in spm("up", env=env, cwd=worktree, code=6).stderr
+
+
 def test_a_home_with_a_very_long_path_works(spm: Spm) -> None:
     home = spm.base / ("long" * 30) / "home"
     home.parent.mkdir()
