@@ -7262,9 +7262,12 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
         if not (args.command or args.tail or store.record(name)):
             raise unknown_service(store, args, name, bool(owner))
         asked = with_options(Asked(name, *spec_of(name, args)), args, owner)
-    known = store.record(name) if is_again else None
-    remarks = outdated(known, asked.given) if known else []
-    result = bring(store, asked, args.replace, again)
+    remarks = remarks_on(store, asked, bool(owner)) if is_again else []
+    try:
+        result = bring(store, asked, args.replace, again)
+    except SpmError:
+        store.notes += (line.partition(" ")[2] for line in remarks)  # they may say why
+        raise
     return result._replace(lines=[*remarks, *result.lines])
 
 
@@ -7276,16 +7279,45 @@ def with_options(asked: Asked, args: argparse.Namespace, owner: Owner | None) ->
     return asked._replace(spec=spec, conflict="force" if args.force else conflict, owner=owner)
 
 
-def outdated(record: Record, given: dict[str, str]) -> list[str]:
-    """A remark if the configuration it comes from wants it otherwise by now."""
+def remarks_on(store: Store, asked: Asked, in_run: bool) -> list[str]:
+    """What the configuration that it comes from gives to think of, where it is started alone."""
+    record = store.record(asked.name)
     with contextlib.suppress(SpmError):  # what is wrong with a file `up` tells
-        wanted = read_config(record.config).named(record.name) if record.config else None
-        step = wanted and step_of(wanted, Known(record, "running", True, True, given), True, False)
-        if step and step.keys:
-            text = f"[WARN] {record.name}: {', '.join(step.keys)} changed in "
-            text += f"{shown_path(record.config)} since it was applied; to apply that: up"
-            return [f"{text} {record.name}"]
+        config = read_config(asked.config) if asked.config else None
+        wanted = config and config.named(asked.name)
+        if config and wanted:
+            changes = outdated(record, wanted, asked.given) if record else []
+            return [*changes, *absent_needs(store, config, wanted, in_run)]
     return []
+
+
+def outdated(record: Record, wanted: Wanted, given: dict[str, str]) -> list[str]:
+    """A remark if the configuration it comes from wants it otherwise by now."""
+    step = step_of(wanted, Known(record, "running", True, True, given), True, False)
+    told = f"[WARN] {record.name}: {', '.join(step.keys)} changed in {shown_path(record.config)}"
+    told += f" since it was applied; to apply that: up {record.name}"
+    return [told] if step.keys else []
+
+
+def absent_needs(store: Store, config: Config, wanted: Wanted, in_run: bool) -> list[str]:
+    """A remark if what it depends on isn't there: who starts it alone has to see to that."""
+    absent, told, runs = list[str](), list[str](), list[str]()
+    for need, stage in wanted.depends_on.items():
+        record = store.record(need)
+        seen = observe(store, record, place()) if record else None
+        status = seen.verdict.status if seen else ""
+        is_once, is_live = stage == "exited", seen is not None and seen.verdict.is_live
+        is_met = status == "exited" if is_once else is_live
+        if not is_met and config.services[need].spec.keep_alive:  # else each call starts it
+            is_what = f"it is {status}" if seen else "it was never started"
+            told.append(f"{need} to {'have ended well' if is_once else 'run'} ({is_what})")
+            absent.append(need)
+            runs += [] if is_once else [f"--with {need}"]
+    advice = f"to start what it needs, too: up {wanted.name}"
+    if in_run:
+        with_ = f"add {' '.join(runs)}, or " if len(runs) == len(absent) else ""
+        advice = f"{with_}before it: {join_command(['up', *absent, '--wait'])}"
+    return [f"[WARN] {wanted.name} needs {', '.join(told)}; {advice}"] if told else []
 
 
 def known_start(store: Store, name: str) -> Asked | None:

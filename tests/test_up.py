@@ -160,6 +160,33 @@ def test_start_by_name_alone_says_that_the_configuration_has_changed(spm: Spm) -
     spm("stop", "api")
 
 
+def test_a_start_alone_left_out_what_the_service_depends_on_without_a_word(spm: Spm) -> None:
+    ready, job = {"ready": "exec:true"}, {"command": "sh -c 'exit 3'"}
+    api = worker("1", depends_on={"db": "started", "mig": "exited"}, **ready)
+    web, db = worker("3", depends_on=["db"], **ready), worker("2", **ready)
+    write(spm, {"api": api, "db": db, "mig": job, "web": web})
+    told = "[WARN] api needs db to run (it was never started), mig to have ended well (it was "
+    told += "never started); to start what it needs, too: up api\n"
+    assert spm("start", "api").stderr == told
+    assert "to run (it was never" in spm.json("start", "api", "--wait", "1s")["warnings"][0]
+    told = "[WARN] web needs db to run (it was never started); "
+    told += "add --with db, or before it: up db --wait\n"
+    assert spm("run", "web", "--", "true").stderr.startswith(told)
+    assert "[WARN]" not in spm("run", "web", "--with", "db", "--", "true").stderr
+    spm("start", "mig")
+    eventually(lambda: spm.service("mig")["status"] == "failed")
+    spm("start", "db")
+    told = "[WARN] api needs mig to have ended well (it is failed); before it: up mig --wait\n"
+    assert told in spm("run", "api", "--", "true").stderr
+    write(spm, {"api": {"command": "no-such", "depends_on": ["db"]}, "db": db})
+    spm("cleanup")
+    assert "api needs db" in spm("start", "api", code=4).stderr, "it may be why"
+    write(spm, {"api": worker("1", depends_on=["db"], **ready), "db": db})
+    spm("up")
+    assert not spm("start", "api").stderr
+    spm("cleanup")
+
+
 def test_a_failure_names_the_service_and_leaves_the_others(spm: Spm) -> None:
     services = {
         "good": worker("1"),
