@@ -7266,9 +7266,9 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
     try:
         result = bring(store, asked, args.replace, again)
     except SpmError:
-        store.notes += (line.partition(" ")[2] for line in remarks)  # they may say why
+        store.notes += remarks  # they may say why
         raise
-    return result._replace(lines=[*remarks, *result.lines])
+    return result._replace(lines=[*(f"[WARN] {one}" for one in remarks), *result.lines])
 
 
 def with_options(asked: Asked, args: argparse.Namespace, owner: Owner | None) -> Asked:
@@ -7279,24 +7279,29 @@ def with_options(asked: Asked, args: argparse.Namespace, owner: Owner | None) ->
     return asked._replace(spec=spec, conflict="force" if args.force else conflict, owner=owner)
 
 
+def config_behind(path: str) -> Config | None:
+    """The configuration that a service comes from; None if it has none that can be read."""
+    with contextlib.suppress(SpmError):  # what is wrong with a file `up` tells
+        return read_config(path) if path else None
+    return None
+
+
 def remarks_on(store: Store, asked: Asked, in_run: bool) -> list[str]:
     """What the configuration that it comes from gives to think of, where it is started alone."""
-    record = store.record(asked.name)
-    with contextlib.suppress(SpmError):  # what is wrong with a file `up` tells
-        config = read_config(asked.config) if asked.config else None
-        wanted = config and config.named(asked.name)
-        if config and wanted:
-            changes = outdated(record, wanted, asked.given) if record else []
-            return [*changes, *absent_needs(store, config, wanted, in_run)]
-    return []
+    config, record = config_behind(asked.config), store.record(asked.name)
+    wanted = config and config.named(asked.name)
+    changes = outdated(record, asked.given, config) if record else []
+    return [*changes, *(absent_needs(store, config, wanted, in_run) if config and wanted else [])]
 
 
-def outdated(record: Record, wanted: Wanted, given: dict[str, str]) -> list[str]:
+def outdated(record: Record, given: dict[str, str], config: Config | None) -> list[str]:
     """A remark if the configuration it comes from wants it otherwise by now."""
-    step = step_of(wanted, Known(record, "running", True, True, given), True, False)
-    told = f"[WARN] {record.name}: {', '.join(step.keys)} changed in {shown_path(record.config)}"
-    told += f" since it was applied; to apply that: up {record.name}"
-    return [told] if step.keys else []
+    wanted = config and config.named(record.name)
+    step = wanted and step_of(wanted, Known(record, "running", True, True, given), True, False)
+    if not (step and step.keys):
+        return []
+    told = f"{record.name}: {', '.join(step.keys)} changed in {shown_path(record.config)}"
+    return [f"{told} since it was applied; to apply that: up {record.name}"]
 
 
 def absent_needs(store: Store, config: Config, wanted: Wanted, in_run: bool) -> list[str]:
@@ -7317,7 +7322,7 @@ def absent_needs(store: Store, config: Config, wanted: Wanted, in_run: bool) -> 
     if in_run:
         with_ = f"add {' '.join(runs)}, or " if len(runs) == len(absent) else ""
         advice = f"{with_}before it: {join_command(['up', *absent, '--wait'])}"
-    return [f"[WARN] {wanted.name} needs {', '.join(told)}; {advice}"] if told else []
+    return [f"{wanted.name} needs {', '.join(told)}; {advice}"] if told else []
 
 
 def known_start(store: Store, name: str) -> Asked | None:
@@ -8536,12 +8541,14 @@ def stop_report(seen: Seen, record: Record, ended: Ended | None) -> tuple[dict[s
 @command("restart", Option("name", "NAME"), Option("--force", help="in spite of a cooldown"))
 def restart(store: Store, args: argparse.Namespace) -> Result:
     """Stop a service and start it from its recorded spec, with the caller's environment."""
-    name = find(store, args.name).record.name
+    known = find(store, args.name).record
+    name, config = known.name, config_behind(known.config)
     with store.claim(name, CLAIM_S):
         seen = find(store, name)
         record, given = seen.record, store.given_env(name)
         conflict = "force" if args.force else "auto"
         asked = Asked(name, record.spec, given, conflict, record.config, kept_owner(record))
+        store.notes += outdated(record, given, config)
         return begin(store, asked, seen, "restarted")
 
 

@@ -153,8 +153,9 @@ def test_start_by_name_alone_says_that_the_configuration_has_changed(spm: Spm) -
     spm("up")
     assert "[WARN]" not in spm("start", "api").stderr
     write(spm, {"api": worker("2")})
-    told = spm("start", "api").stderr
-    assert "[WARN] api: command changed in spm.json since it was applied; to apply" in told
+    told = "[WARN] api: command changed in spm.json since it was applied; to apply that: up api\n"
+    assert spm("start", "api").stderr == told
+    assert spm("restart", "api").stderr.startswith(told), "that runs the former one again"
     (spm.cwd / "spm.json").write_text("{")  # a broken file is for `up` to tell
     assert "[WARN]" not in spm("start", "api").stderr
     spm("stop", "api")
