@@ -6288,6 +6288,11 @@ class Wanted(NamedTuple):
     source: Source
     config: str  # the path of the configuration
 
+    @property
+    def is_brought_up(self) -> bool:
+        """Whether `up` has it run: else nothing does, or each call."""
+        return self.spec.keep_alive and not self.disabled
+
 
 def in_order(needs: Mapping[str, Iterable[str]]) -> list[str]:
     """The names, each behind those that it needs; graphlib.CycleError if that can't be."""
@@ -6739,6 +6744,14 @@ class Step(NamedTuple):
     wanted: Wanted | None = None
     result: str = ""  # what came of it: done, failed or skipped
     error: SpmError | None = None
+    is_once: bool = False  # others wait for its end
+
+    @property
+    def may_end(self) -> bool:
+        """Whether it has done its work once it has ended well."""
+        spec = self.wanted and self.wanted.spec
+        is_let = spec and (spec.restart == "on-failure" or spec.type == "external")
+        return bool(self.is_once or is_let)
 
     @property
     def acts(self) -> bool:
@@ -6788,7 +6801,8 @@ def step_of(wanted: Wanted, known: Known | None, is_named: bool, is_once: bool) 
     """What has to be done about one service; `is_once`: others wait for its end."""
 
     def step(action: str, why: str = "", keys: Iterable[str] = ()) -> Step:
-        return Step(action, wanted.name, why and f"because {why}", tuple(keys), wanted)
+        said = why and f"because {why}"
+        return Step(action, wanted.name, said, tuple(keys), wanted, is_once=is_once)
 
     is_live = known is not None and known.is_live
     if known and (known.status, known.record.wanted) == ("stopping", "stopped"):
@@ -7313,7 +7327,7 @@ def absent_needs(store: Store, config: Config, wanted: Wanted, in_run: bool) -> 
         status = seen.verdict.status if seen else ""
         is_once, is_live = stage == "exited", seen is not None and seen.verdict.is_live
         is_met = status == "exited" if is_once else is_live
-        if not is_met and config.services[need].spec.keep_alive:  # else each call starts it
+        if not is_met and config.services[need].is_brought_up:
             is_what = f"it is {status}" if seen else "it was never started"
             told.append(f"{need} to {'have ended well' if is_once else 'run'} ({is_what})")
             absent.append(need)
@@ -10406,20 +10420,27 @@ class Application:
                 tell_at = now + max(SOON_S, 11 * took_s)
             if not due or len(self.acting) == MOST_STARTS:
                 time.sleep(probe_pause_s(time.monotonic() - self.began))
-        there = [step for step in self.steps if step.wanted and self.wait_s]
+        there = [one for one in self.steps if one.wanted and one.wanted.is_brought_up]
+        there = there if self.wait_s else []
         time.sleep(AT_ONCE_S if any(step.acts for step in there) else 0.0)
-        for name in [step.name for step in there if self.outcomes[step.name].result == "done"]:
-            record = self.store.record(name)  # also what has no checks has to be there
-            if record and record.phase in LIVE_PHASES and not is_alive(record.main):
-                record = find(self.store, name).record  # its end isn't written down yet
-            if record and record.phase == "failed":
-                self.look(name, Target(self.store, record), self.began + 1e9)
-            elif record and record.phase == "backoff":
-                told = f"{name} doesn't stay: {find(self.store, name).verdict.why}"
-                self.note(self.outcomes[name], "failed", Failed(told, f"see why: explain {name}"))
+        for step in [one for one in there if self.outcomes[one.name].result == "done"]:
+            self.look_again(step)
         self.progress()
         tell(self.outcomes)
         return [self.outcomes[step.name] for step in self.steps]
+
+    def look_again(self, step: Step) -> None:
+        """Whether a service is there in the end: what has no checks has to be, too."""
+        name, record = step.name, self.store.record(step.name)
+        if record and record.phase in LIVE_PHASES and not is_alive(record.main):
+            record = find(self.store, name).record  # its end isn't written down yet
+        if record and (record.phase == "failed" or (record.phase == "exited" and not step.may_end)):
+            self.look(name, Target(self.store, record), self.began + 1e9)
+        elif record and record.phase == "backoff":
+            told = f"{name} doesn't stay: {find(self.store, name).verdict.why}"
+            self.note(self.outcomes[name], "failed", Failed(told, f"see why: explain {name}"))
+        elif record and record.phase == "exited" and step.acts and not step.is_once:
+            self.say(f"[INFO] {name} has exited ({record.exit})")
 
     def show(self, pending: Sequence[Step]) -> None:
         """Tell what came, in the plan's order as far as that delays little; show what goes on."""
@@ -10503,7 +10524,8 @@ class Application:
         early = ("failed", *(["exited"] if has_checks else [])) if step.acts else ()
         is_over = record is None or record.phase not in (*LIVE_PHASES, *early)
         self.reached[name].update(STAGES if is_over else ["started"])
-        if (name, "exited") in self.stages and not is_over:
+        is_job = (name, "exited") in self.stages or (step.is_once and self.wait_s)
+        if is_job and not is_over:
             self.waits[name] = (None, until)
         elif record and not is_over and (self.wait_s or (name, "ready") in self.stages):
             if has_checks or record.phase == "failed":

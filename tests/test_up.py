@@ -561,6 +561,28 @@ def test_who_ends_at_once_is_not_up(spm: Spm) -> None:
     spm("down")
 
 
+def test_a_server_that_ended_at_once_with_code_0_was_called_up(spm: Spm) -> None:
+    web = {"command": "sh -c 'echo no config, bye'"}
+    write(spm, {"web": web, "seed": {**web, "restart": "on-failure"}})
+    done = spm("up", "--wait", code=1)
+    assert "[ERROR] web is not running: exited" in done.stderr
+    assert "| no config, bye" in done.stderr
+    assert "[INFO] seed has exited (exit code 0)" in done.stderr
+    assert spm.json("up", "seed", "--wait")["services"][0]["result"] == "done"
+    write(spm, {"web": {"command": "false", "disabled": True}})
+    spm("start", "web", "false")
+    eventually(lambda: spm.service("web")["status"] == "failed")
+    spm("up", "--wait")
+    spm("cleanup")
+
+
+def test_a_job_that_was_brought_up_by_its_name_was_not_waited_for(spm: Spm) -> None:
+    slow = {"command": "sleep 0.4"}
+    write(spm, {"mig": slow, "api": worker("1", depends_on={"mig": "exited"})})
+    assert "[OK] mig has done its work" in spm("up", "mig", "--wait").stderr
+    spm("cleanup")
+
+
 def test_what_is_restarted_again_and_again_is_not_up(spm: Spm) -> None:
     loops = {"command": "sh -c 'exit 3'", "restart": "on-failure", "backoff": "5s"}
     (spm.cwd / "next.json").write_text(json.dumps({"services": {"worker": loops}}))
