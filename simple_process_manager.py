@@ -10436,6 +10436,10 @@ class Application:
             record = find(self.store, name).record  # its end isn't written down yet
         if record and (record.phase == "failed" or (record.phase == "exited" and not step.may_end)):
             self.look(name, Target(self.store, record), self.began + 1e9)
+            error = self.outcomes[name].error
+            if error and step.wanted and record.phase == "exited":
+                how = "a daemon: --type forking; a job, which may end well: --restart on-failure"
+                error.advice = in_keys(how, step.wanted)
         elif record and record.phase == "backoff":
             told = f"{name} doesn't stay: {find(self.store, name).verdict.why}"
             self.note(self.outcomes[name], "failed", Failed(told, f"see why: explain {name}"))
@@ -10557,10 +10561,10 @@ class Application:
                 target.look(self.began, until)
                 stages = ["ready"] if not target.checks.waiting() else []
             else:
-                status, why = find(self.store, name).verdict
-                stages = [*STAGES] if status == "exited" else []
-                if status in ("failed", "stopped", "lost"):
-                    raise Failed(f"{name} {status}: {why}", f"why says: explain {name}")
+                seen = find(self.store, name)
+                stages = [*STAGES] if seen.verdict.status == "exited" else []
+                if seen.verdict.status in ("failed", "stopped", "lost"):
+                    Target(self.store, seen.record).check_alive()
             if is_late and not stages:
                 told = f"{name} did not end in {format_duration(self.limit_s)}"
                 late = TimedOut(told, "give it longer with --wait")

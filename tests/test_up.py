@@ -566,7 +566,8 @@ def test_a_server_that_ended_at_once_with_code_0_was_called_up(spm: Spm) -> None
     write(spm, {"web": web, "seed": {**web, "restart": "on-failure"}})
     done = spm("up", "--wait", code=1)
     assert "[ERROR] web is not running: exited" in done.stderr
-    assert "| no config, bye" in done.stderr
+    advice = "a daemon: type forking; a job, which may end well: restart on-failure (services.web"
+    assert f"\n  | no config, bye\n  → {advice} in spm.json)\n" in done.stderr
     assert "[INFO] seed has exited (exit code 0)" in done.stderr
     assert spm.json("up", "seed", "--wait")["services"][0]["result"] == "done"
     write(spm, {"web": {"command": "false", "disabled": True}})
@@ -580,6 +581,16 @@ def test_a_job_that_was_brought_up_by_its_name_was_not_waited_for(spm: Spm) -> N
     slow = {"command": "sleep 0.4"}
     write(spm, {"mig": slow, "api": worker("1", depends_on={"mig": "exited"})})
     assert "[OK] mig has done its work" in spm("up", "mig", "--wait").stderr
+    spm("cleanup")
+
+
+def test_a_job_that_failed_was_told_without_its_last_lines(spm: Spm) -> None:
+    job = {"command": "sh -c 'echo boom; exit 3'"}
+    write(spm, {"mig": job, "api": worker("1", depends_on={"mig": "exited"})})
+    told = spm("up", "--wait", code=1).stderr
+    told = told[told.index("[ERROR] mig is not running: failed") :]
+    assert "(exit code 3)\n  | boom\n  → read its last lines above; mend the cause" in told
+    assert "then: up (or, if the command is wrong: correct it in spm.json" in told
     spm("cleanup")
 
 
