@@ -6821,7 +6821,9 @@ def step_of(wanted: Wanted, known: Known | None, is_named: bool, is_once: bool) 
     keys.update({} if known.given == wanted.given_env else {"env": None})
     keys.update({"env_file": None} if stale else {})
     if not is_live:
-        is_done = is_once and is_ours and not keys and known.status == "exited" and not is_named
+        was = (known.status, old.phase, old.wanted)  # else it was cut off, or `down` came since
+        is_done = is_once and is_ours and not keys and was == ("exited", "exited", "running")
+        is_done = is_done and not is_named
         return step("keep", "it has done its work") if is_done else step("start")
     if not is_ours and not is_named:
         whose = f"for {old.config}" if old.config else "by hand"
@@ -10820,6 +10822,7 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
         data += [one for one, _ in reports]
         lines += news_of(reports)
         errors += failed
+    make_due(store, config, {*records})
     is_there = os.path.lexists(path) or args.procfile or args.mcp_config
     none = f"[WARN] there is no {path}: nothing was stopped; started by hand? stop it by name"
     lines += [] if lines or errors else ["[OK] nothing of it was running" if is_there else none]
@@ -10828,6 +10831,17 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
     seen = [observe(store, one, place()) for one in foreign]
     lines += [told.format(one.record.name) for one in seen if one.verdict.is_live]
     return with_errors(Result({"config": path, "services": data}, lines), errors)
+
+
+def make_due(store: Store, config: Config | None, stopped: set[str]) -> None:
+    """Have the next `up` do the work of jobs again that was done for what is stopped now."""
+    services = config.services.values() if config else ()
+    for key, record in store.records().items():
+        users = {one.name.lower() for one in services if record.name in one.depends_on}
+        is_due = key in stopped or (users and users <= stopped)
+        if is_due and (record.phase, record.wanted) == ("exited", "running"):
+            with contextlib.suppress(StateError):  # it stays done
+                store.swap(record, record._replace(wanted="stopped"))
 
 
 # -- export, init

@@ -594,6 +594,29 @@ def test_a_job_that_failed_was_told_without_its_last_lines(spm: Spm) -> None:
     spm("cleanup")
 
 
+def test_a_job_was_done_for_ever_though_a_down_stopped_what_needs_it(spm: Spm) -> None:
+    needs = {"depends_on": {"mig": "exited"}}
+    job = {"command": "sh -c 'echo migrated >> done'"}
+    write(spm, {"mig": job, "api": worker("1", **needs), "web": worker("2", **needs)})
+
+    def times() -> int:
+        return (spm.cwd / "done").read_text().count("migrated")
+
+    for count in (1, 2):
+        spm("up")
+        assert times() == count
+        assert actions(spm.json("up")["services"])["mig"] == "keep because it has done its work"
+        spm("down", "web")
+        spm("up")
+        assert times() == count, "api runs on with what it has done"
+        spm("down")
+    spm("up")
+    spm("down", "api", "web")
+    spm("up")
+    assert times() == 4
+    spm("down")
+
+
 def test_what_is_restarted_again_and_again_is_not_up(spm: Spm) -> None:
     loops = {"command": "sh -c 'exit 3'", "restart": "on-failure", "backoff": "5s"}
     (spm.cwd / "next.json").write_text(json.dumps({"services": {"worker": loops}}))
