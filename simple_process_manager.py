@@ -6086,10 +6086,17 @@ def closed(properties: Mapping[str, object], **more: object) -> Schema:
     return {**typed("object"), "properties": properties, "additionalProperties": False, **more}
 
 
+NAMED = {  # what its pattern takes, in words
+    NAME: "1 to 64 letters, digits, '.', '_' and '-', the first a letter or digit",
+    VARIABLE: "letters, digits, '_' and '.', the first a letter or '_'",
+}
+
+
 def named(pattern: str, each: Schema, **more: object) -> Schema:
     """The schema of an object whose keys are names."""
-    names = {"propertyNames": {"pattern": f"^{pattern}$"}, "additionalProperties": each}
-    return {**typed("object"), **names, **more}
+    names = {"pattern": f"^{pattern}$", "description": NAMED[pattern]}
+    keys = {"propertyNames": names, "additionalProperties": each}
+    return {**typed("object"), **keys, **more}
 
 
 def written(pattern: str, *types: str, **more: object) -> Schema:
@@ -6245,13 +6252,14 @@ def faults(value: object, schema: Schema, where: str, defs: Schema) -> Iterator[
             yield from faults(item, as_object(schema.get("items")), f"{where}[{index}]", defs)
     elif isinstance(value, dict):
         known, more = as_object(schema.get("properties")), schema.get("additionalProperties")
-        pattern = str(as_object(schema.get("propertyNames")).get("pattern", "(?s).*"))
+        names = as_object(schema.get("propertyNames"))
+        pattern = str(names.get("pattern", "(?s).*"))
         lacking = [key for key in as_list(schema.get("required", [])) if key not in value]
         yield from ((where, f"{key} is missing") for key in lacking)
         for key, item in value.items():
             path = f"{where}.{key}".lstrip(".")
             if not re.fullmatch(pattern, key):
-                yield path, "that is no name: letters, digits, _ and ."
+                yield path, f"that is no name: {names['description']}"
             elif key in known or more is not False:
                 yield from faults(item, as_object(known.get(key, more)), path, defs)
             else:
@@ -6299,6 +6307,20 @@ def in_order(needs: Mapping[str, Iterable[str]]) -> list[str]:
     import graphlib
 
     return list(graphlib.TopologicalSorter(needs).static_order())
+
+
+def cycles(needs: Mapping[str, Iterable[str]]) -> Iterator[list[str]]:
+    """Names of which each needs the next, and the last one is the first; none is in two of them."""
+    left = dict(needs)
+    while True:
+        try:
+            in_order(left)
+            return
+        except ValueError as error:  # graphlib.CycleError
+            found = error.args[1][::-1]
+        yield found
+        for name in found[1:]:
+            del left[name]
 
 
 class Source(NamedTuple):
@@ -6595,10 +6617,7 @@ class Reading:
             usual = {n: "ready" if found[n].spec.readiness else "started" for n in one.depends_on}
             needs = {each: asked or usual[each] for each, asked in one.depends_on.items()}
             services[name] = one._replace(depends_on=needs)
-        try:  # also those of which something else is wrong
-            in_order(self.asked)
-        except ValueError as error:  # graphlib.CycleError
-            names = error.args[1][::-1]
+        for names in cycles(self.asked):  # also of those of which something else is wrong
             where = self.names[names[0].lower()].place("depends_on")
             self.fault(*where, f"each waits for the next: {' → '.join(names)}")
         if self.problems:

@@ -209,6 +209,25 @@ def test_cycles_and_dependencies_are_named() -> None:
     assert services["b"].depends_on == {"c": "exited"}
 
 
+def test_of_two_cycles_one_was_told() -> None:
+    chain = {"a": ["b"], "b": ["a"], "c": ["d", "a"], "d": ["c"], "e": ["e"], "f": ["e"]}
+    document = {n: {"command": "x", "depends_on": needs} for n, needs in chain.items()}
+    told = problems_of({"services": document}).values()
+    cycles = [text.partition(": ")[2].split(" → ") for text in told]
+    assert sorted(map(sorted, map(set, cycles))) == [["a", "b"], ["c", "d"], ["e"]]
+
+
+def test_a_bad_name_is_told_what_a_good_one_has() -> None:
+    services = {"a b": {"command": "x"}, "c": {"command": "x", "env": {"A B": "1"}}}
+    told = problems_of({"services": services})
+    assert told["services.a b"].endswith(
+        "letters, digits, '.', '_' and '-', the first a letter or digit"
+    )
+    assert told["services.c.env.A B"].endswith(
+        "letters, digits, '_' and '.', the first a letter or '_'"
+    )
+
+
 def test_a_cycle_through_a_variable_is_a_problem_like_any_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
