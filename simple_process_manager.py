@@ -11462,11 +11462,12 @@ def with_references(config: Config) -> tuple[Config, dict[str, list[str]], dict[
     return config_of({**config.document, "services": services}, config.path), names, notes
 
 
-def described(store: Store) -> dict[str, tuple[Described, list[str]]]:
+def described(store: Store) -> tuple[dict[str, tuple[Described, list[str]]], list[str]]:
     """Each service with what is to be said of it: the configuration's, then those started by hand.
-    Of a variable that a command names it has the name.
+    Of a variable that a command names it has the name. And which are disabled.
     """
     here: dict[str, tuple[Described, list[str]]] = {}
+    disabled = list[str]()
     path = find_config(None, store.home)
     if os.path.lexists(path):
         config, names, notes = with_references(read_config(path, expands=False))
@@ -11474,11 +11475,12 @@ def described(store: Store) -> dict[str, tuple[Described, list[str]]]:
             taken = tuple(dict.fromkeys((*one.spec.env_taken, *names[one.name])))
             spec = one.spec._replace(env_taken=taken)
             here[one.name.lower()] = (one.name, spec, one.depends_on), notes[one.name]
+            disabled += [one.name] * one.disabled
     for key, record in sorted(store.records().items()):
         about = f"{record.name}: look for secrets: its command is as `up` made it of its ${{…}}"
         one_by_hand = record.name, record.spec, dict[str, str]()
         here.setdefault(key, (one_by_hand, [about] * bool(record.config)))
-    return here
+    return here, disabled
 
 
 @command(
@@ -11490,16 +11492,21 @@ def described(store: Store) -> dict[str, tuple[Described, list[str]]]:
 )
 def export(store: Store, args: argparse.Namespace) -> Result:
     """The services for another engine: systemd, procfile, compose, kubernetes, nomad."""
-    known = described(store)
+    known, disabled = described(store)
     for name in args.names:
         if name.lower() not in known:
             find(store, name)  # which says what there is
-    wanted = [known[key] for key in dict.fromkeys(map(str.lower, args.names)) or known]
+    left = [] if args.names else disabled
+    asked = dict.fromkeys(map(str.lower, args.names)) or known
+    wanted = [known[key] for key in asked if known[key][0][0] not in left]
+    if not wanted and left:
+        raise NotFound(f"disabled: {', '.join(left)}; there is no other", "name what is meant")
     if not wanted:
         raise NotFound(f"no services in {store.home}", "start one; a stopped one counts, too")
     project = dns_name(os.path.basename(root_of(store.home)))
     services, told = zip(*wanted)
-    files, notes = exported(args.target, services, project, itertools.chain(*told))
+    about = [*(f"{one} is left out: it is disabled" for one in left), *itertools.chain(*told)]
+    files, notes = exported(args.target, services, project, about)
     data: dict[str, object] = {"target": args.target, "files": files}
     lines = [f"[WARN] {note}" for note in notes]
     if not args.output:

@@ -411,6 +411,22 @@ def test_a_reference_in_the_program_became_a_directory_of_that_name(spm: Spm, ta
     assert expected.get(target, '"$${VENV}/bin/python", "app.py"') in text
 
 
+def test_what_is_disabled_was_exported_to_be_started(spm: Spm) -> None:
+    services = {"web": {"command": "sleep 1", "disabled": True}, "api": {"command": "sleep 2"}}
+    (spm.cwd / "spm.json").write_text(json.dumps({"services": services}))
+    spm("start", "web")
+    spm("stop", "web")
+    done = spm("export", "compose")
+    assert "[WARN] web is left out: it is disabled" in done.stderr
+    assert "# web is left out: it is disabled" in done.stdout
+    assert "sleep" in done.stdout and "web:" not in done.stdout
+    named = spm("export", "compose", "Web")
+    assert "web:" in named.stdout and "disabled" not in named.stderr
+    del services["api"]
+    (spm.cwd / "spm.json").write_text(json.dumps({"services": services}))
+    assert "disabled: web; there is no other" in spm("export", "compose", code=3).stderr
+
+
 def test_a_note_stays_one_comment() -> None:
     evil = Spec(
         ("./x\nkind: Evil\n#", "1"), "/srv/a\x85kind: Evil", rules={"A": {"required": True}}
