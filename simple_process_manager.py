@@ -10281,6 +10281,14 @@ def rollback(store: Store, args: argparse.Namespace) -> Result:
     return result._replace(lines=[*result.lines, line])
 
 
+def is_own_config(path: str) -> bool:
+    """Whether a file is a configuration, and no agent's, which would be a valid one, too."""
+    with contextlib.suppress(ConfigError):
+        text = read_config(path, expands=False).text
+        return "services" in as_object(json.loads(blanked(text or "{}")))
+    return False
+
+
 @command(
     "config export",
     Option("file", "FILE", help="-: stdout, where values under env are ${NAME}"),
@@ -10303,12 +10311,9 @@ def export_config(store: Store, args: argparse.Namespace) -> Result:
         raise Refused(f"{args.file} is what is exported", "write to another file")
     if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
         raise Refused(f"{args.file} is no regular file: left as it is", "write to another file")
-    if os.path.exists(path) and not args.force:
-        try:
-            read_config(path, expands=False)
-        except ConfigError as error:
-            told = f"{args.file} is there, and is no configuration: left as it is"
-            raise Refused(told, "write to another file, or overwrite it with --force") from error
+    if os.path.exists(path) and not (args.force or is_own_config(path)):
+        told = f"{args.file} is there, and is no configuration of services: left as it is"
+        raise Refused(told, "write to another file, or overwrite it with --force")
     with state_errors(path):
         write_file(path, text.encode())
     lines = [f"[WARN] {args.file} has the values of {names}: don't share it"] * bool(values)

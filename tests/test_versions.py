@@ -192,6 +192,10 @@ def test_an_export_overwrites_configurations_alone(spm: Spm) -> None:
     path.write_text("mine")
     assert "is no configuration" in spm("config", "export", "notes.txt", code=8).stderr
     assert path.read_text() == "mine"
+    agents = spm.cwd / ".mcp.json"  # it could be an spm.json, too
+    agents.write_text('{"mcpServers": {"clock": {"command": "uvx", "args": ["clock"]}}}')
+    assert "is no configuration" in spm("config", "export", ".mcp.json", code=8).stderr
+    spm("config", "export", ".mcp.json", "--force")
     spm("config", "export", "notes.txt", "--force")
     assert json.loads(path.read_text())["services"]["a"]
     (spm.cwd / "link").symlink_to(path)
