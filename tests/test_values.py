@@ -711,6 +711,7 @@ def test_any_words_have_a_port_from_1_to_65535_or_none(words: list[str]) -> None
         ("A=b=c", {"A": "b=c"}),
         ("A=it's", {"A": "it's"}),
         ("A=$HOME", {"A": "$HOME"}),
+        ("A=1\nB=${A}z", {"A": "1", "B": "${A}z"}),
         ("A=1\nA=2", {"A": "2"}),
         ("", {}),
     ],
