@@ -7628,7 +7628,9 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
     owner = owner or owner_of(spec.lease)
     failures, failed_at = failures_before(store, former, asked)
     if not os.path.isdir(spec.cwd):
-        raise StartFailed(f"{name}: no such directory: {spec.cwd}", "check --cwd")
+        is_again = former is not None and former.record.spec.cwd == spec.cwd
+        advice = place_advice(store, asked) if is_again else "check --cwd"
+        raise StartFailed(f"{name}: no such directory: {spec.cwd}", advice)
     digests = digests_of(dict.fromkeys(spec.env_files, os.urandom(16).hex()))
     values = environment_of(spec, given)
     if former and former.verdict.is_live:
@@ -7663,6 +7665,15 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
         mend = str(cause["advice"]) if cause.get("kind") == "unknown" else mend
         error.advice = error.advice or mend
         raise
+
+
+def place_advice(store: Store, asked: Asked) -> str:
+    """What starts it elsewhere than where it ran: its directory is gone, or was moved."""
+    here = find_config(None, store.home)  # the recorded one may have been moved along
+    path = asked.config if os.path.lexists(asked.config) else here
+    if asked.config and os.path.lexists(path):
+        return f"check cwd in {shown_path(path)}, then: up {asked.name}"
+    return f'from the directory that it shall run in: start {asked.name} "COMMAND" --replace'
 
 
 def corrected(record: Record) -> str:

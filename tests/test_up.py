@@ -617,6 +617,26 @@ def test_a_job_was_done_for_ever_though_a_down_stopped_what_needs_it(spm: Spm) -
     spm("down")
 
 
+def test_a_restart_in_a_moved_project_sent_for_an_option_that_it_does_not_have(spm: Spm) -> None:
+    env = {key: value for key, value in spm.env.items() if key != "SPM_HOME"}
+    old, new = spm.cwd / "old", spm.cwd / "new"
+    (old / ".spm").mkdir(parents=True, mode=0o700)
+    (old / "spm.json").write_text(json.dumps({"services": {"web": worker("1")}}))
+    spm("up", cwd=old, env=env)
+    spm("start", "api", "sleep 300.2", cwd=old, env=env)
+    spm("stop", "web", "api", cwd=old, env=env)
+    old.rename(new)
+    told = spm("restart", "api", cwd=new, env=env, code=4).stderr
+    advice = '  → from the directory that it shall run in: start api "COMMAND" --replace'
+    assert told == f"[ERROR] api: no such directory: {old}\n{advice}\n"
+    told = spm("restart", "web", cwd=new, env=env, code=4).stderr
+    assert told.endswith("  → check cwd in spm.json, then: up web\n")
+    spm("up", "web", cwd=new, env=env)
+    spm("start", "api", "sleep 300.2", "--replace", cwd=new, env=env)
+    assert "check --cwd" in spm("start", "x", "true", "--cwd", "no", code=4).stderr
+    spm("cleanup", cwd=new, env=env)
+
+
 def test_what_is_restarted_again_and_again_is_not_up(spm: Spm) -> None:
     loops = {"command": "sh -c 'exit 3'", "restart": "on-failure", "backoff": "5s"}
     (spm.cwd / "next.json").write_text(json.dumps({"services": {"worker": loops}}))
