@@ -2503,6 +2503,14 @@ def project_root(here: str) -> str:
     return next(roots, here)
 
 
+def repository_of(home: str) -> str:
+    """The nearest directory above a home that has a .git (file or directory), "" without one."""
+    path = os.path.dirname(home)
+    while path != os.path.dirname(path) and not os.path.lexists(os.path.join(path, ".git")):
+        path = os.path.dirname(path)
+    return path if os.path.lexists(os.path.join(path, ".git")) else ""
+
+
 def root_of(home: str) -> str:
     """The project's directory: that of .spm, else where we are."""
     is_at_root = os.path.basename(home) == ".spm"
@@ -3261,6 +3269,20 @@ def records_from_cookies(home: str, known: Iterable[str]) -> dict[str, Record]:
         guard = stats[guards[run]].identity if run in guards else None
         records[record.name.lower()] = record._replace(supervisor=guard)
     return records
+
+
+def other_homes(home: str) -> dict[str, list[str]]:
+    """The other homes of this repository in which services live, as cookies tell, with these."""
+    home, found = os.path.realpath(home), dict[str, set[str]]()
+    repository = repository_of(home)
+    looks = all_stats().values() if repository else ()
+    for cookie in (cookie_of(look.identity.pid) for look in looks if look.is_mine):
+        is_whole = is_instance(cookie.instance or cookie.supervises) and os.path.isabs(cookie.home)
+        other = os.path.realpath(cookie.home) if is_whole else home
+        if other != home and re.fullmatch(NAME, cookie.service):
+            is_near = repository_of(other) == repository
+            found.setdefault(other, set()).update([cookie.service] * is_near)
+    return {other: sorted(found[other]) for other in sorted(found) if found[other]}
 
 
 def _record_from_process(main: Identity, cookie: Cookie) -> Record:
@@ -8598,6 +8620,16 @@ def restart(store: Store, args: argparse.Namespace) -> Result:
         return begin(store, asked, seen, "restarted")
 
 
+def elsewhere(store: Store) -> tuple[dict[str, object], list[str]]:
+    """What runs in other homes of this repository: the JSON of it, and a line for each home."""
+    homes, lines = other_homes(store.home), []
+    for home, names in homes.items():
+        where = shown_path(home)
+        how = f"{', '.join(names)} (list them: list --home {join_command([where])})"
+        lines.append(f"[INFO] other services of this repository run in {where}: {how}")
+    return {"other_homes": homes} if homes else {}, lines
+
+
 @command(
     "cleanup",
     Option("--keep", help="don't forget the stopped services"),
@@ -8608,10 +8640,11 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
     """Stop everything of this home, verify, and forget what is stopped."""
     if args.session:
         return end_session(store, args)
-    where = shown_path(store.home)
+    where, (beyond, hints) = shown_path(store.home), elsewhere(store)
     records = store.records()
     if not os.path.isdir(store.home):
-        return Result({"services": []}, [f"[OK] nothing to clean up: there is no {where}"])
+        line = f"[OK] nothing to clean up: there is no {where}"
+        return Result({"services": [], **beyond}, [line, *hints])
     reports, errors = stop_each(store, list(records), STOP_TIMEOUT_S, force=False)
     left = records_from_cookies(store.home, [])
     # what nobody knew, unless it was started since
@@ -8638,8 +8671,8 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
     summary += f"; {counted(len(gone), 'service')} forgotten" if gone else ""
     summary += f"; {counted(len(purged), 'log')} removed" if purged else ""
     summary += ", logs kept (--purge)" if stay and not args.purge else ""
-    data = {"services": [one for one, _ in reports], "forgotten": gone}
-    return with_errors(Result(data, told if failed else [*told, summary]), failed)
+    data = {"services": [one for one, _ in reports], "forgotten": gone, **beyond}
+    return with_errors(Result(data, [*told, *[summary] * (not failed), *hints]), failed)
 
 
 def logged(store: Store) -> set[str]:
@@ -8747,7 +8780,8 @@ def list_services(store: Store, args: argparse.Namespace) -> Result:
     seen = observed(store)
     if not seen:
         hint = f'[INFO] no services in {shown_path(store.home)}; start one: start NAME "COMMAND"'
-        return Result({"home": store.home, "services": []}, [hint])
+        others, told = elsewhere(store)
+        return Result({"home": store.home, "services": [], **others}, [hint, *told])
     services = [service_data(one) for one in seen]
     open_ones = [one for one in seen if one.verdict.is_live or one.verdict.status == "lost"]
     news = [(one, one.verdict.why) for one in open_ones]

@@ -386,6 +386,34 @@ def test_a_command_inside_a_service_says_that_it_has_its_home_from_there(spm: Sp
     spm("cleanup")
 
 
+def test_services_of_a_part_of_the_repository_with_its_own_home_were_told_by_nobody(
+    spm: Spm,
+) -> None:
+    del spm.env["SPM_HOME"]
+    front, elsewhere = spm.cwd / "frontend", spm.base / "other"
+    for path in (spm.cwd, front, elsewhere):
+        path.mkdir(exist_ok=True)
+    for root in (spm.cwd, elsewhere):
+        (root / ".git").mkdir()
+    (front / "package.json").write_text("{}")
+    spm("start", "web", nasty(), cwd=front)
+    spm("start", "stranger", nasty(), cwd=elsewhere)
+    told = "[INFO] other services of this repository run in {0}: {1} (list them: list --home {0})\n"
+    line = told.format("frontend/.spm", "web")
+    assert spm("list").stdout.endswith(line) and "stranger" not in spm("list").stdout
+    assert spm("cleanup").stdout.endswith(f"there is no .spm\n{line}")
+    spm("start", "api", nasty())
+    assert line not in spm("list").stdout, "it was asked for what it has"
+    assert spm("list", "--home", "frontend/.spm").stdout.count("web") == 1
+    assert spm.json("cleanup")["other_homes"] == {str(front / ".spm"): ["web"]}
+    spm("start", "api", nasty())
+    spm("cleanup", cwd=front)
+    told_below = spm("list", cwd=front).stdout
+    assert told_below.endswith(told.format(spm.cwd / ".spm", "api")), "an empty home hides it"
+    assert spm("cleanup").stdout.endswith("(--purge)\n")
+    assert spm("cleanup", cwd=elsewhere).stdout.count("[INFO]") == 0
+
+
 @pytest.mark.parametrize("recreated", [True, False])
 def test_a_home_that_was_removed_is_found_again_by_the_cookies(spm: Spm, recreated: bool) -> None:
     spm("start", "api", nasty("--child"), "--cwd", "/")
