@@ -9620,7 +9620,11 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
     program = shutil.which(tests[0])
     if program is None:
         told = f"the test command {tests[0]!r} can't be found or executed"
-        raise UsageError(told, near_program(tests[0], search_path(os.curdir, {})) + advice)
+        spec = Spec(tuple(tests), working_directory())
+        fault = errno.EACCES if os.path.isfile(tests[0]) else errno.ENOENT
+        is_quoted = " " in tests[0] and shutil.which(tests[0].partition(" ")[0])
+        unquoted = f"leave the quotes of the test command out: -- {' '.join(tests)}"
+        raise UsageError(told, unquoted if is_quoted else start_advice(spec, {}, fault))
     defaults = defaults_of(START_OPTIONS)
     chain, code, failure = Chain(store, args), None, None
     on_ending_signals(interrupted)

@@ -274,6 +274,19 @@ def test_a_test_command_that_does_not_exist_starts_nothing(spm: Spm, port: int) 
     assert not spm.home.exists() or not spm.json("list")["services"]
 
 
+def test_a_test_command_of_the_projects_environment_got_advice_that_led_nowhere(spm: Spm) -> None:
+    local = spm.cwd / ".venv" / "bin"
+    local.mkdir(parents=True)
+    (local / "slepe").symlink_to("/bin/true")
+    told = spm("run", "api", "true", "--", "slepe", "1", code=2).stderr
+    assert "  → it is in .venv/bin: write .venv/bin/slepe, or activate that environment\n" in told
+    assert "did you mean" not in told and "write: run" not in told
+    whole = spm("run", "api", "true", "--", "sleep 1", code=2).stderr
+    assert "  → leave the quotes of the test command out: -- sleep 1\n" in whole
+    (spm.cwd / "tests.sh").write_text("true")
+    assert "chmod +x" in spm("run", "api", "true", "--", "./tests.sh", code=2).stderr
+
+
 # -- what goes wrong meanwhile
 
 
