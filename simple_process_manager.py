@@ -7759,9 +7759,16 @@ def port_state(port: int) -> str:
 
 def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict[str, object]:
     """The `cause` of a failed service, None for others; `advice` where somebody knows better."""
-    if record is None or record.phase != "failed" or record.exit is None:
+    if record is None or record.phase not in ("failed", "backoff") or record.exit is None:
+        return {"cause": None}
+    if record.phase == "backoff" and is_among(record.exit, record.spec.success_codes):
         return {"cause": None}
     cause = cause_of(record.exit, store.last_words(record, CAUSE_LINES))
+    return {"cause": advised(cause, record, advice)._asdict()}
+
+
+def advised(cause: Cause, record: Record, advice: str = "") -> Cause:
+    """A cause with what holds for this service: who has the port, where a file was looked for."""
     named = re.findall(r"[:,] ?(\d{2,5})\b", cause.message)
     port = as_port(named[-1]) if named else record.spec.port
     holder = f"; {port_state(port)}" if port and cause.kind == "address_in_use" else ""
@@ -7772,8 +7779,38 @@ def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict
     advice = advice.replace("{cwd}", record.spec.cwd)
     if recognise_port(record.spec._replace(port=None).plain_words):
         advice = advice.replace(*LITERAL_PORT)
-    cause = cause._replace(message=cause.message + holder, advice=advice)
-    return {"cause": cause._asdict()}
+    return cause._replace(message=cause.message + holder, advice=advice)
+
+
+def former_end(store: Store, record: Record) -> tuple[Exit, list[str]] | None:
+    """How the instance failed that was restarted as this one, and its last lines."""
+    for one in store.failed_exits(record.name)[:1] if record.restarts else ():
+        ended = read_exit({key: one[key] for key in Exit._fields}, "exit")
+        return ended, [str(line) for line in as_list(one["log_tail"])]
+    return None
+
+
+def ends_told(store: Store, seen: Seen) -> str:
+    """`; it ended 3 times since its start, last with exit code 1`, "" if it never did."""
+    count = seen.record.restarts + (seen.verdict.status == "backoff")
+    before = former_end(store, seen.record) if seen.verdict.status != "backoff" else None
+    last = f", last with {before[0]}" if before else ""
+    return f"; it ended {counted(count, 'time')} since its start{last}" * bool(count)
+
+
+def doubt_facts(store: Store, record: Record) -> dict[str, object]:
+    """The `cause` of what isn't ready: a failure's or, a guess, what this instance last wrote."""
+    facts, before = failure_facts(store, record), former_end(store, record)
+    if facts["cause"]:
+        return facts
+    cause = cause_of(Exit(0.0, 1), store.last_words(record, CAUSE_LINES))
+    how = "its last lines look like: "
+    if cause.kind == "unknown" and before:
+        cause, how = cause_of(*before), "it ended before: "
+    if cause.kind == "unknown":
+        return facts
+    cause = advised(cause, record)
+    return {"cause": {**cause._replace(message=how + cause.message)._asdict(), "guess": True}}
 
 
 def check_successor(store: Store, asked: Asked, port: int | None, values: dict[str, str]) -> None:
@@ -9073,14 +9110,21 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
     ended = None if verdict.is_live else record.exit
     data: dict[str, object] = {"name": name, "status": verdict.status, "why": verdict.why}
     data["waits_for"] = pending(store, seen)
-    data.update(since=ended.at if ended else record.started_at, **failure_facts(store, record))
+    is_unready = verdict.status in ("starting", "unhealthy") or (
+        verdict.status == "running" and (spec.readiness or (spec.port and spec.port not in own))
+    )
+    facts = (doubt_facts if is_unready and seen.facts.here else failure_facts)(store, record)
+    data.update(since=ended.at if ended else record.started_at, **facts)
     data.update(command=shown_command(spec), cwd=spec.cwd)
     data.update(environment=dict(record.environment), listens_on=sorted(own), port=spec.port)
     state = port_state(spec.port) if spec.port and spec.port not in own else None
     data.update(port_state=state, log=store.path(name, "output.log"))
     exits, tail = store.failed_exits(name), [*map(masked_line, store.last_lines(name, 20))]
     after = [f"logs {name} -n 100", f"events {name}"]
-    after += [f"wait-healthy {name}", f"stop {name}"] if verdict.is_live else [restart_line(seen)]
+    is_failed = verdict.status in ("failed", "backoff")
+    after += [f"wait-healthy {name}"] * (verdict.is_live and not is_failed)
+    after += [restart_line(seen)] * (is_failed or not verdict.is_live)
+    after += [f"stop {name}"] * verdict.is_live
     after += [f"{corrected(record)} (if the command is wrong)"] * (verdict.status == "failed")
     # 34 lines of facts, the newest exits first, 21 of output, 5 of what to do next
     brief = [{k: v for k, v in one.items() if k != "log_tail"} for one in exits]
@@ -9376,9 +9420,12 @@ class Target:
             return TimedOut(message, advice, **facts)
         name, pid = record.name, record.main and record.main.pid
         facts["log_tail"] = self.store.last_lines(name, 20)
+        seen = find(self.store, name)
+        facts.update(doubt_facts(self.store, seen.record))
+        crashed = ends_told(self.store, seen)
         if self.has_died():  # and begins anew again and again
-            why = ": ".join(filter(None, find(self.store, name).verdict))
-            text = f"{name} did not become healthy in {waited} ({why})"
+            why = ": ".join(filter(None, seen.verdict))
+            text = f"{name} did not become healthy in {waited} ({why}){crashed}"
             return TimedOut(text, f"see why: explain {name}; or wait longer", **facts)
         left = "was alive" if self.is_passing else "is alive and left running"
         alive = f"{name} (pid {pid}) {left}"
@@ -9398,7 +9445,7 @@ class Target:
             advice = "it seems to stay in the foreground: start it without --type forking"
         elif not (self.given or record.spec.readiness or facts["port"]):
             advice += f"; what listens on no port says that it is ready with: notify {name} ready"
-        message = f"{name} did not become healthy in {waited} ({where}); {alive}"
+        message = f"{name} did not become healthy in {waited} ({where}); {alive}{crashed}"
         return TimedOut(message, advice, **facts)
 
 

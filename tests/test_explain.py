@@ -377,6 +377,43 @@ def test_a_silent_end_was_explained_by_what_the_instance_before_it_had_written(s
     assert page["log_tail"] == ["No module named x"], "the log has both"
 
 
+def test_what_failed_again_and_again_had_no_cause_while_it_waited_to_restart(spm: Spm) -> None:
+    words = "ModuleNotFoundError: No module named 'nosuchmodule'"
+    (spm.cwd / "broken.py").write_text(f'raise SystemExit("{words}")')
+    options = ("--restart", "on-failure", "--backoff", "100ms", "--wait", "1")
+    late = spm("start", "bk", f"{PY} -S broken.py", *options, code=124).stderr
+    assert re.search(
+        r"bk did not become healthy in 1.00 s .*; it ended [2-9] times since its", late
+    )
+    told = f"missing module: {words}\n  → install it"
+    assert told in late
+    eventually(lambda: spm.service("bk")["status"] == "backoff")
+    page = spm("explain", "bk").stdout
+    assert f"cause:        {told}" in page
+    assert page.endswith("  restart bk\n  stop bk\n")
+    assert spm.json("status", "bk")["cause"]["kind"] == "missing_module"
+    spm("stop", "bk")
+    assert spm.json("explain", "bk")["cause"] is None
+
+
+def test_what_lives_on_without_its_worker_was_explained_by_nothing(spm: Spm, port: int) -> None:
+    script = "import sys, time; sys.stderr.write(sys.argv[1]); time.sleep(99)"
+    argv = ["--port", str(port), "--", PY, "-S", "-c", script]
+    spm("start", "app", *argv, "old: ModuleNotFoundError: No module named 'old'\n")
+    spm("start", "app", "--replace", *argv, "ModuleNotFoundError: No module named 'new'\n")
+    told = "its last lines look like: missing module: ModuleNotFoundError: No module named 'new'"
+    eventually(lambda: "new" in spm.log("app"))
+    late = spm("wait-healthy", "app", "0.2", code=124).stderr
+    assert f"  cause: {told}\n  → install it" in late
+    assert f"cause:        {told}\n  → install it" in spm("explain", "app").stdout
+    assert spm.json("explain", "app")["cause"]["guess"] is True
+    spm("start", "app", "--replace", *argv, "all is well\n")
+    eventually(lambda: "well" in spm.log("app"))
+    assert "cause:" not in spm("wait-healthy", "app", "0.2", code=124).stderr
+    assert spm.json("explain", "app")["cause"] is None, "an earlier instance wrote that"
+    spm("stop", "app")
+
+
 def test_a_core_dump_is_known(spm: Spm) -> None:
     with open("/proc/sys/kernel/core_pattern", encoding="utf-8") as file:
         if file.read(1) in "|/":
