@@ -9176,12 +9176,20 @@ def wait_healthy(store: Store, args: argparse.Namespace) -> Result:
     """Wait until services, ports or URLs answer."""
     words, timeout_s = list(args.targets), WAIT_S
     if len(words) > 1 and re.fullmatch(DURATION, words[-1]):
-        timeout_s = parse_duration(words.pop())
+        text = words.pop()
+        timeout_s = parse_duration(text)
+        if (as_port(text) or 0) >= 1024 and not IS_LEAN:  # else it was told before
+            told = f"[INFO] {text} is the time to wait ({format_duration(timeout_s)}); "
+            args.say(f"{told}for two ports: wait-healthy {join_command([*words, text, '30s'])}")
     elif len(words) > 1 and ":" not in words[-1] and not store.record(words[-1]):
         advice = "write for example: wait-healthy api redis 30s"
         raise UsageError(f"{words[-1]!r} is neither a service here nor a duration", advice)
     began = float(LEAN_S) if IS_LEAN else time.monotonic()  # one clock for all processes
     targets = [target_of(store, word, args) for word in dict.fromkeys(words)]
+    kinds = {check.kind for target in targets for check in target.checks.checks}
+    asked = [f"--{key}" for target in targets for key in target.asked]
+    if asked and not kinds & {"http", "https"}:
+        raise UsageError(f"{asked[0]}: nothing here is asked by http", "add --http PATH")
     for target in targets:
         target.look(began, began + timeout_s)
     if any(target.checks.waiting() for target in targets):
@@ -9391,33 +9399,46 @@ class Target:
         data = {"name": self.name, "port": one.port, "address": one.address or None, "pid": pid}
         return {**data, "waited_s": round(self.after_s or 0.0, 3), "seen": seen}
 
+    def answerer(self) -> str:
+        """Who answers at a port that no service here claims, as far as it can be seen."""
+        one, told = self.answer, "no service here claims this port"
+        if one.address not in LOOPBACK:  # another machine's
+            return told
+        holder = look_at(port_holder(one.port or 0, one.address))
+        if holder.identity and holder.cookie.home == self.store.home:
+            declared = f"(pid {holder.identity.pid}; declare that with --port {one.port})"
+            return f"service {holder.cookie.service} of this home answers there {declared}"
+        return f"{told}: {holder} answers"
+
     def line(self) -> str:
         """Its line when it is healthy."""
         pid, one = self.facts()["pid"], self.answer
-        by = f" (pid {pid})" if self.record else "; no service here claims this port"
-        if not self.record and one.address in LOOPBACK:  # else it is another machine's
-            holder = look_at(port_holder(one.port or 0, one.address))
-            by += f": {holder} answers"
-            if holder.identity and holder.cookie.home == self.store.home:
-                by = f"; service {holder.cookie.service} of this home answers there (pid "
-                by += f"{holder.identity.pid}; declare that with --port {one.port})"
+        by = f" (pid {pid})" if self.record else f"; {self.answerer()}"
         after = f"after {format_duration(self.after_s or 0.0)}{by}"
         if [check.kind for check in self.checks.checks] == ["tcp"] and one.port:
             return f"[OK] {self.label} answers on {joined_host(one.address, one.port)} {after}"
         return f"[OK] {self.label} is ready {after}: {self.seen}"
 
+    def unanswered(self, timeout_s: float) -> SpmError:
+        """The error when the time is over for a port or URL that no service here claims."""
+        waited, sights = format_duration(timeout_s), self.checks.sights.values()
+        here = [one for one in self.checks.checks if one.host in ("", "localhost", *LOOPBACK)]
+        mine = {one.port for one in here if one.port}
+        ended = [one.name for one in self.store.records().values() if one.spec.port in mine]
+        message = f"{self.label} didn't answer in {waited} ({self.seen})"
+        advice = "no service here claims this port (see `list`): start one with --port"
+        advice = f"start {ended[0]}, whose port it is" if ended else advice
+        for status in {one.status for one in sights if not one.is_ok} - {0}:
+            message = f"{self.label} didn't answer as expected in {waited} ({self.seen})"
+            advice = f"status {status} is an answer: are path and --expect right? {self.answerer()}"
+        return TimedOut(message, advice, name=self.name, port=self.answer.port)
+
     def too_late(self, timeout_s: float) -> SpmError:
         """The error when the time is over."""
         waited, record, sights = format_duration(timeout_s), self.record, self.checks.sights
-        facts: dict[str, object] = {"name": self.name, "port": self.answer.port}
         if record is None:
-            message = f"{self.label} didn't answer in {waited} ({self.seen})"
-            advice = "no service here claims this port (see `list`): start one with --port"
-            here = [one for one in self.checks.checks if one.host in ("", "localhost", *LOOPBACK)]
-            mine = {one.port for one in here if one.port}
-            ended = [one.name for one in self.store.records().values() if one.spec.port in mine]
-            advice = f"start {ended[0]}, whose port it is" if ended else advice
-            return TimedOut(message, advice, **facts)
+            return self.unanswered(timeout_s)
+        facts: dict[str, object] = {"name": self.name, "port": self.answer.port}
         name, pid = record.name, record.main and record.main.pid
         facts["log_tail"] = self.store.last_lines(name, 20)
         seen = find(self.store, name)
@@ -9444,7 +9465,11 @@ class Target:
         if record.spec.type == "forking" and self.phase == "starting":
             advice = "it seems to stay in the foreground: start it without --type forking"
         elif not (self.given or record.spec.readiness or facts["port"]):
-            advice += f"; what listens on no port says that it is ready with: notify {name} ready"
+            advice += f"; what listens on no port says that it is ready with: notify {name} ready, "
+            advice += "or start it with --ready log:REGEX or --ready exec:COMMAND; what it wrote: "
+            advice += f"wait-healthy {name} --log REGEX"
+        if record.main and condition_of(record.main) == "stopped":
+            advice = f"it is stopped (SIGSTOP): continue it with kill -CONT {pid}"
         message = f"{name} did not become healthy in {waited} ({where}); {alive}{crashed}"
         return TimedOut(message, advice, **facts)
 

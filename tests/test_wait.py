@@ -236,6 +236,51 @@ def test_whose_port_it_was_is_told_when_nobody_answers(spm: Spm, port: int) -> N
     assert "whose port" not in spm("wait-healthy", elsewhere, "100ms", code=124).stderr
 
 
+def test_a_service_that_answered_otherwise_was_said_not_to_answer_by_its_port(
+    spm: Spm, port: int
+) -> None:
+    serve = "from http.server import *; HTTPServer(('127.0.0.1', {}), {}).serve_forever()"
+    code = serve.format(port, "SimpleHTTPRequestHandler")
+    spm("start", "site", "--", sys.executable, "-c", code)
+    spm("wait-healthy", port, 10)
+    for words in ((f"http://127.0.0.1:{port}/nosuch",), (port, "--http", "/nosuch")):
+        told = spm("wait-healthy", words[0], "0.2", *words[1:], code=124).stderr
+        assert "didn't answer as expected in 0.20 s (" in told and "start one" not in told
+        why = "status 404 is an answer: are path and --expect right? service site of this home"
+        assert f"  → {why} answers there (pid {spm.service('site')['pid']}; declare" in told
+    spm("stop", "site")
+
+
+def test_a_second_port_that_is_taken_for_the_time_is_told(spm: Spm, port: int) -> None:
+    note = "[INFO] {0} is the time to wait ({1}); for two ports: wait-healthy {2} {0} 30s\n"
+    with socket.create_server(("127.0.0.1", port)):
+        told = spm("wait-healthy", port, 8001).stderr
+        assert told == note.format(8001, "2 h 13 m", port)
+        assert spm.json("wait-healthy", port, 1024)["port"] == port
+        for time_ in ("1023", "8001s", "30"):
+            assert not spm("wait-healthy", port, time_).stderr
+
+
+def test_an_expected_status_of_what_is_not_asked_by_http_was_ignored(spm: Spm, port: int) -> None:
+    spm("start", "web", nasty("--port", port))
+    for word in ("web", port):
+        told = spm("wait-healthy", word, "--expect", "404", code=2).stderr
+        assert "[ERROR] --expect: nothing here is asked by http\n  → add --http PATH\n" in told
+    spm("stop", "web")
+
+
+def test_what_has_no_port_was_advised_to_notify_alone_even_if_it_was_stopped(spm: Spm) -> None:
+    spm("start", "quiet", "sleep 99")
+    told = spm("wait-healthy", "quiet", "0.1", code=124).stderr
+    for way in ("notify quiet ready", "--ready exec:", "wait-healthy quiet --log REGEX"):
+        assert way in told
+    pid = spm.service("quiet")["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    told = spm("wait-healthy", "quiet", "0.1", code=124).stderr
+    assert f"  → it is stopped (SIGSTOP): continue it with kill -CONT {pid}\n" in told
+    spm("stop", "quiet")
+
+
 def test_who_ends_well_or_in_silence_is_told_what_that_means(spm: Spm) -> None:
     spm("start", "once", "true")
     told = spm("wait-healthy", "once", 10, code=1).stderr
