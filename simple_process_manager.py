@@ -3800,6 +3800,8 @@ CAUSE_ADVICE = {
     "unknown": "read its last lines",
 }
 NO_FILE = "no such file or module below {cwd}: check --cwd and the name"
+LITERAL = r"~/\S+|[\w./-]*[*?][\w./*?-]*"  # a whole word that a shell would have replaced
+NEEDS_SHELL = "{} was taken literally, ~ and * need a shell: give the full path, or add --shell"
 IGNORES_PORT = (
     "it takes another port than {0}, which is free: write {{port}} into the command, or declare "
     "the port it takes with --port"
@@ -7777,6 +7779,9 @@ def advised(cause: Cause, record: Record, advice: str = "") -> Cause:
     if "port N;" in advice:
         advice = advice.replace("port N;", f"port {port};") if port else FIND_PORT
     advice = advice.replace("{cwd}", record.spec.cwd)
+    words = () if record.spec.shell else record.spec.argv
+    for word in (one for one in words if re.fullmatch(LITERAL, one) and one in cause.message):
+        advice = NEEDS_SHELL.format(word)
     if recognise_port(record.spec._replace(port=None).plain_words):
         advice = advice.replace(*LITERAL_PORT)
     return cause._replace(message=cause.message + holder, advice=advice)
@@ -8343,6 +8348,8 @@ def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     if first != program and shutil.which(first, path=path):
         line = f"{program} {join_command(spec.argv[1:])}".rstrip()
         return f"quote the command as a whole: {join_command([line])}"
+    if re.fullmatch(LITERAL, program):
+        return NEEDS_SHELL.format(program)
     if os.path.dirname(program):
         path = os.path.join(spec.cwd, program)
         missing = f"its first line (#!) names a program that doesn't exist: {path}"
@@ -9377,8 +9384,10 @@ class Target:
             after = f" {format_duration(ended.at - seen.record.started_at)} after its start"
         text = f"{name} is not running: {seen.verdict.status}{after} ({seen.verdict.why or ended})"
         facts = {**failure_facts(self.store, seen.record), "exit": ended and ended._asdict()}
-        is_known = as_object(facts["cause"]).get("kind", "unknown") != "unknown"
-        read = "" if is_known else f"{'read its last lines above' if tail else SILENT}; "
+        cause = as_object(facts["cause"])
+        read = f"{'read its last lines above' if tail else SILENT}; "
+        if cause.get("advice", SILENT) not in (SILENT, CAUSE_ADVICE["unknown"]):
+            read = f"{cause['advice']}; " * (cause["kind"] == "unknown")
         advice = read + MEND.format(restart_line(seen), corrected(seen.record))
         advice = f"{read}mend the cause, then: run this again" if self.is_passing else advice
         if seen.verdict.status == "stopped":
@@ -9696,7 +9705,8 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
         fault = errno.EACCES if os.path.isfile(tests[0]) else errno.ENOENT
         is_quoted = " " in tests[0] and shutil.which(tests[0].partition(" ")[0])
         unquoted = f"leave the quotes of the test command out: -- {' '.join(tests)}"
-        raise UsageError(told, unquoted if is_quoted else start_advice(spec, {}, fault))
+        advice = start_advice(spec, {}, fault).replace("add --shell", "write -- sh -c '…'")
+        raise UsageError(told, unquoted if is_quoted else advice)
     defaults = defaults_of(START_OPTIONS)
     chain, code, failure = Chain(store, args), None, None
     on_ending_signals(interrupted)

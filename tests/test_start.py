@@ -212,6 +212,21 @@ def test_what_needs_a_shell_is_refused_with_that_advice(spm: Spm, command: str) 
     assert "--shell" in refused.stderr
 
 
+def test_a_tilde_or_a_glob_that_was_taken_literally_was_advised_as_a_typing_error(
+    spm: Spm,
+) -> None:
+    told = "was taken literally, ~ and * need a shell: give the full path, or "
+    for word in ("~/bin/foo", "*.py"):
+        assert f"  → {word} {told}add" in spm("start", "a", f"{word} x", code=4).stderr
+    assert f"  → ~/t {told}write -- sh -c" in spm("run", "a", "true", "--", "~/t", code=2).stderr
+    for command, word in (("ls *.nosuch", "*.nosuch"), ("cat ~/nosuch/x", "~/nosuch/x")):
+        spm("start", "a", command)
+        assert f"  → {word} {told}add --shell; mend" in spm("wait-healthy", "a", code=1).stderr
+    spm("start", "a", "printf %s *.literal")
+    assert "literally" not in spm("wait-healthy", "a", code=1).stderr
+    assert spm.log("a") == "*.literal"
+
+
 def test_a_shell_runs_what_needs_one(spm: Spm) -> None:
     spm("start", "api", "--shell", "echo $GREETING && exec sleep 100", "--env", "GREETING=hi")
     eventually(lambda: spm.log("api") == "hi\n", what="the shell's output")
