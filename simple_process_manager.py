@@ -8895,7 +8895,8 @@ def shown(key: str, value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if value is None or isinstance(value, str):
-        return (value or "-").replace("\n", "\\n")
+        text = cut(value) if value and key == "command" else value or "-"
+        return text.replace("\n", "\\n")
     return SHOWN.get(key, str)(value)
 
 
@@ -9139,7 +9140,7 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
     page += ["log_tail:", *(f"  | {line}" for line in tail)] if tail else []
     page += ["next:", *(f"  {line}" for line in after)]
     data.update(exits=exits, log_tail=tail, next=after)
-    return Result(data, [line[:300] for line in page])
+    return Result(data, [line if len(line) < 300 else f"{line[:299]}…" for line in page])
 
 
 @command(

@@ -36,6 +36,16 @@ def test_list_is_a_table_that_keeps_whole_commands_in_a_pipe(spm: Spm, port: int
     spm("stop", "web")
 
 
+def test_a_command_of_100_kb_flooded_who_looked_at_it(spm: Spm) -> None:
+    command = nasty("--say", "x" * 100_000)
+    spm("start", "web", command)
+    for words in (("list",), ("status", "web"), ("explain", "web")):
+        told = spm(*words).stdout
+        assert len(told) < 5_000 and "x" * 50 + "…" in told, words
+        assert command in json.dumps(spm.json(*words)), words
+    spm("stop", "web")
+
+
 def in_terminal(spm: Spm, *words: str, columns: int = 60, **env: str) -> str:
     """What a command writes to a terminal of this width."""
     pid, terminal = pty.fork()
