@@ -4703,10 +4703,24 @@ class Supervisor:
             self.launcher_ended(ended)
             return
         left = tree_of(self.record)
+        if ended.code == 0 and type_ == "simple" and not left:  # a daemon that is just forking?
+            left = self.look_again()
         remark = f"; {counted(len(left), 'process')} of its tree left alive" if left else ""
         if left and ended.code == 0 and type_ == "simple":
             remark += " (a daemon? start it with --type forking, or in the foreground)"
         self.decide(ended, "exited" if is_well else "failed", f"{ended}{remark}")
+
+    def look_again(self) -> list[Member]:
+        """What lives on after all: a look may fall between two forks, and see neither process."""
+        began, left = time.monotonic(), list[Member]()
+        for pause_s in (0.002, 0.004, 0.008, 0.016, 0.05, 0.1, 0.2):
+            is_empty = self.is_empty()
+            is_over = is_empty is None and time.monotonic() > began + SOON_S
+            if left or is_empty or is_over:
+                break
+            time.sleep(pause_s)
+            left = tree_of(self.record)
+        return left
 
     # -- what its policy makes of its end
 
@@ -8908,6 +8922,23 @@ def restart_line(seen: Seen) -> str:
     return f"restart {record.name} {how}".strip()
 
 
+def is_daemon(record: Record, members: Sequence[Member]) -> bool:
+    """Whether it seems to have gone into the background, and was started as what stays."""
+    is_well = record.exit is not None and record.exit.code == 0
+    return bool(members) and is_well and (record.phase, record.spec.type) == ("exited", "simple")
+
+
+def again_line(seen: Seen, members: Sequence[Member]) -> str:
+    """What starts it again; to repeat how a daemon was started would end the same way."""
+    record, spec = seen.record, seen.record.spec
+    if not is_daemon(record, members):
+        return restart_line(seen)
+    if record.config:
+        return f"make it type forking in {shown_path(record.config)}, then: up {record.name}"
+    text = join_command([cut(shown_command(spec))])
+    return f"start {record.name} --type forking {'--shell ' * spec.shell}{text}"
+
+
 @command("status", Option("name", "NAME"), WATCH)
 def status(store: Store, args: argparse.Namespace) -> Result:
     """Everything about one service (exit 3: it isn't running)."""
@@ -8935,7 +8966,8 @@ def status(store: Store, args: argparse.Namespace) -> Result:
     if verdict.is_live or verdict.status == "external":
         return Result(data, page_of(data, 16))
     why = f"{verdict.status} ({verdict.why})" if verdict.why else verdict.status
-    advice = f"its output: logs {record.name}; start it again: {restart_line(seen)}"
+    advice = f"its output: logs {record.name}; start it again: {again_line(seen, members)}"
+    advice += f", or stop {record.name}" * is_daemon(record, members)
     error = NotFound(f"{record.name} is not running: {why}", advice)  # 3, as LSB's status has it
     return Result(data, page_of(data, 16), error=error)
 
@@ -9131,7 +9163,8 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
     after = [f"logs {name} -n 100", f"events {name}"]
     is_failed = verdict.status in ("failed", "backoff")
     after += [f"wait-healthy {name}"] * (verdict.is_live and not is_failed)
-    after += [restart_line(seen)] * (is_failed or not verdict.is_live)
+    after += [again_line(seen, members)] * (is_failed or not verdict.is_live)
+    after += [f"stop {name}"] * is_daemon(record, members)
     after += [f"stop {name}"] * verdict.is_live
     after += [f"{corrected(record)} (if the command is wrong)"] * (verdict.status == "failed")
     # 34 lines of facts, the newest exits first, 21 of output, 5 of what to do next

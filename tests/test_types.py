@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -239,6 +240,33 @@ def test_a_daemon_under_simple_is_kept_and_the_advice_names_forking(spm: Spm) ->
     assert [one["pid"] for one in spm.json("status", "api", code=3)["tree"]] == [daemon]
     assert spm.json("stop", "api", "--timeout", "100ms")["services"][0]["processes"] == 1
     assert not is_running(daemon)
+
+
+def test_a_daemon_that_was_just_forking_was_said_to_have_left_nothing(spm: Spm) -> None:
+    # each look sees one of its processes at most for a moment
+    code = "import os, time\nfor _ in range(40):\n    if os.fork(): os._exit(0)\ntime.sleep(99)"
+    names = [f"dae{number}" for number in range(6)]
+    for name in names:
+        spm("start", name, "--", sys.executable, "-S", "-c", code)
+    for name in names:
+        assert "of its tree left alive (a daemon?" in becomes(spm, name, "exited")["why"]
+    spm("cleanup")
+
+
+def test_to_repeat_the_start_was_the_advice_for_a_daemon_under_simple(spm: Spm) -> None:
+    code = "import os, time; os.fork() and os._exit(0); os.fork() and os._exit(0); time.sleep(99)"
+    command = shlex.join([sys.executable, "-S", "-c", code])
+    spm("start", "api", command)
+    becomes(spm, "api", "exited")
+    daemon = spm.json("status", "api", code=3)["tree"][-1]["pid"]
+    again = f"start api --type forking {shlex.quote(command)}"
+    told = spm("status", "api", code=3).stderr
+    assert told.endswith(f"start it again: {again}, or stop api\n")
+    assert spm.json("explain", "api")["next"][2:] == [again, "stop api"]
+    spm(*shlex.split(again))
+    eventually(lambda: not is_running(daemon) and spm.service("api")["status"] == "running")
+    spm("stop", "api")
+    assert spm.json("explain", "api")["next"][2:] == ["restart api"]
 
 
 # -- external
