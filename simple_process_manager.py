@@ -3821,8 +3821,8 @@ class Cause(NamedTuple):
     retryable: bool
 
 
-def cause_of(ended: Exit, tail: Sequence[str]) -> Cause:
-    """Why it failed, by how it ended and its last lines."""
+def cause_of(ended: Exit, tail: Sequence[str], is_heard: bool = True) -> Cause:
+    """Why it failed, by how it ended and its last lines; not heard: it has a window to write to."""
     how = f"signal {ended.signal}{' oom' * ended.oom}" if ended.signal else f"code {ended.code}"
     how = f"errno {errno.errorcode.get(ended.errno)}" if ended.errno else how
     how = "code" if ended.because else how  # whatever signal that took, what it wrote says more
@@ -3840,7 +3840,7 @@ def cause_of(ended: Exit, tail: Sequence[str]) -> Cause:
     elif how != "code" and ended.signal == "SIGKILL" and not ended.oom:
         message += ", which nobody here sent: out of memory?"
     elif how.startswith("code"):
-        message += f"; it last wrote: {tail[-1]}" if tail else "; it wrote nothing"
+        message += f"; it last wrote: {tail[-1]}" if tail else "; it wrote nothing" * is_heard
     advice = SILENT if kind == "unknown" and not tail else CAUSE_ADVICE[kind]
     advice = NO_FILE if "file" in facts else advice
     return Cause(kind, masked_line(message), advice, kind in RETRYABLE.split())
@@ -7779,7 +7779,8 @@ def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict
         return {"cause": None}
     if record.phase == "backoff" and is_among(record.exit, record.spec.success_codes):
         return {"cause": None}
-    cause = cause_of(record.exit, store.last_words(record, CAUSE_LINES))
+    words = store.last_words(record, CAUSE_LINES)
+    cause = cause_of(record.exit, words, is_heard=not record.spec.terminal)
     return {"cause": advised(cause, record, advice)._asdict()}
 
 
@@ -7910,7 +7911,8 @@ def port_error(held: Held, decision: str, more: str = "", way: str = "") -> SpmE
     cookie, known = held.holders[0].cookie, {"port": held.port, "pids": pids}
     known.update(service=cookie.service, home=join_command([cookie.home]))
     # another user's process, but in a service of ours: its supervisor can end it
-    kind = ELSEWHERE if held.kind == NOT_OURS and cookie.instance else held.kind
+    is_in_ours = held.kind == NOT_OURS and cookie.instance and is_own(cookie.home)
+    kind = ELSEWHERE if is_in_ours else held.kind
     return PortConflict(f"{held}{more}", HOLDER_KINDS[kind].format(**known) + way, **facts)
 
 

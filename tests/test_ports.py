@@ -296,6 +296,21 @@ def test_a_process_of_another_user_is_never_touched(spm: Spm, port: int, hold: H
     assert theirs.poll() is None
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
+def test_to_stop_another_users_service_was_advised_though_that_is_refused(
+    spm: Spm, port: int, hold: Hold, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = base / "theirs"
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    for name, value in (("INSTANCE", "ab" * 16), ("SERVICE", "a"), ("HOME", str(home))):
+        monkeypatch.setenv(f"SPM_{name}", value)
+    hold(port, base, "nobody")
+    told = spm("port", port, code=5).stderr
+    assert f"service a of {home}), not ours to touch\n  → leave it to its owner\n" in told
+    spm("stop", "a", "--home", home, code=9)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_without_the_rights_to_see_the_holder_that_is_what_is_said(port: int, base: Path) -> None:
     base.chmod(0o711)

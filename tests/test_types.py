@@ -523,6 +523,13 @@ def test_a_tool_in_a_window_is_typed_at_and_its_exit_code_is_known(spm: Spm, tmu
     assert spm.service("tool")["status"] == "failed"
 
 
+def test_what_had_its_own_window_was_said_to_have_written_nothing(spm: Spm, tmux: Tmux) -> None:
+    words = ("--terminal", "tmux", "--no-pause")
+    spm("start", "tool", *words, *script("echo heard; sleep 0.2; exit 3"))
+    becomes(spm, "tool", "failed")
+    assert spm.json("explain", "tool")["cause"]["message"] == "exit code 3"
+
+
 @needs("tmux")
 def test_stop_closes_the_window_and_restart_opens_another(spm: Spm, tmux: Tmux) -> None:
     spm("start", "tool", "sleep 100", "--terminal", "tmux")
