@@ -2454,7 +2454,7 @@ STATE_ADVICE = {
 SHORT_OF = ("ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "EBUSY", "ESTALE")
 OTHER_HOME = "give a directory of your own, one that doesn't exist yet: e.g. --home /tmp/x"
 OWN_FILES = ("services", "lock", "cache", "state.json", ".gitignore")
-PROJECT_MARKS = ((".spm",), ("spm.json",), (".git", "pyproject.toml", "package.json"))  # by rank
+PROJECT_MARKS = (".git", "pyproject.toml", "package.json", "spm.json")
 
 
 def working_directory() -> str:
@@ -2487,7 +2487,7 @@ def inherited_home(home: str) -> str:
 def project_root(here: str) -> str:
     """The directory whose .spm/ serves this one: the nearest that has it, else the project's.
 
-    A part of a project (backend/pyproject.toml) is served by the spm.json above it.
+    A part of a repository (backend/pyproject.toml) is served by the spm.json above it.
     """
     parents, above = [here], os.path.dirname(here)
     while above != parents[-1] and not os.path.lexists(os.path.join(parents[-1], ".git")):
@@ -2498,7 +2498,9 @@ def project_root(here: str) -> str:
         full = os.path.join(path, mark)
         return os.path.isdir(full) if mark == ".spm" else os.path.lexists(full)
 
-    ranked = ((path, marks) for marks in PROJECT_MARKS for path in parents)
+    # Outside a repository one that lies about in /tmp or ~ doesn't serve the projects there.
+    above_parts = ["spm.json"] * os.path.lexists(os.path.join(parents[-1], ".git"))
+    ranked = ((path, marks) for marks in ([".spm"], above_parts, PROJECT_MARKS) for path in parents)
     roots = (path for path, marks in ranked if any(has(path, mark) for mark in marks))
     return next(roots, here)
 

@@ -411,6 +411,9 @@ def test_from_a_part_of_a_project_its_spm_json_was_not_found(spm: Spm) -> None:
     assert (spm.cwd / ".spm" / "state.json").exists()
     assert "x stopped" in spm("down", env=env, cwd=backend).stdout
     assert "there is no spm.json in" in spm("up", env=env, cwd=worktree, code=6).stderr
+    shutil.rmtree(spm.cwd / ".spm")
+    (spm.cwd / ".git").rmdir()  # it may be anybody's, as in /tmp
+    assert "there is no spm.json in" in spm("up", env=env, cwd=backend, code=6).stderr
 
 
 def test_a_home_with_a_very_long_path_works(spm: Spm) -> None:
