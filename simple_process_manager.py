@@ -3802,7 +3802,7 @@ CAUSE_ADVICE = {
     "unknown": "read its last lines",
 }
 NO_FILE = "no such file or module below {cwd}: check --cwd and the name"
-LITERAL = r"~/\S+|[\w./-]*[*?][\w./*?-]*"  # a whole word that a shell would have replaced
+LITERAL = r"~/\S+|(?=.*\w)[\w./-]*[*?][\w./*?-]*"  # a whole word that a shell would have replaced
 NEEDS_SHELL = "{} was taken literally, ~ and * need a shell: give the full path, or add --shell"
 IGNORES_PORT = (
     "it takes another port than {0}, which is free: write {{port}} into the command, or declare "
@@ -7796,7 +7796,8 @@ def advised(cause: Cause, record: Record, advice: str = "") -> Cause:
     if "port N;" in advice:
         advice = advice.replace("port N;", f"port {port};") if port else FIND_PORT
     advice = advice.replace("{cwd}", record.spec.cwd)
-    words = () if record.spec.shell else record.spec.argv
+    may_be = not record.spec.shell and cause.kind in ("unknown", "missing_module")
+    words = record.spec.argv if may_be else ()
     for word in (one for one in words if re.fullmatch(LITERAL, one) and one in cause.message):
         advice = NEEDS_SHELL.format(word)
     if recognise_port(record.spec._replace(port=None).plain_words):
@@ -7812,10 +7813,10 @@ def former_end(store: Store, record: Record) -> tuple[Exit, list[str]] | None:
     return None
 
 
-def ends_told(store: Store, seen: Seen) -> str:
+def ends_told(store: Store, record: Record) -> str:
     """`; it ended 3 times since its start, last with exit code 1`, "" if it never did."""
-    count = seen.record.restarts + (seen.verdict.status == "backoff")
-    before = former_end(store, seen.record) if seen.verdict.status != "backoff" else None
+    count = record.restarts + (record.phase == "backoff")
+    before = former_end(store, record) if record.phase != "backoff" else None
     last = f", last with {before[0]}" if before else ""
     return f"; it ended {counted(count, 'time')} since its start{last}" * bool(count)
 
@@ -9488,11 +9489,11 @@ class Target:
         facts: dict[str, object] = {"name": self.name, "port": self.answer.port}
         name, pid = record.name, record.main and record.main.pid
         facts["log_tail"] = self.store.last_lines(name, 20)
-        seen = find(self.store, name)
-        facts.update(doubt_facts(self.store, seen.record))
-        crashed = ends_told(self.store, seen)
+        now = self.store.record(name) or record
+        facts.update(doubt_facts(self.store, now))
+        crashed = ends_told(self.store, now)
         if self.has_died():  # and begins anew again and again
-            why = ": ".join(filter(None, seen.verdict))
+            why = ": ".join(filter(None, find(self.store, name).verdict))
             text = f"{name} did not become healthy in {waited} ({why}){crashed}"
             return TimedOut(text, f"see why: explain {name}; or wait longer", **facts)
         left = "was alive" if self.is_passing else "is alive and left running"

@@ -222,6 +222,8 @@ def test_a_tilde_or_a_glob_that_was_taken_literally_was_advised_as_a_typing_erro
     for command, word in (("ls *.nosuch", "*.nosuch"), ("cat ~/nosuch/x", "~/nosuch/x")):
         spm("start", "a", command)
         assert f"  → {word} {told}add --shell; mend" in spm("wait-healthy", "a", code=1).stderr
+    spm("start", "a", "sh -c 'echo \"*** fatal\"; exit 1' *")
+    assert "literally" not in spm("wait-healthy", "a", code=1).stderr, "a * that was meant"
     spm("start", "a", "printf %s *.literal")
     assert "literally" not in spm("wait-healthy", "a", code=1).stderr
     assert spm.log("a") == "*.literal"
