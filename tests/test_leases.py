@@ -536,6 +536,8 @@ def test_who_is_pid_1_of_a_container_may_own_a_service(spm: Spm) -> None:
     shown = shlex.join(spm.argv("status", "api", "--json"))
     told = inside("sh", "-c", f"{start} && {shlex.join(again)} && {shown} && {end}; exit $?")
     assert '"lease": "session", "owner": null' in told.stdout, told
+    if GENERIC:
+        return  # macOS has no namespaces that could be told apart
     # another container's pid 1 is somebody else
     inner = f"{start} && touch up; until test -e over; do sleep 0.01; done; exec {end}"
     apart = ["unshare", "-fp", "--mount-proc", "sh", "-c", inner]
