@@ -11030,9 +11030,11 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
 def make_due(store: Store, config: Config | None, stopped: set[str]) -> None:
     """Have the next `up` do the work of jobs again that was done for what is stopped now."""
     services = config.services.values() if config else ()
-    for key, record in store.records().items():
+    records = store.records()
+    live = {key for key, one in records.items() if one.phase in LIVE_PHASES}
+    for key, record in records.items():
         users = {one.name.lower() for one in services if record.name in one.depends_on}
-        is_due = key in stopped or (users and users <= stopped)
+        is_due = key in stopped or (users & stopped and not (users - stopped) & live)
         if is_due and (record.phase, record.wanted) == ("exited", "running"):
             with contextlib.suppress(StateError):  # it stays done
                 store.swap(record, record._replace(wanted="stopped"))

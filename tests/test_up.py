@@ -614,6 +614,10 @@ def test_a_job_was_done_for_ever_though_a_down_stopped_what_needs_it(spm: Spm) -
     spm("down", "api", "web")
     spm("up")
     assert times() == 4
+    for name in ("api", "web"):  # one after the other is both, too
+        spm("down", name)
+    spm("up")
+    assert times() == 5
     spm("down")
 
 
