@@ -3106,7 +3106,8 @@ class Store:
         """The last lines that an instance wrote: before them its log has those of former ones."""
         path = self.path(record.name, LOG_PARTS[1])
         own = self.log_start(record.name) + file_size(path) - record.log_at
-        return self.last_lines(record.name, count, own=own)
+        # below 0: somebody emptied the log, so that all in it is younger
+        return self.last_lines(record.name, count, own=own if own >= 0 else LONGEST_LOG)
 
     def log_start(self, name: str) -> int:
         """How many bytes had been written before the present output.log began."""

@@ -414,6 +414,19 @@ def test_what_lives_on_without_its_worker_was_explained_by_nothing(spm: Spm, por
     spm("stop", "app")
 
 
+def test_after_somebody_emptied_the_log_a_failure_was_explained_by_nothing(spm: Spm) -> None:
+    words = "test -e flag || { touch flag; seq 9999; exit 1; }; cat fifo; echo No module named x"
+    os.mkfifo(spm.cwd / "fifo")
+    once = ("--restart", "on-failure", "--max-restarts", 1, "--backoff", "1ms", "--cooldown", "0")
+    spm("start", "api", "--shell", f"{words}; exit 3", *once)
+    eventually(lambda: spm.service("api")["restarts"] == 1, what="its second instance")
+    os.truncate(spm.json("status", "api")["log"], 0)
+    (spm.cwd / "fifo").write_text("")
+    eventually(lambda: spm.service("api")["status"] == "failed", what="its second end")
+    page = spm.json("explain", "api")
+    assert page["exits"][0]["cause"] == page["cause"]["kind"] == "missing_module"
+
+
 def test_a_core_dump_is_known(spm: Spm) -> None:
     with open("/proc/sys/kernel/core_pattern", encoding="utf-8") as file:
         if file.read(1) in "|/":
