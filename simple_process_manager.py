@@ -5524,7 +5524,8 @@ class Relay:
             self.protocol = "modern"  # it wasn't the probe that it died of
             self.discover(MODERN)
         elif method == "initialize" or self.protocol == "modern":
-            self.give_up(f"answered {method} with {json.dumps(error or result):.200}", "protocol")
+            told = f"answered {method} with {json.dumps(error or result):.200}"
+            self.give_up(told, "protocol", CLOSED_S)
         else:
             self.shake_hands()
 
@@ -5569,7 +5570,9 @@ class Relay:
     def look(self) -> None:
         """A time is over."""
         self.due_at = float("inf")
-        if not self.server.is_open:
+        if self.problem and self.server.is_open:  # what was given up lives on
+            self.give_up(self.problem.message.partition(" ")[2], "protocol")
+        elif not self.server.is_open:
             self.give_up("closed its stdout", "server_died")
         elif time.monotonic() < self.give_up_at:
             self.shake_hands()
@@ -5577,12 +5580,14 @@ class Relay:
             limit = format_duration(self.supervisor.record.spec.connect_timeout_s)
             self.give_up(f"didn't answer in {limit}", "protocol")
 
-    def give_up(self, why: str, cause: str) -> None:
-        """It lives, but nobody can speak with it."""
+    def give_up(self, why: str, cause: str, wait_s: float = 0.0) -> None:
+        """It lives, but nobody can speak with it; within wait_s it may end by itself, as failed."""
         self.fail(why, cause)
         record = self.supervisor.record
         is_up = record.phase in UP_PHASES and not self.supervisor.ending
-        if is_up and not record.spec.keep_alive:
+        if is_up and not record.spec.keep_alive and wait_s:
+            self.due_at = time.monotonic() + wait_s
+        elif is_up and not record.spec.keep_alive:
             self.supervisor.end(f"it {why}")
 
     def close_stdin(self) -> None:

@@ -233,6 +233,18 @@ def test_without_keep_alive_a_server_nobody_can_speak_with_lived_on(spm: Spm) ->
     assert "it answered server/discover with" in spm("events", "s").stdout
 
 
+def test_without_keep_alive_a_server_that_refused_and_failed_was_called_stopped(spm: Spm) -> None:
+    words = (
+        "import json; asked = json.loads(input()); error = dict(code=-1, message='no licence');"
+        "print(json.dumps(dict(jsonrpc='2.0', id=asked['id'], error=error)), flush=True); exit(3)"
+    )
+    options = ("--no-keep-alive", "--protocol", "handshake", "--cooldown", "1m")
+    spm("start", "s", "--type", "stdio", *options, "--", sys.executable, "-c", words)
+    eventually(lambda: spm.service("s")["status"] == "failed", what="its end")
+    assert spm.json("status", "s", code=3)["exit"]["code"] == 3
+    assert "cooldown" in spm("call", "s", "pid", code=7).stderr, "no call begins it at once"
+
+
 def test_every_answer_reaches_its_caller(spm: Spm) -> None:
     begin(spm)
     callers, rounds, at_once = 50, 10, 20
