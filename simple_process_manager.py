@@ -4207,6 +4207,10 @@ class Client:
             self.connection.close()
 
 
+# How much longer a start may take: 90 s, systemd-system.conf(5)'s DefaultTimeoutStartSec.
+START_FACTOR = 3
+
+
 class Prober:
     """Asks apart from the loop whether a service is ready, then whether it still works."""
 
@@ -4235,7 +4239,7 @@ class Prober:
             if self.halt.wait(lazy_pause_s(time.monotonic() - began)):
                 return
             now, is_alone = time.monotonic(), not self.record.spec.ready
-            is_due = is_alone and now - told_at >= self.interval_s
+            is_due = is_alone and now - told_at >= START_FACTOR * self.interval_s
             told_at = now if is_due else told_at
         while self.health.checks and not self.halt.wait(self.interval_s):
             self.probe(self.health, self.health.checks, True)
