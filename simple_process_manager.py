@@ -7673,6 +7673,16 @@ def check_here(store: Store, seen: Seen) -> None:
 
 def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
     """Check what can be checked, end the former instance, start a new one."""
+    notes = list[str]()
+    try:
+        return begun(store, asked, former, how, notes)
+    except SpmError:
+        store.notes += [note.partition(" ")[2] for note in notes]  # what was ended before
+        raise
+
+
+def begun(store: Store, asked: Asked, former: Seen | None, how: str, notes: list[str]) -> Result:
+    """The result of `begin`; the notes get what was done on the way."""
     name, spec, given, conflict, config, owner, called = asked
     check_here(store, former) if former else None
     owner = owner or owner_of(spec.lease)
@@ -7685,7 +7695,7 @@ def begin(store: Store, asked: Asked, former: Seen | None, how: str) -> Result:
     values = environment_of(spec, given)
     if former and former.verdict.is_live:
         check_successor(store, asked, former.record.spec.port, values)
-    notes = end_former(store, former) if former else []
+    notes += end_former(store, former) if former else []
     if former and former.record.spec.argv == spec.argv:  # what was learnt about this command
         spec = spec._replace(extra={**former.record.spec.extra, **spec.extra})
     is_booted = bool(BOOTED) and BOOTED[0].name == name

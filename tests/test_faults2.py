@@ -14,6 +14,8 @@ import psutil
 import pytest
 from conftest import GENERIC, Spm, eventually, is_running, nasty
 
+import simple_process_manager as program
+
 TEST_ENV = "import os; print(os.environ.get('PORT'), os.environ.get('API_PORT'))"
 
 
@@ -23,9 +25,12 @@ def stranger(port: int) -> Iterator[int]:
     argv = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
     null = subprocess.DEVNULL
     process = subprocess.Popen(argv, cwd="/", stdout=null, stderr=null, start_new_session=True)
-    yield port
-    process.kill()
-    process.wait()
+    try:
+        eventually(lambda: program.probe_tcp(port)[0], what="its port")
+        yield port
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_tests_get_the_port_of_a_service_whose_readiness_is_about_no_port(

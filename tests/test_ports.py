@@ -204,6 +204,18 @@ def test_a_leftover_of_this_project_is_taken_back_and_that_is_told(
     spm("stop", "api")
 
 
+def test_a_start_that_fails_tells_what_it_ended_before(spm: Spm, port: int, hold: Hold) -> None:
+    spm("start", "api", "sleep 100", "--port", port)
+    stranger = hold(port, Path("/"))
+    done = spm("start", "api", "sleep 101", "--replace", "--port", port, code=5)
+    assert "[WARN] api: 1 process of its former instance ended\n" in done.stderr
+    stranger.kill()
+    eventually(lambda: not listens(port))
+    hold(port, spm.cwd)
+    done = spm("start", "api", "no-such-program", "--port", port, code=4)
+    assert f"[WARN] port {port} was held: pid " in done.stderr
+
+
 def test_a_leftover_that_ignores_sigterm_is_killed_with_its_children(spm: Spm, port: int) -> None:
     pids = spm.base / "pids"
     argv = spm.argv()[:1] + nasty("--port", port, "--child", "--pids", pids).split()[1:]
