@@ -123,6 +123,7 @@ def test_what_has_no_effect(era: str, method: object, named: object, is_harmless
 
 def test_progress_renews_a_call_up_to_the_most_it_may_take(spm: Spm) -> None:
     begin(spm, options=("--sample-interval", "50ms"))
+    spm("call", "s", "echo", MESSAGE)  # here the limits are about calls, not about its start
 
     def late(*words: str) -> float:
         began = time.monotonic()

@@ -364,6 +364,7 @@ def test_uvicorn_with_reload_is_ready_by_http(spm: Spm, port: int) -> None:
 def test_a_status_that_fails_and_then_is_good(spm: Spm, port: int) -> None:
     answer(spm, "503")
     spm("start", "web", server(spm, port), "--port", port, "--ready", "http:/health")
+    eventually(lambda: program.probe_tcp(port)[0], what="its port")
     failed = spm("wait-healthy", "web", "500ms", code=124)
     seen = f"http://localhost:{port}/health: status 503"
     assert seen in failed.stderr
@@ -625,7 +626,7 @@ def test_ready_becomes_unhealthy_and_ready_again(spm: Spm, port: int) -> None:
     answer(spm, "200")
     spm(
         *("start", "web", server(spm, port), "--port", port, "--health", "http:/health"),
-        *("--health-interval", "50ms", "--health-retries", 2, "--wait"),
+        *("--ready", "tcp", "--health-interval", "50ms", "--health-retries", 2, "--wait"),
     )
     status(spm, "web", "ready")
     answer(spm, "500")

@@ -213,9 +213,9 @@ def test_a_service_that_the_tests_restart_is_stopped_all_the_same(spm: Spm, port
 
 
 def test_a_service_that_is_not_ready_in_time_is_stopped_and_nothing_is_tested(spm: Spm) -> None:
-    words = ["run", "api", nasty("--say", "no port"), "--timeout", "300ms"]
+    words = ["run", "api", nasty("--say", "no port"), "--timeout", "900ms"]
     done = spm(*words, *shell("touch tested"), code=124)
-    assert "[ERROR] api did not become healthy in 0.30 s (it listens on no port" in done.stderr
+    assert "[ERROR] api did not become healthy in 0.90 s (it listens on no port" in done.stderr
     assert "stopped: api\n  | no port\n" in done.stderr
     assert stopped(spm, "api") and not (spm.cwd / "tested").exists()
     failed = document_of(spm, *words[1:], *shell("touch tested"), code=124)
