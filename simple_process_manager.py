@@ -2949,10 +2949,14 @@ class Store:
     # -- the directory of one service
 
     @contextlib.contextmanager
-    def claim(self, name: str, wait_s: float) -> Iterator[None]:
-        """Hold the lock of the command that starts or stops this service."""
+    def claim(self, name: str, wait_s: float, began: float | None = None) -> Iterator[None]:
+        """Hold the lock of the command that starts or stops this service.
+
+        `began`: since when it is waited for, with others before it.
+        """
         busy = f"{name}: another command starts or stops it (not done after {wait_s:g} s)"
-        with locked(self.path(name, "lock"), wait_s, busy, makes=True):
+        left_s = wait_s if began is None else max(began + wait_s - time.monotonic(), 0.0)
+        with locked(self.path(name, "lock"), left_s, busy, makes=True):
             self.claims.add(name.lower())
             try:
                 yield
@@ -8488,11 +8492,12 @@ def stop_each(
     """Stop side by side but for those it keeps: ask every supervisor first, then wait for each."""
     reports, errors = list[tuple[dict[str, object], str]](), list[SpmError]()
     written = {name.lower(): name for name in names}  # as it was typed, then as it is known
+    began = time.monotonic()
 
     def stopping(key: str) -> Iterator[None]:
         name = written[key] = find(store, written[key]).record.name
         if not (force and store.is_supervised(name)):  # else it overtakes a polite stop
-            claims.enter_context(store.claim(name, timeout_s))
+            claims.enter_context(store.claim(name, timeout_s, began))
         seen = find(store, name)
         check_here(store, seen)
         if not (keeps and keeps(seen.record)):
@@ -8802,12 +8807,12 @@ def named_by(error: SpmError) -> str:
 
 def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
     """Take services out of the state, unless they were started anew; the names of those."""
-    gone: list[str] = []
+    gone, began = list[str](), time.monotonic()
     with contextlib.ExitStack() as claims:
         for record in sorted(records, key=lambda one: one.name.lower()):  # as stop_each() does
             # TimedOut: somebody is starting it, so there is nothing to forget.
             with contextlib.suppress(TimedOut):
-                claims.enter_context(store.claim(record.name, HUNG_S))
+                claims.enter_context(store.claim(record.name, HUNG_S, began))
                 gone += [record.name] * is_forgettable(store, record)
         for name in gone:
             # what nobody needs any more; first, so that a full disk has room for the rest
@@ -8824,7 +8829,7 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
         # a lock alone: of a start that was refused
         ours = [name for name in found if "events.jsonl" in found[name] or found[name] == ["lock"]]
         for name in ours:
-            with contextlib.suppress(TimedOut), store.claim(name, HUNG_S):
+            with contextlib.suppress(TimedOut), store.claim(name, HUNG_S, began):
                 if store.record(name) or stays(store, name):
                     continue
                 told = store.journal_record(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import platform
 import signal
@@ -96,6 +98,21 @@ def test_several_are_stopped_side_by_side(spm: Spm) -> None:
     spm("stop", "a", "b", "c", "--timeout", "1s")
     assert time.monotonic() - began < 2.5 * PACE
     assert {spm.service(name)["status"] for name in "abc"} == {"stopped"}
+
+
+def test_the_waits_for_what_other_commands_hold_do_not_add_up(spm: Spm) -> None:
+    # three times the timeout for three services that others were starting
+    with contextlib.ExitStack() as held:
+        for name in "abc":
+            spm("start", name, "sleep 100")
+            lock = held.enter_context(open(spm.home / "services" / name / "lock"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        began = time.monotonic()
+        told = spm.json("stop", "a", "b", "c", "--timeout", "500ms", code=124)
+        assert time.monotonic() - began < 1.2 * PACE
+    assert [one["name"] for one in told["errors"]] == ["a", "b", "c"]
+    assert all("not done after 0.5 s" in one["message"] for one in told["errors"])
+    spm("stop", "a", "b", "c")
 
 
 def test_sigkill_comes_after_the_timeout_and_at_once_with_force(spm: Spm) -> None:
