@@ -8958,6 +8958,32 @@ def is_daemon(record: Record, members: Sequence[Member]) -> bool:
     return bool(members) and is_well and (record.phase, record.spec.type) == ("exited", "simple")
 
 
+# Of a spec: what is told otherwise on the command line, and what a daemon has nothing of.
+TOLD_ELSEWHERE = (
+    *("argv", "port", "port_declared", "port_asked", "env_given", "call_cooldown_s"),
+    *("type", "terminal", "no_pause", "rules", "extra"),
+)
+
+
+def options_of(spec: Spec) -> list[str]:
+    """The words that ask `start` for a daemon with the same options; no values of --env."""
+    usual, port = Spec._field_defaults, spec.port_asked or spec.port
+    is_judged = spec.success_log or spec.failure_log
+    changed = {key: value for key, value in spec._asdict().items() if value != usual.get(key)}
+    told = {
+        FIELD_KEYS.get(key, key.removesuffix("_s")): value if isinstance(value, tuple) else (value,)
+        for key, value in changed.items()
+        if key not in TOLD_ELSEWHERE
+    }
+    told["port"] = (port,) if spec.port_declared else ()
+    told["on_conflict"] = ("next",) if spec.port_asked.isdigit() else ()
+    told["cwd"] = tuple({shown_path(spec.cwd)} - {os.curdir})
+    told.update(cooldown=(spec.cooldown_s,)) if spec.restart != "no" else None  # else it has one
+    told.update(start_seconds=(spec.start_seconds,)) if is_judged else None
+    pairs = [(f"--{key.replace('_', '-')}", one) for key, values in told.items() for one in values]
+    return [word for flag, one in pairs for word in (flag, text_of(one))[: 1 if one is True else 2]]
+
+
 def again_line(seen: Seen, members: Sequence[Member]) -> str:
     """What starts it again; to repeat how a daemon was started would end the same way."""
     record, spec = seen.record, seen.record.spec
@@ -8965,8 +8991,11 @@ def again_line(seen: Seen, members: Sequence[Member]) -> str:
         return restart_line(seen)
     if record.config:
         return f"make it type forking in {shown_path(record.config)}, then: up {record.name}"
-    text = join_command([cut(shown_command(spec))])
-    return f"start {record.name} --type forking {'--shell ' * spec.shell}{text}"
+    # {port} as it was written, for another one may be chosen
+    text = cut(shown_command(spec._replace(port_declared=False)))
+    options = mask_secrets(join_command(options_of(spec)) + " " * bool(options_of(spec)))
+    values = f" (and with --env {', '.join(spec.env_given)} as before)" if spec.env_given else ""
+    return f"start {record.name} --type forking {options}{join_command([text])}{values}"
 
 
 @command("status", Option("name", "NAME"), WATCH)

@@ -270,6 +270,23 @@ def test_to_repeat_the_start_was_the_advice_for_a_daemon_under_simple(spm: Spm) 
     assert spm.json("explain", "api")["next"][2:] == ["restart api"]
 
 
+def test_what_repeats_the_start_of_a_daemon_left_its_options_out(spm: Spm, port: int) -> None:
+    (spm.cwd / "sub dir").mkdir()
+    options = f"--cwd 'sub dir' --port {port} --env TOKEN=sesame --env HOME --cooldown 0 --insecure"
+    options += " --alert 'memory_mb>500' --alert 'cpu>99' --restart on-failure --backoff 250ms"
+    options += " --sample-interval 1.5 --idle-timeout 1h --health-retries 0"
+    options += " --start-seconds 0 --failure-log 'no way'"
+    spm("start", "api", "--shell", "setsid sleep 100 & : {port}", *shlex.split(options))
+    becomes(spm, "api", "exited")
+    daemon, before = spm.json("status", "api", code=3)["tree"][-1]["pid"], spm.record("api")["spec"]
+    again, told, values = spm.json("explain", "api")["next"][2].partition(" (and with --env ")
+    assert values == "TOKEN as before)" and "sesame" not in f"{again}{told}"
+    spm(*shlex.split(again), "--env", "TOKEN=sesame")
+    assert spm.record("api")["spec"] == {**before, "type": "forking"}
+    eventually(lambda: not is_running(daemon), what="the former daemon's end")
+    spm("stop", "api")
+
+
 # -- external
 
 
