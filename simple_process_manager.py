@@ -5586,7 +5586,7 @@ class Relay:
             self.shake_hands()
         else:
             limit = format_duration(self.supervisor.record.spec.connect_timeout_s)
-            self.give_up(f"didn't answer in {limit}", "protocol")
+            self.give_up(f"didn't answer in {limit}", "timeout")
 
     def give_up(self, why: str, cause: str, wait_s: float = 0.0) -> None:
         """It lives, but nobody can speak with it; within wait_s it may end by itself, as failed."""
@@ -5629,7 +5629,14 @@ class Relay:
             tail = self.supervisor.store.last_lines(self.name, 20)
         facts: Message = {"cause": cause, "log_tail": tail, "exit": ended and ended._asdict()}
         advice = f"why says: explain {self.name}; how it is spoken to, --protocol says"
-        self.problem, self.due_at = Failed(f"{self.name} {why}", advice, **facts), float("inf")
+        kind: type[SpmError] = Failed
+        if cause == "timeout":
+            kind = TimedOut
+            advice = (
+                "call it again when it has answered; it has longer with --connect-timeout, and "
+            )
+            advice += f"how it is spoken to, --protocol says; its output: logs {self.name}"
+        self.problem, self.due_at = kind(f"{self.name} {why}", advice, **facts), float("inf")
         for number, one in [*self.pending.items()]:
             is_new = one.start >= self.server.sent
             happened = NEVER_SENT if is_new else UNSURE
@@ -9857,17 +9864,18 @@ CALL_OPTIONS = (  # the first two are those of `connect` too
 
 def join(store: Store, args: argparse.Namespace, deadline: float) -> tuple[socket.socket, Message]:
     """A place among those who talk to a service, and how; it is started first if need be."""
-    name, has_started = check_name(args.name), False
+    name, has_started, cause = check_name(args.name), False, "connection"
     while time.monotonic() < deadline:
         # it isn't there, or is just ending
         with contextlib.suppress(OSError, NotFound), contextlib.ExitStack() as closing:
             connection = closing.enter_context(store.send(name, {"op": "join"}))
+            cause = "timeout"  # it lives, and has greeted nobody yet
             how = receive(connection, max(deadline - time.monotonic(), 0.001))
             closing.pop_all()  # it is the caller's
             return connection, how
         has_started = ensure_running(store, name, deadline, not args.no_start, has_started)
     advice = f"wait longer with --timeout, or see: status {name}"
-    raise TimedOut(f"{name} was not ready for calls in time", advice, cause="connection")
+    raise TimedOut(f"{name} was not ready for calls in time", advice, cause=cause)
 
 
 def ensure_running(

@@ -165,9 +165,10 @@ def test_a_caller_that_merely_leaves_is_no_fault_of_the_service(spm: Spm) -> Non
 def test_how_long_a_server_may_take_to_connect_is_settable(spm: Spm) -> None:
     began = time.monotonic()
     begin(spm, "--mute", options=("--connect-timeout", "300ms"))
-    error = spm.json("call", "s", "echo", code=1)["error"]
-    assert (error["cause"], time.monotonic() - began < 2) == ("protocol", True)
-    assert "didn't answer in 0.30 s" in error["message"]
+    error = spm.json("call", "s", "echo", code=124)["error"]
+    assert (error["kind"], error["cause"], error["retryable"]) == ("timeout", "timeout", True)
+    assert time.monotonic() - began < 2
+    assert "didn't answer in 0.30 s" in error["message"] and "--connect-timeout" in error["advice"]
     spm("stop", "s")
     spm("start", "t", "sleep 9", "--connect-timeout", "2s", code=2)
 
@@ -175,7 +176,7 @@ def test_how_long_a_server_may_take_to_connect_is_settable(spm: Spm) -> None:
 def test_a_server_that_took_too_long_to_connect_can_be_called_when_it_answers(spm: Spm) -> None:
     slow = f"sleep 0.8; exec {server()}"  # npx that fetches its package first
     spm("start", "s", "--type", "stdio", "--connect-timeout", "300ms", "--shell", slow)
-    assert "didn't answer" in spm("call", "s", "echo", MESSAGE, code=1).stderr
+    assert "didn't answer" in spm("call", "s", "echo", MESSAGE, code=124).stderr
     eventually(lambda: not spm("call", "s", "echo", MESSAGE, code=None).returncode, within=5)
     spm("stop", "s")
 
