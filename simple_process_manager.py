@@ -1537,8 +1537,9 @@ else:
         return looks_at(pid for pid in all_pids() if pid not in besides)
 
     def hold_interrupts(holds: bool) -> None:
-        """Keep Ctrl-C back, or let it come: sigprocmask(2), which exec hands down."""
-        signal.pthread_sigmask(signal.SIG_BLOCK if holds else signal.SIG_UNBLOCK, [signal.SIGINT])
+        """Keep Ctrl-C and SIGTERM back, or let them come: sigprocmask(2), which exec hands down."""
+        how = signal.SIG_BLOCK if holds else signal.SIG_UNBLOCK
+        signal.pthread_sigmask(how, [signal.SIGINT, signal.SIGTERM])
 
     def key_within(wait_s: float) -> str:
         """The key that is pressed within some seconds, "" if none is or there is no keyboard."""
@@ -9778,10 +9779,11 @@ def interrupted(number: int, _: object) -> None:
 
 def on_ending_signals(act: Callable[[int, object], None] | signal.Handlers) -> None:
     """Handle them so from now on; what is ignored (nohup) stays so."""
+    own = __import__("_signal")  # the interpreter's: what `signal` puts around it takes 0.5 ms
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, act)
+        number = getattr(own, name, None)
+        if number is not None and own.getsignal(number) != own.SIG_IGN:
+            own.signal(number, int(act) if isinstance(act, int) else act)
 
 
 @command(
@@ -12367,6 +12369,29 @@ def repeat(command: Command, store: Store, args: argparse.Namespace, every_s: fl
         write(sys.stdout, "\033[?1049l" * in_place)
 
 
+ASKED_TO_LEAVE: list[int] = []  # the signals that did, but for Ctrl-C
+
+
+def asks_for_json(argv: Sequence[str]) -> bool:
+    """Whether one JSON document is to be all that a command writes on stdout."""
+    return "--json" in argv[: argv.index("--") if "--" in argv else None]
+
+
+def leave_as_by_ctrl_c(number: int, _: object) -> None:
+    """A handler for the signals that ask to leave: no error that is taken for a service's."""
+    ASKED_TO_LEAVE.extend([number] * (number != signal.SIGINT))
+    raise KeyboardInterrupt
+
+
+def with_signal(result: Result) -> Result:
+    """The result of what was interrupted, with the signal that asked for it."""
+    error = result.error
+    if ASKED_TO_LEAVE and isinstance(error, Interrupted):
+        error.exit_code = 128 + ASKED_TO_LEAVE[0]
+        error.facts["signal"] = signal.Signals(ASKED_TO_LEAVE[0]).name
+    return result
+
+
 def run(argv: Sequence[str]) -> int:
     """One command from its words to its exit code."""
     from importlib.machinery import PathFinder
@@ -12411,8 +12436,7 @@ def run(argv: Sequence[str]) -> int:
         advice = "what was started, or is being stopped, goes on without this command: see list"
         result = Result({}, error=Interrupted("interrupted", advice))
     show_progress()  # an interrupted command leaves it
-    as_json = "--json" in argv[: argv.index("--") if "--" in argv else None]
-    failed = render(result, as_json, notes)
+    failed = render(with_signal(result), asks_for_json(argv), notes)
     return failed.exit_code if failed else 0
 
 
@@ -12430,10 +12454,12 @@ def main() -> NoReturn:
         elif sys.argv[1:2] == ["supervise"]:
             obey()
         else:
+            # else nothing is lost by what they do by themselves
+            on_ending_signals(leave_as_by_ctrl_c) if asks_for_json(sys.argv[1:]) else None
             BOOTED.extend(filter(None, [boot_early(sys.argv[1:])]))
             code = run(sys.argv[1:])
     except KeyboardInterrupt:
-        code = Interrupted.exit_code
+        code = 128 + ASKED_TO_LEAVE[0] if ASKED_TO_LEAVE else Interrupted.exit_code
     except BrokenPipeError:
         code = 141  # as a shell reports SIGPIPE: who read us went away
     except OSError as error:

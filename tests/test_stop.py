@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import platform
 import signal
@@ -113,6 +114,20 @@ def test_the_waits_for_what_other_commands_hold_do_not_add_up(spm: Spm) -> None:
     assert [one["name"] for one in told["errors"]] == ["a", "b", "c"]
     assert all("not done after 0.5 s" in one["message"] for one in told["errors"])
     spm("stop", "a", "b", "c")
+
+
+def test_a_command_with_json_that_got_sigterm_printed_nothing(spm: Spm) -> None:
+    spm("start", "api", nasty("--ignore-term", "--say", "up"))
+    eventually(lambda: spm.log("api"), what="the service")
+    words = ("stop", "api", "--timeout", "20s")
+    stop, plain = spm.popen(*words, "--json"), spm.popen(*words)
+    eventually(lambda: spm.service("api")["status"] == "stopping", what="the stop")
+    stop.terminate()
+    plain.terminate()
+    error = json.loads(stop.communicate(timeout=20)[0])["error"]
+    assert (error["kind"], error["signal"], stop.returncode) == ("interrupted", "SIGTERM", 143)
+    assert plain.communicate(timeout=20) == ("", "") and plain.returncode == -signal.SIGTERM
+    spm("stop", "api", "--force")
 
 
 def test_sigkill_comes_after_the_timeout_and_at_once_with_force(spm: Spm) -> None:

@@ -363,14 +363,15 @@ def test_a_wait_that_a_debugger_runs_stays_as_it_is(spm: Spm, port: int) -> None
 
 
 @lean
-def test_an_interrupted_long_wait_says_so(spm: Spm, port: int) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_long_wait_says_so(spm: Spm, port: int, number: int, code: int) -> None:
     for pause_s in (0.0, 0.02, 0.5):  # in the first ones Python itself just begins
         wait = lean_wait(spm, port)[0]
         with contextlib.suppress(subprocess.TimeoutExpired):
             wait.wait(pause_s)
-        wait.send_signal(signal.SIGINT)
+        wait.send_signal(number)
         out, err = wait.communicate(timeout=20)
-        assert (json.loads(out)["error"]["kind"], err, wait.returncode) == ("interrupted", "", 130)
+        assert (json.loads(out)["error"]["kind"], err, wait.returncode) == ("interrupted", "", code)
 
 
 def lean_wait(spm: Spm, port: int) -> tuple[subprocess.Popen[str], Path]:
