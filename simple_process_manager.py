@@ -1116,6 +1116,7 @@ if sys.platform == "win32":
     become_subreaper = _always(False)  # so it does here
     is_open_to_others = _always(False)  # there are no such bits
     is_own_peer = _always(True)  # who has the token is one of us
+    BORN_PER_S = 1  # what Identity.born counts in
     hold_interrupts = _always(None)
     most_connections = _always(400)  # select() knows 512 sockets
     is_mine = _always(True)  # whose environment we may read, with our cookie in it, is ours
@@ -1478,6 +1479,7 @@ else:
     replace_file = os.replace
     read_at = os.pread
     HAS_PROC = os.path.exists("/proc/self/stat")
+    BORN_PER_S = os.sysconf("SC_CLK_TCK") if HAS_PROC else 1  # what Identity.born counts in
 
     @functools.lru_cache(None)
     def _boot() -> str:
@@ -4510,12 +4512,17 @@ class Supervisor:
         if not is_alive(self.record.main):
             self.leave()
             raise NotFound(f"{self.record.name} ended just now", f"start {self.record.name} again")
+        main, me = self.record.main, self.record.supervisor
+        # we have just been started, so that is how long it has lived
+        lived_s = max(me.born - main.born, 0.0) / BORN_PER_S if me and main and main.born else 0.0
+        self.since -= lived_s
         self.log.open(anew=False)
         phase, self.leaves_until = self.record.phase, 0.0
         is_up = phase != "starting" or self.record.spec.type == "simple" or self.record.launcher
         if phase == "ready" and not self.record.spec.readiness:  # it says so but once
             self.said_ready = self.record.reason
         phase = "running" if phase != "starting" else self.first_phase() if is_up else phase
+        self.judge_until = self.judge_until and self.judge_until - lived_s
         self.change("adopted", phase, "its former supervisor was gone")
 
     # -- the one door for changes

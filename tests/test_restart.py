@@ -468,6 +468,41 @@ def test_a_service_that_was_taken_back_is_restarted_too(spm: Spm) -> None:
     spm("stop", "api")
 
 
+def test_a_service_that_was_taken_back_had_lived_only_since_then(spm: Spm) -> None:
+    # after a long good life it still waited as long as after the last of many failures
+    line = "test -e once || { touch once; exit 1; }; exec sleep 100"
+    spm("start", "api", "--shell", line, "--restart", "always", *QUICK, "--backoff-reset", "700ms")
+    eventually(lambda: spm.record("api")["restarts"] == 1 and spm.record("api")["main"])
+    eventually(lambda: spm.service("api")["uptime_s"] > 0.8, what="a life that was long enough")
+    before = spm.record("api")
+    spm.kill_supervisor("api")
+    assert "taken back" in spm("start", "api").stdout
+    assert spm.record("api")["started_at"] == before["started_at"]
+    os.kill(before["main"]["pid"], signal.SIGKILL)
+    new_main(spm, "api", before["main"]["pid"])
+    after = spm.record("api")
+    assert (before["backoffs"], after["backoffs"]) == (1, 1)
+    assert (before["failures"], after["failures"]) == (1, 1)
+    spm("stop", "api")
+
+
+def test_a_start_that_was_taken_back_was_judged_from_then_on(spm: Spm) -> None:
+    starting = spm.popen("start", "api", "sleep 100", "--start-seconds", "1s")
+
+    def has_lived() -> bool:
+        return any((one["uptime_s"] or 0) > 0.6 for one in spm.json("list")["services"])
+
+    eventually(has_lived, what="most of that time")
+    starting.kill()
+    starting.communicate()
+    began = time.monotonic()
+    spm.kill_supervisor("api")
+    spm("start", "api")
+    eventually(lambda: spm.record("api")["phase"] == "running", what="the verdict")
+    assert time.monotonic() - began < 1.0
+    spm("stop", "api")
+
+
 def test_a_supervisor_that_hangs_after_a_restart_can_be_put_aside(spm: Spm) -> None:
     spm("start", "api", "sleep 100", "--restart", "always", *QUICK)
     first = spm.service("api")["pid"]
