@@ -2477,12 +2477,21 @@ def find_home(given: str | None) -> str:
     return os.path.abspath(explicit or os.path.join(project_root(here), ".spm"))
 
 
+def is_same_home(one: str, other: str) -> bool:
+    """Whether both paths, absolute or "", lead to one state directory, be it removed or not."""
+    if one == other or not (os.path.isabs(one) and os.path.isabs(other)):
+        return one == other
+    with contextlib.suppress(OSError):  # a file system may ignore case, or be mounted twice
+        return os.path.samefile(one, other)
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
 def inherited_home(home: str) -> str:
     """What to say where a service's SPM_HOME hides that of the project that we are in, else ""."""
     who = os.environ.get("SPM_SERVICE") if os.environ.get("SPM_INSTANCE") else None
     with contextlib.suppress(SpmError):
         own = os.path.join(project_root(working_directory()), ".spm") if who else home
-        if own != home and os.path.isdir(own):
+        if os.path.isdir(own) and not is_same_home(own, home):
             return f"this is {home}, SPM_HOME of {who} above us: for {own} give --home"
     return ""
 
@@ -3257,7 +3266,7 @@ def records_from_cookies(home: str, known: Iterable[str]) -> dict[str, Record]:
     mine = [pid for pid, look in stats.items() if look.is_mine and look.memory_bytes]
     mine.sort(key=lambda pid: (stats[pid].identity.born, pid))  # the eldest is the main one
     cookies = {pid: cookie_of(pid) for pid in mine}
-    ours = {pid: cookie for pid, cookie in cookies.items() if cookie.home == home}
+    ours = {pid: cookie for pid, cookie in cookies.items() if is_same_home(cookie.home, home)}
     guards = {run_of(c.supervises): pid for pid, c in ours.items() if c.is_supervisor}
     mains: dict[str, int] = {}  # of a supervisor its own child: nobody else can have that
     for pid, cookie in cookies.items():
@@ -7231,8 +7240,9 @@ def unnoted_restart(store: Store, record: Record) -> Record | None:
     elders: dict[str, Identity] = {}  # of each later instance
     for one in sorted(mine, key=lambda one: (one.born, one.pid)):
         cookie = cookie_of(one.pid)
-        is_later = cookie.home == store.home and cookie.instance != record.instance
-        if is_later and run_of(cookie.instance) == run_of(record.instance) != "":
+        is_later = run_of(cookie.instance) == run_of(record.instance) != ""
+        is_later = is_later and cookie.instance != record.instance
+        if is_later and is_same_home(cookie.home, store.home):
             elders.setdefault(cookie.instance, one)
     if not elders:
         return None
@@ -7934,6 +7944,8 @@ def held_port(store: Store, port: int, name: str) -> Held | None:
         # It cleared its environment, and its supervisor is gone.
         if owner and not holder.cookie.home and trusted(observe(store, owner, place())).main:
             holder = holder._replace(cookie=Cookie(owner.instance, owner.name, store.home))
+        if is_same_home(holder.cookie.home, store.home):  # maybe behind a link
+            holder = holder._replace(cookie=holder.cookie._replace(home=store.home))
         inside = bool(holder.cwd) and is_in_project(holder.cwd, store.home)
         kind = classify_holder(holder, name, store.home, inside)
         ranked.append(holder._replace(kind=kind, command=mask_secrets(holder.command)))
@@ -9522,7 +9534,7 @@ class Target:
         if one.address not in LOOPBACK:  # another machine's
             return told
         holder = look_at(port_holder(one.port or 0, one.address))
-        if holder.identity and holder.cookie.home == self.store.home:
+        if holder.identity and is_same_home(holder.cookie.home, self.store.home):
             declared = f"(pid {holder.identity.pid}; declare that with --port {one.port})"
             return f"service {holder.cookie.service} of this home answers there {declared}"
         return f"{told}: {holder} answers"

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,6 +184,25 @@ def test_a_home_behind_a_link_is_used(spm: Spm) -> None:
     spm("start", "api", "sleep 100")
     (spm.base / "link").symlink_to(spm.home)
     spm("stop", "api", "--home", spm.base / "link")
+
+
+def test_a_service_of_the_home_behind_a_link_was_taken_for_another_homes(
+    spm: Spm, port: int
+) -> None:
+    (spm.base / "link").symlink_to(spm.home)
+    script = nasty("--port") + " $LISTEN"  # no port that could be recognised
+    way = ("--env", f"LISTEN={port}", "--home", spm.base / "link")
+    spm("start", "web", *way, "--", "sh", "-c", f"exec {script}")
+    spm("wait-healthy", "web", 10)
+    told = spm("start", "api", nasty(), "--port", port, code=5).stderr
+    assert ", another service of this home" in told and "→ stop web, take " in told
+    assert "service web of this home answers there" in spm("wait-healthy", port, 10).stdout
+    pid = spm.service("web")["pid"]
+    spm.kill_supervisor("web")
+    shutil.rmtree(spm.home)
+    assert spm.service("web")["pid"] == pid, "it is found by its cookie"
+    spm("cleanup")
+    assert not is_running(pid)
 
 
 def test_a_directory_with_other_files_is_no_home(spm: Spm) -> None:
