@@ -9164,8 +9164,16 @@ def follow(store: Store, name: str | None, news: Callable[[], str]) -> Iterator[
 def touch(store: Store, args: argparse.Namespace) -> Result:
     """A heartbeat: renew last_active."""
     seen = find_live(store, args.name)
+    if seen.facts.halted:  # it would answer OK, and have noted nothing
+        raise halted_error(seen.record)
     name, record = seen.record.name, touched(store, seen)
     return Result({"name": name, "last_active": record.last_active}, [f"[OK] {name} touched"])
+
+
+def halted_error(record: Record) -> Failed:
+    """Nothing could be noted: its supervisor stands still."""
+    told, _, how = HALTED.format(record).partition(": ")
+    return Failed(f"{record.name}: {told}", how)
 
 
 def find_live(store: Store, name: str, *also: str) -> Seen:
@@ -9203,10 +9211,8 @@ def notify(store: Store, args: argparse.Namespace) -> Result:
     else:
         after = store.ask_record(name, "notify", **facts)
     if after is None:
-        guard = record.supervisor
-        if guard and condition_of(guard) == "stopped":
-            told = f"{name}'s supervisor (pid {guard.pid}) is stopped (SIGSTOP)"
-            raise Failed(told, f"have it go on: kill -CONT {guard.pid}")
+        if condition_of(record.supervisor) == "stopped":
+            raise halted_error(record)
         raise Failed(f"{name} has no supervisor that could note it", f"start {name} takes it back")
     but = f"; it is {after.phase}, as its process and its checks show"
     line = f"[OK] {name}: {args.state} noted" + but * (args.state not in ("alive", after.phase))

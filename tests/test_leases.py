@@ -498,12 +498,16 @@ def test_two_cleanups_of_a_session_at_once_both_succeed(spm: Spm) -> None:
     assert late.returncode == 0 and not err and out.endswith("; 0 forgotten\n"), err
 
 
-def test_a_notice_to_a_supervisor_that_is_stopped_says_how_it_goes_on(spm: Spm) -> None:
+@pytest.mark.parametrize("words", [("notify", "api", "alive"), ("touch", "api")])
+def test_a_heartbeat_to_a_supervisor_that_is_stopped_says_how_it_goes_on(
+    spm: Spm, words: tuple[str, ...]
+) -> None:
     spm("start", "api", "sleep 100")
     guard = spm.supervisor("api")
     os.kill(guard, signal.SIGSTOP)
     try:
-        assert f"kill -CONT {guard}" in spm("notify", "api", "alive", code=1).stderr
+        told = f"its supervisor is stopped (SIGSTOP)\n  → kill -CONT {guard} has it go on\n"
+        assert spm(*words, code=1).stderr == f"[ERROR] api: {told}"
     finally:
         os.kill(guard, signal.SIGCONT)
     spm("stop", "api")
