@@ -8840,6 +8840,7 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
             # TimedOut: somebody is starting it, so there is nothing to forget.
             with contextlib.suppress(TimedOut):
                 claims.enter_context(store.claim(record.name, HUNG_S, began))
+                empty_logs(store, record) if purge else None
                 gone += [record.name] * is_forgettable(store, record)
         for name in gone:
             # what nobody needs any more; first, so that a full disk has room for the rest
@@ -8865,6 +8866,18 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
                 else:
                     shutil.rmtree(store.path(name), ignore_errors=True)
     return gone
+
+
+def empty_logs(store: Store, record: Record) -> None:
+    """Make room for a supervisor that can't write the end of its service: else it doesn't leave."""
+    now = store.record(record.name)
+    if now is None or now.instance != record.instance or now.phase not in LIVE_PHASES:
+        return  # its end was noted
+    if observe(store, now, place()).verdict.is_live:
+        return
+    for file in ("output.log", "output.log.1"):  # it has the one open: to unlink that frees nothing
+        with contextlib.suppress(OSError):
+            os.close(private(store.path(record.name, file), os.O_RDWR | os.O_TRUNC))
 
 
 def is_forgettable(store: Store, record: Record) -> bool:
