@@ -3304,6 +3304,15 @@ def other_homes(home: str) -> dict[str, list[str]]:
     return {other: sorted(found[other]) for other in sorted(found) if found[other]}
 
 
+def others_bearers(home: str, runs: set[str]) -> list[int]:
+    """Who bears a cookie of these runs, but is another user's by now: root alone sees that."""
+    looks = [] if my_user_id or not runs else all_stats().values()
+    pids = [look.identity.pid for look in looks if not look.is_mine and look.memory_bytes]
+    cookies = {pid: cookie_of(pid) for pid in pids}
+    ours = {pid: one for pid, one in cookies.items() if run_of(one.instance) in runs}
+    return [pid for pid, cookie in ours.items() if is_same_home(cookie.home, home)]
+
+
 def _record_from_process(main: Identity, cookie: Cookie) -> Record:
     argv: tuple[str, ...] = ("?",)
     cwd, started_at = "/", time.time()
@@ -3610,6 +3619,7 @@ LONGEST_COOLDOWN_S = 900.0
 RESTARTED = "machine restarted"
 UNSUPERVISED = "its supervisor is gone, the service lives on: start {0.name} takes it back"
 HALTED = "its supervisor is stopped (SIGSTOP): kill -CONT {0.supervisor.pid} has it go on"
+ALONE = "stopped without its supervisor"  # which has what it adopts end, whoever that became
 UNREACHED = "what its supervisor listened in was removed: start {0.name} takes it back"
 UNHEARD = "its supervisor is gone, and its pipes with it: the next call starts {0.name} anew"
 SPEC_WORDS = {
@@ -8506,7 +8516,17 @@ def stop_all(store: Store, names: Sequence[str], timeout_s: float, force: bool) 
     """Stop side by side: what came of it."""
     reports, errors = stop_each(store, names, timeout_s, force)
     lines = [line for _, line in reports]
+    tell_others(store, filter(None, map(store.record, names)))
     return with_errors(Result({"services": [data for data, _ in reports]}, lines), errors)
+
+
+def tell_others(store: Store, records: Iterable[Record]) -> bool:
+    """Whether what became another user's outlived a stop: that is told, and it is let be."""
+    runs = {run_of(one.instance) for one in records if one.reason == ALONE}
+    pids = others_bearers(store.home, runs - {""})
+    told = "{} is left: it became another user's; if it may go: kill {}"
+    store.notes += [told.format(look_at(pid), pid) for pid in pids]
+    return bool(pids)
 
 
 def stop_each(
@@ -8687,7 +8707,7 @@ def stop_unsupervised(store: Store, seen: Seen, timeout_s: float, force: bool) -
         check_ended(name, ended)
     elif seen.record.phase in ENDED_PHASES:
         return seen.record, None
-    why = "stopped without its supervisor" if ended else seen.verdict.why
+    why = ALONE if ended else seen.verdict.why
     now = store.record(name)
     is_same = now is None or run_of(now.instance) == run_of(record.instance)  # else it began anew
     last = seen.record.exit or (now and is_same and now.exit) or Exit(time.time())
@@ -8771,7 +8791,7 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
         more, others = stop_each(store, list(strays), STOP_TIMEOUT_S, force=False)
         reports, errors = reports + more, errors + others
         left = records_from_cookies(store.home, [])
-    failed = undone(store, errors)
+    failed, lasts = undone(store, errors), tell_others(store, store.records().values())
     if left and not failed:
         failed = [Failed(f"still running: {', '.join(sorted(left))}", "run cleanup again")]
     kept = {*left, *map(named_by, failed)}
@@ -8782,7 +8802,7 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
     store.sweep()
     told = news_of(reports)
     count = sum(not one["already_stopped"] for one, _ in reports)
-    summary = f"[OK] {counted(count, 'service')} stopped, nothing of {where} runs"
+    summary = f"[OK] {counted(count, 'service')} stopped, nothing {'else ' * lasts}of {where} runs"
     summary += f"; {counted(len(gone), 'service')} forgotten" if gone else ""
     summary += f"; {counted(len(purged), 'log')} removed" if purged else ""
     summary += ", logs kept (--purge)" if stay and not args.purge else ""
@@ -8910,6 +8930,7 @@ def list_services(store: Store, args: argparse.Namespace) -> Result:
         hint = f'[INFO] no services in {shown_path(store.home)}; start one: start NAME "COMMAND"'
         others, told = elsewhere(store)
         return Result({"home": store.home, "services": [], **others}, [hint, *told])
+    tell_others(store, [one.record for one in seen])
     services = [service_data(one) for one in seen]
     open_ones = [one for one in seen if one.verdict.is_live or one.verdict.status == "lost"]
     news = [(one, one.verdict.why) for one in open_ones]

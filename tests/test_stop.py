@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -378,3 +379,25 @@ def test_a_graceful_end_that_runs_short_commands_is_left_its_time(spm: Spm) -> N
     spm("wait-healthy", "web", "10")
     assert "exit code 0" in spm("stop", "web", "--timeout", "20").stdout
     assert spm("logs", "web").stdout.endswith("in peace\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can")
+def test_what_became_another_user_and_outlives_a_stop_is_named(spm: Spm) -> None:
+    # of a daemon that left its tree, when there is no supervisor that has adopted it
+    leave = "if not os.fork():\n os.setsid()\n if os.fork(): os._exit(0)\n"
+    other = " print('pid', os.getpid(), flush=True); os.chdir('/'); os.setuid(65534)\n"
+    program = f"import os, time\n{leave}{other} os.execv('/bin/sleep', ['sleep', '99'])\n"
+    spm("start", "web", "--", sys.executable, "-c", f"{program}time.sleep(99)")
+    pid = int(eventually(lambda: re.findall(r"pid (\d+)\n", spm.log("web")))[0])
+    eventually(lambda: psutil.Process(pid).name() == "sleep")
+    try:
+        spm.kill_supervisor("web")
+        told = f"[WARN] pid {pid} (sleep, user nobody, in /, service web of {spm.home}) is left: "
+        told += f"it became another user's; if it may go: kill {pid}\n"
+        assert spm("stop", "web").stderr == told
+        assert spm("list").stderr == told
+        done = spm("cleanup")
+        assert done.stderr == told and ", nothing else of " in done.stdout
+    finally:
+        end([psutil.Process(pid)])
+    eventually(lambda: not is_running(pid))
