@@ -4109,6 +4109,7 @@ def sparkline(points: Sequence[tuple[float, float]]) -> str:
 SOON_S = 0.03
 BUSY_S = 1.0  # how long a supervisor waits for who writes state.json before it goes on
 TICK_S = 1.0  # where nobody tells of an adopted process's end
+ROOM = 7  # descriptors: the loop's four, and what is just looked at or written
 AGAIN_S = 0.2  # until state.json, which could not be written, may be: nobody else knows so long
 REQUEST_BYTES = 16 << 20  # a record with as long a command as the system takes
 STOP_TIMEOUT_S = 10.0
@@ -4477,6 +4478,16 @@ class Supervisor:
 
     # -- how it begins
 
+    def check_room(self) -> None:
+        """OSError if fewer files may be open than the loop will need: better now than in it."""
+        spec, tried = self.record.spec, list[int]()
+        is_busy = spec.ready or spec.health or spec.alerts  # those have files of their own
+        try:
+            tried.extend(os.dup(self.lock) for _ in range(ROOM + 4 * bool(is_busy)))
+        finally:
+            for descriptor in tried:
+                os.close(descriptor)
+
     def spawn(self, env: dict[str, str]) -> None:
         """Execute the command; StartFailed, with the record saying so, if that can't be done."""
         record, spec, self.said_ready = self.record, self.record.spec, None
@@ -4492,6 +4503,8 @@ class Supervisor:
         values, output = {**values, **env, **cookie}, -1 if spec.terminal else self.log.descriptor
         self.before, id_ = matching(spec.match, record) if spec.match else (), record.instance
         try:
+            if self.env is None:
+                self.check_room()
             self.child = launch_service(spec.words, spec.cwd, values, output, id_, pipes)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
@@ -4536,6 +4549,8 @@ class Supervisor:
         lived_s = max(me.born - main.born, 0.0) / BORN_PER_S if me and main and main.born else 0.0
         self.since -= lived_s
         self.log.open(anew=False)
+        with state_errors(self.log.path):
+            self.check_room()
         phase, self.leaves_until = self.record.phase, 0.0
         is_up = phase != "starting" or self.record.spec.type == "simple" or self.record.launcher
         if phase == "ready" and not self.record.spec.readiness:  # it says so but once
@@ -7096,6 +7111,7 @@ START_ADVICE = {
     "EACCES": "it has to be a file that is executable (chmod +x); or name its interpreter",
     "ENOEXEC": "it is no program: give it a first line such as #!/bin/sh, or name its interpreter",
     "EAGAIN": "raise the limit of processes (ulimit -u), or end some; then start it again",
+    "EMFILE": "raise the limit of open files (ulimit -n): its supervisor needs some; then start it",
 }
 
 

@@ -349,15 +349,31 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]),) * 2)
 os.execv(sys.argv[2], sys.argv[2:])"""
 
 
-def test_without_a_free_descriptor_no_service_is_taken_for_dead(spm: Spm) -> None:
-    def limited(files: int, *words: str) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, "-S", "-c", LIMITED, str(files), *spm.argv(*words)]
-        return subprocess.run(argv, capture_output=True, text=True, env=spm.env, timeout=30)
+def limited(spm: Spm, files: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command that may have so many files open."""
+    argv = [sys.executable, "-S", "-c", LIMITED, str(files), *spm.argv(*words)]
+    return subprocess.run(argv, capture_output=True, text=True, env=spm.env, timeout=30)
 
-    assert limited(12, "start", "api", "sleep 100").returncode == 0
+
+@pytest.mark.parametrize("files", [8, 11])
+def test_with_few_descriptors_a_start_succeeded_and_its_supervisor_died_at_once(
+    spm: Spm, files: int
+) -> None:
+    done = limited(spm, files, "start", "api", "sleep 100")
+    assert done.returncode == 4 and not spm.bearers()
+    assert "[ERROR] api could not be started: Too many open files (sleep 100)\n" in done.stderr
+    assert "  → raise the limit of open files (ulimit -n)" in done.stderr
+    spm("start", "api", "sleep 100")
+    spm.kill_supervisor("api")
+    assert limited(spm, files, "start", "api").returncode == 9, "nor is it taken back"
+    spm("stop", "api")
+
+
+def test_without_a_free_descriptor_no_service_is_taken_for_dead(spm: Spm) -> None:
+    assert limited(spm, 12, "start", "api", "sleep 100").returncode == 0
     pid = spm.service("api")["pid"]
     for files in (5, 6, 7):  # with fewer Python itself doesn't start
-        done = limited(files, "list")
+        done = limited(spm, files, "list")
         assert "Traceback" not in done.stderr
         assert "running" in done.stdout or "Too many open files" in done.stderr, done
     assert (spm.service("api")["pid"], spm.record("api")["phase"]) == (pid, "running")
