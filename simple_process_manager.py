@@ -9584,6 +9584,7 @@ class Target:
         data = {"name": self.name, "port": one.port, "address": one.address or None, "pid": pid}
         return {**data, "waited_s": round(self.after_s or 0.0, 3), "seen": seen}
 
+    @functools.cached_property
     def answerer(self) -> str:
         """Who answers at a port that no service here claims, as far as it can be seen."""
         one, told = self.answer, "no service here claims this port"
@@ -9598,7 +9599,7 @@ class Target:
     def line(self) -> str:
         """Its line when it is healthy."""
         pid, one = self.facts()["pid"], self.answer
-        by = f" (pid {pid})" if self.record else f"; {self.answerer()}"
+        by = f" (pid {pid})" if self.record else f"; {self.answerer}"
         after = f"after {format_duration(self.after_s or 0.0)}{by}"
         if [check.kind for check in self.checks.checks] == ["tcp"] and one.port:
             return f"[OK] {self.label} answers on {joined_host(one.address, one.port)} {after}"
@@ -9615,7 +9616,7 @@ class Target:
         advice = f"start {ended[0]}, whose port it is" if ended else advice
         for status in {one.status for one in sights if not one.is_ok} - {0}:
             message = f"{self.label} didn't answer as expected in {waited} ({self.seen})"
-            advice = f"status {status} is an answer: are path and --expect right? {self.answerer()}"
+            advice = f"status {status} is an answer: are path and --expect right? {self.answerer}"
         return TimedOut(message, advice, name=self.name, port=self.answer.port)
 
     def too_late(self, timeout_s: float) -> SpmError:
@@ -9690,6 +9691,9 @@ def wait_for(
         target.tell()
     rows, waited_s = [one.facts() for one in targets], round(time.monotonic() - began, 3)
     data = rows[0] if len(rows) == 1 else {"waited_s": waited_s}
+    others = [one for one in targets if not one.record and one.answer.address in LOOPBACK]
+    told = [f"{one.label}: {one.answerer}" for one in others]  # people read it in the line itself
+    data = {**data, "warnings": told} if told else data
     return Result({**data, "targets": rows}, [target.line() for target in targets])
 
 
@@ -12325,7 +12329,8 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> SpmError | No
     if as_json:
         document: dict[str, object] = {"ok": error is None, **result.data}
         document.update({"error": error_data(error)} if error else {})
-        warnings = [*notes, *(line[7:] for line in result.lines if line.startswith("[WARN] "))]
+        warnings = [*as_list(result.data.get("warnings", [])), *notes]
+        warnings += [line[7:] for line in result.lines if line.startswith("[WARN] ")]
         document.update({"warnings": warnings} if warnings else {})
         write(sys.stdout, document_of(document) + "\n")
         return error

@@ -135,6 +135,8 @@ def test_a_port_that_nobody_here_claims_is_simply_waited_for(spm: Spm, port: int
     with socket.create_server(("127.0.0.1", port)):
         who = f"no service here claims this port: pid {os.getpid()} ("
         assert who in spm("wait-healthy", port, 5).stdout
+        (warning,) = spm.json("wait-healthy", port, 5)["warnings"]
+        assert warning.startswith(f"port {port}: {who}"), "its pid is null, and nothing said why"
     with socket.create_server(("::1", port), family=socket.AF_INET6):
         assert f"[::1]:{port}" in spm("wait-healthy", port, 5).stdout
     assert not spm.home.exists()
