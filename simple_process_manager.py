@@ -4179,11 +4179,8 @@ class Log:
         self.size = os.fstat(self.descriptor).st_size
         self.sample()
 
-    def check(self, now: float, figures: Mapping[str, object] = NOTHING) -> bool:
-        """Rotate the file when it is full, note its size, and say when to look again.
-
-        Whether somebody has emptied it since the last look, as far as that can be seen.
-        """
+    def check(self, now: float, figures: Mapping[str, object] = NOTHING) -> None:
+        """Rotate the file when it is full, note its size, and say when to look again."""
         size = os.fstat(self.descriptor).st_size
         grown = size - self.size
         self.size = size
@@ -4194,7 +4191,6 @@ class Log:
         elapsed_s = (now if grown else max(now, self.due_at)) - self.checked_at
         self.due_at = now + log_check_s(self.size, grown, elapsed_s, self.most)
         self.checked_at = now
-        return grown < 0
 
     def rotate(self) -> None:
         """Copy the youngest bytes to the older file, then empty this one."""
@@ -4974,9 +4970,7 @@ class Supervisor:
                 figures["call_errors"] = self.sampler.call_errors(now, *counts)
             if self.is_leased():
                 self.take_alerts(figures, now)
-        if self.log.check(now, figures) and self.record.log_at > self.log.start:
-            # Nothing of former instances is in it: it counts from its beginning.
-            self.record, self.save_at = self.record._replace(log_at=self.log.start), now
+        self.log.check(now, figures)
 
     def take_alerts(self, figures: Mapping[str, float | None], now: float) -> None:
         """Note which alerts came or went, and do what the rules of those that came ask for."""
