@@ -1118,6 +1118,7 @@ if sys.platform == "win32":
     is_own_peer = _always(True)  # who has the token is one of us
     BORN_PER_S = 1  # what Identity.born counts in
     hold_interrupts = _always(None)
+    hear_children = _always(None)
     most_connections = _always(400)  # select() knows 512 sockets
     is_mine = _always(True)  # whose environment we may read, with our cookie in it, is ours
     listen_sockets: Callable[[], dict[str, Listener] | None] = _always(None)  # psutil knows
@@ -1542,6 +1543,10 @@ else:
         """Keep Ctrl-C and SIGTERM back, or let them come: sigprocmask(2), which exec hands down."""
         how = signal.SIG_BLOCK if holds else signal.SIG_UNBLOCK
         signal.pthread_sigmask(how, [signal.SIGINT, signal.SIGTERM])
+
+    def hear_children() -> None:
+        """Have children leave their exit codes: that the caller ignores SIGCHLD is inherited."""
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def key_within(wait_s: float) -> str:
         """The key that is pressed within some seconds, "" if none is or there is no keyboard."""
@@ -12528,6 +12533,7 @@ def main() -> NoReturn:
         if stream is None:
             os.open(os.devnull, os.O_WRONLY)
     code = 0
+    hear_children()
     try:
         if "_ARGCOMPLETE" in os.environ:
             complete()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pty
 import signal
@@ -9,11 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import SCRIPT, THOROUGH, Spm, eventually, is_running, nasty
 
 START = f"{sys.executable} {SCRIPT} start"
+DEAF: dict[str, Any] = {
+    "preexec_fn": functools.partial(signal.signal, signal.SIGCHLD, signal.SIG_IGN)
+}
 
 
 def shell(spm: Spm, line: str, timeout: float = 10.0) -> str:
@@ -108,6 +113,17 @@ def test_signals_ignored_by_the_caller_are_not_ignored_by_the_service(spm: Spm) 
     mask = next(line.split()[1] for line in ignored.splitlines() if line.startswith("SigIgn"))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         assert not int(mask, 16) & 1 << (number - 1), f"{number} is ignored"
+    spm("stop", "api")
+
+
+def test_a_caller_who_ignores_sigchld_cost_the_exit_code_and_the_restart(spm: Spm) -> None:
+    spm("start", "api", "--restart", "always", "--backoff", "1m", "--shell", "exit 3", **DEAF)
+    eventually(lambda: "backoff: exit code 3" in spm("events", "api").stdout, what="the restart")
+    spm("stop", "api")
+
+
+def test_a_check_by_command_never_ended_for_a_caller_who_ignores_sigchld(spm: Spm) -> None:
+    spm("start", "api", "sleep 100", "--ready", "exec:true", "--wait", "2s", **DEAF)
     spm("stop", "api")
 
 
