@@ -4513,6 +4513,8 @@ class Supervisor:
             self.child = launch_service(spec.words, spec.cwd, values, output, id_, pipes)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
+            if getattr(error, "filename", None) == spec.cwd:  # not the program is missing
+                reason = f"{spec.cwd}: {reason}"
             ended = Exit(time.time(), errno=getattr(error, "errno", None))
             self.record = record._replace(exit=ended)
             if self.env is not None:  # the loop runs: it leaves, or tries again

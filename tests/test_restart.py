@@ -769,3 +769,13 @@ def test_the_advice_of_a_start_that_failed_is_not_refused_by_its_cooldown(spm: S
     assert "then: restart web --force (or" in refused
     free = spm("start", "job", *policy[:2], "--", *soon, code=4).stderr.strip()
     assert "then: restart job (or" in free
+
+
+def test_a_directory_that_vanished_was_told_as_if_the_program_were_missing(spm: Spm) -> None:
+    there = spm.base / "there"
+    there.mkdir()
+    words = ("--restart", "always", *QUICK, "--cwd", there, "--shell", f"rm -r {there}; exit 1")
+    spm("start", "api", *words)
+    told = f"it could not be executed: {there}: No such file or directory"
+    eventually(lambda: told in spm("events", "api").stdout, what="the second instance")
+    spm("stop", "api")
