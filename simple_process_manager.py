@@ -4187,6 +4187,8 @@ class Log:
     def check(self, now: float, figures: Mapping[str, object] = NOTHING) -> None:
         """Rotate the file when it is full, note its size, and say when to look again."""
         size = os.fstat(self.descriptor).st_size
+        if size < self.size:  # somebody emptied it: what was in it counts, readers go on behind it
+            self.start, self.size = self.start + self.size, 0
         grown = size - self.size
         self.size = size
         if size >= self.most:
@@ -4831,7 +4833,8 @@ class Supervisor:
         self.sampler.at, self.sampler.cpu_s = 0.0, 0.0  # other processes begin at nothing
         self.oom_kills = (oom_kills(),) * 2
         instance = f"{run_of(former.instance)}.{os.urandom(8).hex()}"
-        log_at, count = self.log.start + os.fstat(self.log.descriptor).st_size, former.restarts + 1
+        self.log.check(time.monotonic())
+        log_at, count = self.log.start + self.log.size, former.restarts + 1
         former = former._replace(main=None, launcher=None, exit=None, instance=instance)
         if former.spec.type == "external":
             self.search_until = time.monotonic() + LAUNCHER_S

@@ -213,6 +213,25 @@ def test_a_directory_with_other_files_is_no_home(spm: Spm) -> None:
     assert os.listdir(spm.base / "photos") == ["a.jpg"]
 
 
+def test_after_somebody_emptied_the_log_its_follower_saw_nothing_for_long(spm: Spm) -> None:
+    line = "seq 1000; until [ -e go ]; do sleep 0.01; done; echo after; exec sleep 100"
+    spm("start", "api", "--sample-interval", "50ms", "--", "sh", "-c", line)
+    eventually(lambda: "1000" in spm.log("api"), what="the output")
+    shown = spm.cwd / "shown"
+    with shown.open("w") as out:
+        follower = spm.popen("logs", "api", "-f", stdout=out)
+    eventually(lambda: "1000" in shown.read_text(), what="the follower")
+    samples = str(spm.home / "services" / "api" / "metrics.jsonl")
+    eventually(lambda: program.last_sample(samples).size > 3000, what="a look at its size")
+    os.truncate(spm.home / "services" / "api" / "output.log", 0)
+    eventually(lambda: program.last_sample(samples).size == 0, what="another one")
+    (spm.cwd / "go").touch()
+    eventually(lambda: shown.read_text().endswith("1000\nafter\n"), what="what came after it")
+    assert spm("logs", "api", "--since", "1m").stdout == "after\n"
+    spm("stop", "api")
+    follower.communicate(timeout=10)
+
+
 def test_following_a_log_shows_no_line_twice(spm: Spm) -> None:
     script = "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo line $i; done; exec sleep 0.5"
     spm("start", "api", "--", "sh", "-c", script)
