@@ -127,6 +127,11 @@ def test_a_check_by_command_never_ended_for_a_caller_who_ignores_sigchld(spm: Sp
     spm("stop", "api")
 
 
+def test_failed_tests_had_passed_for_a_caller_who_ignores_sigchld(spm: Spm) -> None:
+    words = ("run", "api", "sleep 100", "--ready", "exec:true", "--", "sh", "-c", "exit 3")
+    assert "exit code 3" in spm(*words, code=3, **DEAF).stderr
+
+
 def test_a_reader_that_goes_away_is_no_traceback(spm: Spm) -> None:
     spm("start", "api", nasty("--spam", 1))
     eventually(lambda: "spam is over" in spm.log("api"), what="the output")
