@@ -427,6 +427,23 @@ def test_after_somebody_emptied_the_log_a_failure_was_explained_by_nothing(spm: 
     assert page["exits"][0]["cause"] == page["cause"]["kind"] == "missing_module"
 
 
+def test_after_the_emptied_log_outgrew_what_it_had_only_a_part_of_it_explained(spm: Spm) -> None:
+    words = "test -e flag || { touch flag; seq 20; exit 1; }; cat fifo; echo No module named x"
+    os.mkfifo(spm.cwd / "fifo")
+    once = ("--restart", "on-failure", "--max-restarts", 1, "--backoff", "1ms", "--cooldown", "0")
+    command = f"{words}; printf '%080d' 0; exit 3"
+    spm("start", "api", "--sample-interval", "50ms", *once, "--shell", command)
+    eventually(lambda: spm.service("api")["restarts"] == 1, what="its second instance")
+    samples = spm.home / "services/api/metrics.jsonl"
+    eventually(lambda: samples.read_text().count('"size": 51') > 1, what="a look at its log")
+    os.truncate(spm.json("status", "api")["log"], 0)
+    eventually(lambda: '"start": 51' in samples.read_text(), what="its supervisor to see that")
+    (spm.cwd / "fifo").write_text("")
+    eventually(lambda: spm.service("api")["status"] == "failed", what="its second end")
+    page = spm.json("explain", "api")
+    assert page["exits"][0]["cause"] == page["cause"]["kind"] == "missing_module"
+
+
 def test_a_core_dump_is_known(spm: Spm) -> None:
     with open("/proc/sys/kernel/core_pattern", encoding="utf-8") as file:
         if file.read(1) in "|/":
