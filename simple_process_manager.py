@@ -4752,6 +4752,7 @@ class Supervisor:
         if self.prober:
             self.prober.halt.set()
         self.hears_main = False
+        self.mains |= {self.record.main, None}
         oom = ended.signal == "SIGKILL" and oom_kills() > self.oom_kills[0]
         lived_s = round(max(ended.at - self.record.started_at, 0.0), 3)
         ended = ended._replace(oom=oom, lived_s=lived_s)
@@ -4831,7 +4832,6 @@ class Supervisor:
         former = self.record
         if steady_s() < due_at:
             return
-        self.mains |= {former.main, None}
         self.failures, self.leaves_until = 0, time.monotonic() + HOME_S
         self.sampler.at, self.sampler.cpu_s = 0.0, 0.0  # other processes begin at nothing
         self.oom_kills = (oom_kills(),) * 2

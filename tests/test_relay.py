@@ -342,6 +342,19 @@ def test_a_server_that_dies_on_the_probe_is_started_again_and_that_is_remembered
     spm("stop", "s")
 
 
+def test_a_stop_that_had_seen_the_process_before_the_probe_was_refused_as_forged(spm: Spm) -> None:
+    begin(spm, "--die-on-probe")
+    spm("call", "s", "echo", MESSAGE)
+    store = program.Store(str(spm.home))
+    journal = store.path("s", "events.jsonl")
+    events = map(json.loads, Path(journal).read_text("utf-8").splitlines())
+    first, *_, last = (event["record"]["main"] for event in events)
+    assert first != last
+    asked = {"op": "stop", "main": first, "spare": [], "timeout_s": 5, "force": False}
+    with store.send("s", asked) as supervisor:
+        assert program.receive(supervisor, 5)["ok"] and program.receive(supervisor, 5)["ended"]
+
+
 def test_a_server_that_dies_on_the_probe_and_is_gone_then_has_failed(spm: Spm) -> None:
     # its supervisor left twice, and died of that
     tool = spm.cwd / "tool"
