@@ -4183,17 +4183,29 @@ class Log:
             # O_APPEND: after a truncation the service goes on at the new end, not its old offset
             self.descriptor = private(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         _, start, size = last_sample(self.samples)
-        self.start = start + size if anew else start
-        self.size = os.fstat(self.descriptor).st_size
+        self.start, self.size = (start + size, 0) if anew else (start, size)
+        self.grow()
         self.sample()
 
-    def check(self, now: float, figures: Mapping[str, object] = NOTHING) -> None:
-        """Rotate the file when it is full, note its size, and say when to look again."""
+    def reopen(self) -> None:
+        """Go on in a new file where somebody removed this one: nobody could read what came next."""
+        former = self.descriptor
+        if not os.path.lexists(self.path):
+            with contextlib.suppress(SpmError):  # its directory is gone, too
+                self.open(anew=False)
+                os.close(former)
+
+    def grow(self) -> int:
+        """Note its size; by how much it has grown."""
         size = os.fstat(self.descriptor).st_size
         if size < self.size:  # somebody emptied it: what was in it counts, readers go on behind it
             self.start, self.size = self.start + self.size, 0
-        grown = size - self.size
-        self.size = size
+        grown, self.size = size - self.size, size
+        return grown
+
+    def check(self, now: float, figures: Mapping[str, object] = NOTHING) -> None:
+        """Rotate the file when it is full, note its size, and say when to look again."""
+        grown, size = self.grow(), self.size
         if size >= self.most:
             self.rotate()
         if figures or (grown and size < self.most):
@@ -4837,6 +4849,7 @@ class Supervisor:
         self.oom_kills = (oom_kills(),) * 2
         instance = f"{run_of(former.instance)}.{os.urandom(8).hex()}"
         self.log.check(time.monotonic())
+        self.log.reopen()
         log_at, count = self.log.start + self.log.size, former.restarts + 1
         former = former._replace(main=None, launcher=None, exit=None, instance=instance)
         if former.spec.type == "external":

@@ -232,6 +232,17 @@ def test_after_somebody_emptied_the_log_its_follower_saw_nothing_for_long(spm: S
     follower.communicate(timeout=10)
 
 
+def test_after_somebody_removed_the_log_later_instances_wrote_to_nobody(spm: Spm) -> None:
+    line = "echo up; until [ -e go ]; do sleep 0.01; done; rm go; exit 1"
+    spm("start", "api", "--restart", "always", "--backoff", "1ms", "--shell", line)
+    eventually(lambda: "up" in spm.log("api"), what="the output")
+    (spm.home / "services" / "api" / "output.log").unlink()
+    (spm.cwd / "go").touch()
+    eventually(lambda: spm("logs", "api").stdout == "up\n", what="its second instance's")
+    assert spm("logs", "api", "--since", "1m").stdout == "up\n"
+    spm("stop", "api")
+
+
 def test_following_a_log_shows_no_line_twice(spm: Spm) -> None:
     script = "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo line $i; done; exec sleep 0.5"
     spm("start", "api", "--", "sh", "-c", script)
