@@ -2765,6 +2765,12 @@ class Store:
         """A path in the directory of a service."""
         return os.path.join(self.home, "services", name.lower(), *parts)
 
+    def directories(self) -> list[str]:
+        """The names of what is in services/."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.listdir(self.path(""))
+        return []
+
     # -- state.json
 
     def record(self, name: str) -> Record | None:
@@ -2892,8 +2898,7 @@ class Store:
         names: list[str] = []
         if not (self.has_looked or self.supervises):
             self.has_looked = True
-            with contextlib.suppress(FileNotFoundError):
-                names = [one for one in os.listdir(self.path("")) if one not in known]
+            names = [one for one in self.directories() if one not in known]
         # a socket that nobody listens on any more: of a supervisor that was killed
         left = [name for name in names if os.path.lexists(self.path(name, CONTROL_SOCKET))]
         names = [name for name in names if name in left or self.is_supervised(name)]
@@ -2954,9 +2959,7 @@ class Store:
 
     def _rebuild(self) -> dict[str, Record]:
         """What the supervisors, the journals and the cookies of living processes know."""
-        names: list[str] = []
-        with contextlib.suppress(FileNotFoundError):
-            names = [name for name in os.listdir(self.path("")) if re.fullmatch(NAME, name)]
+        names = [name for name in self.directories() if re.fullmatch(NAME, name)]
         # Who has no socket yet may be waiting for the lock that we hold; a supervisor would wait
         # for itself.
         heard = [name for name in names if os.path.lexists(self.path(name, CONTROL_SOCKET))]
@@ -3079,10 +3082,11 @@ class Store:
     def events(self, name: str | None, changed_after: float = 0.0) -> list[Event]:
         """What happened to a service, or (None) to all, oldest first, by journals that changed."""
         found = []
-        with contextlib.suppress(FileNotFoundError):
-            for key in [name.lower()] if name else os.listdir(self.path("")):
-                path = self.path(key, "events.jsonl")
-                is_new = os.path.exists(path) and os.stat(path).st_mtime >= changed_after
+        for key in [name.lower()] if name else self.directories():
+            path = self.path(key, "events.jsonl")
+            # none, or it is just cleaned up, or that is no directory
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                is_new = os.stat(path).st_mtime >= changed_after
                 for line in json_lines(path) if is_new else ():
                     with contextlib.suppress(RecordError):
                         named = {"name": spelled(key, line.get("record"))}
@@ -8854,7 +8858,7 @@ def cleanup(store: Store, args: argparse.Namespace) -> Result:
 
 def logged(store: Store) -> set[str]:
     """The names, known or forgotten, that have a log."""
-    names = os.listdir(store.path("")) if os.path.isdir(store.path("")) else []
+    names = store.directories()
     return {name for name in names if os.path.exists(store.path(name, "output.log"))}
 
 
@@ -8913,8 +8917,8 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
             store.write_event("forgotten", name, None)
             reached("forgotten")
         store.save(dict.fromkeys(gone)) if gone else None
-    if purge and os.path.isdir(store.path("")):
-        names = set(os.listdir(store.path(""))) - set(store.records())
+    if purge:
+        names = set(store.directories()) - set(store.records())
         found = {one: os.listdir(path) for one in names if os.path.isdir(path := store.path(one))}
         # a lock alone: of a start that was refused
         ours = [name for name in found if "events.jsonl" in found[name] or found[name] == ["lock"]]
