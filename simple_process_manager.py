@@ -10279,9 +10279,20 @@ def connect(store: Store, args: argparse.Namespace) -> Result:
     connection.settimeout(None)
     is_over = threading.Event()
 
+    def next_piece() -> bytes:
+        try:
+            return os.read(sys.stdin.fileno(), 1 << 16)
+        except BlockingIOError:  # made so by somebody who shares it
+            with selectors.DefaultSelector() as events:
+                events.register(sys.stdin, 1)  # EVENT_READ
+                events.select()
+            return next_piece()
+        except OSError:  # EIO: its terminal was closed, which is an end, too
+            return b""
+
     def carry() -> None:
         with contextlib.suppress(OSError):  # the service is gone: the other direction tells
-            while chunk := os.read(sys.stdin.fileno(), 1 << 16):
+            while chunk := next_piece():
                 connection.sendall(chunk)
             is_over.set()
             connection.sendall(b'\n{"jsonrpc": "2.0", "method": "%s"}\n' % END.encode())

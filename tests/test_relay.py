@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import Spm, eventually, is_running
 from hypothesis import given, settings
@@ -604,6 +605,34 @@ def test_what_was_asked_before_stdin_ended_is_still_answered(spm: Spm) -> None:
     asked.write_text(json.dumps(tool(1, "slow", seconds=0.3)))  # without an end of line, too
     with open(asked, encoding="utf-8") as file:
         assert said(json.loads(spm("connect", "s", stdin=file).stdout)) == "slow"
+    spm("stop", "s")
+
+
+def test_connect_stayed_for_ever_when_the_terminal_that_it_read_from_was_closed(spm: Spm) -> None:
+    begin(spm)
+    ours, theirs = os.openpty()
+    client = spm.popen("connect", "s", stdin=theirs, start_new_session=True)
+    os.close(theirs)
+    eventually(lambda: relay(spm)["callers"] == 1, what="its arrival")
+    os.close(ours)
+    out, err = client.communicate(timeout=4)
+    assert (client.returncode, out, err) == (0, "", "")
+    spm("stop", "s")
+
+
+def test_connect_was_deaf_where_its_stdin_did_not_block(spm: Spm) -> None:
+    begin(spm)
+    theirs, ours = os.pipe()
+    os.set_blocking(theirs, False)
+    client = spm.popen("connect", "s", stdin=theirs)
+    os.close(theirs)
+    eventually(lambda: relay(spm)["callers"] == 1, what="its arrival")
+    # it has looked at its stdin once, in vain
+    eventually(lambda: psutil.Process(client.pid).num_threads() == 2, what="its second thread")
+    with open(ours, "w", encoding="utf-8") as file:
+        file.write(json.dumps(tool(1, "slow", seconds=0)))
+    out, err = client.communicate(timeout=4)
+    assert said(json.loads(out)) == "slow", err
     spm("stop", "s")
 
 
