@@ -5923,9 +5923,9 @@ class Relay:
             self.on_greeting(one.method, message)
             return
         self.supervisor.active()
-        self.errors += "error" in message or result.get("isError") is True
-        code = as_object(message.get("error")).get("code")
-        self.faults += "error" in message and code not in CALLERS_FAULTS
+        error = message.get("error")  # null, as in JSON-RPC 1.0, is none
+        self.errors += error is not None or result.get("isError") is True
+        self.faults += error is not None and as_object(error).get("code") not in CALLERS_FAULTS
         meta = as_object(result.get("_meta"))
         if SUBSCRIPTION in meta:
             message = {**message, "result": {**result, "_meta": {**meta, SUBSCRIPTION: one.id}}}
@@ -10151,9 +10151,10 @@ def exchange(
         if attempt >= args.retries or cause not in REPEATED or not repeat:
             break
         time.sleep(max(min(RETRY_S * 2.0**attempt, patience.until - time.monotonic()), 0.0))
-    if "error" in answer and (cause or not getattr(args, "raw", False)):
+    if answer.get("error") is not None and (cause or not getattr(args, "raw", False)):
         code = error.get("code")
-        text = str(error.get("message")) if cause else f"{name}: {error.get('message')} ({code})"
+        told = f"{error.get('message')} ({code})" if error else json.dumps(answer["error"])
+        text = str(error.get("message")) if cause else f"{name}: {told}"
         cause = cause or CAUSES.get(code if isinstance(code, int) else 0, "protocol")
         advice = ADVICE.get(cause, "see: tools {}").format(name)
         facts = {"cause": cause, "code": code, "retryable": repeat}

@@ -122,6 +122,11 @@ def run_tool(id_: object, params: dict[str, Any]) -> None:
         PARTING.append(id_)
     elif name == "broken":
         reply(id_, error={"code": -32603, "message": "Internal error"})
+    elif name == "old":
+        done = [{"type": "text", "text": "done"}]
+        reply(id_, result={"content": done}, error=None)
+    elif name == "terse":
+        reply(id_, error="out of paper")
     elif name == "pid":
         text(id_, str(os.getpid()))
     else:

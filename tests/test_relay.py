@@ -153,6 +153,20 @@ def test_with_a_closed_stdin_connect_hung_and_call_ended_in_a_traceback(spm: Spm
     spm("stop", "s")
 
 
+def test_a_result_beside_an_error_that_is_null_was_a_failure_called_none(spm: Spm) -> None:
+    begin(spm)
+    assert spm("call", "s", "old").stdout == "done\n"
+    assert relay(spm)["errors"] == 0
+    spm("stop", "s")
+
+
+def test_an_error_that_is_a_mere_text_was_told_as_none(spm: Spm) -> None:
+    begin(spm)
+    failed = spm.json("call", "s", "terse", code=1)["error"]
+    assert (failed["message"], failed["cause"]) == ('s: "out of paper"', "protocol")
+    spm("stop", "s")
+
+
 def test_errors_of_a_call_are_told_apart(spm: Spm) -> None:
     begin(spm)
     unknown = spm.json("call", "s", "nope", code=1)["error"]
