@@ -351,8 +351,9 @@ parse_codes = checked(
 
 
 def parse_pause(text: str) -> float:
-    """Seconds of a duration, or 0: none."""
-    return 0.0 if text.strip() == "0" else parse_duration(text)
+    """Seconds of a duration, or 0 in whatever unit: none."""
+    match = re.fullmatch(DURATION, text.strip())
+    return 0.0 if match and not float(match[1]) else parse_duration(text)
 
 
 def is_pattern(value: object) -> bool:
@@ -6285,6 +6286,7 @@ AGENT_SHAPES: dict[str, object] = {  # keys of agents' files, most of which mean
     "args": TEXTS,
     **dict.fromkeys(("type", "transport", "url", "httpUrl", "envFile", "description"), TEXT),
     **dict.fromkeys(("headers", "timeout", "autoApprove", "alwaysAllow", "disabledTools"), NOTHING),
+    "tools": NOTHING,
 }
 AGENT_KEYS = (*AGENT_SHAPES, "command", "env", "cwd", "disabled", "keep_alive")
 
@@ -6688,7 +6690,8 @@ class Reading:
     def add_server(self, name: str, keys: dict[str, object], file: str, where: str) -> None:
         """A stdio server as a service; one that is reached by a URL is nobody's to start."""
         kind = keys.get("transport", keys.get("type", "stdio"))
-        if kind != "stdio" or "url" in keys or "httpUrl" in keys:
+        is_here = kind in ("stdio", "local")  # as Copilot calls it, too
+        if not is_here or "url" in keys or "httpUrl" in keys:
             self.notes.append(f"[INFO] {shown_path(file)}: {where} is a remote server: skipped")
             return
         if "command" not in keys:
@@ -6733,7 +6736,8 @@ class Reading:
             full = {**full, **idle, **stronger, "keep_alive": alive.get("enabled", True)}
         env = {**as_object(more.get("env")), **as_object(keys.get("env"))}
         full.update({"env": env} if env else {})
-        if self.alerts and text_of(full.get("sample_interval")) != "0":
+        interval = text_of(full.get("sample_interval", "5s"))
+        if self.alerts and re.search(r"[1-9$]", interval):  # with 0 there is nothing to judge
             full["alert"] = [*as_list(full.get("alert", [])), *self.alerts]
         self.sources.append(Source(name, full, file, path, self.defaults, self.path))
         known = self.names.setdefault(name.lower(), self.sources[-1])
@@ -6852,6 +6856,8 @@ class Reading:
             self.variables[files] = {**os.environ, "workspaceFolder": self.base}
             for file in files:  # its own name may only be made of what the caller has
                 path = os.path.join(self.base, str(self.expanded(source, file, "env_file")))
+                if source.keys.get("disabled") is True and not os.path.lexists(path):
+                    continue  # nor need its variables be set
                 values = self.load(path, lambda t: parse_env_text(t, ""), source.place("env_file"))
                 self.variables[files].update(values if isinstance(values, dict) else {})
         return self.variables[files]

@@ -537,3 +537,27 @@ def test_a_fifo_among_the_env_files_kept_a_validation_waiting(spm: Spm) -> None:
 def test_what_does_not_go_together_is_told_in_keys_that_there_are() -> None:
     told = problems_of(service(keep_alive=False))["services.a"]
     assert told.startswith("keep_alive: false goes with type stdio only")
+
+
+def test_a_disabled_service_without_its_env_file_forbade_all_the_others() -> None:
+    for command in ("sleep 1", "sleep ${SPM_NAP}", "sleep ${SPM_NAP:-1}"):
+        document = service(command=command, env_file="no.env", disabled=True)
+        assert problems_of(document) == {}, command
+        assert "services.a.env_file" in problems_of(service(command="x ${P}", env_file="no.env"))
+
+
+def test_a_local_server_of_copilot_was_skipped_as_a_remote_one(tmp_path: Path) -> None:
+    server = {"type": "local", "command": "uvx", "args": ["time"], "tools": ["*"]}
+    (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": {"time": server}}))
+    config = spm_module.read_config(str(tmp_path / "spm.json"), [str(tmp_path / "mcp.json")])
+    assert config.services["time"].spec.argv == ("uvx", "time") and not config.notes
+    assert problems_of({"mcpServers": {"time": server}}) == {}
+
+
+@pytest.mark.parametrize("nothing", [0, 0.0, "0", "0s", "0.0ms", " 0m "])
+def test_zero_seconds_were_no_duration_where_0_was_one(nothing: object) -> None:
+    document = {**service(sample_interval=nothing, cooldown=nothing), "alerts": ["cpu>90"]}
+    spec = spm_module.config_of(document, "/p/spm.json").services["a"].spec
+    assert (spec.sample_s, spec.call_cooldown_s, spec.alerts) == (0, 0, ())
+    sampled = {**service(sample_interval="0.5s"), "alerts": ["cpu>90"]}
+    assert spm_module.config_of(sampled, "/p/spm.json").services["a"].spec.alerts == ("cpu>90",)
