@@ -3419,7 +3419,9 @@ def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[b
         status = int(match[1])
         is_path = location[:1] == "/" and location[1:2] != "/"
         onward = url._replace(text=location) if is_path else parse_url(location)
-        if not 300 <= status < 400 or not onward or onward._replace(text=url.text) != url:
+        is_meant = (str(status), "") in re.findall(EXPECTED, spec.expect)  # 302, not 200-399
+        is_redirect = 300 <= status < 400 and not is_meant
+        if not is_redirect or not onward or onward._replace(text=url.text) != url:
             away = f", which leads to {location[:200]}" if location else ""
             is_good = is_expected(status, spec.expect)
             wanted = "" if is_good else f", expected {spec.expect}"

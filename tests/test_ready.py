@@ -382,6 +382,17 @@ def test_a_status_that_fails_and_then_is_good(spm: Spm, port: int) -> None:
     spm("stop", "web")
 
 
+def test_a_redirect_that_was_expected_by_its_status_was_followed(spm: Spm, port: int) -> None:
+    answer(spm, "302 /ok")
+    url = f"http://127.0.0.1:{port}/"
+    spm("start", "web", server(spm, port), "--port", port)
+    ready = spm("wait-healthy", url, 10, "--expect", "204,302").stdout
+    assert f"{url}: status 302, which leads to /ok\n" in ready
+    failed = spm("wait-healthy", url, "0.3", "--expect", "300-399", code=124).stderr
+    assert f"{url}ok: status 200, expected 300-399" in failed
+    spm("stop", "web")
+
+
 def test_redirects_are_followed_on_the_same_host_only(spm: Spm, port: int) -> None:
     answer(spm, "302 /ok")
     url = f"http://127.0.0.1:{port}/"
