@@ -7054,6 +7054,17 @@ def with_env(document: Schema, instead: str = "…") -> dict[str, object]:
     return {**document, "services": services}
 
 
+def masked(value: object) -> object:
+    """A value of a document with what looks like a secret in its texts replaced."""
+    if isinstance(value, dict):
+        return {key: masked(one) for key, one in value.items()}
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        return mask_secrets("\x1f".join(value)).split("\x1f")  # an option's may be the next word
+    if isinstance(value, list):
+        return [masked(one) for one in value]
+    return mask_secrets(value) if isinstance(value, str) else value
+
+
 def spelled_out(config: Config) -> dict[str, object]:
     """A document with the defaults too, the same for all that mean the same."""
     services = {name: keys_of(one) for name, one in config.services.items()}
@@ -7083,7 +7094,7 @@ def keys_of(wanted: Wanted) -> dict[str, object]:
 
 
 def changes_of(old: Schema, new: Schema) -> dict[str, object]:
-    """What is otherwise in the second of two documents that are spelled out; no values of env."""
+    """What is otherwise in the second of two documents that are spelled out; no secrets."""
 
     def flat(document: Schema) -> dict[str, dict[str, object]]:
         found = {
@@ -7093,7 +7104,8 @@ def changes_of(old: Schema, new: Schema) -> dict[str, object]:
             keys.update({f"env.{k}": v for k, v in as_object(keys.pop("env", None)).items()})
         return found
 
-    was, now, *seen = map(flat, (old, new, with_env(old), with_env(new)))
+    shown = (as_object(masked(with_env(one))) for one in (old, new))
+    was, now, *seen = map(flat, (old, new, *shown))
     changed = {
         name: {
             key: [one[name].get(key) for one in seen]
@@ -10577,9 +10589,9 @@ def version_asked(store: Store, args: argparse.Namespace, number: int | None) ->
     CONFIG_OPTIONS[0],
 )
 def show_version(store: Store, args: argparse.Namespace) -> Result:
-    """A configuration as it was applied, the values under env masked."""
+    """A configuration as it was applied, the values under env and other secrets masked."""
     version = version_asked(store, args, args.version)
-    document = with_env(version.document)
+    document = masked(with_env(version.document))
     head = f"// version {version.number} of {moment(version.at)}: {version.result}"
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     return Result({"version": version.data, "document": document}, [head], stream=iter([text]))

@@ -364,6 +364,24 @@ def test_a_part_that_is_applied_is_no_version_of_the_whole(spm: Spm) -> None:
     spm("cleanup")
 
 
+def test_what_looks_like_a_password_in_a_command_was_shown_by_diff_and_show(spm: Spm) -> None:
+    words = ["sh", "-c", "exec sleep 300.1", "sh", "--token", "hunter2hunter2"]
+    write(spm, {"a": {"command": words, "health": "exec:true --password=hunter2hunter2"}})
+    spm("up")
+    document = (spm.cwd / "spm.json").read_text().replace("hunter2", "hunter3")
+    (spm.cwd / "new.json").write_text(document)
+    for command in ("config show", "config diff 1 --config new.json", "config import new.json"):
+        for more in ((), ("--json",)):
+            done = spm(*command.split(), *more, code=None)
+            told = done.stdout + done.stderr
+            assert "--token" in told and "--password=" in told and "hunter" not in told, told
+    spm("config", "import", "new.json", "--yes")
+    assert (spm.cwd / "spm.json").read_text() == document
+    changed = spm.json("config", "diff")["changed"]["a"]
+    assert changed["command"] == [[*words[:-1], "…"]] * 2
+    spm("down")
+
+
 def test_a_damaged_version_is_named_and_the_others_stay(spm: Spm) -> None:
     write(spm, {"a": {"command": "true"}})
     for number in range(3):
