@@ -6673,6 +6673,8 @@ class Reading:
         """The servers of an agent's file, whose other keys are none of our business."""
         top = as_object(self.load(file))
         kind = "mcpServers" if "mcpServers" in top else "servers"  # as in .vscode/mcp.json
+        if not isinstance(top.get(kind), dict):
+            self.notes.append(f"[INFO] {shown_path(file)} has no mcpServers")
         for name, entry in as_object(top.get(kind)).items():
             where = f"{kind}.{name}"
             keys = {k: v for k, v in as_object(entry).items() if k in AGENT_KEYS}
@@ -10074,9 +10076,10 @@ def message_of(args: argparse.Namespace, how: Message) -> Message:
     """The message that a `call` is about, to a service that is spoken to like this."""
     era = how.get("era")
     if args.raw:
-        message = read_json(args.method)
-        if not isinstance(message, dict):
-            raise UsageError("--raw: not one JSON-RPC message", "pass one: '{\"method\": …}'")
+        message = as_object(read_json(args.method))
+        if "method" not in message:  # nothing would come of it, nor be answered
+            told = "--raw: not one JSON-RPC message with a method"
+            raise UsageError(told, "pass one: '{\"method\": …}'")
         return message
     method, params = args.method, params_of(args.params)
     if era != "jsonrpc" and "/" not in method and method not in PLAIN_METHODS:

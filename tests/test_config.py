@@ -561,3 +561,12 @@ def test_zero_seconds_were_no_duration_where_0_was_one(nothing: object) -> None:
     assert (spec.sample_s, spec.call_cooldown_s, spec.alerts) == (0, 0, ())
     sampled = {**service(sample_interval="0.5s"), "alerts": ["cpu>90"]}
     assert spm_module.config_of(sampled, "/p/spm.json").services["a"].spec.alerts == ("cpu>90",)
+
+
+def test_an_agents_file_without_servers_was_passed_over_in_silence(tmp_path: Path) -> None:
+    for number, text in enumerate(("{}", "[1]", '{"mcpServers": ["time"]}', '{"mcp": {}}')):
+        (tmp_path / f"{number}.json").write_text(text)
+        config = spm_module.read_config("/nowhere/spm.json", [str(tmp_path / f"{number}.json")])
+        assert config.notes == (f"[INFO] {tmp_path}/{number}.json has no mcpServers",)
+    (tmp_path / "none.json").write_text('{"mcpServers": {}}')
+    assert not spm_module.read_config("/nowhere/spm.json", [str(tmp_path / "none.json")]).notes

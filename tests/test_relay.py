@@ -124,7 +124,9 @@ def test_parameters_come_from_a_file_and_from_stdin(spm: Spm) -> None:
     answer = json.loads(spm("call", "s", "--raw", raw).stdout)
     assert (answer["id"], answer["result"]["params"]) == ("mine", [1, 2])
     assert "was told" in spm("call", "s", "--raw", '{"method": "m"}').stdout
-    assert "not one JSON-RPC message" in spm("call", "s", "--raw", f"[{raw}]", code=2).stderr
+    for none in (f"[{raw}]", "{}", '{"id": 1, "result": {}}'):
+        told = spm("call", "s", "--raw", none, "--timeout", "2s", code=2).stderr
+        assert "--raw: not one JSON-RPC message with a method" in told
     spm("call", "s", "add", "--notification")
     assert relay(spm)["era"] == "jsonrpc"
     spm("stop", "s")
