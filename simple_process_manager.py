@@ -5684,7 +5684,9 @@ class Relay:
         for _ in range(64):  # what it has left; a child of it may go on writing for ever
             if not self.server.on_ready() or time.monotonic() > until:
                 break
-        self.server.close()
+        if self.server.is_open:
+            self.server.close()
+            self.hear(self.server, None)
         if self.era or self.is_shaking or self.protocol != "auto" or self.supervisor.ending:
             self.fail(f"ended ({ended})", "server_died", ended)
             return False
@@ -5801,13 +5803,14 @@ class Relay:
         is_server = channel is self.server
         if lines is None and is_server:
             self.due_at = time.monotonic() + CLOSED_S
+            lines = channel.frames.feed(b"\n")  # its last words may have no line end
         elif lines is None:
             self.drop(channel)
         elif not lines:
             self.part(channel)
         said = ((line, message) for line in lines or () for message in messages_in(line))
         for line, message in said:
-            if not channel.is_open:  # let go meanwhile: nothing more is done in its name
+            if not (channel.is_open or is_server):  # let go: nothing more is done in its name
                 return
             if message is None and is_server:
                 self.to_log(b"on stdout, not JSON-RPC: " + (line or b"(too long)"))
@@ -5915,6 +5918,8 @@ class Relay:
     def on_answer(self, message: Message) -> None:
         """An answer; one that nobody waits for, late, wrong or twice, is dropped."""
         number, result = message.get("id"), as_object(message.get("result"))
+        if isinstance(number, float) and number.is_integer():  # JSON has one kind of number
+            number = int(number)
         one = self.pending.pop(number, None) if type(number) is int else None
         if one is None:
             return

@@ -162,6 +162,22 @@ def test_a_result_beside_an_error_that_is_null_was_a_failure_called_none(spm: Sp
     spm("stop", "s")
 
 
+def test_what_a_server_wrote_last_was_lost_without_its_line_end(spm: Spm) -> None:
+    script = "printf 'fatal: no key'; exit 3"
+    spm("start", "q", "--type", "stdio", "--protocol", "jsonrpc", "--shell", script)
+    eventually(lambda: spm.service("q")["status"] == "failed", what="its end")
+    assert spm.log("q") == "[WARN] on stdout, not JSON-RPC: fatal: no key\n"
+    assert "fatal: no key" in spm.json("explain", "q")["cause"]["message"]
+    begin(spm)
+    assert spm("call", "s", "last").stdout == "the end\n"
+
+
+def test_an_answer_to_5_0_was_none_to_5(spm: Spm) -> None:
+    begin(spm)
+    assert spm.json("call", "s", "float", "--timeout", "2s")["result"] == {"content": []}
+    spm("stop", "s")
+
+
 def test_an_error_that_is_a_mere_text_was_told_as_none(spm: Spm) -> None:
     begin(spm)
     failed = spm.json("call", "s", "terse", code=1)["error"]
