@@ -2478,12 +2478,16 @@ def working_directory() -> str:
         raise StateError(told, 'cd to one that exists; cd "$PWD" if it was made anew') from error
 
 
+def full_path(path: str) -> str:
+    """The path from the root on; StateError where the current directory was removed."""
+    return os.path.abspath(path if os.path.isabs(path) else os.path.join(working_directory(), path))
+
+
 def find_home(given: str | None) -> str:
     """The state directory: given, SPM_HOME, nearest .spm/ upward, project root's, ./.spm."""
     # The search ends at a .git (file or directory): each worktree has a state of its own.
     explicit = given or os.environ.get("SPM_HOME")
-    here = "" if explicit and os.path.isabs(explicit) else working_directory()
-    return os.path.abspath(explicit or os.path.join(project_root(here), ".spm"))
+    return full_path(explicit or os.path.join(project_root(working_directory()), ".spm"))
 
 
 def is_same_home(one: str, other: str) -> bool:
@@ -6149,7 +6153,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     recognised = recognise_port(argv[-1].split() if args.shell else argv)
     if args.port is None and any(re.search(r"(?<!\$){port}", word) for word in argv):
         raise UsageError("{port} stands in the command for no port", "add --port N or --port auto")
-    cwd = os.path.abspath(args.cwd or working_directory())
+    cwd = full_path(args.cwd or "")
     cooldown_s = COOLDOWN_S * (args.restart != "no")
     lives_s = JUDGED_S * bool(args.success_log or args.failure_log)
     is_mcp = args.type == "stdio" and args.protocol != "jsonrpc" and not (args.ready or args.health)
@@ -6161,7 +6165,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         port_declared=args.port is not None,
         env_given=tuple(sorted({key for key, equals, _ in pairs if equals})),
         env_taken=tuple(sorted({key for key, equals, _ in pairs if not equals})),
-        env_files=tuple(os.path.abspath(path) for path in args.env_file),
+        env_files=tuple(map(full_path, args.env_file)),
         log_bytes=args.log_size or 10**7,
         lease=args.lease or "forever",
         idle_timeout_s=args.idle_timeout or (IDLE_S if args.type == "stdio" else None),
@@ -6180,7 +6184,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         sample_s=args.sample_interval,
         alerts=tuple(args.alert),
         keep_alive=not args.no_keep_alive,
-        root=tuple(os.path.abspath(path) for path in args.root),
+        root=tuple(map(full_path, args.root)),
     )
     return spec, {key: value for key, equals, value in pairs if equals}
 
@@ -6529,7 +6533,7 @@ def is_special(path: str) -> bool:
 def find_config(given: str | None, home: str) -> str:
     """The configuration: given, SPM_CONFIG, else spm.json beside .spm or in the project root."""
     explicit = given or os.environ.get("SPM_CONFIG")
-    return os.path.abspath(explicit or os.path.join(root_of(home), "spm.json"))
+    return full_path(explicit or os.path.join(root_of(home), "spm.json"))
 
 
 def read_config(
@@ -6548,9 +6552,9 @@ def read_config(
         raise ConfigError(text, how, problems=[problem])
     reading.take(reading.load(path) if os.path.lexists(path) else {})
     for file in servers:
-        reading.take_servers(os.path.abspath(file))
+        reading.take_servers(full_path(file))
     if procfile:
-        reading.take_procfile(os.path.abspath(procfile))
+        reading.take_procfile(full_path(procfile))
     reading.text = None if servers or procfile else reading.text
     return reading.config()
 
@@ -10625,7 +10629,7 @@ def diff(store: Store, args: argparse.Namespace) -> Result:
 @command("config impact", Option("file", "FILE"), CONFIG_OPTIONS[0])
 def impact(store: Store, args: argparse.Namespace) -> Result:
     """What `up` would do to the services that run, if this were the configuration."""
-    config = read_instead(find_config(args.config, store.home), os.path.abspath(args.file))
+    config = read_instead(find_config(args.config, store.home), full_path(args.file))
     steps = plan_of(config, known_services(store))
     data: dict[str, object] = {
         action: [one.name for one in steps if one.action == action]
@@ -10684,7 +10688,7 @@ def export_config(store: Store, args: argparse.Namespace) -> Result:
     bare = with_env(full, "${{{}}}")
     given = as_object(changes_of(bare, full)["changed"]).values()
     values = sorted({key[4:] for keys in given for key in as_object(keys)})
-    names, path = ", ".join(values), os.path.abspath(args.file)
+    names, path = ", ".join(values), full_path(args.file)
     text = json.dumps(bare if args.file == "-" else full, indent=2, ensure_ascii=False) + "\n"
     if args.file == "-":
         lines = [f"[WARN] without the values of {names}: give a FILE to have them"] * bool(values)
@@ -10712,7 +10716,7 @@ def export_config(store: Store, args: argparse.Namespace) -> Result:
 def import_config(store: Store, args: argparse.Namespace) -> Result:
     """Take a file as the configuration: validated, compared, confirmed; `up` applies it."""
     path = find_config(args.config, store.home)
-    new = read_instead(path, os.path.abspath(args.file))
+    new = read_instead(path, full_path(args.file))
     old: Schema = {"services": {}}
     with contextlib.suppress(ConfigError):  # none, or a broken one: all is new
         old = spelled_out(read_config(path, expands=False))
@@ -11908,7 +11912,7 @@ def export(store: Store, args: argparse.Namespace) -> Result:
         return files[file]
 
     makes = {file: functools.partial(new_text, file) for file in files}
-    result = write_all(os.path.abspath(args.output), makes, "overwrite it with --force")
+    result = write_all(full_path(args.output), makes, "overwrite it with --force")
     return result._replace(data={**data, **result.data}, lines=[*lines, *result.lines])
 
 

@@ -146,7 +146,9 @@ def test_a_missing_directory_fails_before_anything_is_recorded(spm: Spm) -> None
 
 def test_a_current_directory_that_was_removed_is_told_as_that(spm: Spm) -> None:
     gone = spm.cwd / "gone"
-    for words in ("list", "start api 'sleep 100'", f"--home {spm.base}/h start api 'sleep 100'"):
+    home = f"--home {spm.base}/h"
+    named = [f"{home} {each}" for each in ("config validate x.json", "up --procfile x")]
+    for words in ("list", "start api 'sleep 100'", f"{home} start api 'sleep 100'", *named):
         gone.mkdir()
         line = f"cd {gone} && rmdir {gone} && {sys.executable} {SCRIPT} {words}"
         env = {key: value for key, value in spm.env.items() if key != "SPM_HOME"}
