@@ -7530,7 +7530,7 @@ def known_start(store: Store, name: str) -> Asked | None:
     """A start as the last time, or as the configuration wants it; None if neither knows it."""
     record = store.record(name)
     if record:
-        return Asked(name, record.spec, store.given_env(name), config=record.config)
+        return Asked(record.name, record.spec, store.given_env(name), config=record.config)
     path = find_config(None, store.home)
     one = read_config(path).named(name) if os.path.lexists(path) else None
     return one and Asked(one.name, one.spec, one.given_env, one.conflict, one.config)

@@ -172,6 +172,15 @@ def test_what_a_server_wrote_last_was_lost_without_its_line_end(spm: Spm) -> Non
     assert spm("call", "s", "last").stdout == "the end\n"
 
 
+def test_a_call_or_a_start_in_other_letters_gave_a_service_another_name(spm: Spm) -> None:
+    begin(spm)
+    for words in (("call", "S", "echo", MESSAGE), ("start", "S")):
+        spm("stop", "s")
+        spm(*words)
+        assert spm.service("s")["pid"], words
+    spm("stop", "s")
+
+
 def test_an_answer_to_5_0_was_none_to_5(spm: Spm) -> None:
     begin(spm)
     assert spm.json("call", "s", "float", "--timeout", "2s")["result"] == {"content": []}
