@@ -771,3 +771,12 @@ def test_garbage_on_the_control_socket_disturbs_nobody(spm: Spm) -> None:
     assert os.stat(path).st_mode & 0o777 == 0o600
     spm("stop", "api")
     assert not path.exists()
+
+
+def test_what_was_started_through_a_linked_directory_was_not_found_by_its_cookie(spm: Spm) -> None:
+    (spm.base / "link").symlink_to(spm.home.parent)
+    spm("start", "api", "sleep 100", "--home", spm.base / "link" / spm.home.name)
+    spm.kill_supervisor("api")
+    shutil.rmtree(spm.home)
+    assert spm.service("api")["status"] == "running"
+    spm("stop", "api")
