@@ -12381,6 +12381,7 @@ def parser_of(name: str, words: Sequence[str]) -> argparse.ArgumentParser:
     # A width of our own: argparse would import shutil and the compression libraries to find one.
     width = functools.partial(argparse.HelpFormatter, width=98)
     parser = Parser(f"{PROGRAM} {name}", formatter_class=width, allow_abbrev=False)
+    vars(parser)["color"] = False  # Python 3.14 has colours, which neutral() writes out
     parser.description = COMMANDS[name].help
     add_options(parser, (*COMMANDS[name].options, *GLOBAL_OPTIONS))
     return parser

@@ -87,6 +87,11 @@ def test_a_terminal_gets_lines_that_fit_and_colour_unless_unwanted(spm: Spm) -> 
     spm("stop", "web")
 
 
+def test_the_colours_that_python_3_14_gives_a_help_were_written_out(spm: Spm) -> None:
+    page = in_terminal(spm, "touch", "--help", FORCE_COLOR="1")
+    assert "usage: " in page and "\\x1b" not in page and "\033[" not in page
+
+
 @pytest.mark.smoke
 def test_status_tells_everything(spm: Spm, port: int) -> None:
     spm("start", "web", nasty("--port", port, "--child"), "--env", "TOKEN=abc")
