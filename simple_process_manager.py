@@ -7193,7 +7193,8 @@ def error_lines(error: SpmError) -> list[str]:
     # of a configuration; those of variables are in the message
     told = [str(Problem(**one)) for one in problems if isinstance(one, dict)]
     tail = as_list(error.facts.get("log_tail") or told)
-    lines = [f"[ERROR] {mask_secrets(error.message)}", *(f"  | {line}" for line in tail)]
+    lines = [f"[ERROR] {mask_secrets(error.message)}"]
+    lines += [f"  | {mask_secrets(str(line))}" for line in tail]
     cause = as_object(error.facts.get("cause"))
     if cause.get("kind", "unknown") != "unknown" and cause["advice"] != error.advice:
         lines += [f"  cause: {cause['message']}", f"  → {cause['advice']}"]
@@ -7201,9 +7202,12 @@ def error_lines(error: SpmError) -> list[str]:
 
 
 def error_data(error: SpmError) -> dict[str, object]:
-    """The JSON of an error; it may repeat what was typed, or show a command line."""
+    """The JSON of an error; it may repeat what was typed, or show a command line, or a log."""
     words = {"message": mask_secrets(error.message), "advice": mask_secrets(error.advice)}
-    return {**error.to_json(), **words}
+    data = {**error.to_json(), **words}
+    if isinstance(data.get("log_tail"), list):
+        data["log_tail"] = [mask_secrets(str(line)) for line in as_list(data["log_tail"])]
+    return data
 
 
 class Boot(NamedTuple):
@@ -7897,7 +7901,7 @@ def settled(store: Store, record: Record) -> Record:
         time.sleep(0.005)
     ended_phases = ("stopping", *ENDED_PHASES) if spec.start_seconds else ("failed",)
     if waits and record.phase in ended_phases:
-        tail = list(map(masked_line, store.last_lines(name, 20)))
+        tail = store.last_lines(name, 20)
         ended = record.exit and record.exit._asdict()
         what = "its launcher failed" if spec.type == "external" else "it did not start"
         raise StartFailed(f"{name}: {what}: {record.reason}", log_tail=tail, exit=ended)
@@ -9858,12 +9862,12 @@ class Chain:
                 death = error
             told = [f"[WARN] {target.name} ended: {why}; the tests go on" for why in target.ends]
             lines = self.store.last_lines(str(target.name), 20) if told else []
-            self.say(*told, *(f"  | {cut(line)}" for line in lines))
+            self.say(*told, *(f"  | {mask_secrets(cut(line))}" for line in lines))
             target.ends.clear()
             if death:
                 self.targets.remove(target)
                 self.services[str(target.name).lower()]["died"] = death.message
-                tail = [f"  | {line}" for line in as_list(death.facts.get("log_tail", []))]
+                tail = [f"  | {line}" for line in as_list(error_data(death).get("log_tail", []))]
                 self.say(f"[WARN] {death.message}; the tests go on", *tail)
 
     def leave(self, record: Record) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Spm, eventually, is_running
+from conftest import Spm, eventually, is_running, nasty
 
 import simple_process_manager as program
 
@@ -293,6 +293,17 @@ def test_a_secret_is_where_it_has_to_be_and_nowhere_else(spm: Spm) -> None:
     assert not is_running(0) and caller in str(psutil.Process(pid).environ())
     spm("cleanup")
     assert not files_with(given, spm.home)
+
+
+def test_a_password_in_the_last_lines_was_shown_by_those_who_wait_for_a_service(spm: Spm) -> None:
+    sayer = nasty("--say", "PASSWORD=s3cr3t99", "--exit", 3, "--after", 0.2)
+    failed = spm("start", "api", sayer, "--wait", code=1)
+    assert "  | PASSWORD=…\n" in failed.stderr
+    error = spm.json("wait-healthy", "api", 10, code=1)["error"]
+    assert error["log_tail"][0] == "PASSWORD=…"
+    tests = ("--ready", "log:PASSWORD", "--", "sh", "-c", "sleep 0.6; echo tested")
+    said = spm("run", "api", sayer, *tests)
+    assert "  | PASSWORD=…\n" in said.stderr and "s3cr3t99" not in failed.stderr + said.stderr
 
 
 # -- other users
