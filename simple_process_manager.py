@@ -7210,6 +7210,14 @@ def error_data(error: SpmError) -> dict[str, object]:
     return data
 
 
+def about(error: SpmError, name: str) -> SpmError:
+    """The error, in whose message stands which service it is about."""
+    error.facts.setdefault("name", name)
+    if not re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", error.message):
+        error.message = f"{name}: {error.message}"
+    return error
+
+
 class Boot(NamedTuple):
     """A supervisor's interpreter that waits for its order."""
 
@@ -7587,7 +7595,7 @@ def bring(
 
 def start_previous(store: Store, args: argparse.Namespace) -> Result:
     """Start again what was wanted to run when the machine went down."""
-    results, here = list[Result](), place()
+    results, errors, here = list[Result](), list[SpmError](), place()
     usual = defaults_of(START_OPTIONS)
     more = [key for key, value in usual.items() if getattr(args, key, value) != value]
     if more != ["all_previous"]:
@@ -7600,14 +7608,14 @@ def start_previous(store: Store, args: argparse.Namespace) -> Result:
                 result = start_service(store, type(args)(**asked))
                 results.append(result._replace(data={**result.data, "error": None}))
             except SpmError as error:
+                errors.append(about(error, record.name))
                 status = find(store, record.name).verdict.status
                 data = {"name": record.name, "status": status, "pid": None}
-                line = f"[ERROR] {record.name}: {mask_secrets(error.message)}"
-                results.append(Result({**data, "error": error_data(error)}, [line], error=error))
+                results.append(Result({**data, "error": error_data(error)}))
     lines = [line for one in results for line in one.lines]
-    lines = lines or ["[OK] nothing ran when the machine went down"]
-    first = next((one.error for one in results if one.error), None)
-    return Result({"services": [one.data for one in results], "lines": lines}, lines, error=first)
+    lines += [] if results else ["[OK] nothing ran when the machine went down"]
+    services = [one.data for one in results]
+    return with_errors(Result({"services": services, "lines": lines}, lines), errors)
 
 
 def is_bare(args: argparse.Namespace) -> bool:
@@ -10894,10 +10902,7 @@ class Application:
         self.outcomes[name], self.has_news = step._replace(result=result, error=error), True
         self.reached[name] = {""}
         if error:
-            error.facts.setdefault("name", name)
-            if not re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", error.message):
-                error.message = f"{name}: {error.message}"
-            cause = as_object(error.facts.get("cause"))
+            cause = as_object(about(error, name).facts.get("cause"))
             if wanted:
                 if "advice" in cause:
                     cause["advice"] = in_keys(cause["advice"], wanted)

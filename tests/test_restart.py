@@ -636,6 +636,8 @@ def test_what_ran_when_the_machine_went_down_is_started_again(spm: Spm) -> None:
     assert a["pid"] == spm.service("a")["pid"]
     assert (c["name"], c["status"], c["pid"]) == ("c", "exited", None)
     assert c["error"]["kind"] == told["error"]["kind"] == "start_failed"
+    said = spm("start", "--all-previous", code=4).stderr
+    assert said.startswith("[ERROR] c: no such directory: ") and said.count("[ERROR]") == 1, said
     place.mkdir()
     lines = spm("start", "--all-previous").stdout.splitlines()
     assert [line.partition(" (")[0] for line in lines] == ["[OK] c started"]
