@@ -678,7 +678,7 @@ def test_a_supervisor_that_rebuilds_the_state_waited_for_an_answer_of_its_own(sp
     journal = place / "events.jsonl"
     eventually(lambda: '"restarted"' in journal.read_text("utf-8"), 2, what="its restart")
     eventually((spm.home / "state.json").exists, what="the state")
-    assert spm.service("api")["status"] == "running"
+    eventually(lambda: spm.service("api")["status"] == "running", what="its restart to be noted")
     spm("stop", "api")
 
 
