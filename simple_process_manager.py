@@ -11508,12 +11508,14 @@ def probes_inside(target: str, unit: Unit) -> list[tuple[Check, ...]]:
 
 def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
     """The unit of a service; what the target has no word for is added to the notes."""
-    unwatched = " health" * (target == "kubernetes" and spec.restart == "no")
+    lost_then = " health" * ((target, spec.restart) == ("kubernetes", "no"))
+    lost_then += " max_restarts" * ((target, spec.restart) == ("compose", "always"))
     usual = {**Spec._field_defaults, "cooldown_s": COOLDOWN_S * bool(spec.cooldown_s)}
-    for field in f"{LOST_EVERYWHERE} {LOST[target]}{unwatched}".split():
+    for field in f"{LOST_EVERYWHERE} {LOST[target]}{lost_then}".split():
         if getattr(spec, field) != usual[field]:
             option = FIELD_KEYS.get(field, field.removesuffix("_s")).replace("_", "-")
-            lost = f"has nothing like --{option}" + " with --restart no" * (field in unwatched)
+            then = f" with --restart {spec.restart}" * (field in lost_then)
+            lost = f"has nothing like --{option}{then}"
             lost = "doesn't check environment rules" if field == "rules" else lost
             notes.append(f"{name}: {target} {lost}")
     if (target, spec.restart) in RESTART_NOTES:
@@ -11624,6 +11626,8 @@ def compose_values(unit: Unit, units: Mapping[str, Unit]) -> dict[str, object]:
     spec, checks = unit.spec, unit.alive or unit.ready
     has_check = {one for one in unit.needs if units[one].alive or units[one].ready}
     how = {"exited": "completed_successfully", "ready": "healthy"}
+    # on-failure:0 is without end: github.com/moby/moby, restartmanager
+    restart = "no" if spec.restart == "on-failure" and not spec.max_restarts else spec.restart
     return {
         "variable": re.sub("[^A-Z0-9]", "_", unit.name.upper()),
         "words": flow(spec.words),
@@ -11635,7 +11639,7 @@ def compose_values(unit: Unit, units: Mapping[str, Unit]) -> dict[str, object]:
             for one, want in unit.needs.items()
         ],
         "test": checks and flow(["CMD", *probe_words(unit, checks)]),
-        "restart": quoted(spec.restart + f":{spec.max_restarts}" * (spec.restart == "on-failure")),
+        "restart": quoted(restart + f":{spec.max_restarts}" * (restart == "on-failure")),
     }
 
 

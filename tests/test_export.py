@@ -427,6 +427,19 @@ def test_what_is_disabled_was_exported_to_be_started(spm: Spm) -> None:
     assert "disabled: web; there is no other" in spm("export", "compose", code=3).stderr
 
 
+def test_no_restart_after_a_failure_became_restarts_without_end_in_compose() -> None:
+    for restart, count, told in (
+        ("on-failure", 0, "no"),
+        ("on-failure", 2, "on-failure:2"),
+        ("always", 2, "always"),
+    ):
+        spec = Spec(SLEEP, "/srv", restart=restart, max_restarts=count)
+        files, notes = exported("compose", [("api", spec, {})], "shop")
+        assert f'    restart: "{told}"\n' in files["compose.yaml"]
+        lost = "api: compose has nothing like --max-restarts with --restart always"
+        assert (lost in notes) == (restart == "always"), notes
+
+
 def test_a_note_stays_one_comment() -> None:
     evil = Spec(
         ("./x\nkind: Evil\n#", "1"), "/srv/a\x85kind: Evil", rules={"A": {"required": True}}
