@@ -11595,8 +11595,12 @@ def systemd_values(unit: Unit, _: Mapping[str, Unit]) -> dict[str, object]:
     """What SYSTEMD needs."""
     spec, (shell, flag, probe) = unit.spec, probe_words(unit, unit.ready)
     files = (*spec.env_files, *[os.path.join(spec.cwd, f"{unit.name}.env")][: len(unit.env)])
-    words = (unit.program, *spec.words[1:]) if unit.program else ("/usr/bin/env", *spec.words)
+    # in Environment= an EnvironmentFile= would be stronger: systemd.exec(5)
+    own = [f"PORT={unit.own_port}"] if unit.own_port and spec.env_files else []
+    before = ["/usr/bin/env", *own] if own or not unit.program else []
+    words = (*before, unit.program or spec.words[0], *spec.words[1:])
     return {
+        "own_port": None if own else unit.own_port,
         "type": "oneshot" if unit.is_awaited else "forking" if spec.type == "forking" else "exec",
         "pid_file": systemd_path(spec.pid_file or ""),
         "cwd": systemd_path(spec.cwd),

@@ -324,7 +324,7 @@ def test_export_tells_names_and_never_values(spm: Spm, port: int) -> None:
     assert shown["done"] == {"api.service": "written"} and list(shown["files"]) == ["api.service"]
     assert any("API_KEY" in note for note in shown["warnings"])
     path = spm.cwd / "units" / "api.service"
-    assert f"Environment=PORT={port}\n" in path.read_text() == shown["files"]["api.service"]
+    assert f"=/usr/bin/env PORT={port} " in path.read_text() == shown["files"]["api.service"]
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
     assert (
         "[OK] units/api.service unchanged" in spm("export", "systemd", "api", "-o", "units").stdout
@@ -356,6 +356,14 @@ def test_of_two_ports_in_the_environment_the_one_that_holds_here_is_told(target:
     own = "".join(exported(target, [("api", taken, {})], "shop")[0].values())
     assert re.findall(r'\bPORT\b(?:\W+(?:value: ")?8000)?', own)[0].endswith("8000")
     assert len(re.findall(r"\bPORT\b", own)) == 1
+
+
+def test_under_systemd_the_port_of_an_env_file_was_stronger_than_the_declared_one() -> None:
+    with_file = Spec(SLEEP, "/srv", port=8000, port_declared=True, env_files=("/srv/.env",))
+    unit = exported("systemd", [("api", with_file, {})], "shop")[0]["api.service"]
+    assert f"ExecStart=/usr/bin/env PORT=8000 {SLEEP[0]} " in unit and "Environment=" not in unit
+    without = exported("systemd", [("api", with_file._replace(env_files=()), {})], "shop")[0]
+    assert "Environment=PORT=8000\n" in without["api.service"]
 
 
 def test_a_reference_stays_one_and_its_value_stays_here(spm: Spm) -> None:
