@@ -390,7 +390,8 @@ def test_with_few_descriptors_a_start_succeeded_and_its_supervisor_died_at_once(
     spm: Spm, files: int
 ) -> None:
     done = limited(spm, files, "start", "api", "sleep 100")
-    assert done.returncode == 4 and not spm.bearers()
+    assert done.returncode == 4
+    eventually(lambda: not spm.bearers(), what="its supervisor to leave")
     assert "[ERROR] api could not be started: Too many open files (sleep 100)\n" in done.stderr
     assert "  → raise the limit of open files (ulimit -n)" in done.stderr
     spm("start", "api", "sleep 100")
