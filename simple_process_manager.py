@@ -1131,6 +1131,7 @@ if sys.platform == "win32":
     alarm = _always(None)  # no signal could interrupt us
     terminal_line = {"auto": ""}.get  # the system itself opens one for a supervisor
     death_watch: Callable[[Identity], int | None] = _always(None)  # it is looked at
+    path_of: Callable[[int], str] = _always("")  # a directory with open files isn't renamed
 
     def steady_s() -> float:
         """Seconds since the boot without those asleep, which time.monotonic() counts here."""
@@ -1842,6 +1843,18 @@ else:
             with contextlib.suppress(OSError, AttributeError):  # it is gone, or the kernel is old
                 return os.pidfd_open(identity.pid)
         return None
+
+    def path_of(descriptor: int) -> str:
+        """Where an open file is by now, though what it is in was renamed; "" if that isn't known.
+
+        It may have been removed from there.
+        """
+        with contextlib.suppress(OSError):
+            if sys.platform == "darwin":
+                path = fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024))
+                return os.fsdecode(path.rstrip(b"\0"))
+            return os.readlink(f"/proc/self/fd/{descriptor}")
+        return ""
 
     def try_lock(descriptor: int) -> bool:
         """Take the exclusive lock on an open file, or return False; it ends with its holder."""
@@ -2727,14 +2740,18 @@ class Store:
     """One state directory. Keys are names in lower case: names are compared without case."""
 
     def __init__(self, home: str, lock_wait_s: float = LOCK_WAIT_S) -> None:
-        self.home, self.lock_wait_s = home, lock_wait_s
-        self.state_path = os.path.join(home, "state.json")
+        self.lock_wait_s = lock_wait_s
+        self.move_to(home)
         self.notes: list[str] = []  # what had to be mended on the way; the renderer shows them
         self.claims: set[str] = set()  # the services that this very command starts or stops
         self.parsed: dict[str, tuple[str, Record]] = {}  # what state.json said, by key
         self.reserved: Record | None = None  # what reserve() wrote last
         self.supervises = ""  # the key of the service whose supervisor we are, who knows
         self.has_looked = False  # for who runs and isn't in state.json
+
+    def move_to(self, home: str) -> None:
+        """Have this directory, which may be the one we had, renamed."""
+        self.home, self.state_path = home, os.path.join(home, "state.json")
 
     def prepare(self) -> None:
         """Create the directory, or check that it is ours alone; StateError if it isn't."""
@@ -3177,17 +3194,21 @@ class Output:
 
     def __init__(self, store: Store, record: Record, from_end: bool = False) -> None:
         self.store, self.name = store, record.name
-        self.older, self.path = (store.path(self.name, part) for part in LOG_PARTS)
+        older, path = self.paths()
         # Counted over all instances. A start begins both files anew, an automatic restart doesn't.
         began = store.log_start(self.name)
-        first = max(began - file_size(self.older), record.log_at)
-        self.at = began + file_size(self.path) if from_end else first
+        first = max(began - file_size(older), record.log_at)
+        self.at = began + file_size(path) if from_end else first
+
+    def paths(self) -> list[str]:
+        """The older file and the present one; their home may be renamed at any time."""
+        return [self.store.path(self.name, part) for part in LOG_PARTS]
 
     def read(self) -> bytes:
         """What comes next, a megabyte at most; empty if there is nothing new."""
-        began = self.store.log_start(self.name)
+        began, (older, present) = self.store.log_start(self.name), self.paths()
         is_rotated = self.at < began  # the older file ends where the present one begins
-        path = self.older if is_rotated else self.path
+        path = older if is_rotated else present
         end = file_size(path)
         first = began - end if is_rotated else began  # where this file begins in all of it
         self.at = max(self.at, first)
@@ -4181,9 +4202,15 @@ class Log:
     """The output file of a service: the service writes it, we only keep it from growing."""
 
     def __init__(self, store: Store, name: str, most: int) -> None:
-        self.path, self.samples = store.path(name, "output.log"), store.path(name, "metrics.jsonl")
+        self.move_to(store.path(name))
         self.most, self.descriptor, self.start, self.size = most, -1, 0, 0
         self.checked_at = self.due_at = time.monotonic()
+
+    def move_to(self, directory: str) -> None:
+        """Have what we write beside the log, and look for, in this directory."""
+        self.path = os.path.join(directory, "output.log")
+        self.samples = os.path.join(directory, "metrics.jsonl")
+        self.is_lost = False  # there was no such directory when we last wrote
 
     def open(self, anew: bool) -> None:
         """Open the file the service writes to; `anew`: without what earlier instances wrote."""
@@ -4234,6 +4261,9 @@ class Log:
         with contextlib.ExitStack() as stack:  # closed at its end
             # OSError: no room for the older file, but bounding the disk matters more.
             with contextlib.suppress(OSError):
+                if not (self.is_lost or os.path.isdir(os.path.dirname(self.path))):
+                    self.is_lost = True  # maybe renamed: the next look empties it in any case
+                    return
                 write_file(self.path + ".1", b"", durable=False)  # Windows renames no open file
                 older = stack.enter_context(open(self.path + ".1", "wb", 0, opener=private))
                 while position < min(os.fstat(self.descriptor).st_size, most):
@@ -4246,10 +4276,14 @@ class Log:
 
     def sample(self, figures: Mapping[str, object] = NOTHING) -> None:
         """Note how much there is by now, so that `logs --since` finds its place; and figures."""
-        with contextlib.suppress(OSError):  # a full disk costs `--since` its precision, no more
+        try:
             at = round(time.time(), 3)
             line = {**Sample(at, self.start, self.size)._asdict(), **figures}
             append_line(self.samples, line, lambda lines: thinned(lines, at))
+        except FileNotFoundError:
+            self.is_lost = True
+        except OSError:
+            pass  # a full disk costs `--since` its precision, no more
 
 
 class Client:
@@ -4622,18 +4656,36 @@ class Supervisor:
 
     def tell(self, event: str, why: str) -> None:
         """Append to the journal; a full disk costs the event, no more."""
-        with contextlib.suppress(SpmError):
+        try:
             self.store.write_event(event, self.record.name, self.record, why)
+        except SpmError:
+            if self.follow():
+                self.tell(event, why)
 
     def save(self) -> None:
         """Write the record; what can't be written now is tried again soon."""
         try:
             self.store.save({self.record.name: self.record})
             self.save_at = None
-        except SpmError:  # a home that was removed or moved is nothing to wait for
+        except SpmError:  # a home that was removed is nothing to wait for
+            if self.follow():
+                self.save()
+                return
             is_there = os.path.isdir(self.store.home)
             self.save_at = time.monotonic() + AGAIN_S if is_there else None
             self.hands_over = self.hands_over or not is_there
+
+    def follow(self) -> bool:
+        """Whether our home had been renamed and was found: what could not be written now can be."""
+        lock, former = self.store.path(self.record.name, "supervisor.lock"), self.store.home
+        inner, path = lock[len(former) :], path_of(self.lock)
+        home = path[: -len(inner)]
+        if not path.endswith(inner) or home == former or not is_same_file(self.lock, path):
+            return False  # it was removed, or its disk is full
+        self.store.move_to(home)
+        self.log.move_to(self.store.path(self.record.name))
+        self.tell("moved", f"{former} was renamed: it is {home}")
+        return True
 
     # -- the loop
 
@@ -5008,6 +5060,8 @@ class Supervisor:
             if self.is_leased():
                 self.take_alerts(figures, now)
         self.log.check(now, figures)
+        if self.log.is_lost and self.follow():
+            self.log.check(now, figures)
 
     def take_alerts(self, figures: Mapping[str, float | None], now: float) -> None:
         """Note which alerts came or went, and do what the rules of those that came ask for."""

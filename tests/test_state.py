@@ -334,6 +334,37 @@ def test_a_state_directory_is_ignored_by_git_again_at_the_next_start(spm: Spm) -
     assert (spm.home / ".gitignore").read_text() == "*\n"
 
 
+def rename_home(spm: Spm) -> None:
+    spm.home = spm.home.rename(spm.base / "renamed")
+    spm.env["SPM_HOME"] = str(spm.home)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no directory with open files is renamed")
+def test_an_end_after_the_home_was_renamed_was_not_seen(spm: Spm) -> None:
+    # its supervisor lived and saw it, but had written it to where the home was before
+    spm("start", "one", "--shell", "until test -e go; do sleep 0.02; done; exit 7")
+    former = spm.home
+    rename_home(spm)
+    (spm.cwd / "go").touch()
+    eventually(lambda: spm.service("one")["status"] == "failed", what="its end")
+    assert spm.record("one")["exit"]["code"] == 7
+    told = [(row["event"], row["why"]) for row in spm.json("events", "one")["events"]]
+    assert ("moved", f"{former} was renamed: it is {spm.home}") in told
+    assert "corrected" not in dict(told) and not former.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no directory with open files is renamed")
+def test_a_rotation_after_the_home_was_renamed_destroyed_the_log(spm: Spm) -> None:
+    # the older file was written to where the home was before, then the log was emptied all the same
+    rounds = "until test -e go; do sleep 0.02; done; seq 1 3000; exec sleep 100"
+    spm("start", "web", "--shell", rounds, "--log-size", "10kB")
+    rename_home(spm)
+    (spm.cwd / "go").touch()
+    older = spm.home / "services" / "web" / "output.log.1"
+    eventually(older.exists, 10, what="the older file")
+    assert (older.read_text() + (older.parent / "output.log").read_text()).endswith("3000\n")
+
+
 def test_a_service_of_a_project_that_was_moved_is_stopped_in_its_new_place(spm: Spm) -> None:
     there = spm.cwd / "there"
     there.mkdir()
