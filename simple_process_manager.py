@@ -6552,6 +6552,7 @@ class Config(NamedTuple):
     document: dict[str, object]  # all of it as one spm.json, each ${…} as it was written
     files: tuple[str, ...]  # those it came from
     text: str | None = None  # as people wrote it, None if it came from other options too
+    is_part: bool = False  # the text says more than the document, see Version
 
     def order(self) -> list[str]:
         """The names, each behind those that it depends on."""
@@ -7014,7 +7015,8 @@ def plan_of(
     live = [one.record for one in known.values() if one.is_live]
     ours = [record.name for record in live if record.config == config.path]
     gone = [one for one in ours if not ((names and one.lower() not in left) or config.named(one))]
-    steps = [Step("stop", name, "because removed") for name in gone]
+    why = "because it wasn't applied then" if config.is_part else "because removed"
+    steps = [Step("stop", name, why) for name in gone]
     needs = [need for one in config.services.values() for need in one.depends_on.items()]
     for name in order if not names else [name for name in order if name.lower() in chosen]:
         it, is_once = known.get(name.lower()), (name, "exited") in needs
@@ -7077,11 +7079,12 @@ class Version(NamedTuple):
     document: dict[str, object]
     text: str | None = None  # the file as people wrote it, None if there were others beside it
     of: int | None = None  # the version that it went back to
+    is_part: bool = False  # the text says more than was applied: it was `up NAME`
 
     @classmethod
     def from_json(cls, data: object, number: int) -> Version:
         """The Version of a JSON object, or RecordError."""
-        version = cls._make(read_object(data, "version", VERSION))
+        version = cls._make(read_object(data, "version", VERSION, cls._field_defaults))
         if (version.number, version.hash) != (number, hash_of(version.document)):
             raise RecordError("number and hash are those of another one")
         if not isinstance(version.document.get("services"), dict):
@@ -10564,7 +10567,7 @@ def new_version(
     numbers, last = version_numbers(store), dict[str, int]()
     number, plan = max([0, *numbers]) + 1, tuple(one.data for one in steps)
     facts = (config.path, hash_of(config.document), "applying", plan, tuple(names))
-    new = Version(number, time.time(), *facts, config.document, config.text, of)
+    new = Version(number, time.time(), *facts, config.document, config.text, of, config.is_part)
     write_version(store, new)
     for one in versions(store) if numbers[MOST_VERSIONS - 1 :] else ():
         if one.result not in ("rolled back", "applying"):
@@ -10722,11 +10725,16 @@ def rollback(store: Store, args: argparse.Namespace) -> Result:
     except ConfigError as error:
         error.message = f"version {version.number} can't be applied here: {error.message}"
         raise
+    said = f"[INFO] version {version.number} is a part of its file: that is as it was then, whole;"
+    notes = (f"{said} the services are as they were applied",) * version.is_part
+    is_kept = version.is_part
     with contextlib.suppress(ValueError, RecursionError, ConfigError):
-        text = text and json.dumps(config.document, indent=2) + "\n"  # if what it includes changed
-        now = config_of(json.loads(blanked(version.text or "")), config.path, expands=False)
-        text = version.text if now.document == config.document else text
-    result = bring_up(store, config._replace(text=text), args, version.number)
+        now = config_of(json.loads(blanked(text or "")), config.path, expands=False)
+        is_kept = is_kept or now.document == config.document
+    if text and not is_kept:  # what it includes changed
+        text = json.dumps(config.document, indent=2) + "\n"
+    config = config._replace(text=text, is_part=version.is_part, notes=(*config.notes, *notes))
+    result = bring_up(store, config, args, version.number)
     if args.dry_run or result.error:
         return result
     line = f"[OK] back at version {version.number}, as version {result.data['version']}"
@@ -11184,8 +11192,7 @@ def part_of(config: Config, steps: Sequence[Step], last: Version | None) -> Conf
     services = {name: keys for name, keys in services.items() if name.lower() not in planned}
     services.update({name: keys for name, keys in news.items() if name.lower() in planned})
     document = {**config.document, "services": services}
-    part = None if config.text is None else json.dumps(document, indent=2) + "\n"
-    return config._replace(document=document, text=config.text if services == news else part)
+    return config._replace(document=document, is_part=services != news)
 
 
 def carry_out(

@@ -509,3 +509,23 @@ def test_a_fifo_in_the_place_of_the_configuration_kept_an_import_waiting(spm: Sp
     os.mkfifo(spm.cwd / "spm.json")
     told = spm("config", "import", "new.json", "--yes", code=8).stderr
     assert "spm.json is no regular file: left as it is" in told
+
+
+def test_a_rollback_to_an_up_of_one_service_deleted_the_others_from_the_file(spm: Spm) -> None:
+    write(spm, {"a": worker("1"), "b": worker("2")})
+    path = spm.cwd / "spm.json"
+    text = path.read_text().replace("{", "{ // as people write it\n", 1)
+    path.write_text(text)
+    spm("up", "a")
+    write(spm, {"a": worker("1"), "b": worker("3")})
+    spm("up")
+    for version in (1, 3):  # that is what the first one made
+        told = spm("config", "rollback", version).stderr
+        assert f"version {version} is a part of its file: that is as it was then, whole" in told
+        assert path.read_text() == text
+        assert pids(spm).keys() == {"a"}, "what had been applied"
+        assert spm.json("config", "diff")["added"] == ["b"]
+        assert ("stop b because it wasn't applied then" in told) is (version == 1)
+    spm("up")
+    assert spm.record("b")["spec"]["argv"] == ["sleep", "300.2"]
+    spm("down")
