@@ -1157,6 +1157,10 @@ if sys.platform == "win32":
         """Where pids mean something."""
         return Place(os.environ.get("COMPUTERNAME", ""), _psutil_boot(), "")
 
+    def has_reader(file: int) -> bool:
+        """Whether who reads what is written there may still do so: here only a write tells."""
+        return True
+
     def key_within(wait_s: float) -> str:
         """The key that is pressed within some seconds, "" if none is."""
         # ENABLE_VIRTUAL_TERMINAL_PROCESSING: the console understands control sequences
@@ -1552,6 +1556,13 @@ else:
     def hear_children() -> None:
         """Have children leave their exit codes: that the caller ignores SIGCHLD is inherited."""
         own_signals.signal(own_signals.SIGCHLD, own_signals.SIG_DFL)
+
+    def has_reader(file: int) -> bool:
+        """Whether who reads what is written there may still do so: poll(2) tells of a pipe."""
+        look = select.poll()
+        # What is asked for is never there, the rest is told unasked; macOS tells nothing for 0.
+        look.register(file, getattr(select, "POLLRDBAND", 0))
+        return not any(found & (select.POLLERR | select.POLLHUP) for _, found in look.poll(0))
 
     def key_within(wait_s: float) -> str:
         """The key that is pressed within some seconds, "" if none is or there is no keyboard."""
@@ -9332,12 +9343,10 @@ def follow(store: Store, name: str | None, news: Callable[[], str]) -> Iterator[
             is_live = not name or bool(record and observe(store, record, place()).verdict.is_live)
             is_live = is_live or bool(name and store.is_claimed(name))  # it is being restarted
             text = news()
-        if text:
-            yield text
-        elif not is_live:
+        if not (text or is_live):
             return
-        else:
-            time.sleep(0.1)
+        yield text  # nothing, too: who prints it sees then whether anybody reads it
+        time.sleep(0.0 if text else 0.1)
 
 
 @command("touch", Option("name", "NAME"))
@@ -11260,6 +11269,7 @@ def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[
                     yield told * (applied is None)
                     applied = now
             before = now
+            yield ""  # who prints it sees then whether anybody reads it
             if key_within(0.2) in ("q", "Q"):
                 return
 
@@ -12491,6 +12501,8 @@ def render(result: Result, as_json: bool, notes: Sequence[str]) -> SpmError | No
         write(stream, coloured(neutral(line), stream) + "\n")
     try:
         for chunk in result.stream or ():
+            if not (chunk or sys.stdout is None or has_reader(sys.stdout.fileno())):
+                raise BrokenPipeError  # `logs -f | head -1` would last until there is more
             lines = chunk.replace("\r\n", "\n").split("\n")
             write(sys.stdout, chunk if result.is_raw else "\n".join(map(neutral, lines)))
     except SpmError as problem:

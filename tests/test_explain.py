@@ -646,6 +646,27 @@ def test_events_are_followed_until_the_service_ends(spm: Spm) -> None:
     spm("events", "-f", "--json", code=2)
 
 
+@pytest.mark.parametrize("words", [["logs", "web", "-f"], ["events", "-f"], ["up", "--watch"]])
+def test_a_follower_whose_reader_had_left_hung_until_there_was_more(
+    spm: Spm, words: list[str]
+) -> None:
+    config = {"version": 1, "services": {"web": {"command": ["sh", "-c", "echo up; sleep 60"]}}}
+    (spm.cwd / "spm.json").write_text(json.dumps(config))
+    spm("up")
+    eventually(lambda: spm.log("web"), what="output")
+    follower = spm.popen(*words)
+    assert follower.stdout and follower.stderr
+    with follower.stderr:
+        assert follower.stdout.readline()
+        follower.stdout.close()  # as `| head -1` does
+        try:
+            assert follower.wait(timeout=5) == 141, follower.stderr.read()
+        finally:
+            follower.kill()
+            follower.wait()
+    spm("stop", "web")
+
+
 def test_who_ignores_the_declared_port_is_told_so_and_not_sent_in_a_circle(
     spm: Spm, port: int
 ) -> None:
