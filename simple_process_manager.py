@@ -255,6 +255,7 @@ ERRORS: dict[str, type[SpmError]] = {cls.kind: cls for cls in SpmError.__subclas
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 NO_NAME = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*\."
 VARIABLE = r"[A-Za-z_][A-Za-z0-9_.]*"
+PORT_MARK = r"(?<!\$){port}"  # ${port} is a variable of a shell's
 DURATION = r"(?a)(\d+(?:\.\d+)?)(ms|s|m|h|)"
 DURATION_UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 LEASE = r"forever|session|[0-9]+"
@@ -773,8 +774,7 @@ class Spec(NamedTuple):
         """What is executed: argv with the declared port in place of {port}."""
         if not self.port_declared or self.port is None:
             return self.argv
-        # ${port} is a variable of a shell's
-        return tuple(re.sub(r"(?<!\$){port}", str(self.port), word) for word in self.argv)
+        return tuple(re.sub(PORT_MARK, str(self.port), word) for word in self.argv)
 
     @property
     def plain_words(self) -> Sequence[str]:
@@ -6216,7 +6216,7 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
         raise misfit
     argv = command_words(name, args)
     recognised = recognise_port(argv[-1].split() if args.shell else argv)
-    if args.port is None and any(re.search(r"(?<!\$){port}", word) for word in argv):
+    if args.port is None and any(re.search(PORT_MARK, word) for word in argv):
         raise UsageError("{port} stands in the command for no port", "add --port N or --port auto")
     cwd = full_path(args.cwd or "")
     cooldown_s = COOLDOWN_S * (args.restart != "no")
@@ -9790,9 +9790,11 @@ class Target:
         if record.spec.type == "forking" and self.phase == "starting":
             advice = "it seems to stay in the foreground: start it without --type forking"
         elif not (self.given or record.spec.readiness or facts["port"]):
-            advice += f"; what listens on no port says that it is ready with: notify {name} ready, "
-            advice += "or start it with --ready log:REGEX or --ready exec:COMMAND; what it wrote: "
-            advice += f"wait-healthy {name} --log REGEX"
+            way = "start it with --ready log:REGEX or --ready exec:COMMAND"
+            says = f" says that it is ready with: notify {name} ready, or {way}; "
+            says += f"what it wrote: wait-healthy {name} --log REGEX"
+            # what `run` has ended by then neither says nor is asked anything any more
+            advice += "; what listens on no port" + (f": {way}" if self.is_passing else says)
         if record.main and condition_of(record.main) == "stopped":
             advice = f"it is stopped (SIGSTOP): continue it with kill -CONT {pid}"
         message = f"{name} did not become healthy in {waited} ({where}); {alive}{crashed}"
@@ -10003,6 +10005,25 @@ def on_ending_signals(act: Callable[[int, object], None] | signal.Handlers) -> N
             own_signals.signal(number, int(act) if isinstance(act, int) else act)
 
 
+def with_services(args: argparse.Namespace) -> list[tuple[str, list[str]]]:
+    """The names of --with and their commands; what can't be right is told before any starts."""
+    services, names = list[tuple[str, list[str]]](), {args.name.lower()}
+    for item in getattr(args, "with"):
+        name, equals, text = item.partition("=")
+        if len(name.split()) > 1:
+            advice = f"write: --with NAME={join_command([item])}"
+            raise UsageError("--with: the name of the service is missing", advice)
+        if name.lower() in names:
+            told = f"{name} is named twice: each service of a run has a name of its own"
+            raise UsageError(told, f"write --with OTHER={join_command([text or 'COMMAND'])}")
+        if re.search(PORT_MARK, text):
+            told = f"{name} (--with): {{port}} stands in its command, and it is given no port"
+            raise UsageError(told, "write its port into the command")
+        names.add(name.lower())
+        services.append((name, [text] if equals else []))
+    return services
+
+
 @command(
     "run",
     Option("name", "NAME"),
@@ -10026,13 +10047,12 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
         unquoted = f"leave the quotes of the test command out: -- {' '.join(tests)}"
         advice = start_advice(spec, {}, fault).replace("add --shell", "write -- sh -c '…'")
         raise UsageError(told, unquoted if is_quoted else advice)
-    defaults = defaults_of(START_OPTIONS)
+    defaults, beside = defaults_of(START_OPTIONS), with_services(args)
     chain, code, failure = Chain(store, args), None, None
     on_ending_signals(interrupted)
     try:
-        for name, equals, text in (item.partition("=") for item in getattr(args, "with")):
-            one = {**defaults, "name": name, "command": [text] if equals else []}
-            chain.add(type(args)(**one))
+        for name, words in beside:
+            chain.add(type(args)(**{**defaults, "name": name, "command": words}))
         chain.add(type(args)(**{**defaults, **vars(args), "tail": None}))
         code = chain.test([program, *tests[1:]], 2 if args.json else None)
     except SpmError as error:

@@ -160,6 +160,23 @@ def test_a_name_alone_is_a_service_that_is_known(spm: Spm, port: int) -> None:
     assert stopped(spm, "db")
 
 
+@pytest.mark.parametrize(
+    ("with_", "told"),
+    [
+        ("db=sleep {port}", "db (--with): {port} stands in its command, and it is given no port"),
+        ("sleep --port=9", "--with: the name of the service is missing"),
+        ("WEB=sleep 9", "WEB is named twice"),
+    ],
+)
+def test_what_can_not_be_right_of_with_was_started_or_sent_to_start(
+    spm: Spm, with_: str, told: str
+) -> None:
+    words = ["run", "web", "sleep {port}", "--port", "auto", "--with", "first=sleep 100"]
+    told_all = spm(*words, "--with", with_, *shell("true"), code=2).stderr
+    assert told in told_all and "started" not in told_all
+    assert "start NAME" not in told_all and "--port auto" not in told_all
+
+
 def test_json_is_one_document_and_the_tests_speak_on_stderr(spm: Spm, port: int) -> None:
     words = ["run", "api", nasty("--port", port), "--json", *shell("echo hello; exit 3")]
     done = spm(*words, code=3)
@@ -217,6 +234,8 @@ def test_a_service_that_is_not_ready_in_time_is_stopped_and_nothing_is_tested(sp
     done = spm(*words, *shell("touch tested"), code=124)
     assert "[ERROR] api did not become healthy in 0.90 s (it listens on no port" in done.stderr
     assert "stopped: api\n  | no port\n" in done.stderr
+    assert "--ready log:REGEX" in done.stderr
+    assert "notify" not in done.stderr and "wait-healthy" not in done.stderr, "it has been stopped"
     assert stopped(spm, "api") and not (spm.cwd / "tested").exists()
     failed = document_of(spm, *words[1:], *shell("touch tested"), code=124)
     assert failed["error"]["kind"] == "timeout" and failed["exit_code"] is None
