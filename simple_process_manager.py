@@ -262,8 +262,8 @@ LEASE = r"forever|session|[0-9]+"
 LEASES = f"{DURATION}|{LEASE}"
 NOTICES = ("ready", "alive", "stopped")
 LONGEST_S = 10 * 365 * 86400.0  # ten years: what comes after must still fit the system's clocks
-SIZE = r"(?a)(\d+)(B|kB|MB|GB|KiB|MiB|GiB|)"
-SIZE_UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+SIZE = r"(?a)(\d+)(B|[kK]B|MB|GB|KiB|MiB|GiB|)"
+SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 SIZE_UNITS.update({"KiB": 2**10, "MiB": 2**20, "GiB": 2**30})
 
 
@@ -7855,7 +7855,8 @@ def started(store: Store, record: Record, how: str, notes: Sequence[str] = ()) -
     data: dict[str, object] = {"name": record.name, "status": record.phase, "pid": pid, "log": log}
     data.update(already_running=how.startswith("already"), type=spec.type, why=record.reason)
     data.update(port=spec.port, port_origin=port_origin(spec), **lease_data(record, is_live=True))
-    line = f"[OK] {record.name} {how} (pid {pid or 'not known'}{port}), log: {shown_path(log)}"
+    line = f"[OK] {record.name} {how} (pid {pid or 'not known'}{port})"
+    line += f", log: {shown_path(log)}" * (not spec.terminal)  # a window keeps its output
     return Result(data, [*notes, line, *lease_lines(record)])
 
 
@@ -9306,7 +9307,7 @@ def show_alerts(store: Store, args: argparse.Namespace) -> Result:
 @command(
     "logs",
     Option("name", "NAME"),
-    Option("-n --lines", "N", parse_count, 100, "how many lines at most (100)"),
+    Option("-n --lines", "N", parse_count, help="how many lines at most (100; all of --since)"),
     Option("-f --follow", help="go on until the service ends"),
     Option("--since", "D", parse_duration, None, "only what was written in the last D (to 5 s)"),
     Option("--raw", help="control characters and colours as they are, not written out"),
@@ -9319,11 +9320,12 @@ def logs(store: Store, args: argparse.Namespace) -> Result:
         store.notes.append(f"the output of {name} goes to its window and isn't kept")
     output = Output(store, record, from_end=True)
     end = max(0, output.at - store.log_start(name))
+    most: int = (sys.maxsize if args.since else 100) if args.lines is None else args.lines
     with state_errors(path):
         # Who follows reads on where the last line begins, if that isn't whole yet.
-        is_cut = args.follow and args.lines
+        is_cut = args.follow and most
         begun = read_tail(path, 1 << 20, end).rpartition(b"\n")[2] if is_cut else b""
-        output.at, end, count = output.at - len(begun), end - len(begun), args.lines - bool(begun)
+        output.at, end, count = output.at - len(begun), end - len(begun), most - bool(begun)
         if args.since:
             lines = store.lines_since(name, time.time() - args.since, end)
         else:
@@ -9441,7 +9443,7 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
     state = port_state(spec.port) if spec.port and spec.port not in own else None
     data.update(port_state=state, log=store.path(name, "output.log"))
     exits, tail = store.failed_exits(name), [*map(masked_line, store.last_lines(name, 20))]
-    after = [f"logs {name} -n 100", f"events {name}"]
+    after = [f"logs {name} -n 100"] * (not spec.terminal) + [f"events {name}"]
     is_failed = verdict.status in ("failed", "backoff")
     after += [f"wait-healthy {name}"] * (verdict.is_live and not is_failed)
     after += [again_line(seen, members)] * (is_failed or not verdict.is_live)

@@ -244,6 +244,15 @@ def test_since_shows_only_what_is_young(spm: Spm) -> None:
     spm("stop", "web")
 
 
+def test_since_was_cut_to_100_lines_without_a_word(spm: Spm) -> None:
+    spm("start", "web", "seq 500")
+    eventually(lambda: spm.log("web").endswith("500\n"), what="output")
+    every = [*map(str, range(1, 501))]
+    assert spm("logs", "web", "--since", "60s").stdout.split() == every
+    assert spm("logs", "web", "--since", "60s", "-n", 7).stdout.split() == every[-7:]
+    assert spm.json("logs", "web")["lines"] == every[-100:]
+
+
 def test_touch_renews_last_active(spm: Spm) -> None:
     spm("start", "web", "sleep 100")
     before = spm.record("web")["last_active"]

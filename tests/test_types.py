@@ -524,6 +524,7 @@ def test_a_tool_in_a_window_is_typed_at_and_its_exit_code_is_known(spm: Spm, tmu
     asked = ("--terminal", "auto", "--env", "GIVEN=hidden-value", *script(text))
     started = spm("start", "tool", *asked).stdout
     assert "in its window: tmux attach -t tool-" in started
+    assert "log: " not in started and "logs tool" not in spm("explain", "tool").stdout
     eventually(lambda: "from the caller hidden-value tmux" in tmux.shown("tool"), what="the tool")
     assert "/dev/pts/" in tmux.shown("tool")
     assert (

@@ -333,7 +333,10 @@ def test_any_text_is_a_positive_finite_duration_or_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("1000", 1000), ("500kB", 500_000), ("10MB", 10**7), ("1GiB", 2**30), ("64KiB", 65536)],
+    [
+        *[("1000", 1000), ("500kB", 500_000), ("500KB", 500_000), ("10MB", 10**7)],
+        *[("1GiB", 2**30), ("64KiB", 65536)],
+    ],
 )
 def test_a_size_is_read_in_each_unit(text: str, size: int) -> None:
     assert spm.parse_size(text) == size
