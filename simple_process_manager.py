@@ -9561,7 +9561,8 @@ def target_of(store: Store, word: str, args: argparse.Namespace) -> Target:
 def claimant(store: Store, port: int) -> Seen | None:
     """The service here that declared this port, or seems to use it; a live one before others."""
     known = [one for one in store.records().values() if one.spec.port == port]
-    asked = [one for one in known if one.phase != "external" and one.wanted == "running"]
+    wanted = [one for one in known if one.wanted == "running" or one.phase == "stopping"]
+    asked = [one for one in wanted if one.phase != "external"]
     claims = [observe(store, record, place()) for record in asked]
     here = [seen for seen in claims if seen.facts.here]
     return max(here, key=lambda one: (one.verdict.is_live, one.record.started_at), default=None)
@@ -9673,7 +9674,7 @@ class Target:
                 self.due_at[check] = deadline + LEAST_S if is_last else at
         is_told = self.phase == "ready" and not (self.given or self.checks.spec.readiness)
         is_sick = self.phase == "unhealthy" and not (self.given or self.checks.waiting())
-        if is_told or is_sick:
+        if is_told or is_sick or self.phase == "stopping":  # what ends may still answer
             self.checks.sights = dict.fromkeys(self.checks.checks, self.told())
         if self.after_s is None and not self.checks.waiting():
             self.after_s = time.monotonic() - began
@@ -9806,6 +9807,8 @@ class Target:
             advice += "; what listens on no port" + (f": {way}" if self.is_passing else says)
         if record.main and condition_of(record.main) == "stopped":
             advice = f"it is stopped (SIGSTOP): continue it with kill -CONT {pid}"
+        elif self.phase == "stopping":
+            advice = f"see how it ends: events {name}; then start it, or wait for it, again"
         message = f"{name} did not become healthy in {waited} ({where}); {alive}{crashed}"
         return TimedOut(message, advice, **facts)
 

@@ -48,6 +48,21 @@ def test_it_fails_at_once_when_the_service_dies(spm: Spm, port: int) -> None:
     assert error["exit"]["code"] == 3 and error["log_tail"] == ["boom", "last words"]
 
 
+@pytest.mark.parametrize("target", ["name", "port"])
+def test_what_was_being_stopped_was_healthy_as_long_as_it_answered(
+    spm: Spm, port: int, target: str
+) -> None:
+    spm("start", "web", nasty("--port", port, "--ignore-term"), "--port", port, "--wait")
+    with spm.popen("stop", "web", "--timeout", "1.5") as stop:
+        eventually(lambda: spm.service("web")["status"] == "stopping", what="the stop")
+        word = port if target == "port" else "web"
+        late = spm("wait-healthy", word, 0.3, code=124).stderr
+        assert "(web is stopping: stop was asked for; " in late and "see how it ends" in late
+        over = spm("wait-healthy", word, 10, code=1).stderr
+        assert "web is not running: stopped" in over and "start web" in over
+        stop.communicate()
+
+
 def test_it_fails_at_once_when_the_service_is_dead_already(spm: Spm, port: int) -> None:
     spm("start", "web", nasty("--signal", int(signal.SIGSEGV)), "--port", port)
     eventually(lambda: spm.service("web")["status"] == "failed", what="its end")
