@@ -9873,7 +9873,8 @@ class Chain:
 
     def add(self, args: argparse.Namespace) -> None:
         """Start a service, or take the one that runs, and wait until it is ready."""
-        data = self.services.setdefault(args.name.lower(), {})  # as the store compares names
+        # `Api` and `api` are one service
+        data = self.services.setdefault(args.name.lower(), {"name": args.name})
         result = start_service(self.store, args, (self.me, "run"))
         data.update(result.data)
         self.say(*result.lines)
@@ -9989,7 +9990,7 @@ class Chain:
             data["stopped"] = bool(lines)
             is_over = is_ours and record and record.phase in ("exited", "failed")
             if is_over and record and data.get("died", "") is None:  # after the last look
-                data["died"] = f"{name} ended by itself: {record.reason}"
+                data["died"] = f"{record.name} ended by itself: {record.reason}"
                 self.say(f"[WARN] {data['died']}")
             data["status"] = record and record.phase
             data["exit"] = record and record.exit and record.exit._asdict()
@@ -9998,7 +9999,9 @@ class Chain:
         left = [name for name, data in others if data["status"] in LIVE_PHASES]
         told = [("stopped", stopped), ("left running, as it was before", left)]
         told += [("left to another run", shared), ("could not be stopped", failed)]
-        return "".join(f"; {word}: {', '.join(names)}" for word, names in told if names)
+        written = {key: str(data["name"]) for key, data in self.services.items()}
+        lists = [(word, ", ".join(map(written.__getitem__, keys))) for word, keys in told if keys]
+        return "".join(f"; {word}: {names}" for word, names in lists)
 
 
 def interrupted(number: int, _: object) -> None:
@@ -10084,13 +10087,14 @@ def tests_result(
     if failure:
         failure.message += stopped
     elif code:
-        advice = "see what they printed; what {0} wrote: logs {0}".format([*chain.services][-1])
+        name = [*chain.services.values()][-1]["name"]
+        advice = f"see what they printed; what {name} wrote: logs {name}"
         failure = Failed(f"the tests failed: {ended}{stopped}", advice)
         failure.exit_code = code if code < 2**31 else code - 2**32  # Windows: unsigned
     else:
         chain.say(f"[OK] the tests passed{stopped}")
-    services = [{"name": name, **data} for name, data in chain.services.items()]
-    data: dict[str, object] = {"tests": list(tests), "exit_code": code, "services": services}
+    data: dict[str, object] = {"tests": list(tests), "exit_code": code}
+    data["services"] = [*chain.services.values()]
     return Result(data, error=failure)
 
 

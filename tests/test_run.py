@@ -533,3 +533,8 @@ def test_an_unquoted_command_of_a_run_was_sent_to_start_and_behind_its_tests(spm
         assert "quote the command: run api 'uvicorn " in told or 'run NAME "COMMAND' in told
     told = spm("run", "api", "uvicorn x", "--port", "80", "x", "--", "true", code=2).stderr
     assert 'one string is all of it: run api "COMMAND" with' in told
+
+
+def test_run_told_of_a_service_by_its_name_in_lower_case(spm: Spm) -> None:
+    said = spm("run", "Api", nasty("--say", "up"), "--ready", "log:up", "--", "false", code=1)
+    assert "; stopped: Api\n" in said.stderr and "what Api wrote: logs Api" in said.stderr
