@@ -3698,6 +3698,7 @@ class Facts(NamedTuple):
     main: str  # what condition_of() says
     retry_s: float = 0.0  # until an automatic restart
     halted: bool = False  # its supervisor stands still (SIGSTOP)
+    cut_off: bool = False  # its supervisor lives, but what it can be reached by was removed
 
 
 class Verdict(NamedTuple):
@@ -3721,7 +3722,7 @@ def status_of(record: Record, facts: Facts) -> Verdict:
     alone = "{0.reason}; its supervisor was gone while it waited to restart"
     begins, as_was = phase == "starting" and supervised, "{0.reason}" * (phase == "unhealthy")
     launched = "its launcher ended: {0.reason}" if facts.main == "gone" else CONDITIONS["starting"]
-    cut_off = record.reason == FOUND and record.supervisor is not None
+    was_found = record.reason == FOUND and record.supervisor is not None
     rows = (  # {0} is the record, {1} how long it waits
         (phase in ENDED_PHASES, phase, "{0.reason}"),
         (not facts.here and facts.same_host, "exited", RESTARTED),
@@ -3740,7 +3741,7 @@ def status_of(record: Record, facts: Facts) -> Verdict:
         (facts.main == "gone", "exited", "its end was not seen: its supervisor was gone"),
         (facts.main == "zombie", "exited", CONDITIONS["zombie"]),
         (not supervised and record.spec.type == "stdio", "running", UNHEARD),
-        (not supervised and cut_off, "running", UNREACHED),
+        (not supervised and (was_found or facts.cut_off), "running", UNREACHED),
         (not supervised, "running", UNSUPERVISED),
         (True, phase, CONDITIONS.get(facts.main, as_was)),
     )
@@ -7473,7 +7474,8 @@ def _look(store: Store, record: Record, here: Place) -> Seen:
             main = "stranger" if now and now.memory_bytes else "gone"
         facts = facts._replace(claimed=claimed, supervised=supervised, main=main)
         halted = supervised and condition_of(record.supervisor) == "stopped"
-        facts = facts._replace(halted=halted)
+        is_removed = not (supervised or os.path.lexists(store.path(record.name, "supervisor.lock")))
+        facts = facts._replace(halted=halted, cut_off=is_removed and is_alive(record.supervisor))
     if record.phase == "backoff":
         facts = facts._replace(retry_s=max((record.retry_at or 0.0) - steady_s(), 0.0))
     return Seen(record, facts, status_of(record, facts))

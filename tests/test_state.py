@@ -363,6 +363,7 @@ def test_a_rotation_after_the_home_was_renamed_destroyed_the_log(spm: Spm) -> No
     older = spm.home / "services" / "web" / "output.log.1"
     eventually(older.exists, 10, what="the older file")
     assert (older.read_text() + (older.parent / "output.log").read_text()).endswith("3000\n")
+    spm("cleanup")
 
 
 def test_a_service_of_a_project_that_was_moved_is_stopped_in_its_new_place(spm: Spm) -> None:
@@ -459,6 +460,20 @@ def test_a_home_that_was_removed_is_found_again_by_the_cookies(spm: Spm, recreat
     done = spm("cleanup")
     assert "api stopped" in done.stdout
     assert not is_running(pid)
+    eventually(lambda: not is_running(supervisor), what="the end of the old supervisor")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no open file is removed there")
+def test_a_supervisor_whose_directory_was_removed_was_told_to_be_gone(spm: Spm) -> None:
+    # it lives, but nobody can reach it any more
+    spm("start", "api", "sleep 100")
+    remove(spm.home / "services" / "api")
+    row, supervisor = spm.service("api"), spm.supervisor("api")
+    assert (row["status"], row["supervised"], is_running(supervisor)) == ("running", False, True)
+    assert "api: what its supervisor listened in was removed: start api " in spm("list").stderr
+    spm("start", "api", "sleep 100")
+    assert spm.service("api")["supervised"]
+    spm("cleanup")
     eventually(lambda: not is_running(supervisor), what="the end of the old supervisor")
 
 
