@@ -7895,7 +7895,7 @@ def begun(store: Store, asked: Asked, former: Seen | None, how: str, notes: list
     failures, failed_at = failures_before(store, former, asked)
     if not os.path.isdir(spec.cwd):
         is_again = former is not None and former.record.spec.cwd == spec.cwd
-        advice = place_advice(store, asked) if is_again else "check --cwd"
+        advice = place_advice(store, name, config) if is_again else "check --cwd"
         raise StartFailed(f"{name}: no such directory: {spec.cwd}", advice)
     digests = digests_of(dict.fromkeys(spec.env_files, os.urandom(16).hex()))
     values = environment_of(spec, given)
@@ -7933,13 +7933,15 @@ def begun(store: Store, asked: Asked, former: Seen | None, how: str, notes: list
         raise
 
 
-def place_advice(store: Store, asked: Asked) -> str:
+def place_advice(store: Store, name: str, config: str) -> str:
     """What starts it elsewhere than where it ran: its directory is gone, or was moved."""
     here = find_config(None, store.home)  # the recorded one may have been moved along
-    path = asked.config if os.path.lexists(asked.config) else here
-    if asked.config and os.path.lexists(path):
-        return f"check cwd in {shown_path(path)}, then: up {asked.name}"
-    return f'from the directory that it shall run in: start {asked.name} "COMMAND" --replace'
+    if config and os.path.lexists(config):
+        return f"check cwd in {shown_path(config)}, then: up {name}"
+    if config and os.path.lexists(here):
+        there = f"{os.path.dirname(config)} was renamed or moved to {os.path.dirname(here)}"
+        return f"{there}: up {name} starts it there"
+    return f'from the directory that it shall run in: start {name} "COMMAND" --replace'
 
 
 def corrected(record: Record) -> str:
@@ -8009,6 +8011,9 @@ def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict
         return {"cause": None}
     words = store.last_words(record, CAUSE_LINES)
     cause = cause_of(record.exit, words, is_heard=not record.spec.terminal)
+    if record.exit.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.isdir(record.spec.cwd):
+        cause = cause._replace(message=f"no such directory: {record.spec.cwd}")
+        advice = place_advice(store, record.name, record.config)
     return {"cause": advised(cause, record, advice)._asdict()}
 
 

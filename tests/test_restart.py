@@ -780,4 +780,7 @@ def test_a_directory_that_vanished_was_told_as_if_the_program_were_missing(spm: 
     spm("start", "api", *words)
     told = f"it could not be executed: {there}: No such file or directory"
     eventually(lambda: told in spm("events", "api").stdout, what="the second instance")
+    cause = spm.json("explain", "api")["cause"]
+    assert cause["message"] == f"no such directory: {there}"
+    assert cause["advice"].startswith("from the directory that it shall run in: start api ")
     spm("stop", "api")

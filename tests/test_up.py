@@ -634,7 +634,7 @@ def test_a_restart_in_a_moved_project_sent_for_an_option_that_it_does_not_have(s
     advice = '  → from the directory that it shall run in: start api "COMMAND" --replace'
     assert told == f"[ERROR] api: no such directory: {old}\n{advice}\n"
     told = spm("restart", "web", cwd=new, env=env, code=4).stderr
-    assert told.endswith("  → check cwd in spm.json, then: up web\n")
+    assert told.endswith(f"  → {old} was renamed or moved to {new}: up web starts it there\n")
     spm("up", "web", cwd=new, env=env)
     spm("start", "api", "sleep 300.2", "--replace", cwd=new, env=env)
     assert "check --cwd" in spm("start", "x", "true", "--cwd", "no", code=4).stderr
