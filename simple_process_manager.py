@@ -10866,6 +10866,14 @@ AT_ONCE_S = 0.1  # who ends within that has failed to come up, also where nothin
 ORDER_S = 1.0
 
 
+def config_of_record(store: Store, record: Record) -> str:
+    """The configuration that it was started for, by its present path if the project was renamed."""
+    there, name = os.path.split(record.config)
+    here = os.path.join(root_of(store.home), "spm.json")
+    was_renamed = name == "spm.json" and not os.path.lexists(there) and os.path.lexists(here)
+    return here if was_renamed else record.config
+
+
 def known_services(store: Store) -> dict[str, Known]:
     """Every recorded service as a plan needs to know it, by name in lower case."""
     here, found = place(), dict[str, Known]()
@@ -10874,7 +10882,8 @@ def known_services(store: Store) -> dict[str, Known]:
         with contextlib.suppress(StateError):  # damaged: then it differs, and is started anew
             given, stale = store.given_env(key), stale_files(store, key)
         facts = (seen.verdict.status, seen.verdict.is_live, seen.facts.supervised)
-        found[key] = Known(seen.record, *facts, given, tuple(stale))
+        it = seen.record._replace(config=config_of_record(store, seen.record))
+        found[key] = Known(it, *facts, given, tuple(stale))
     return found
 
 
@@ -11331,7 +11340,7 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
     """Stop level by level: who depends on others goes before them."""
     path = find_config(args.config, store.home)
     known, others = store.records(), list[Record]()
-    records = {key: one for key, one in known.items() if one.config == path}
+    records = {key: one for key, one in known.items() if config_of_record(store, one) == path}
     config: Config | None = None
     with contextlib.suppress(ConfigError):  # then what is recorded is all that is known
         config = config_at(store, args)
@@ -11360,7 +11369,8 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
     none = f"[WARN] there is no {path}: nothing was stopped; started by hand? stop it by name"
     lines += [] if lines or errors else ["[OK] nothing of it was running" if is_there else none]
     told = "[WARN] {0} runs, but was started by hand or from another file: left alone; stop {0}"
-    foreign = [one for one in others if one.config != path and not args.names]
+    others = [one for one in others if config_of_record(store, one) != path]
+    foreign = others if not args.names else []
     seen = [observe(store, one, place()) for one in foreign]
     lines += [told.format(one.record.name) for one in seen if one.verdict.is_live]
     return with_errors(Result({"config": path, "services": data}, lines), errors)

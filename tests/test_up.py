@@ -621,6 +621,20 @@ def test_a_job_was_done_for_ever_though_a_down_stopped_what_needs_it(spm: Spm) -
     spm("down")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no directory with open files is renamed")
+def test_the_services_of_a_renamed_project_were_those_of_another_file(spm: Spm) -> None:
+    env = {key: value for key, value in spm.env.items() if key != "SPM_HOME"}
+    old, new = spm.cwd / "old", spm.cwd / "new"
+    (old / ".spm").mkdir(parents=True, mode=0o700)
+    (old / "spm.json").write_text(json.dumps({"services": {"web": worker("1"), "db": worker("2")}}))
+    spm("up", cwd=old, env=env)
+    old.rename(new)
+    told = spm("up", "--dry-run", cwd=new, env=env).stdout
+    assert told.count("because cwd changed") == 2 and "taken over" not in told
+    told = spm("down", cwd=new, env=env).stdout
+    assert "web stopped" in told and "db stopped" in told and "[WARN]" not in told
+
+
 def test_a_restart_in_a_moved_project_sent_for_an_option_that_it_does_not_have(spm: Spm) -> None:
     env = {key: value for key, value in spm.env.items() if key != "SPM_HOME"}
     old, new = spm.cwd / "old", spm.cwd / "new"
