@@ -7071,6 +7071,8 @@ def step_of(wanted: Wanted, known: Known | None, is_named: bool, is_once: bool) 
         return step("keep", f"it was started {whose}: name it to have it taken over", keys)
     if not known.is_supervised and known.status != "external":
         return step("start", "its supervisor is gone", keys)
+    if known.status == "backoff" and is_small:
+        return step("start", "it waits for its restart", keys)
     why = f"{', '.join(keys)} changed".replace("env_file", " ".join(["env_file", *stale]))
     return step("settings" if is_small else "restart", why, keys) if keys else step("keep")
 

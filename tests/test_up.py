@@ -817,3 +817,34 @@ def test_what_a_run_had_started_belongs_to_it_again_after_a_rollback(spm: Spm) -
     assert spm.record("a")["owner"]["pid"] == tests.pid
     tests.communicate(timeout=10)
     eventually(lambda: not pids(spm), what="the end of what has no owner any more")
+
+
+def test_an_up_said_ok_of_a_service_that_waited_for_its_restart(spm: Spm) -> None:
+    dies = {"command": "sh -c 'exit 3'", "restart": "on-failure", "backoff": "20s"}
+    write(spm, {"a": dies, "b": worker()})
+    spm("up")
+    eventually(lambda: spm.service("a")["status"] == "backoff")
+    assert actions(spm.json("up", "--dry-run")["plan"]) == {
+        "a": "start because it waits for its restart",
+        "b": "keep",
+    }
+    write(spm, {"a": {**dies, "command": "sleep 300", "backoff": "21s"}, "b": worker()})
+    spm("up", "--wait")
+    assert spm.service("a")["status"] == "running"
+    spm("down")
+
+
+def test_a_service_that_waited_for_its_restart_is_started_anew_by_up(spm: Spm) -> None:
+    command = "sh -c 'test -e go && exec sleep 300; exit 3'"
+    write(spm, {"a": {"command": command, "restart": "on-failure", "backoff": "20s"}})
+    for more in ({}, {"backoff_max": "70s"}):
+        spm("up")
+        eventually(lambda: spm.service("a")["status"] == "backoff")
+        (spm.cwd / "go").touch()
+        keys = {"command": command, "restart": "on-failure", "backoff": "20s", **more}
+        write(spm, {"a": keys})
+        spm("up")
+        assert spm.service("a")["status"] == "running"
+        assert spm.record("a")["spec"]["backoff_max_s"] == (70 if more else 60)
+        spm("down")
+        (spm.cwd / "go").unlink()
