@@ -11344,8 +11344,12 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
     known, others = store.records(), list[Record]()
     records = {key: one for key, one in known.items() if config_of_record(store, one) == path}
     config: Config | None = None
-    with contextlib.suppress(ConfigError):  # then what is recorded is all that is known
+    try:
         config = config_at(store, args)
+    except ConfigError:  # then what is recorded is all that is known
+        given = filter(None, [args.procfile, *args.mcp_config])
+        if not all(os.path.lexists(full_path(file)) for file in given):
+            raise
     if args.names:  # what never ran needs no stop
         news = [name for name in args.names if name.lower() not in known]
         never = {name for name in news if config and config.named(name)}

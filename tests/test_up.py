@@ -848,3 +848,16 @@ def test_a_service_that_waited_for_its_restart_is_started_anew_by_up(spm: Spm) -
         assert spm.record("a")["spec"]["backoff_max_s"] == (70 if more else 60)
         spm("down")
         (spm.cwd / "go").unlink()
+
+
+def test_a_down_of_a_procfile_that_is_not_there_stopped_services(spm: Spm) -> None:
+    (spm.cwd / "Procfile").write_text("worker: sleep 100\n")
+    spm("up", "--procfile", "Procfile")
+    before = pids(spm)
+    for option in ("--procfile", "--mcp-config"):
+        error = spm.json("down", option, "TYPO", code=6)["error"]
+        assert "TYPO: No such file" in error["message"]
+        assert pids(spm) == before
+    (spm.cwd / "Procfile").write_text("no line of one\n")
+    spm("down", "--procfile", "Procfile")
+    assert not pids(spm), "a broken one is no reason to keep what is recorded"
