@@ -10893,7 +10893,10 @@ def in_keys(text: object, wanted: Wanted) -> str:
     """Advice in the words of a configuration: not --env but env, and where that is."""
     flags = "|".join(KEYS).replace("_", "-")
     words = re.sub(rf"--({flags})(?![\w-])", lambda found: found[1].replace("-", "_"), str(text))
-    words += f" ({wanted.source.path} in {shown_path(wanted.source.file)})" * (words != text)
+    where = f"{wanted.source.path} in {shown_path(wanted.source.file)}"
+    if wanted.source.path.startswith("line "):
+        where += ", which has no such keys: have an spm.json made of it first, init --config"
+    words += f" ({where})" * (words != text)
     bare = rf"(?<!restart {re.escape(wanted.name)} )--force"
     return re.sub(bare, f"`start {wanted.name} --force`", words)
 

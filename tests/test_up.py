@@ -861,3 +861,9 @@ def test_a_down_of_a_procfile_that_is_not_there_stopped_services(spm: Spm) -> No
     (spm.cwd / "Procfile").write_text("no line of one\n")
     spm("down", "--procfile", "Procfile")
     assert not pids(spm), "a broken one is no reason to keep what is recorded"
+
+
+def test_a_job_of_a_procfile_got_advice_that_it_could_not_follow(spm: Spm) -> None:
+    (spm.cwd / "Procfile").write_text("release: echo migrated\n")
+    told = spm("up", "--procfile", "Procfile", "--wait", code=1).stderr
+    assert "which has no such keys: have an spm.json made of it first, init --config" in told
