@@ -10506,7 +10506,20 @@ def config_at(store: Store, args: argparse.Namespace, expands: bool = True) -> C
     servers, procfile = args.mcp_config, args.procfile
     if args.config and not os.path.lexists(path):
         servers, procfile = (), None  # that it isn't there is to be said
-    return read_config(path, servers, procfile, expands, lacking if expands else None)
+    try:
+        return read_config(path, servers, procfile, expands, lacking if expands else None)
+    except ConfigError as error:
+        is_named = args.config or os.environ.get("SPM_CONFIG") or servers or procfile
+        if os.path.isfile("spm.json") and not (is_named or os.path.lexists(path)):
+            error.advice = f"the home is {store.home}; for the spm.json here: --config spm.json"
+        raise
+
+
+def shown_files(config: Config, args: argparse.Namespace) -> str:
+    """The files that were read, as they were named; without options: the configuration."""
+    given = [*filter(None, [args.procfile]), *args.mcp_config]
+    is_there = os.path.lexists(config.path) or not given
+    return ", ".join(map(shown_path, [*[config.path] * is_there, *given]))
 
 
 @command("config schema")
@@ -10523,7 +10536,7 @@ def validate(store: Store, args: argparse.Namespace) -> Result:
     config = config_at(store, args)
     error = unready(config.services.values())
     names: list[object] = list(config.services)
-    line = f"[OK] {shown_path(config.path)} is valid: {counted(len(names), 'service')}"
+    line = f"[OK] {shown_files(config, args)} is valid: {counted(len(names), 'service')}"
     data = {"path": config.path, "services": names, "notes": [note[7:] for note in config.notes]}
     lines = [*config.notes, *[line] * (error is None)]
     return Result({**data}, lines, error=error)
@@ -11241,9 +11254,8 @@ def bring_up(
     data.update(services=rows, version=last.number, **({"cut_off": cut.number} if cut else {}))
     if not failed:
         told = tally(one.action for one in outcomes) or "no services"
-        is_there = of is not None or os.path.lexists(config.path)  # a version names no files
-        files = [config.path] if is_there else filter(None, [args.procfile, *args.mcp_config])
-        return Result(data, [f"[OK] {', '.join(map(shown_path, files))} is up ({told})"])
+        files = shown_path(config.path) if of else shown_files(config, args)
+        return Result(data, [f"[OK] {files} is up ({told})"])
     error, is_back = failed[0].error, came == "rolled back"
     if error and args.rollback_on_failure:
         error.message += f"; {'not wholly ' * (not is_back)}rolled back to what ran before"

@@ -867,3 +867,22 @@ def test_a_job_of_a_procfile_got_advice_that_it_could_not_follow(spm: Spm) -> No
     (spm.cwd / "Procfile").write_text("release: echo migrated\n")
     told = spm("up", "--procfile", "Procfile", "--wait", code=1).stderr
     assert "which has no such keys: have an spm.json made of it first, init --config" in told
+
+
+def test_a_procfile_alone_that_is_valid_was_called_spm_json(spm: Spm) -> None:
+    (spm.cwd / "Procfile").write_text("worker: sleep 100\n")
+    words = ("config", "validate", "--procfile", "Procfile")
+    assert spm(*words).stdout == "[OK] Procfile is valid: 1 service\n"
+    write(spm, {"a": worker()})
+    assert spm(*words).stdout == "[OK] spm.json, Procfile is valid: 2 services\n"
+
+
+def test_an_spm_json_below_the_home_was_said_not_to_be_there(spm: Spm) -> None:
+    del spm.env["SPM_HOME"]
+    (spm.cwd / ".spm").mkdir(mode=0o700)
+    (spm.cwd / "x").mkdir()
+    (spm.cwd / "x" / "spm.json").write_text('{"services": {}}')
+    told = spm("up", code=6, cwd=spm.cwd / "x").stderr
+    home = os.path.realpath(spm.cwd / ".spm")
+    assert f"the home is {home}; for the spm.json here: --config spm.json" in told
+    spm("up", "--config", "spm.json", cwd=spm.cwd / "x")
