@@ -11204,7 +11204,8 @@ def check_named(config: Config, names: Iterable[str]) -> None:
     for name in names:
         if not config.named(name):
             told = f"{shown_path(config.path)} has no service {name!r}"
-            raise NotFound(told, f"{nearest(name, config.services)}see: config validate")
+            known = ", ".join(config.services) or "none"
+            raise NotFound(told, f"{nearest(name, config.services)}services there: {known}")
 
 
 def bring_up(
@@ -12050,7 +12051,10 @@ def export(store: Store, args: argparse.Namespace) -> Result:
     known, disabled = described(store)
     for name in args.names:
         if name.lower() not in known:
-            find(store, name)  # which says what there is
+            check_name(name)
+            names = [one[0][0] for one in known.values()]
+            advice = f"{nearest(name, names)}services here: {', '.join(names) or 'none'}"
+            raise NotFound(f"no service {name!r} in {store.home}", advice)
     left = [] if args.names else disabled
     asked = dict.fromkeys(map(str.lower, args.names)) or known
     wanted = [known[key] for key in asked if known[key][0][0] not in left]

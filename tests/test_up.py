@@ -886,3 +886,11 @@ def test_an_spm_json_below_the_home_was_said_not_to_be_there(spm: Spm) -> None:
     home = os.path.realpath(spm.cwd / ".spm")
     assert f"the home is {home}; for the spm.json here: --config spm.json" in told
     spm("up", "--config", "spm.json", cwd=spm.cwd / "x")
+
+
+def test_who_names_no_service_is_told_which_there_are(spm: Spm) -> None:
+    write(spm, {"web": worker(), "queue": worker()})
+    told = spm("up", "wbe", code=3).stderr
+    assert "did you mean web? services there: web, queue" in told
+    told = spm("export", "compose", "nosuch", code=3).stderr
+    assert "services here: web, queue" in told
