@@ -10858,10 +10858,13 @@ def import_config(store: Store, args: argparse.Namespace) -> Result:
     """Take a file as the configuration: validated, compared, confirmed; `up` applies it."""
     path = find_config(args.config, store.home)
     new = read_instead(path, full_path(args.file))
-    old: Schema = {"services": {}}
+    old, wanted = dict[str, object](), spelled_out(new)
     with contextlib.suppress(ConfigError):  # none, or a broken one: all is new
         old = spelled_out(read_config(path, expands=False))
-    changes = changes_of(old, spelled_out(new))
+    changes = changes_of(old or {"services": {}}, wanted)
+    if old == wanted:
+        told = f"[OK] nothing differs: {shown_path(path)} is left as it is"
+        return Result({"path": path, **changes}, [told])
     args.say(*([] if args.json else change_lines(changes)))
     is_asked = os.isatty(0) and not (args.yes or args.json)
     args.say(*[f"write {shown_path(path)}? y/n"] * is_asked)

@@ -177,7 +177,8 @@ def test_an_export_can_be_imported_and_means_the_same(spm: Spm) -> None:
     assert json.loads(printed.stdout)["services"]["a"]["env"] == names
     assert "s3cret" not in printed.stdout + printed.stderr
     assert "write to another file" in spm("config", "export", "spm.json", code=8).stderr
-    assert "nothing differs" in spm("config", "import", "sub/all.json", "--yes").stderr
+    (spm.cwd / "spm.json").unlink()
+    spm("config", "import", "sub/all.json", "--yes")
     assert json.loads((spm.cwd / "spm.json").read_text())["services"] == exported
     (spm.cwd / "bad.json").write_text('{"services": {"a": {"comand": "x"}}}')
     assert "did you mean command" in spm("config", "import", "bad.json", "--yes", code=6).stderr
@@ -529,3 +530,19 @@ def test_a_rollback_to_an_up_of_one_service_deleted_the_others_from_the_file(spm
     spm("up")
     assert spm.record("b")["spec"]["argv"] == ["sleep", "300.2"]
     spm("down")
+
+
+def test_an_import_of_what_differs_in_nothing_was_an_error_or_wrote_the_file(spm: Spm) -> None:
+    write(spm, {"a": worker("1")})
+    path = spm.cwd / "spm.json"
+    before, text = path.stat().st_ino, path.read_text()
+    spm("config", "export", "out.json")
+    for more in ((), ("--yes",)):
+        done = spm("config", "import", "out.json", *more)
+        assert done.stdout == "[OK] nothing differs: spm.json is left as it is\n"
+        assert not done.stderr
+    assert (path.stat().st_ino, path.read_text()) == (before, text)
+    path.write_text("{")
+    (spm.cwd / "none.json").write_text('{"services": {}}')
+    spm("config", "import", "none.json", "--yes")
+    assert path.read_text() == '{"services": {}}', "a broken one differs from all"
