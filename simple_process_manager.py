@@ -12228,6 +12228,7 @@ def guesses(root: str) -> Iterator[tuple[str, dict[str, object], str]]:
         keys: dict[str, object] = {"command": text.rstrip().replace("${", "$${")}
         keys.update({"shell": True} if shell_sign(text.rstrip()) else {})
         keys.update({"port": "auto"} if "PORT" in text else {})
+        keys.update({"env_file": ".env"} if os.path.isfile(os.path.join(root, ".env")) else {})
         yield name, keys, "Procfile"
     with contextlib.suppress(ValueError):
         scripts = as_object(as_object(parse_json(read("package.json") or "{}")).get("scripts"))

@@ -290,6 +290,15 @@ def test_a_guessed_command_keeps_the_references_of_its_shell(project: Spm) -> No
     copied(project, "cleanup")
 
 
+def test_a_guessed_command_of_a_procfile_lost_the_env_file_beside_it(project: Spm) -> None:
+    (project.cwd / ".env").write_text("GREETING=hello\n")
+    (project.cwd / "Procfile").write_text("show: echo is $GREETING; exec sleep 300\n")
+    copied(project, "init", "--config")
+    copied(project, "up")
+    eventually(lambda: project.log("show") == "is hello\n")
+    copied(project, "cleanup")
+
+
 def test_guesses_of_one_name_are_all_kept_and_found_in_one_look(project: Spm) -> None:
     files = {
         "Procfile": "web: gunicorn app" + " " * 200_000 + "-w 1\n",
