@@ -11905,9 +11905,10 @@ def exported(
                 told[one] = how
             else:
                 notes.append(f"{name}: {target} isn't told that it needs {one}")
-        values = [*unit.env, *(() if target in ("systemd", "compose") else spec.env_files)]
+        unread = () if target in ("systemd", "compose") else spec.env_files
+        values = [f"of {', '.join(unit.env)}"] * bool(unit.env) + [f"in {one}" for one in unread]
         where = VALUES_IN[target].format(name=name, cwd=spec.cwd, dns=unit.dns, project=project)
-        notes += [f"{name}: put the values of {', '.join(values)} into {where}"] if values else []
+        notes += [f"{name}: put the values {' and '.join(values)} into {where}"] if values else []
         units.append(unit._replace(needs=told, is_awaited=name in awaited))
     if len({unit.dns for unit in units}) < len(units):
         raise UsageError("two names differ in signs only", "export these services one by one")

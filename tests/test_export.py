@@ -481,3 +481,13 @@ def test_an_exported_probe_command_asks_what_the_service_is_asked(port: int) -> 
     finally:
         server.terminate()
         server.wait(10)
+
+
+def test_an_env_file_stood_among_the_names_of_variables(spm: Spm) -> None:
+    (spm.cwd / ".env").write_text("A=1\n")
+    keys = {"command": "sleep 300", "env": {"DB": "1", "TOKEN": "2"}, "env_file": ".env"}
+    bare = {"command": "sleep 300", "env_file": ".env"}
+    (spm.cwd / "spm.json").write_text(json.dumps({"services": {"a": keys, "b": bare}}))
+    told, path = spm("export", "procfile").stderr, os.path.realpath(spm.cwd / ".env")
+    assert f"a: put the values of DB, TOKEN and in {path} into .env beside" in told
+    assert f"b: put the values in {path} into .env beside" in told

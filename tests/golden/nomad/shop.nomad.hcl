@@ -12,7 +12,7 @@
 # api: nomad can't look for "log:started"
 # api: nomad isn't told that it needs db
 # api: nomad isn't told that it needs Load.data
-# api: put the values of API_KEY, TOKEN, /srv/app/.env into a variable: nomad var put nomad/jobs/shop/api NAME=value
+# api: put the values of API_KEY, TOKEN and in /srv/app/.env into a variable: nomad var put nomad/jobs/shop/api NAME=value
 # worker: nomad can't look for "http:/ok"
 # worker: nomad isn't told that it needs api
 # daemon is left out: nomad has nothing like --type forking
