@@ -1462,6 +1462,10 @@ if sys.platform == "win32":
         """One line that splits into these words again."""
         return subprocess.list2cmdline(words)
 
+    def typed_word(text: str) -> str:
+        """A word as it is typed, or pasted, into a shell."""
+        return join_command([text])
+
     def shell_sign(text: str) -> str | None:
         """What only a shell would understand in this command line, else None."""
         match = re.search(r"&&|\|\||[|<>]|%\w+%", re.sub(r'"[^"]*"', "", text))
@@ -2007,6 +2011,18 @@ else:
     def join_command(words: Sequence[str]) -> str:
         """One line that splits into these words again."""
         return " ".join(map(shlex.quote, words))
+
+    def typed_word(text: str) -> str:
+        """A word as it is typed, or pasted, into a shell, control characters in $'…' of it."""
+        if not re.search(r"[\x00-\x1f\x7f]", text):
+            return shlex.quote(text)
+        known = {"\\": r"\\", "'": r"\'", "\n": r"\n", "\t": r"\t", "\r": r"\r"}
+        # Three octal digits are taken at most, so that what follows them stays what it is.
+        return (
+            "$'"
+            + re.sub(r"[\x00-\x1f\x7f\\']", lambda c: known.get(c[0], f"\\{ord(c[0]):03o}"), text)
+            + "'"
+        )
 
     def shell_sign(text: str) -> str | None:
         """What only a shell would understand in this command line, else None."""
@@ -3855,6 +3871,12 @@ RECOGNISERS = (
     ("missing_variable", "code 127", r": line \d+: (?P<what>[A-Z][A-Z0-9_]+): "),
     ("command_not_found", "code 127", r"not found"),
     ("command_not_found", "code", r"is not recognized as an internal or external command"),
+    ("needs_terminal", "code", r"failed tty get|Inappropriate ioctl for device|\bENOTTY\b"),
+    (
+        "needs_terminal",
+        "code",
+        r"(?i:(?:not|n't) a (?:tty|terminal)\b)|^EOFError: EOF when reading",
+    ),
     ("connection_refused", "code", r"ECONNREFUSED|(?i:connection ?refused)|\b(?:111|10061)\]"),
     ("permission_denied", "code", r"EACCES|(?i:permission ?denied)|PermissionError|EPERM"),
     ("timeout", "code", r"TimeoutError|ETIMEDOUT|(?i:timed out|timeout expired)"),
@@ -3876,6 +3898,7 @@ CAUSE_ADVICE = {
     "missing_attribute": "mend the name that the command asks for, or define it in that module",
     "syntax_error": "mend the file and line that its last lines name",
     "missing_variable": "set it with --env or --env-file; --require-env checks before the start",
+    "needs_terminal": "it gets no stdin and no terminal; give it a window with --terminal auto",
     "connection_refused": "start what it depends on first and wait for that, then start it again",
     "timeout": "see whether what it waited for runs and is reachable, then start it again",
     "protocol_error": "check that address and port are of the server it means to talk to",
@@ -4845,6 +4868,7 @@ class Supervisor:
         lived_s = round(max(ended.at - self.record.started_at, 0.0), 3)
         ended = ended._replace(oom=oom, lived_s=lived_s)
         if self.pipes and self.pipes.ended(ended):
+            self.tell("exited", f"{ended} before it was greeted; it is asked the older way")
             self.spawn(self.env or {})
             return
         self.record = self.record._replace(exit=ended)
@@ -5170,7 +5194,9 @@ class Supervisor:
             if why:
                 self.decide(None, "failed", why)
             else:
-                self.change("stopped", "stopped", self.record.reason)
+                killed = self.outcome and self.outcome.killed
+                how = f"; it took {FORCE}, which ended it" if killed else ""
+                self.change("stopped", "stopped", self.record.reason + how)
         if left or self.save_at:  # else they hear of it when we have left
             self.answer_waiters()
 
@@ -5618,7 +5644,7 @@ class Relay:
         self.greeting: Message = {}  # what the service said of itself
         self.problem: SpmError | None = None
         self.due_at = self.give_up_at = float("inf")
-        self.is_shaking = False
+        self.is_shaking = self.has_died = False  # has it died with but the probe before it?
         self.answer: Callable[[Sight], None] | None = None  # who wants to know whether it answers
 
     def open(self) -> list[int]:
@@ -5634,8 +5660,8 @@ class Relay:
         spec = self.supervisor.record.spec
         self.give_up_at = time.monotonic() + spec.connect_timeout_s
         self.era, self.problem, self.is_shaking, self.has_listed = "", None, False, False
-        has_died = spec.protocol == "auto" and spec.extra.get("probe") == "died"
-        self.protocol = "handshake" if has_died else spec.protocol
+        has_died = self.has_died or spec.extra.get("probe") == "died"
+        self.protocol = "handshake" if has_died and spec.protocol == "auto" else spec.protocol
         if self.protocol == "jsonrpc":
             self.settle("jsonrpc", "", {})
         elif self.protocol == "handshake":
@@ -5669,7 +5695,7 @@ class Relay:
         best = MODERN if MODERN in known else max(known, default="")
         if method == "initialize" and result:
             self.tell("notifications/initialized")
-            self.settle("handshake", str(result.get("protocolVersion")), result)
+            self.settle("handshake", str(result.get("protocolVersion") or ""), result)
         elif best >= MODERN and result:
             self.settle("modern", best, result)
         elif best > MODERN and self.version == MODERN:  # asked once more, not for ever
@@ -5694,9 +5720,12 @@ class Relay:
             anonymous: Message = {"name": self.name, "version": ""}
             greeting = {"capabilities": {}, **kept, "serverInfo": info or anonymous}
         self.era, self.version, self.greeting = era, version, greeting
+        if self.has_died and era == "handshake":  # only now: it may have died of its own bug
+            self.remember("probe", "died")
+        self.has_died = False
         self.due_at, self.problem = float("inf"), None
         self.let_in()
-        self.answers(f"it was greeted ({era} {version})")
+        self.answers(f"it was greeted ({era} {version or 'without a version'})")
 
     def let_in(self) -> None:
         """Those who wait."""
@@ -5759,9 +5788,12 @@ class Relay:
             self.server.close()
             self.hear(self.server, None)
         if self.era or self.is_shaking or self.protocol != "auto" or self.supervisor.ending:
+            if not self.era and not self.supervisor.ending:  # it dies without that question too
+                self.remember("probe", "unknown")
+            self.has_died = False
             self.fail(f"ended ({ended})", "server_died", ended)
             return False
-        self.remember("probe", "died")
+        self.has_died = True
         return True
 
     def remember(self, key: str, value: object) -> None:
@@ -7813,7 +7845,8 @@ def environment_of(spec: Spec, given: dict[str, str]) -> dict[str, str]:
 def sources_of(spec: Spec, values: Iterable[str], config: str) -> dict[str, str]:
     """Where each variable came from that a start was given; never its value."""
     file, sources = "configuration" * bool(config), dict.fromkeys(spec.env_taken, "caller")
-    sources.update(dict.fromkeys(values, file or "--env-file"))
+    files = ", ".join(shown_path(path, os.path.dirname(config)) for path in spec.env_files)
+    sources.update(dict.fromkeys(values, f"env_file {files}" if file else "--env-file"))
     sources.update({"PORT": file or "--port"} if spec.port_declared else {})
     return {**sources, **dict.fromkeys(spec.env_given, file or "--env")}
 
@@ -7905,7 +7938,10 @@ def begun(store: Store, asked: Asked, former: Seen | None, how: str, notes: list
         check_successor(store, asked, former.record.spec.port, values)
     notes += end_former(store, former) if former else []
     if former and former.record.spec.argv == spec.argv:  # what was learnt about this command
-        spec = spec._replace(extra={**former.record.spec.extra, **spec.extra})
+        learnt = dict(former.record.spec.extra)
+        if former.verdict.is_live or spec_differences(former.record.spec, spec):
+            learnt.pop("probe", None)  # the file may be another one: it is asked anew
+        spec = spec._replace(extra={**learnt, **spec.extra})
     is_booted = bool(BOOTED) and BOOTED[0].name == name
     instance = BOOTED[0].instance if is_booted else os.urandom(16).hex()
     record = new_record(name, spec, instance)._replace(failures=failures, failed_at=failed_at)
@@ -9230,7 +9266,7 @@ def again_line(seen: Seen, members: Sequence[Member]) -> str:
     text = cut(shown_command(spec._replace(port_declared=False)))
     options = mask_secrets(join_command(options_of(spec)) + " " * bool(options_of(spec)))
     values = f" (and with --env {', '.join(spec.env_given)} as before)" if spec.env_given else ""
-    return f"start {record.name} --type forking {options}{join_command([text])}{values}"
+    return f"start {record.name} --type forking {options}{typed_word(text)}{values}"
 
 
 @command("status", Option("name", "NAME"), WATCH)
@@ -9421,7 +9457,12 @@ def notify(store: Store, args: argparse.Namespace) -> Result:
         if condition_of(record.supervisor) == "stopped":
             raise halted_error(record)
         raise Failed(f"{name} has no supervisor that could note it", f"start {name} takes it back")
-    but = f"; it is {after.phase}, as its process and its checks show"
+    shown = (
+        "process and its checks show"
+        if after.spec.readiness or after.spec.health
+        else "process shows"
+    )
+    but = f"; it is {after.phase}, as its {shown}"
     line = f"[OK] {name}: {args.state} noted" + but * (args.state not in ("alive", after.phase))
     return Result({"name": name, **facts, "status": after.phase}, [line])
 
@@ -9436,7 +9477,8 @@ def pending(store: Store, seen: Seen) -> list[str]:
     looks = Checks(store, record, [one for _, one in pairs], record.spec, Checks.read)
     for one in (check for _, check in pairs if check.kind not in ("exec", "mcp")):
         looks.look(one, {}, time.monotonic() + 0.5, lambda: False)
-    return [f"{mask_secrets(text)}: {looks.sights[check].seen}" for text, check in pairs]
+    open_ = [(text, looks.sights[check]) for text, check in pairs]
+    return [f"{mask_secrets(text)}: {sight.seen}" for text, sight in open_ if not sight.is_ok]
 
 
 @command("explain", Option("name", "NAME"))
@@ -10381,7 +10423,8 @@ def call(store: Store, args: argparse.Namespace) -> Result:
         texts = [str(item["text"]) if "text" in item else json.dumps(item) for item in items]
     if result.get("isError") is True:
         text = f"{args.name}: {args.method} answered an error"
-        error = Failed(text, f"see: tools {args.name}", cause="tool")
+        advice = f"its output: logs {args.name}; what it takes: tools {args.name}"
+        error = Failed(text, advice, cause="tool")
     stream = (text + "\n" for text in texts)
     return Result({"result": answer.get("result")}, stream=stream, error=error)
 

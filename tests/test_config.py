@@ -446,6 +446,16 @@ def test_what_is_configured_starts_by_its_name_and_by_a_call(spm: Spm) -> None:
     spm("cleanup")
 
 
+def test_a_variable_out_of_an_env_file_was_said_to_be_of_the_configuration(spm: Spm) -> None:
+    (spm.cwd / "api.env").write_text("API_KEY=abc\n")
+    api = {"command": nasty("--say", "up"), "env_file": "api.env"}
+    (spm.cwd / "spm.json").write_text(json.dumps({"services": {"api": api}}))
+    spm("start", "api")
+    assert spm.json("explain", "api")["environment"] == {"API_KEY": "env_file api.env"}
+    assert "its process shows" in spm("notify", "api", "stopped").stdout
+    spm("stop", "api")
+
+
 @pytest.mark.skipif(GENERIC, reason="the start happens in this process, which has namespaces")
 def test_what_stop_refuses_to_name_was_started_and_never_ended(spm: Spm) -> None:
     names = ("con", "api.", "8000")

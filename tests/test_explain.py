@@ -58,6 +58,13 @@ SCRIPTS = [
     ("permission_denied", ["sh", "-c", "touch f; ./f"], "ermission denied"),
     ("permission_denied", ["sh", "-c", "exit 126"], "exit code 126"),
     ("missing_module", [PY, "-c", "import nosuch.thing"], "No module named 'nosuch'"),
+    (
+        "needs_terminal",
+        [PY, "-c", "import os; os.close(0); os.open('/dev/null', 0); input()"],
+        "EOF",
+    ),
+    ("needs_terminal", ["sh", "-c", "echo 'top: failed tty get' >&2; exit 1"], "failed tty get"),
+    ("needs_terminal", ["sh", "-c", "stty </dev/null"], "Inappropriate ioctl"),
     ("missing_module", [PY, "-m", "nosuch"], "No module named nosuch"),
     ("missing_module", [PY, "-c", "from os import nosuch"], "cannot import name 'nosuch'"),
     ("missing_module", [PY, "nosuch.py"], "can't open file"),

@@ -418,6 +418,35 @@ def test_what_a_server_died_of_before_any_probe_is_not_taken_for_the_probe(spm: 
     spm("stop", "s")
 
 
+@pytest.mark.parametrize("again", [["start", "s", "--force"], ["restart", "s"]])
+def test_a_server_mended_after_a_bug_was_spoken_to_as_an_old_one_for_good(
+    spm: Spm, again: list[str]
+) -> None:
+    text = Path(__file__).with_name("rpc_server.py").read_text("utf-8")
+    file = spm.cwd / "mended.py"
+    file.write_text(text.replace("import json", "raise SystemExit('nosuchmod')", 1))
+    spm("start", "s", "--type", "stdio", "--", sys.executable, file, "--modern")
+    assert "nosuchmod" in spm("call", "s", "echo", MESSAGE, code=1).stderr
+    file.write_text(text)
+    spm(*again)
+    assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
+    assert relay(spm)["era"] == "modern"
+    spm("stop", "s")
+
+
+def test_a_death_of_the_probe_had_no_exit_among_the_events(spm: Spm) -> None:
+    begin(spm, "--die-on-probe")
+    spm("call", "s", "echo", MESSAGE)
+    assert "exited: exit code" in spm("events", "s").stdout
+    spm("stop", "s")
+
+
+def test_the_advice_for_an_error_of_a_tool_names_its_log(spm: Spm) -> None:
+    begin(spm)
+    assert "logs s" in spm("call", "s", "sample", code=1).stderr
+    spm("stop", "s")
+
+
 def test_death_in_mid_call_fails_every_pending_call_at_once(spm: Spm) -> None:
     begin(spm)
     slow = spm.popen("call", "s", "slow", "seconds=30", "--json")

@@ -102,6 +102,13 @@ def test_several_are_stopped_side_by_side(spm: Spm) -> None:
     assert {spm.service(name)["status"] for name in "abc"} == {"stopped"}
 
 
+def test_a_stop_that_took_sigkill_is_told_as_that(spm: Spm) -> None:
+    spm("start", "api", nasty("--ignore-term", "--say", "up"))
+    eventually(lambda: "up" in spm.log("api"))
+    spm("stop", "api", "--timeout", "0.2")
+    assert "; it took " in spm("events", "api").stdout.splitlines()[-1]
+
+
 def test_the_waits_for_what_other_commands_hold_do_not_add_up(spm: Spm) -> None:
     # three times the timeout for three services that others were starting
     with contextlib.ExitStack() as held:

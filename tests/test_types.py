@@ -270,6 +270,21 @@ def test_to_repeat_the_start_was_the_advice_for_a_daemon_under_simple(spm: Spm) 
     assert spm.json("explain", "api")["next"][2:] == ["restart api"]
 
 
+def test_the_advice_for_a_daemon_of_several_lines_could_not_be_pasted(spm: Spm) -> None:
+    code = (
+        "import os, time\nif os.fork(): os._exit(0)\nos.setsid(); print('it\\'s'); time.sleep(99)"
+    )
+    command = shlex.join([sys.executable, "-S", "-c", code])
+    spm("start", "api", "--", sys.executable, "-S", "-c", code)
+    becomes(spm, "api", "exited")
+    again = spm.json("explain", "api")["next"][2]
+    typed = subprocess.run(
+        ["bash", "-c", f'set -- {again}; printf %s "$5"'], capture_output=True, text=True, timeout=9
+    )
+    assert (typed.stdout, "\n" in again) == (command, False)
+    spm("stop", "api")
+
+
 def test_what_repeats_the_start_of_a_daemon_left_its_options_out(spm: Spm, port: int) -> None:
     (spm.cwd / "sub dir").mkdir()
     options = f"--cwd 'sub dir' --port {port} --env TOKEN=sesame --env HOME --cooldown 0 --insecure"
