@@ -361,6 +361,16 @@ def test_uvicorn_with_reload_is_ready_by_http(spm: Spm, port: int) -> None:
 # -- http
 
 
+def test_what_lost_its_supervisor_was_said_to_wait_for_a_check_that_holds(
+    spm: Spm, port: int
+) -> None:
+    answer(spm, "200")
+    spm("start", "web", server(spm, port), "--port", port, "--ready", "http:/health", "--wait")
+    os.kill(spm.supervisor("web"), signal.SIGKILL)
+    assert spm.json("explain", "web")["waits_for"] == []
+    spm("stop", "web")
+
+
 def test_a_status_that_fails_and_then_is_good(spm: Spm, port: int) -> None:
     answer(spm, "503")
     spm("start", "web", server(spm, port), "--port", port, "--ready", "http:/health")
