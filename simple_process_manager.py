@@ -253,8 +253,7 @@ ERRORS: dict[str, type[SpmError]] = {cls.kind: cls for cls in SpmError.__subclas
 # from_json trusts nobody: it returns a valid value or raises RecordError with the field's path.
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-# Digits alone are a port wherever a name or a port can stand: nobody could wait for such a name.
-NO_NAME = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*\.|[0-9]+"
+NO_NAME = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*\."
 VARIABLE = r"[A-Za-z_][A-Za-z0-9_.]*"
 PORT_MARK = r"(?<!\$){port}"  # ${port} is a variable of a shell's
 DURATION = r"(?a)(\d+(?:\.\d+)?)(ms|s|m|h|)"
@@ -326,7 +325,7 @@ check_name = checked(
     is_name,
     "is not a service name",
     "use 1 to 64 letters, digits, '.', '_', '-', and begin with a letter or digit; no device of "
-    "Windows (con, nul, aux, prn, com1, lpt1 …), no '.' at the end, not digits alone (a port)",
+    "Windows (con, nul, aux, prn, com1, lpt1 …), no '.' at the end",
 )
 TYPES = ("simple", "forking", "stdio", "external")
 RESTARTS = ("no", "on-failure", "always")
@@ -6840,8 +6839,7 @@ class Reading:
     ) -> None:
         """A service; `more` are the defaults."""
         if re.fullmatch(NO_NAME, name):
-            told = "a device of Windows, '.' at its end, or digits alone, which are a port"
-            self.fault(file, path, f"that is no name: {told}")
+            self.fault(file, path, "that is no name: a device of Windows, or '.' at its end")
         full = {**more, **keys}
         alive = full.get("keep_alive")
         if isinstance(alive, dict):  # check_interval: our timer is exact, it needs none
@@ -7515,17 +7513,12 @@ def _look(store: Store, record: Record, here: Place) -> Seen:
     return Seen(record, facts, status_of(record, facts))
 
 
-def taken_name(store: Store, name: str) -> str:
-    """A name that is one, or was to an earlier version, of which there is a record."""
-    was_one = not is_name(name) and re.fullmatch(NAME, name) and store.record(name)
-    return name if was_one else check_name(name)
-
-
 def find(store: Store, name: str) -> Seen:
     """A service as it is now; NotFound, with the nearest names, if there is none."""
-    record = store.record(taken_name(store, name))
-    if record:
+    record = store.record(name) if re.fullmatch(NAME, name) else None
+    if record:  # one of an earlier version may have a name that isn't taken any more
         return observe(store, record, place())
+    check_name(name)
     names = [known.name for known in store.records().values()]
     told = ", ".join(names) or f'none; start one: start {name} "COMMAND"'
     advice = f"{nearest(name, names)}services here: {told}"
@@ -7575,7 +7568,7 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
     if len(args.name.split()) > 1 and not (args.command or args.tail):
         how = f"{'run' if hasattr(args, 'with') else 'start'} NAME {join_command([args.name])}"
         raise UsageError("the name of the service is missing", f"write: {how}")
-    name, is_again = taken_name(store, args.name), is_bare(args)
+    name, is_again = check_name(args.name), is_bare(args)
 
     def again() -> Asked | None:
         asked = known_start(store, name) if is_again else None
@@ -8695,7 +8688,7 @@ def retire_supervisor(record: Record) -> None:
 )
 def stop(store: Store, args: argparse.Namespace) -> Result:
     """End services and everything that belongs to them."""
-    names = [taken_name(store, name) for name in args.names]
+    names = [check_name(name) for name in args.names]
     if not args.dry_run:
         return stop_all(store, names, args.timeout, args.force)
     lines, data, errors = list[str](), list[object](), list[SpmError]()
@@ -9525,7 +9518,7 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
 )
 def events(store: Store, args: argparse.Namespace) -> Result:
     """What happened to a service, or to all of them, and why: one line each."""
-    name = taken_name(store, args.name) if args.name else None
+    name = check_name(args.name) if args.name else None
     told, looked_at = store.events(name), 0.0
     if name and not told:  # else it may be forgotten, or a port's
         find(store, name)
@@ -10170,7 +10163,7 @@ CALL_OPTIONS = (  # the first two are those of `connect` too
 
 def join(store: Store, args: argparse.Namespace, deadline: float) -> tuple[socket.socket, Message]:
     """A place among those who talk to a service, and how; it is started first if need be."""
-    name, has_started, cause = taken_name(store, args.name), False, "connection"
+    name, has_started, cause = check_name(args.name), False, "connection"
     while time.monotonic() < deadline:
         # it isn't there, or is just ending
         with contextlib.suppress(OSError, NotFound), contextlib.ExitStack() as closing:

@@ -390,7 +390,7 @@ def test_what_is_not_a_port_is_refused(text: str) -> None:
         spm.parse_port(text)
 
 
-@pytest.mark.parametrize("text", ["a", "API", "0x", "web-1", "my_app.v2", "x" * 64])
+@pytest.mark.parametrize("text", ["a", "API", "0", "web-1", "my_app.v2", "x" * 64])
 def test_a_name_has_letters_digits_dots_dashes_and_underscores(text: str) -> None:
     assert spm.check_name(text) == text
 
@@ -412,7 +412,6 @@ def test_a_name_has_letters_digits_dots_dashes_and_underscores(text: str) -> Non
         "é",
         "\N{FULLWIDTH LATIN SMALL LETTER A}",
         "x" * 65,
-        "8000",
     ],
 )
 def test_what_is_not_a_name_is_refused(text: str) -> None:
