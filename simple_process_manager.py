@@ -2017,11 +2017,11 @@ else:
             return shlex.quote(text)
         known = {"\\": r"\\", "'": r"\'", "\n": r"\n", "\t": r"\t", "\r": r"\r"}
         # Three octal digits are taken at most, so that what follows them stays what it is.
-        return (
-            "$'"
-            + re.sub(r"[\x00-\x1f\x7f\\']", lambda c: known.get(c[0], f"\\{ord(c[0]):03o}"), text)
-            + "'"
-        )
+
+        def escaped(found: re.Match[str]) -> str:
+            return known.get(found[0], f"\\{ord(found[0]):03o}")
+
+        return "$'" + re.sub(r"[\x00-\x1f\x7f\\']", escaped, text) + "'"
 
     def shell_sign(text: str) -> str | None:
         """What only a shell would understand in this command line, else None."""
@@ -3870,17 +3870,14 @@ RECOGNISERS = (
     ("missing_variable", "code 127", r": line \d+: (?P<what>[A-Z][A-Z0-9_]+): "),
     ("command_not_found", "code 127", r"not found"),
     ("command_not_found", "code", r"is not recognized as an internal or external command"),
-    ("needs_terminal", "code", r"failed tty get|Inappropriate ioctl for device|\bENOTTY\b"),
-    (
-        "needs_terminal",
-        "code",
-        r"(?i:(?:not|n't) a (?:tty|terminal)\b)|^EOFError: EOF when reading",
-    ),
     ("connection_refused", "code", r"ECONNREFUSED|(?i:connection ?refused)|\b(?:111|10061)\]"),
     ("permission_denied", "code", r"EACCES|(?i:permission ?denied)|PermissionError|EPERM"),
     ("timeout", "code", r"TimeoutError|ETIMEDOUT|(?i:timed out|timeout expired)"),
     ("protocol_error", "code", r"HPE_INVALID|HTTP/0\.9|(?i:wrong.version.number)|invalid response"),
     ("protocol_error", "code", r"BadStatusLine|RemoteDisconnected|(?i:protocol error)|EPROTO"),
+    ("needs_terminal", "code", r"failed tty get|Inappropriate ioctl for device|\bENOTTY\b"),
+    ("needs_terminal", "code", r"(?i:(?:not|n't) a (?:tty|terminal)\b)"),
+    ("needs_terminal", "code", r"^EOFError: EOF when reading"),
     ("command_not_found", "code 127", ""),
     ("permission_denied", "code 126", ""),
     ("killed_by_signal", "code 1(29|3[0-9]|43)", ""),  # as a shell reports it
@@ -5787,8 +5784,9 @@ class Relay:
             self.server.close()
             self.hear(self.server, None)
         if self.era or self.is_shaking or self.protocol != "auto" or self.supervisor.ending:
-            if not self.era and not self.supervisor.ending:  # it dies without that question too
-                self.remember("probe", "unknown")
+            probed = self.supervisor.record.spec.extra.get("probe")
+            if probed == "died" and not (self.era or self.supervisor.ending):
+                self.remember("probe", "unknown")  # it dies without that question, too
             self.has_died = False
             self.fail(f"ended ({ended})", "server_died", ended)
             return False
@@ -9450,11 +9448,8 @@ def notify(store: Store, args: argparse.Namespace) -> Result:
         if condition_of(record.supervisor) == "stopped":
             raise halted_error(record)
         raise Failed(f"{name} has no supervisor that could note it", f"start {name} takes it back")
-    shown = (
-        "process and its checks show"
-        if after.spec.readiness or after.spec.health
-        else "process shows"
-    )
+    has_checks = after.spec.readiness or after.spec.health
+    shown = "process and its checks show" if has_checks else "process shows"
     but = f"; it is {after.phase}, as its {shown}"
     line = f"[OK] {name}: {args.state} noted" + but * (args.state not in ("alive", after.phase))
     return Result({"name": name, **facts, "status": after.phase}, [line])
