@@ -8040,10 +8040,16 @@ def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict
         return {"cause": None}
     words = store.last_words(record, CAUSE_LINES)
     cause = cause_of(record.exit, words, is_heard=not record.spec.terminal)
-    if record.exit.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.isdir(record.spec.cwd):
-        cause = cause._replace(message=f"no such directory: {record.spec.cwd}")
-        advice = place_advice(store, record.name, record.config)
-    return {"cause": advised(cause, record, advice)._asdict()}
+    cause, placed = in_its_place(store, record, cause, record.exit)
+    return {"cause": advised(cause, record, placed or advice)._asdict()}
+
+
+def in_its_place(store: Store, record: Record, cause: Cause, ended: Exit) -> tuple[Cause, str]:
+    """The cause and advice where it wasn't the program that is missing, but its directory."""
+    if ended.errno not in (errno.ENOENT, errno.ENOTDIR) or os.path.isdir(record.spec.cwd):
+        return cause, ""
+    cause = cause._replace(message=f"no such directory: {record.spec.cwd}")
+    return cause, place_advice(store, record.name, record.config)
 
 
 def advised(cause: Cause, record: Record, advice: str = "") -> Cause:
@@ -8087,12 +8093,13 @@ def doubt_facts(store: Store, record: Record) -> dict[str, object]:
     if facts["cause"]:
         return facts
     cause = cause_of(Exit(0.0, 1), store.last_words(record, CAUSE_LINES))
-    how = "its last lines look like: "
+    how, advice = "its last lines look like: ", ""
     if cause.kind == "unknown" and before:
-        cause, how = cause_of(*before), "it ended before: "
+        cause, advice = in_its_place(store, record, cause_of(*before), before[0])
+        how = "it ended before: "
     if cause.kind == "unknown":
         return facts
-    cause = advised(cause, record)
+    cause = advised(cause, record, advice)
     return {"cause": {**cause._replace(message=how + cause.message)._asdict(), "guess": True}}
 
 
