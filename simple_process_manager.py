@@ -4312,6 +4312,7 @@ class Log:
             at = round(time.time(), 3)
             line = {**Sample(at, self.start, self.size)._asdict(), **figures}
             append_line(self.samples, line, lambda lines: thinned(lines, at))
+            self.is_lost = False
         except FileNotFoundError:
             self.is_lost = True
         except OSError:
@@ -4712,7 +4713,11 @@ class Supervisor:
         lock, former = self.store.path(self.record.name, "supervisor.lock"), self.store.home
         inner, path = lock[len(former) :], path_of(self.lock)
         home = path[: -len(inner)]
-        if not path.endswith(inner) or home == former or not is_same_file(self.lock, path):
+        try:
+            is_there = path.endswith(inner) and is_same_file(self.lock, path)
+        except OSError:  # it may not be looked at there
+            is_there = False
+        if not is_there or home == former:
             return False  # it was removed, or its disk is full
         self.store.move_to(home)
         self.log.move_to(self.store.path(self.record.name))
