@@ -7387,8 +7387,10 @@ class Seen(NamedTuple):
 def observe(store: Store, record: Record, here: Place) -> Seen:
     """Hold a record against the system; where they differ, its supervisor knows better."""
     seen = _look(store, record, here)
-    if record.main and record.phase == "starting" and seen.facts.main == "gone":
-        # its launcher has ended; or that was written by somebody else, and it is long past that
+    is_heard = bool(record.main) or os.path.lexists(store.path(record.name, CONTROL_SOCKET))
+    if is_heard and record.phase == "starting" and seen.facts.main == "gone":
+        # Its launcher has ended; or it is long past that, and state.json was written by somebody
+        # else, or can't be written.
         record = told_record(store, record) or record
         seen = _look(store, record, here)
     # A supervisor that left just now, also between our two looks, wrote why before it did; a main

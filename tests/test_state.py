@@ -640,6 +640,25 @@ def test_a_full_disk_does_not_keep_a_service_from_its_restart(spm: Spm, small_di
     spm("stop", "api")
 
 
+def test_what_was_started_with_the_last_room_on_a_disk_is_not_starting_for_ever(
+    spm: Spm, small_disk: Path
+) -> None:
+    spm("start", "first", "true")  # the bytecode of the supervisor is there
+    eventually(lambda: not spm.bearers(), what="its end")
+    page, begun = os.sysconf("SC_PAGESIZE"), 0
+    for pages in range(1, 12):
+        filler = small_disk / "filler"
+        free = shutil.disk_usage(small_disk).free
+        filler.write_bytes(b"x" * (free - pages * page))
+        if spm("start", "api", "sleep 100", code=None).returncode == 0:
+            begun += 1
+            one = spm.service("api")
+            assert (one["status"], type(one["pid"])) == ("running", int), pages
+        filler.unlink()
+        spm("cleanup", "--purge", "--keep")
+    assert begun
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("is_stopped", [True, False])
 def test_a_purge_makes_room_on_a_disk_that_a_log_has_filled(
