@@ -359,17 +359,23 @@ def spm(base: Path) -> Iterator[Spm]:
 
 
 def _ports() -> Iterator[int]:
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
-    while True:
-        # below the ephemeral range, so that nobody is given one of them by chance
-        for port in range(18000 + worker * 1000, 18000 + (worker + 1) * 1000):
-            try:
-                for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
-                    with socket.socket(family) as probe:
-                        probe.bind((host, port))
-            except OSError:
-                continue
-            yield port
+    # below the ephemeral range, so that nobody is given one of them by chance
+    for first in range(18000, 32000, 700):
+        # it is held for as long as this runs, so that nobody else's tests take the same
+        with contextlib.suppress(OSError), socket.socket() as mine:
+            mine.bind(("127.0.0.1", first))
+            while True:
+                yield from filter(_is_free, range(first + 1, first + 700))
+
+
+def _is_free(port: int) -> bool:
+    try:
+        for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            with socket.socket(family) as probe:
+                probe.bind((host, port))
+    except OSError:
+        return False
+    return True
 
 
 PORTS = _ports()
