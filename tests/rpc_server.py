@@ -129,9 +129,10 @@ def run_tool(id_: object, params: dict[str, Any]) -> None:
         reply(float(id_), result={"content": []})  # type: ignore[arg-type]
     elif name == "last":
         content = [{"type": "text", "text": "the end"}]
-        print(end=json.dumps({"jsonrpc": "2.0", "id": id_, "result": {"content": content}}))
-        sys.stdout.flush()
-        os._exit(0)
+        with LOCK:  # nothing comes behind it
+            print(end=json.dumps({"jsonrpc": "2.0", "id": id_, "result": {"content": content}}))
+            sys.stdout.flush()
+            os._exit(0)
     elif name == "terse":
         reply(id_, error="out of paper")
     elif name == "pid":

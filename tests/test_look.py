@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -375,12 +376,12 @@ def test_json_carries_the_warnings_too(spm: Spm) -> None:
 
 
 def test_an_interrupted_command_prints_its_json_document_all_the_same(spm: Spm, port: int) -> None:
-    wait = spm.popen("wait-healthy", port, "30", "--json")
-    eventually(lambda: Path(f"/proc/{wait.pid}/wchan").exists(), what="the command")
-    began = time.monotonic()
-    eventually(lambda: time.monotonic() - began > 0.5, what="the wait to begin")
-    wait.send_signal(signal.SIGINT)
-    stdout, _ = wait.communicate(timeout=10)
+    with socket.create_server(("127.0.0.1", port)) as asked:
+        asked.settimeout(10)
+        wait = spm.popen("wait-healthy", f"http://127.0.0.1:{port}/", "30", "--json")
+        with asked.accept()[0]:  # the wait has begun
+            wait.send_signal(signal.SIGINT)
+            stdout, _ = wait.communicate(timeout=10)
     assert wait.returncode == 130
     assert json.loads(stdout)["error"]["kind"] == "interrupted"
 
