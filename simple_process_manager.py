@@ -9076,7 +9076,11 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
             with contextlib.suppress(TimedOut):
                 claims.enter_context(store.claim(record.name, HUNG_S, began))
                 empty_logs(store, record) if purge else None
-                gone += [record.name] * is_forgettable(store, record)
+                if is_forgettable(store, record):
+                    gone.append(record.name)
+                elif store.record(record.name):
+                    text = "stays known: its supervisor has not left yet, or it was started anew"
+                    store.notes.append(f"{record.name} {text}")
         for name in gone:
             # what nobody needs any more; first, so that a full disk has room for the rest
             useless = ("env.json", "exits.jsonl", CONTROL_SOCKET)
