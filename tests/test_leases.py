@@ -443,7 +443,7 @@ def test_a_stop_of_what_just_ends_by_itself_takes_no_longer_than_it_was_given(sp
     until(spm, "api", "stopping")
     began = time.monotonic()
     assert "killed by SIGKILL" in spm("stop", "api", "--timeout", "200ms").stdout
-    assert time.monotonic() - began < 3 * PACE
+    assert time.monotonic() - began < 6 * PACE
     assert spm.service("api")["why"].startswith("its lease of 300ms is over")
 
 

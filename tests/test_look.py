@@ -142,9 +142,9 @@ def test_uptime_cpu_and_memory_are_of_the_process(spm: Spm) -> None:
     busy = "while True: pass"
     spm("start", "busy", "--", sys.executable, "-c", busy)
     row = eventually(
-        lambda: [row for row in [spm.service("busy")] if row["uptime_s"] > 0.8], what="some uptime"
+        lambda: [row for row in [spm.service("busy")] if (row["cpu_percent"] or 0) > 5], 10
     )[0]
-    assert row["cpu_percent"] > 5
+    assert row["uptime_s"] > 0
     assert 10**6 < row["memory_bytes"] < 10**9
     spm("stop", "busy")
 

@@ -260,8 +260,8 @@ def test_a_hung_supervisor_does_not_use_up_the_time(spm: Spm, port: int) -> None
     os.kill(guard, signal.SIGSTOP)
     try:
         began = time.monotonic()
-        spm("wait-healthy", "web", 1)
-        assert time.monotonic() - began < 2
+        spm("wait-healthy", "web", 5)
+        assert time.monotonic() - began < program.HUNG_S
     finally:
         os.kill(guard, signal.SIGCONT)
     spm("stop", "web")
@@ -497,7 +497,7 @@ def dripping(port: int) -> Iterator[int]:
 def test_an_answer_that_never_ends_does_not_outlast_the_timeout(spm: Spm, dripping: int) -> None:
     began = time.monotonic()
     spm("wait-healthy", f"http://127.0.0.1:{dripping}/", "500ms", code=124)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 8
 
 
 def test_a_check_in_a_directory_that_is_gone_said_that_its_command_is(base: Path) -> None:
@@ -554,7 +554,7 @@ def test_a_pattern_that_takes_for_ever_ends_with_the_timeout(spm: Spm) -> None:
     eventually(lambda: spm.log("job"), what="its line")
     began = time.monotonic()
     spm("wait-healthy", "job", "300ms", "--log", "^(a+)+$", code=124)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 8
     spm("stop", "job")
 
 
@@ -738,7 +738,7 @@ def test_a_probe_that_hangs_does_not_block_the_supervisor(spm: Spm, port: int) -
         began = time.monotonic()
         spm("touch", "web")
         assert "1 process ended" in spm("stop", "web").stdout
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4
 
 
 def test_the_state_of_an_older_version_has_the_defaults(spm: Spm) -> None:

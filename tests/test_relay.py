@@ -512,8 +512,8 @@ def test_a_server_that_leaves_somebody_behind_who_floods_its_stdout_has_ended(sp
 
 
 def test_idleness_ends_the_server_but_not_under_a_call(spm: Spm) -> None:
-    begin(spm, options=("--idle-timeout", "700ms"))
-    assert spm("call", "s", "slow", "seconds=1.5").stdout == "slow\n"
+    begin(spm, options=("--idle-timeout", "1500ms"))
+    assert spm("call", "s", "slow", "seconds=2").stdout == "slow\n"
     eventually(lambda: spm.service("s")["status"] == "stopped", within=5, what="its idle end")
     assert "idle" in spm.json("status", "s", code=3)["why"]
     assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"

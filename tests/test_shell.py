@@ -167,5 +167,5 @@ def test_each_command_leaves_without_waiting_for_anything(spm: Spm) -> None:
     for words in (["list"], ["status", "api"], ["logs", "api"], ["touch", "api"]):
         began = time.monotonic()
         spm(*words)
-        assert time.monotonic() - began < 2, words
+        assert time.monotonic() - began < 4, words
     spm("stop", "api")

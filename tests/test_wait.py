@@ -41,7 +41,7 @@ def test_it_fails_at_once_when_the_service_dies(spm: Spm, port: int) -> None:
     spm("start", "web", nasty("--exit", 3, "--after", 0.3, "--say", "boom"), "--port", port)
     began = time.monotonic()
     failed = spm("wait-healthy", port, 30, code=1)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     assert "web is not running: failed" in failed.stderr and "exit code 3" in failed.stderr
     assert "  | boom\n  | last words\n" in failed.stderr
     error = spm.json("wait-healthy", "web", 30, code=1)["error"]
