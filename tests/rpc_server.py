@@ -144,7 +144,8 @@ def run_tool(id_: object, params: dict[str, Any]) -> None:
 def die_once(method: object) -> None:
     path = sys.argv[sys.argv.index("--die-once") + 1]
     times = int(sys.argv[sys.argv.index("--times") + 1]) if "--times" in SWITCHES else 1
-    greeting = ("server/discover", "initialize", "notifications/initialized", "tools/list")
+    greeting = ["server/discover", "initialize", "notifications/initialized", "tools/list"]
+    greeting += ["ping"] * ("--plain" not in SWITCHES)  # whether it is ready
     if method not in greeting:
         with open(path, "a", encoding="utf-8") as file:
             if file.tell() < times:
@@ -190,7 +191,7 @@ def handle(message: dict[str, Any]) -> None:
         reply(id_, result=known)
     elif "--modern" in SWITCHES and id_ is not None and "_meta" not in params:
         reply(id_, error={"code": -32602, "message": "_meta is missing"})
-    elif method == "ping":
+    elif method in ("ping", "prompts/list"):
         reply(id_, result={})
     elif method == "tools/list":
         time.sleep(0.5 * ("--slow-list" in SWITCHES))

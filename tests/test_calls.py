@@ -65,11 +65,11 @@ def test_with_the_supervisor_gone_in_mid_call_only_what_has_no_effect_is_repeate
 def test_retries_say_how_often_a_server_may_die_under_what_has_no_effect(spm: Spm) -> None:
     died = spm.base / "died"
     begin(spm, "--die-once", died, "--times", 2)
-    error = spm.json("call", "s", "ping", code=1)["error"]
+    error = spm.json("call", "s", "prompts/list", code=1)["error"]
     assert (error["cause"], error["retryable"], died.read_text()) == ("server_died", True, "xx")
     died.write_text("")
     began = time.monotonic()
-    assert spm("call", "s", "ping", "--retries", "2").stdout == "{}\n"
+    assert spm("call", "s", "prompts/list", "--retries", "2").stdout == "{}\n"
     assert time.monotonic() - began > 0.3  # 0.1 and 0.2 s between them
     died.write_text("")
     spm("call", "s", "slow", "seconds=0", "--retries", "2", code=1)
