@@ -474,7 +474,7 @@ def test_the_death_of_a_server_whose_log_is_a_link_ended_the_supervisor(spm: Spm
 
 @pytest.mark.parametrize(
     ("words", "is_harmless"),
-    [(["ping"], True), (["pid"], True), (["slow", "seconds=0"], False)],
+    [(["prompts/list"], True), (["pid"], True), (["slow", "seconds=0"], False)],
 )
 def test_only_what_can_do_no_harm_is_sent_again(
     spm: Spm, words: list[str], is_harmless: bool
