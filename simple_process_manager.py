@@ -6156,7 +6156,7 @@ def parse_terminal(text: str) -> str:
 
 
 START_OPTIONS = (
-    Option("name?", "NAME"),
+    Option("name?", "NAME", help="what the service is called"),
     Option(
         "command*", "COMMAND", help="one quoted string, split as a shell would, run without one"
     ),
@@ -6181,12 +6181,14 @@ START_OPTIONS = (
     Option("--health-timeout", "D", parse_duration, 5.0, "how long one look may take (5s)"),
     Option("--health-retries", "N", parse_count, 3, "failures in a row: unhealthy (3)"),
     *HTTP_OPTIONS,
-    Option("--type", "TYPE", parse_type, help="simple, forking (daemon), external, stdio (MCP)"),
+    Option("--type", "TYPE", parse_type, help="simple (default), forking, external or stdio"),
     Option("--pid-file", "FILE", help="forking: where the daemon writes its pid"),
     Option("--match", "REGEX", parse_pattern, help="external: what its command line looks like"),
     Option("--terminal", "WHERE", parse_terminal, help="in a window: auto, tmux, xterm, 'PROG {}'"),
-    Option("--no-pause", help="close that window at once though it failed"),
-    Option("--restart", "WHEN", parse_restart, "no", "when it ended: no, on-failure, always"),
+    Option("--no-pause", help="close that window at once, after a failure too"),
+    Option(
+        "--restart", "WHEN", parse_restart, "no", "after its end: no (default), on-failure, always"
+    ),
     Option("--max-restarts", "N", parse_count, 5, "so many in --restart-window: failed (5)"),
     Option("--restart-window", "D", parse_duration, 600.0, "the time they are counted in (10m)"),
     Option("--success-codes", "CODES", parse_codes, "0", "exits that are no failure: 0,SIGTERM"),
@@ -6196,15 +6198,17 @@ START_OPTIONS = (
     Option(
         "--backoff-reset", "D", parse_duration, 60.0, "it begins anew after so long a life (60s)"
     ),
-    Option("--cooldown", "BASE", parse_pause, help="no start so soon after a failure; 0: off"),
-    Option("--start-seconds", "D", parse_pause, help="return when it has lived so long (0)"),
+    Option(
+        "--cooldown", "BASE", parse_pause, help="no start soon after a failure (--restart: 60s)"
+    ),
+    Option("--start-seconds", "D", parse_pause, help="exit 4 unless it lives so long (0)"),
     Option("--success-log", "REGEX", parse_pattern, help="a match in its log: it has started"),
     Option("--failure-log", "REGEX", parse_pattern, help="a match in its log: end it, it failed"),
     Option("--all-previous", help="start all that ran when the machine went down"),
     Option("--sample-interval", "D", parse_pause, 5.0, "between samples of what it uses (5s)"),
     Option("--alert", "RULE", kept(parse_rule), [], "as 'memory_mb>500 for 30s critical: stop'"),
-    Option("--protocol", "P", parse_protocol, "auto", "auto, modern, handshake or jsonrpc"),
-    Option("--no-keep-alive", help="end a stdio service when its last caller is gone"),
+    Option("--protocol", "P", parse_protocol, "auto", "stdio: auto, modern, handshake, jsonrpc"),
+    Option("--no-keep-alive", help="stdio: end it when its last caller is gone"),
     Option("--root", "DIR", default=[], help="stdio: a directory that it may ask for"),
     Option("--connect-timeout", "D", parse_duration, 30.0, "stdio: for its first answer (30s)"),
 )
@@ -8286,9 +8290,11 @@ def reserve_port(store: Store, record: Record) -> Record:
 
 @command(
     "port",
-    Option("port", "N", parse_port),
+    Option("port", "N", parse_port, help="the port"),
     Option("--free", help="end who listens there, if it is a leftover of this project"),
-    Option("--on-conflict", "HOW", parse_conflict, "auto", "kill: --free ends any of yours"),
+    Option(
+        "--on-conflict", "HOW", parse_conflict, "auto", "kill: --free ends any process of yours"
+    ),
 )
 def show_port(store: Store, args: argparse.Namespace) -> Result:
     """Who listens on a port, and what would be done about it; --free does it."""
@@ -8693,7 +8699,7 @@ def retire_supervisor(record: Record) -> None:
 
 @command(
     "stop",
-    Option("names+", "NAME"),
+    Option("names+", "NAME", help="the services"),
     Option("--force", help="SIGKILL at once"),
     Option("--timeout", "D", parse_duration, STOP_TIMEOUT_S, "how long SIGTERM may take (10s)"),
     Option("--dry-run", help="list what would be signalled, and why"),
@@ -8956,7 +8962,11 @@ def stop_report(seen: Seen, record: Record, ended: Ended | None) -> tuple[dict[s
     return data, f"[OK] {name} stopped in {format_duration(ended.seconds)} ({how}, {count}){remark}"
 
 
-@command("restart", Option("name", "NAME"), Option("--force", help="in spite of a cooldown"))
+@command(
+    "restart",
+    Option("name", "NAME", help="the service"),
+    Option("--force", help="in spite of a cooldown"),
+)
 def restart(store: Store, args: argparse.Namespace) -> Result:
     """Stop a service and start it from its recorded spec, with the caller's environment."""
     known = find(store, args.name).record
@@ -9278,7 +9288,7 @@ def again_line(seen: Seen, members: Sequence[Member]) -> str:
     return f"start {record.name} --type forking {options}{typed_word(text)}{values}"
 
 
-@command("status", Option("name", "NAME"), WATCH)
+@command("status", Option("name", "NAME", help="the service"), WATCH)
 def status(store: Store, args: argparse.Namespace) -> Result:
     """Everything about one service (exit 3: it isn't running)."""
     seen, relay = with_news(store, find(store, args.name))
@@ -9330,7 +9340,7 @@ def with_news(store: Store, seen: Seen) -> tuple[Seen, object]:
 
 @command(
     "stats",
-    Option("name", "NAME"),
+    Option("name", "NAME", help="the service"),
     Option("--since", "D", parse_duration, 3600.0, "in the last D (1h); a day is kept"),
 )
 def stats(store: Store, args: argparse.Namespace) -> Result:
@@ -9349,7 +9359,7 @@ def stats(store: Store, args: argparse.Namespace) -> Result:
     return Result({**facts, "metrics": metrics}, table=table)
 
 
-@command("alerts", Option("name?", "NAME"))
+@command("alerts", Option("name?", "NAME", help="this service alone"))
 def show_alerts(store: Store, args: argparse.Namespace) -> Result:
     """Which alerts are active, and which were."""
     active, past, lines = [], [], []
@@ -9367,7 +9377,7 @@ def show_alerts(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "logs",
-    Option("name", "NAME"),
+    Option("name", "NAME", help="the service"),
     Option("-n --lines", "N", parse_count, help="how many lines at most (100; all of --since)"),
     Option("-f --follow", help="go on until the service ends"),
     Option("--since", "D", parse_duration, None, "only what was written in the last D (to 5 s)"),
@@ -9412,7 +9422,7 @@ def follow(store: Store, name: str | None, news: Callable[[], str]) -> Iterator[
         time.sleep(0.0 if text else 0.1)
 
 
-@command("touch", Option("name", "NAME"))
+@command("touch", Option("name", "NAME", help="the service"))
 def touch(store: Store, args: argparse.Namespace) -> Result:
     """A heartbeat: renew last_active."""
     seen = find_live(store, args.name)
@@ -9439,7 +9449,7 @@ def find_live(store: Store, name: str, *also: str) -> Seen:
 
 @command(
     "notify",
-    Option("name?", "NAME"),
+    Option("name?", "NAME", help="the service; it knows its own name"),
     Option("state", "ready|alive|stopped", one_of(*NOTICES), help="what it says"),
     Option("--message", "TEXT", default="", help="goes into the event"),
 )
@@ -9487,7 +9497,7 @@ def pending(store: Store, seen: Seen) -> list[str]:
     return [f"{mask_secrets(text)}: {sight.seen}" for text, sight in open_ if not sight.is_ok]
 
 
-@command("explain", Option("name", "NAME"))
+@command("explain", Option("name", "NAME", help="the service"))
 def explain(store: Store, args: argparse.Namespace) -> Result:
     """One page: status, cause, advice, failed exits, last lines."""
     seen = find(store, args.name)
@@ -9525,7 +9535,7 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "events",
-    Option("name?", "NAME"),
+    Option("name?", "NAME", help="this service alone"),
     Option("-n --lines", "N", parse_count, 100, "how many lines at most (100)"),
     Option("-f --follow", help="go on until the service ends (without NAME: until Ctrl-C)"),
 )
@@ -10098,7 +10108,7 @@ def with_services(args: argparse.Namespace) -> list[tuple[str, list[str]]]:
 
 @command(
     "run",
-    Option("name", "NAME"),
+    Option("name", "NAME", help="what the service is called"),
     *(one for one in START_OPTIONS if one.words not in NOT_IN_RUN),
     Option("--timeout", "D", parse_duration, 30.0, "time for each to become ready (30s)"),
     Option("--with", 'NAME="COMMAND"', default=[], help="another service, started before; or NAME"),
@@ -10170,7 +10180,7 @@ CALL_OPTIONS = (  # the first two are those of `connect` too
     Option("--timeout", "D", parse_duration, ASK_S, "start and answer (60s); progress renews it"),
     Option("--no-start", help="fail if it isn't running, instead of starting it"),
     Option("--max-time", "D", parse_duration, help="how long progress may renew it (10m)"),
-    Option("--retries", "N", parse_count, 1, "of what wasn't sent or has no effect (1)"),
+    Option("--retries", "N", parse_count, 1, "repeat what wasn't sent, or is harmless (1)"),
 )
 
 
@@ -10407,8 +10417,10 @@ def conversation(store: Store, args: argparse.Namespace) -> Message:
 
 @command(
     "call",
-    Option("name", "NAME"),
-    Option("method", "METHOD|TOOL", help="a method has a slash (tools/list), or is ping"),
+    Option("name", "NAME", help="the service"),
+    Option(
+        "method", "METHOD|TOOL", help="a method has a slash (tools/list), or is ping, initialize"
+    ),
     Option("params*", "PARAMS", help="key=value…, a.b=value, JSON, @file, or - for stdin"),
     Option("--notification", help="send it and wait for no answer"),
     Option("--raw", help="METHOD is a whole message, as JSON, @file or -"),
@@ -10443,7 +10455,7 @@ def type_in(schema: Message) -> str:
     return "|".join(map(str, kinds)) if isinstance(kinds, list) else str(kinds)
 
 
-@command("tools", Option("name", "NAME"), *CALL_OPTIONS)
+@command("tools", Option("name", "NAME", help="the service"), *CALL_OPTIONS)
 def tools(store: Store, args: argparse.Namespace) -> Result:
     """The tools of a stdio service, and their arguments."""
     found: list[Message] = []
@@ -10475,7 +10487,7 @@ def tools(store: Store, args: argparse.Namespace) -> Result:
     return Result({"name": args.name, "tools": found}, [], table)
 
 
-@command("connect", Option("name", "NAME"), *CALL_OPTIONS[:2])
+@command("connect", Option("name", "NAME", help="the service"), *CALL_OPTIONS[:2])
 def connect(store: Store, args: argparse.Namespace) -> Result:
     """Join stdin and stdout to a stdio service, as one more client: an MCP client's command."""
     if args.json:
@@ -10591,7 +10603,7 @@ def validate(store: Store, args: argparse.Namespace) -> Result:
     return Result({**data}, lines, error=error)
 
 
-@command("config rules", Option("name?", "NAME"), *CONFIG_OPTIONS)
+@command("config rules", Option("name?", "NAME", help="this service alone"), *CONFIG_OPTIONS)
 def show_rules(store: Store, args: argparse.Namespace) -> Result:
     """What the variables of services must be like, and whether it is met here; no values."""
     is_there = args.config or args.mcp_config or args.procfile
@@ -10811,7 +10823,11 @@ def diff(store: Store, args: argparse.Namespace) -> Result:
     return Result({**data, **changes}, change_lines(changes))
 
 
-@command("config impact", Option("file", "FILE"), CONFIG_OPTIONS[0])
+@command(
+    "config impact",
+    Option("file", "FILE", help="what would take the place of spm.json"),
+    CONFIG_OPTIONS[0],
+)
 def impact(store: Store, args: argparse.Namespace) -> Result:
     """What `up` would do to the services that run, if this were the configuration."""
     config = read_instead(find_config(args.config, store.home), full_path(args.file))
@@ -10899,7 +10915,7 @@ def export_config(store: Store, args: argparse.Namespace) -> Result:
 
 @command(
     "config import",
-    Option("file", "FILE"),
+    Option("file", "FILE", help="what takes the place of spm.json"),
     Option("--yes", help="write it without a question"),
     CONFIG_OPTIONS[0],
 )
@@ -11396,7 +11412,7 @@ def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[
                 return
 
 
-@command("down", Option("names*", "NAME"), *CONFIG_OPTIONS)
+@command("down", Option("names*", "NAME", help="only these"), *CONFIG_OPTIONS)
 def down(store: Store, args: argparse.Namespace) -> Result:
     """Stop the services of the configuration, those first on which no other depends."""
     with contextlib.ExitStack() as locks:
@@ -12415,6 +12431,43 @@ GLOBAL_OPTIONS = (
     Option("--home", "DIR", help="state directory (default: SPM_HOME, or the nearest .spm)"),
     Option("--json", help="print one JSON document"),
 )
+A_DURATION = "D is a duration: 500ms, 30s, 2m, 1h, or seconds"
+EXAMPLES = {  # at the foot of the help page of each command: what stands behind its name
+    "start": 'api "uvicorn main:app --port 8000" --env DEBUG=1 --wait',
+    "stop": "api db",
+    "restart": "api",
+    "cleanup": "--purge",
+    "list": "--watch 1s",
+    "status": "api",
+    "stats": "api --since 10m",
+    "alerts": "api",
+    "logs": "api -n 50 -f",
+    "touch": "api",
+    "notify": 'ready --message "cache is warm"',
+    "explain": "api",
+    "events": "api -f",
+    "wait-healthy": "api 8000 http://localhost:8001/health 30s",
+    "run": 'api "uvicorn main:app --port 8000" --with db=redis-server -- pytest',
+    "port": "8000 --free",
+    "call": "clock get_current_time timezone=UTC",
+    "tools": "clock",
+    "connect": "clock",
+    "config schema": "> spm.schema.json",
+    "config validate": "next.json",
+    "config rules": "api",
+    "config history": "--json",
+    "config show": "3",
+    "config diff": "2 3",
+    "config impact": "next.json",
+    "config rollback": "2 --dry-run",
+    "config export": "all.json",
+    "config import": "next.json --yes",
+    "up": "--wait 1m --rollback-on-failure",
+    "down": "api",
+    "export": "systemd api -o units",
+    "init": "--agent claude --hooks",
+    "vendor": "../other-repository",
+}
 LIKE_DURATION = r"(?i)\d[\d.]* ?(?:ms|[smhd]|(?:m?sec|min|hr|hour|day)\w*)"
 OPTIONAL_VALUES = {"--watch": 2.0, "--wait": WAIT_S}  # seconds, where none are given
 PLAIN_BARS = dict(zip(map(ord, BARS), "_.-:=+*#"))
@@ -12596,7 +12649,10 @@ def parser_of(name: str, words: Sequence[str]) -> argparse.ArgumentParser:
             raise UsageError(f"{name}: {message}", advice)
 
         def print_help(self, file: object = None) -> None:
-            raise HelpWanted(self.format_help().rstrip())
+            takes = {one.metavar for one in COMMANDS[name].options}
+            units = f"{A_DURATION}\n\n" if takes & {"D", "[D]"} else ""
+            foot = f"{units}example:\n  {PROGRAM} {name} {EXAMPLES[name]}"
+            raise HelpWanted(f"{self.format_help().rstrip()}\n\n{foot}")
 
     # A width of our own: argparse would import shutil and the compression libraries to find one.
     width = functools.partial(argparse.HelpFormatter, width=98)

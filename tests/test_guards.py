@@ -448,3 +448,23 @@ def test_every_command_has_a_help_page_with_all_its_options(
     places = [option.metavar for option in spm.COMMANDS[name].options if option.words[0] != "-"]
     missing = [place for place in places if place not in page]
     assert not missing, f"{', '.join(missing)} can't be found in\n{page}"
+
+
+@pytest.mark.parametrize("name", spm.COMMANDS)
+def test_every_help_page_explains_its_arguments_and_ends_with_an_example(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    silent = [one.words for one in spm.COMMANDS[name].options if not one.help]
+    assert not silent, f"{', '.join(silent)} of {name} isn't explained"
+    assert spm.run([*name.split(), "--help"]) == 0
+    page = capsys.readouterr().out.splitlines()
+    assert ("D is a duration" in "\n".join(page)) == ("D" in re.findall(r"\w+", usage(page)))
+    words = spm.split_command(page[-1].partition(" >")[0])
+    assert page[-2] == "example:" and words[0] == spm.PROGRAM
+    assert spm.parse(words[1:])[0] is spm.COMMANDS[name], page[-1]
+    assert max(map(len, page)) < 100
+
+
+def usage(page: list[str]) -> str:
+    """The lines of a help page that show its form."""
+    return "\n".join(page[: page.index("")])
