@@ -12155,7 +12155,7 @@ STEERING = """\
 # Background services: use simple_process_manager.py
 
 Never run what doesn't return (a server, a watcher, a worker) directly, with `&` or `nohup`.
-Never end processes by name (`pkill`, `killall`, `taskkill /IM`). Do this instead:
+Never end processes by name (`pkill`, `killall`, `taskkill /IM`); never edit `.spm/`. Instead:
 
 | to | behind `{spm}` |
 | --- | --- |
@@ -12173,7 +12173,7 @@ Never end processes by name (`pkill`, `killall`, `taskkill /IM`). Do this instea
 ```
 
 - Its exit code is that of the tests. More services: `--with db="redis-server --port 6379"`.
-- Step by step, and `stop api` also when something in between failed:
+- Step by step (where one of them fails, `stop api` isn't reached: run it yourself then):
 
 ```sh
 {spm} start api "uvicorn main:app --host 0.0.0.0 --port 8000" && {spm} wait-healthy 8000 30 && \
@@ -12181,11 +12181,11 @@ pytest tests/integration/ && {spm} stop api
 ```
 
 - It needs Python 3.9 and psutil: use `.venv/bin/python`, or `uv run {file} …`.
-- Quote the command. It runs here and in the foreground: no `&`, no `--daemonize`, no `nohup`.
+- Quote the command. It has to stay in the foreground: no `&`, no `--daemonize`, no `nohup`.
 - Put options behind it: `--cwd DIR`, `--env K=V`, `--env-file FILE`, `--shell`, `--ready http:/x`.
-- `start` returns at once, `wait-healthy PORT|NAME [SECONDS]` when it answers, or has died.
-- What must not outlive your session: `start … --lease session`; its use: `--idle-timeout 1h`.
-- A daemon that goes into the background: `--type forking`. One with a window: `--terminal auto`.
+- `start` returns at once; `wait-healthy PORT|NAME [SECONDS]` when it answers, or has died.
+- To end it with your session: `start … --lease session`; after an idle hour: `--idle-timeout 1h`.
+- A daemon that goes into the background: `--type forking`. It needs a window: `--terminal auto`.
 
 ```sh
 {spm} list
@@ -12194,11 +12194,11 @@ pytest tests/integration/ && {spm} stop api
 {spm} restart api
 ```
 
-- `events NAME`: what happened; `stats NAME`: what it uses; `alerts`: who complained.
+- `events NAME`: what happened; `stats NAME`: what it uses; `alerts`: which limits are exceeded.
 - `touch NAME`: you still need it. Inside a service: `notify ready`, `notify alive`.
 - `export systemd`: for another engine. `init`: this text, renewed. `vendor DIR`: copies this tool.
 
-MCP servers and other stdio servers: start once, call often. `connect clock` joins stdin, stdout.
+MCP and other stdio servers: start once, call often. `connect clock` is an MCP client's command.
 
 ```sh
 {spm} start clock --type stdio "python -m mcp_server_time"
@@ -12206,11 +12206,11 @@ MCP servers and other stdio servers: start once, call often. `connect clock` joi
 {spm} call clock get_current_time timezone=UTC
 ```
 
-Lines begin with `[OK]`, `[INFO]`, `[WARN]` or `[ERROR]`; behind `→` stands what to do next;
-`--json` is one JSON document. Exit codes: 0 go on; 1 it died or failed; 2, 4 correct the arguments,
-the command; 3 not known or not running; 5 the port is another's; 6 a variable or file is missing;
-7 it failed just now (`--force`); 8 not this project's process, or another spec (`--replace`);
-9 the state directory; 124 not in time; 130 interrupted. The message says what to do.
+Lines begin with `[OK]`, `[INFO]`, `[WARN]` or `[ERROR]`; behind `→` stands what to do next.
+`--json` prints one JSON document. Exit codes: 0 done; 1 it died or failed; 2 wrong arguments;
+3 not known or not running; 4 the command can't be started; 5 the port is another's; 6 a variable
+or a file is missing; 7 it failed just now: mend the cause, or `--force`; 8 not this project's
+process, or another spec (`--replace`); 9 the state directory; 124 not in time; 130 interrupted.
 """
 AGENTS = {  # where the text goes, and what stands above it in a new file
     "kiro": (".kiro/steering/process-manager-tool.md", "---\ninclusion: always\n---\n\n"),
