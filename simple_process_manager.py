@@ -4,6 +4,8 @@
 # requires-python = ">=3.9"
 # dependencies = ["psutil>=6.0"]
 # ///
+# SPDX-License-Identifier: MIT
+# Copyright (c) 2026 the simple_process_manager authors
 """Start background services, know whether they are really up, stop all of them and nothing else.
 
     $ python simple_process_manager.py start api "uvicorn main:app --port 8000"

@@ -123,7 +123,7 @@ def test_a_wait_of_a_vendored_copy_stays_the_process_that_it_is(spm: Spm, copy: 
 
 def test_the_copy_is_the_program_line_by_line(spm: Spm, copy: Path) -> None:
     lines, source = copy.read_text("utf-8").split("\n"), SOURCE.read_text("utf-8").split("\n")
-    head = source.index("# ///", 3) + 1
+    head = next(at for at, line in enumerate(source) if line.startswith('"""'))
     assert lines[:head] == source[:head]
     first = lines.index(source[head])
     assert lines[first : first + len(source) - head - 1] == source[head:-1]
@@ -131,6 +131,15 @@ def test_the_copy_is_the_program_line_by_line(spm: Spm, copy: Path) -> None:
     assert lines[first + len(source) - head - 1] == "'''"
     assert os.access(copy, os.X_OK) == os.access(SOURCE, os.X_OK)
     compile(copy.read_text("utf-8"), str(copy), "exec")
+
+
+def test_the_copy_names_its_licence(copy: Path) -> None:
+    # LICENSE stays behind: "The above copyright notice … shall be included in all copies"
+    notice = re.search(r"^Copyright .+$", (ROOT / "LICENSE").read_text("utf-8"), re.M)
+    project = re.search(r'^license = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
+    assert notice and project
+    head = copy.read_text("utf-8").splitlines()[:12]
+    assert {f"# {notice[0]}", f"# SPDX-License-Identifier: {project[1]}"} <= {*head}
 
 
 def test_an_error_in_the_copy_is_shown_at_its_line(spm: Spm, copy: Path) -> None:
