@@ -7390,15 +7390,15 @@ class Seen(NamedTuple):
     verdict: Verdict
 
 
-def observe(store: Store, record: Record, here: Place) -> Seen:
+def observe(store: Store, record: Record) -> Seen:
     """Hold a record against the system; where they differ, its supervisor knows better."""
-    seen = _look(store, record, here)
+    seen = _look(store, record)
     is_heard = bool(record.main) or os.path.lexists(store.path(record.name, CONTROL_SOCKET))
     if is_heard and record.phase == "starting" and seen.facts.main == "gone":
         # Its launcher has ended; or it is long past that, and state.json was written by somebody
         # else, or can't be written.
         record = told_record(store, record) or record
-        seen = _look(store, record, here)
+        seen = _look(store, record)
     # A supervisor that left just now, also between our two looks, wrote why before it did; a main
     # process with threads is a zombie some moments before anybody can wait for it.
     # Again and again: of what lives for milliseconds the next one may be gone by the next look.
@@ -7409,7 +7409,7 @@ def observe(store: Store, record: Record, here: Place) -> Seen:
             break
         time.sleep(pause_s)
         record = told_record(store, record) or store.record(record.name) or record
-        seen = _look(store, record, here)
+        seen = _look(store, record)
         if not seen.facts.supervised:
             break
     if seen.verdict.status == "failed" and record.phase == "starting":
@@ -7418,33 +7418,32 @@ def observe(store: Store, record: Record, here: Place) -> Seen:
         if found and found.instance == record.instance:
             after = record._replace(phase="running", main=found.main)
             why = f"recorded starting, found running: pid {found.main and found.main.pid}"
-            return _look(store, store.correct(record, after, why), here)
+            return _look(store, store.correct(record, after, why))
     if seen.facts.main == "stranger" and not seen.facts.supervised:
         main = store.journal_main(record)
         if main != record.main and is_alive(main):
             why = f"recorded pid {record.main and record.main.pid}, which isn't {record.name}; "
             why += f"found pid {main and main.pid}"
-            return _look(store, store.correct(record, record._replace(main=main), why), here)
+            return _look(store, store.correct(record, record._replace(main=main), why))
     if seen.facts.here and record.phase in LIVE_PHASES and seen.verdict.status in ENDED_PHASES:
         again = None if seen.facts.supervised else unnoted_restart(store, record)
         if again and again.main:
             why = f"recorded {record.phase}, found restarted: pid {again.main.pid}"
-            return _look(store, store.correct(record, again, why), here)
+            return _look(store, store.correct(record, again, why))
         told = None if seen.facts.supervised else store.journal_end(record)
         if told:  # its supervisor was gone before it could write that into state.json
             why = f"recorded {record.phase}, found {told.phase} in its journal"
-            return _look(store, store.correct(record, told, why), here)
+            return _look(store, store.correct(record, told, why))
         status, why = seen.verdict
         after = record._replace(phase=status, reason=why, exit=record.exit or Exit(time.time()))
         now = store.correct(record, after, f"recorded {record.phase}, found dead: {why}")
-        return seen._replace(record=after) if now == after else _look(store, now, here)
+        return seen._replace(record=after) if now == after else _look(store, now)
     return seen
 
 
 def observed(store: Store) -> list[Seen]:
     """Every service as it is now, in the order of their names."""
-    here = place()
-    return [observe(store, record, here) for _, record in sorted(store.records().items())]
+    return [observe(store, record) for _, record in sorted(store.records().items())]
 
 
 def unnoted_restart(store: Store, record: Record) -> Record | None:
@@ -7498,7 +7497,8 @@ def is_proven(store: Store, record: Record, look: Stat, supervised: bool) -> boo
     return known is not None and (known.main, known.instance) == (main, instance)
 
 
-def _look(store: Store, record: Record, here: Place) -> Seen:
+def _look(store: Store, record: Record) -> Seen:
+    here = place()
     is_here, same_host = record.place.is_same(here), record.place._replace(boot=here.boot) == here
     if not is_here and record.place._replace(host=here.host).is_same(here):
         is_here = store.is_supervised(record.name)  # a laptop's host name changes with its network
@@ -7528,7 +7528,7 @@ def find(store: Store, name: str) -> Seen:
     """A service as it is now; NotFound, with the nearest names, if there is none."""
     record = store.record(name) if re.fullmatch(NAME, name) else None
     if record:  # one of an earlier version may have a name that isn't taken any more
-        return observe(store, record, place())
+        return observe(store, record)
     check_name(name)
     names = [known.name for known in store.records().values()]
     told = ", ".join(names) or f'none; start one: start {name} "COMMAND"'
@@ -7637,7 +7637,7 @@ def absent_needs(store: Store, config: Config, wanted: Wanted, in_run: bool) -> 
     absent, told, runs = list[str](), list[str](), list[str]()
     for need, stage in wanted.depends_on.items():
         record = store.record(need)
-        seen = observe(store, record, place()) if record else None
+        seen = observe(store, record) if record else None
         status = seen.verdict.status if seen else ""
         is_once, is_live = stage == "exited", seen is not None and seen.verdict.is_live
         is_met = status == "exited" if is_once else is_live
@@ -7690,7 +7690,7 @@ def bring(
     with store.claim(name, CLAIM_S):
         record, asked = store.record(name), again() or asked
         spec = asked.spec
-        seen = observe(store, record, place()) if record else None
+        seen = observe(store, record) if record else None
         is_running = seen is not None and seen.verdict.status in UP_PHASES
         if record:
             spec = kept_port(spec, record.spec, is_running, asked.conflict)
@@ -7710,13 +7710,13 @@ def bring(
 
 def start_previous(store: Store, args: argparse.Namespace) -> Result:
     """Start again what was wanted to run when the machine went down."""
-    results, errors, here = list[Result](), list[SpmError](), place()
+    results, errors = list[Result](), list[SpmError]()
     usual = defaults_of(START_OPTIONS)
     more = [key for key, value in usual.items() if getattr(args, key, value) != value]
     if more != ["all_previous"]:
         raise UsageError("--all-previous starts each as it was", "leave the rest out")
     for record in sorted(store.records().values(), key=lambda one: one.started_at):
-        verdict = observe(store, record, here).verdict
+        verdict = observe(store, record).verdict
         if record.wanted == "running" and verdict == ("exited", RESTARTED):
             asked = {**vars(args), **usual, "name": record.name}
             try:
@@ -8173,7 +8173,7 @@ def held_port(store: Store, port: int, name: str) -> Held | None:
     for holder in holders or [Holder()]:
         owner = mains.get(holder.identity) if holder.identity else None
         # It cleared its environment, and its supervisor is gone.
-        if owner and not holder.cookie.home and trusted(observe(store, owner, place())).main:
+        if owner and not holder.cookie.home and trusted(observe(store, owner)).main:
             holder = holder._replace(cookie=Cookie(owner.instance, owner.name, store.home))
         if is_same_home(holder.cookie.home, store.home):  # maybe behind a link
             holder = holder._replace(cookie=holder.cookie._replace(home=store.home))
@@ -8267,7 +8267,7 @@ def reserve_declared(store: Store, record: Record) -> None:
     while other := store.reserve(
         record, lambda one: one.spec.port_declared and one.phase in phases and one.name not in dead
     ):
-        status = observe(store, other, record.place).verdict.status
+        status = observe(store, other).verdict.status
         if status in phases:
             facts = {"port": record.spec.port, "decision": "fail", "service": other.name}
             text = f"port {record.spec.port} is kept for {other.name}, which is {status}"
@@ -9124,7 +9124,7 @@ def empty_logs(store: Store, record: Record) -> None:
     now = store.record(record.name)
     if now is None or now.instance != record.instance or now.phase not in LIVE_PHASES:
         return  # its end was noted
-    if observe(store, now, place()).verdict.is_live:
+    if observe(store, now).verdict.is_live:
         return
     for file in ("output.log", "output.log.1"):  # it has the one open: to unlink that frees nothing
         with contextlib.suppress(OSError):
@@ -9136,7 +9136,7 @@ def is_forgettable(store: Store, record: Record) -> bool:
     now = store.record(record.name)
     if now is None or now.instance != record.instance or stays(store, record.name):
         return False
-    return not observe(store, now, place()).verdict.is_live  # not known when all was stopped
+    return not observe(store, now).verdict.is_live  # not known when all was stopped
 
 
 def stays(store: Store, name: str) -> bool:
@@ -9336,7 +9336,7 @@ def with_news(store: Store, seen: Seen) -> tuple[Seen, object]:
             with store.send(seen.record.name, {"op": "status"}) as connection:
                 told = receive(connection, HUNG_S)
             record = Record.from_json(told.get("record"))
-            return observe(store, record, place()), told.get("relay")
+            return observe(store, record), told.get("relay")
     return seen, None
 
 
@@ -9415,7 +9415,7 @@ def follow(store: Store, name: str | None, news: Callable[[], str]) -> Iterator[
     while True:
         with state_errors(store.home):
             record = store.record(name) if name else None
-            is_live = not name or bool(record and observe(store, record, place()).verdict.is_live)
+            is_live = not name or bool(record and observe(store, record).verdict.is_live)
             is_live = is_live or bool(name and store.is_claimed(name))  # it is being restarted
             text = news()
         if not (text or is_live):
@@ -9632,7 +9632,7 @@ def claimant(store: Store, port: int) -> Seen | None:
     known = [one for one in store.records().values() if one.spec.port == port]
     wanted = [one for one in known if one.wanted == "running" or one.phase == "stopping"]
     asked = [one for one in wanted if one.phase != "external"]
-    claims = [observe(store, record, place()) for record in asked]
+    claims = [observe(store, record) for record in asked]
     here = [seen for seen in claims if seen.facts.here]
     return max(here, key=lambda one: (one.verdict.is_live, one.record.started_at), default=None)
 
@@ -10054,7 +10054,7 @@ class Chain:
             self.say(*lines, *(f"[WARN] {error.message}" for error in errors))
             failed += [name] * bool(errors)
             record = self.store.record(name)
-            record = record and observe(self.store, record, place()).record
+            record = record and observe(self.store, record).record
             is_ours = is_ours and name not in shared
             data["stopped"] = bool(lines)
             is_over = is_ours and record and record.phase in ("exited", "failed")
@@ -10961,9 +10961,9 @@ def config_of_record(store: Store, record: Record) -> str:
 
 def known_services(store: Store) -> dict[str, Known]:
     """Every recorded service as a plan needs to know it, by name in lower case."""
-    here, found = place(), dict[str, Known]()
+    found = dict[str, Known]()
     for key, record in store.records().items():
-        seen, given, stale = observe(store, record, here), dict[str, str](), list[str]()
+        seen, given, stale = observe(store, record), dict[str, str](), list[str]()
         with contextlib.suppress(StateError):  # damaged: then it differs, and is started anew
             given, stale = store.given_env(key), stale_files(store, key)
         facts = (seen.verdict.status, seen.verdict.is_live, seen.facts.supervised)
@@ -11176,7 +11176,7 @@ class Application:
             return bring(store, Asked(name, *what)).lines
         is_stop, is_named = step.action == "stop", name.lower() in self.named
         known = store.record(name) if is_stop or is_named else None
-        if is_stop and known and observe(store, known, place()).verdict.is_live:
+        if is_stop and known and observe(store, known).verdict.is_live:
             raise Failed(f"{name} could not be stopped", f"see: stop {name}")
         is_taken = known and wanted and not is_stop and known.config != wanted.config
         is_sent = step.action == "settings" or (is_taken and store.is_supervised(name))
@@ -11463,7 +11463,7 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
     told = "[WARN] {0} runs, but was started by hand or from another file: left alone; stop {0}"
     others = [one for one in others if config_of_record(store, one) != path]
     foreign = others if not args.names else []
-    seen = [observe(store, one, place()) for one in foreign]
+    seen = [observe(store, one) for one in foreign]
     lines += [told.format(one.record.name) for one in seen if one.verdict.is_live]
     return with_errors(Result({"config": path, "services": data}, lines), errors)
 

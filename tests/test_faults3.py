@@ -219,11 +219,11 @@ def test_who_is_just_ending_is_no_stranger(spm: Spm) -> None:
     (spm.home / "services" / "api" / "events.jsonl").write_text("")
     store = program.Store(str(spm.home))
     record = store.record("api")
-    assert record and program.observe(store, record, record.place).facts.main == "alive"
+    assert record and program.observe(store, record).facts.main == "alive"
     os.kill(pid, signal.SIGKILL)
     seen, deadline = {"alive"}, time.monotonic() + 20
     while seen & {"alive"} and time.monotonic() < deadline:
-        seen = {program.observe(store, record, record.place).facts.main}
+        seen = {program.observe(store, record).facts.main}
         assert "stranger" not in seen
     spm("cleanup")
 
