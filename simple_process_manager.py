@@ -6106,12 +6106,6 @@ RELAYS["stdio"] = Relay
 # What a service may be asked to be, in one table: options of `start`, keys of spm.json, its schema.
 # Files become a Config or one ConfigError with every problem; nothing here starts or stops.
 
-PLAIN_FIELDS = (  # of a spec: options of that name, as they are
-    *("insecure", "health_timeout_s", "health_retries", "match", "terminal", "connect_timeout_s"),
-    *("no_pause", "restart", "max_restarts", "restart_window_s", "success_codes", "failure_log"),
-    *("no_restart_codes", "backoff_s", "backoff_max_s", "success_log", "shell", "protocol"),
-    "backoff_reset_s",
-)
 COOLDOWN_S = 60.0  # where there is a restart policy
 JUDGED_S = 10.0  # --start-seconds where only the patterns are given
 IDLE_S = 3600.0  # of a stdio service: the next call starts it again
@@ -6265,29 +6259,25 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     lives_s = JUDGED_S * bool(args.success_log or args.failure_log)
     is_mcp = args.type == "stdio" and args.protocol != "jsonrpc" and not (args.ready or args.health)
     health = ("mcp",) if is_mcp else tuple(args.health)
-    spec = Spec(
-        argv=argv,
-        cwd=cwd,
+    options = {key: getattr(args, key.removesuffix("_s"), None) for key in SPEC}
+    asked = {key: value for key, value in options.items() if value is not None}  # else as usual
+    spec = Spec(**{**asked, "argv": argv, "cwd": cwd})._replace(
         port={None: recognised, "auto": None}.get(args.port, args.port),
         port_declared=args.port is not None,
         env_given=tuple(sorted({key for key, equals, _ in pairs if equals})),
         env_taken=tuple(sorted({key for key, equals, _ in pairs if not equals})),
         env_files=tuple(map(full_path, args.env_file)),
         log_bytes=args.log_size or 10**7,
-        lease=args.lease or "forever",
         idle_timeout_s=args.idle_timeout or (IDLE_S if args.type == "stdio" else None),
         port_asked="auto" * (args.port == "auto"),
         ready=tuple(args.ready),
-        expect=args.expect or Spec._field_defaults["expect"],
         health=health,
         health_interval_s=args.health_interval or (PING_S if "mcp" in health else 10.0),
-        type=args.type or "simple",
         pid_file=os.path.join(cwd, args.pid_file) if args.pid_file else None,
         require_env=tuple(args.require_env),
         cooldown_s=cooldown_s if args.cooldown is None else args.cooldown,
         call_cooldown_s=COOLDOWN_S if args.cooldown is None else args.cooldown,
         start_seconds=lives_s if args.start_seconds is None else args.start_seconds,
-        **{key: getattr(args, key.removesuffix("_s")) for key in PLAIN_FIELDS},
         sample_s=args.sample_interval,
         alerts=tuple(args.alert),
         keep_alive=not args.no_keep_alive,
