@@ -2284,14 +2284,14 @@ def end_tree(
     return Ended(len(signalled), time.monotonic() - began, killed, left)
 
 
-def drive(ending: Generator[float, bool, Ended]) -> Ended:
-    """Take an ending through all its steps, sleeping in between."""
+def drive(steps: Generator[float, bool, Given]) -> Given:
+    """Take an ending through all its steps, sleeping in between; what came of it."""
     try:
         while True:
-            time.sleep(next(ending))
+            time.sleep(next(steps))
     except StopIteration as done:
-        assert isinstance(done.value, Ended)
-        return done.value
+        outcome: Given = done.value
+        return outcome
 
 
 def wait_until_gone(identity: Identity | None, wait_s: float) -> None:
@@ -5366,8 +5366,7 @@ class Supervisor:
         error = refusal(self.record, meant, tree.members, asked.spare)
         if error and not self.finished:
             self.save()
-            client.answer({"ok": False, "error": error.to_json()})
-            return
+            raise error
         client.answer({"ok": True}, hang_up=False)
         self.waiters.append(client)
         if self.finished:  # only its record waits to be written: who asks does that
@@ -8129,7 +8128,7 @@ def end_former(store: Store, seen: Seen) -> list[str]:
     """End what an earlier instance left, if it is here and certainly ours."""
     try:
         limit_s = STDIO_END_S if seen.record.spec.type == "stdio" else STOP_TIMEOUT_S
-        record, ended = stop_one(store, seen, limit_s, force=False)
+        record, ended = drive(stop_steps(store, seen, limit_s, force=False))
     except Refused as error:
         if "nothing_runs" not in error.facts:
             raise
@@ -8754,7 +8753,7 @@ def stop_each(
     written = {name.lower(): name for name in names}  # as it was typed, then as it is known
     began = time.monotonic()
 
-    def stopping(key: str) -> Iterator[None]:
+    def stopping(key: str) -> Iterator[float]:
         name = written[key] = find(store, written[key]).record.name
         if not (force and store.is_supervised(name)):  # else it overtakes a polite stop
             claims.enter_context(store.claim(name, timeout_s, began))
@@ -8799,10 +8798,10 @@ def with_errors(result: Result, errors: Sequence[SpmError]) -> Result:
 
 def stop_steps(
     store: Store, seen: Seen, timeout_s: float, force: bool
-) -> Generator[None, None, Stopped]:
+) -> Generator[float, bool, Stopped]:
     """Ask the supervisor to end its service, hear that it does, then what came of it: three steps.
 
-    One that doesn't answer is put aside. Others are asked between the steps.
+    One that doesn't answer is put aside. Others are asked between the steps, which need no wait.
     """
     name, connection, is_begun = seen.record.name, None, False
     recorded = store.record(name) or seen.record
@@ -8814,13 +8813,13 @@ def stop_steps(
         request = {"op": "stop", "main": main and main._asdict(), "spare": lineage()}
         with contextlib.suppress(OSError):
             connection = store.send(name, {**request, "timeout_s": timeout_s, "force": force})
-    yield
+    yield 0.0
     with contextlib.suppress(OSError):
         if connection:
             receive(connection, HUNG_S)
             is_begun = True
             reached("stop_asked")
-    yield
+    yield 0.0
     if connection and is_begun:
         return finish_stop(store, seen, connection, timeout_s, force)
     if connection:
@@ -8829,18 +8828,6 @@ def stop_steps(
         retire_supervisor(seen.record)
     # What was seen is old where its supervisor has just left: it may have written how it ended.
     return stop_unsupervised(store, find(store, name), timeout_s, force)
-
-
-def stop_one(store: Store, seen: Seen, timeout_s: float, force: bool) -> Stopped:
-    """All of these steps."""
-    came: list[Stopped] = []
-
-    def steps() -> Iterator[None]:
-        came.append((yield from stop_steps(store, seen, timeout_s, force)))
-
-    for _ in steps():
-        pass
-    return came[0]
 
 
 def finish_stop(

@@ -495,7 +495,7 @@ def test_a_stop_keeps_how_the_service_ended_meanwhile(spm: Spm) -> None:
     guard = seen.record.supervisor.pid
     (spm.cwd / "go").touch()
     eventually(lambda: not is_running(guard), what="its supervisor's end")
-    after, ended = program.stop_one(store, seen, 1.0, False)
+    after, ended = program.drive(program.stop_steps(store, seen, 1.0, False))
     assert ended is None and after.phase == "failed"
     assert spm.record("api")["exit"]["code"] == 7 and "exit code 7" in spm("stop", "api").stdout
 
