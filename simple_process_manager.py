@@ -4741,8 +4741,6 @@ class Supervisor:
                 self.search(self.search_until)
             if self.judge_until and not (self.ending or self.search_until):
                 self.judge(self.judge_until)
-            if self.record.phase == "backoff" and not self.ending:
-                self.respawn(self.record.retry_at or 0.0)
             for due_at, act in self.timers():
                 if due_at is not None and time.monotonic() >= due_at:
                     act()
@@ -4750,6 +4748,10 @@ class Supervisor:
 
     def timers(self) -> Iterator[tuple[float | None, Callable[[], None]]]:
         """What is done when, if nothing changes before that."""
+        if self.record.phase == "backoff" and not self.ending:
+            # it is recorded by a clock that commands have, too
+            wait_s = (self.record.retry_at or 0.0) - steady_s()
+            yield time.monotonic() + wait_s, self.respawn
         yield self.step_at if self.ending else None, self.step
         yield self.hurry_at if self.ending else None, self.hurry
         yield min(self.log.due_at, self.sampler.due_at), self.take_sample
@@ -4765,8 +4767,6 @@ class Supervisor:
             looks += [*left_s(self.record, steady_s()), None if self.hears_owner else TICK_S]
         if not self.ending:
             looks.append(SEARCH_S if self.search_until or self.judge_until else None)
-        if self.record.phase == "backoff":
-            looks.append((self.record.retry_at or 0.0) - steady_s())
         looks += [due_at and due_at - time.monotonic() for due_at, _ in self.timers()]
         return max(0.0, min(look for look in looks if look is not None))
 
@@ -4942,11 +4942,9 @@ class Supervisor:
             kept.update(ended._asdict(), cause=cause_of(ended, tail).kind)
             append_line(self.store.path(self.record.name, "exits.jsonl"), kept)
 
-    def respawn(self, due_at: float) -> None:
-        """Begin another instance when it is time, with the environment of the start."""
+    def respawn(self) -> None:
+        """Begin another instance, with the environment of the start."""
         former = self.record
-        if steady_s() < due_at:
-            return
         self.failures, self.leaves_until = 0, time.monotonic() + HOME_S
         self.sampler.at, self.sampler.cpu_s = 0.0, 0.0  # other processes begin at nothing
         self.oom_kills = (oom_kills(),) * 2
