@@ -6212,11 +6212,10 @@ def key_of(option: Option) -> str:
     return option.words.split()[-1].strip("-+*?").replace("-", "_")
 
 
-def defaults_of(options: Sequence[Option]) -> dict[str, object]:
-    """What a command's arguments are when nothing is given."""
-    values = [[] if one.words[-1] == "*" else one.default for one in options]
-    values = [value if one.metavar else False for one, value in zip(options, values)]
-    return {**dict(zip(map(key_of, options), values)), "tail": None}
+def start_defaults() -> dict[str, object]:
+    """What the arguments of a start are when nothing is given."""
+    values = {key_of(one): one.default if one.metavar else False for one in START_OPTIONS}
+    return {**values, "command": [], "tail": None}
 
 
 def misfits(args: argparse.Namespace) -> Iterator[SpmError]:
@@ -6891,7 +6890,7 @@ class Reading:
         if not self.expands:  # type and restart decide what others are where they aren't given
             plain = KEYS.keys() - {"type", "restart"}
             keys = {k: v for k, v in keys.items() if k in plain or not has_names(v)}
-        args = {**defaults_of(START_OPTIONS), "name": source.name}
+        args = {**start_defaults(), "name": source.name}
         for key, value in keys.items():
             option, found = KEYS.get(key), list[object]()
             is_parsed = option and option.metavar and (self.expands or not has_names(value))
@@ -7566,7 +7565,7 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
     if len(args.name.split()) > 1 and not (args.command or args.tail):
         how = f"{'run' if hasattr(args, 'with') else 'start'} NAME {join_command([args.name])}"
         raise UsageError("the name of the service is missing", f"write: {how}")
-    name, is_again = check_name(args.name), is_bare(args)
+    name, is_again = check_name(args.name), asked_of(args) <= NOT_OF_A_SPEC
 
     def again() -> Asked | None:
         asked = known_start(store, name) if is_again else None
@@ -7698,14 +7697,12 @@ def bring(
 def start_previous(store: Store, args: argparse.Namespace) -> Result:
     """Start again what was wanted to run when the machine went down."""
     results, errors = list[Result](), list[SpmError]()
-    usual = defaults_of(START_OPTIONS)
-    more = [key for key, value in usual.items() if getattr(args, key, value) != value]
-    if more != ["all_previous"]:
+    if asked_of(args) != {"all_previous"}:
         raise UsageError("--all-previous starts each as it was", "leave the rest out")
     for record in sorted(store.records().values(), key=lambda one: one.started_at):
         verdict = observe(store, record).verdict
         if record.wanted == "running" and verdict == ("exited", RESTARTED):
-            asked = {**vars(args), **usual, "name": record.name}
+            asked = {**vars(args), **start_defaults(), "name": record.name}
             try:
                 result = start_service(store, type(args)(**asked))
                 results.append(result._replace(data={**result.data, "error": None}))
@@ -7720,10 +7717,9 @@ def start_previous(store: Store, args: argparse.Namespace) -> Result:
     return with_errors(Result({"services": services, "lines": lines}, lines), errors)
 
 
-def is_bare(args: argparse.Namespace) -> bool:
-    """Whether nothing was given of what belongs to a spec."""
-    asked = {k for k, v in defaults_of(START_OPTIONS).items() if getattr(args, k, v) != v}
-    return asked <= NOT_OF_A_SPEC
+def asked_of(args: argparse.Namespace) -> set[str]:
+    """The options of a start that were given."""
+    return {k for k, v in start_defaults().items() if getattr(args, k, v) != v}
 
 
 def with_lease_of(giver: Spec, spec: Spec) -> Spec:
@@ -10106,7 +10102,7 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
         unquoted = f"leave the quotes of the test command out: -- {' '.join(tests)}"
         advice = start_advice(spec, {}, fault).replace("add --shell", "write -- sh -c '…'")
         raise UsageError(told, unquoted if is_quoted else advice)
-    defaults, beside = defaults_of(START_OPTIONS), with_services(args)
+    defaults, beside = start_defaults(), with_services(args)
     chain, code, failure = Chain(store, args), None, None
     on_ending_signals(interrupted)
     try:
