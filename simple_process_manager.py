@@ -3371,15 +3371,6 @@ def other_homes(home: str) -> dict[str, list[str]]:
     return {other: sorted(found[other]) for other in sorted(found) if found[other]}
 
 
-def others_bearers(home: str, runs: set[str]) -> list[int]:
-    """Who bears a cookie of these runs, but is another user's by now: root alone sees that."""
-    looks = [] if my_user_id or not runs else all_stats().values()
-    pids = [look.identity.pid for look in looks if not look.is_mine and look.memory_bytes]
-    cookies = {pid: cookie_of(pid) for pid in pids}
-    ours = {pid: one for pid, one in cookies.items() if run_of(one.instance) in runs}
-    return [pid for pid, cookie in ours.items() if is_same_home(cookie.home, home)]
-
-
 def _record_from_process(main: Identity, cookie: Cookie) -> Record:
     argv: tuple[str, ...] = ("?",)
     cwd, started_at = "/", time.time()
@@ -3526,17 +3517,13 @@ class LogProbe:
 
     def fetch(self) -> bool:
         """Whether there is more: the lines of what comes next, and the unfinished one anew."""
-        chunk = self.read()
+        chunk = b""
+        with contextlib.suppress(OSError):  # the service put something else in its log's place
+            chunk = self.output.read()
         *lines, rest = (self.rest + chunk).split(b"\n")
         self.rest, self.count = rest[:LONGEST_LINE], self.count + len(lines)
         self.left = [self.rest, *reversed(lines)] if chunk else []
         return bool(chunk)
-
-    def read(self) -> bytes:
-        """What comes next; nothing where the service put something else in its log's place."""
-        with contextlib.suppress(OSError):
-            return self.output.read()
-        return b""
 
     def look(self, deadline: float) -> tuple[str | None, str]:
         """The first pattern that a line matches; one that takes for ever is used no more."""
@@ -8615,15 +8602,6 @@ def search_path(cwd: str, values: Mapping[str, str]) -> str:
     return os.pathsep.join(os.path.join(cwd, one) for one in path.split(os.pathsep))
 
 
-def near_program(program: str, path: str) -> str:
-    """`did you mean pytest? `, if that is on the PATH."""
-    names: set[str] = set()
-    for directory in path.split(os.pathsep):
-        with contextlib.suppress(OSError):
-            names.update(os.listdir(directory))
-    return nearest(program, names, 0.8)
-
-
 def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     """What to do about a command that couldn't be executed."""
     program = spec.argv[0]
@@ -8643,7 +8621,11 @@ def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     for where in LOCAL_PROGRAMS:
         if os.path.exists(os.path.join(spec.cwd, where, program)):
             return f"it is in {where}: write {where}/{program}, or activate that environment"
-    near = near_program(program, path)
+    names = set[str]()  # of what is on the PATH
+    for directory in path.split(os.pathsep):
+        with contextlib.suppress(OSError):
+            names.update(os.listdir(directory))
+    near = nearest(program, names, 0.8)
     return f"{near}Otherwise {advice}" if near else advice
 
 
@@ -8728,8 +8710,12 @@ def stop_all(store: Store, names: Sequence[str], timeout_s: float, force: bool) 
 
 def tell_others(store: Store, records: Iterable[Record]) -> bool:
     """Whether what became another user's outlived a stop: that is told, and it is let be."""
-    runs = {run_of(one.instance) for one in records if one.reason == ALONE}
-    pids = others_bearers(store.home, runs - {""})
+    runs = {run_of(one.instance) for one in records if one.reason == ALONE} - {""}
+    looks = [] if my_user_id or not runs else all_stats().values()  # root alone sees their cookies
+    others = [look.identity.pid for look in looks if not look.is_mine and look.memory_bytes]
+    cookies = {pid: cookie_of(pid) for pid in others}
+    ours = {pid: one for pid, one in cookies.items() if run_of(one.instance) in runs}
+    pids = [pid for pid, cookie in ours.items() if is_same_home(cookie.home, store.home)]
     told = "{} is left: it became another user's; if it may go: kill {}"
     store.notes += [told.format(look_at(pid), pid) for pid in pids]
     return bool(pids)
@@ -11184,13 +11170,6 @@ class Application:
             self.note(self.outcomes[name], "failed", error)
 
 
-def as_it_was(store: Store, was: Record, now: Record, has_settings: bool) -> None:
-    """Give a service that went on its former settings, and who it belonged to, back."""
-    is_other = now.config != was.config or (has_settings and now.spec != was.spec)
-    if is_other and not send_settings(store, was.name, was.spec, was.config):
-        raise Failed("its supervisor took nothing over", f"see: status {was.name}")
-
-
 def roll_back(
     store: Store, former: Mapping[str, Known], outcomes: Sequence[Step], say: Callable[..., None]
 ) -> bool:
@@ -11206,7 +11185,11 @@ def roll_back(
             say(f"[WARN] {step.name} takes {shown_path(path)} as it is now: the old one isn't kept")
         try:
             if was and was.is_live and now and not step.acts and step.action != "stop":
-                as_it_was(store, was.record, now, step.action == "settings")
+                spec, config = was.record.spec, was.record.config
+                is_other = step.action == "settings" and now.spec != spec
+                is_other = is_other or now.config != config  # another one took it over
+                if is_other and not send_settings(store, step.name, spec, config):
+                    raise Failed("its supervisor took nothing over", f"see: status {step.name}")
             elif was and was.is_live and step.action != "keep":
                 what = (was.record.spec, was.given, "auto", was.record.config)
                 say(*bring(store, Asked(step.name, *what, kept_owner(was.record))).lines)
