@@ -1088,6 +1088,22 @@ def looks_at(pids: Iterable[int]) -> dict[int, Stat]:
     return {pid: look for pid in pids for look in [stat_of(pid)] if look}
 
 
+def wait_while(holds: Callable[[], object], wait_s: float, pause_s: float) -> bool:
+    """Look again and again, in the end each pause_s, until it holds no more; whether it does."""
+    deadline, next_s = time.monotonic() + wait_s, 0.001
+    while holds():
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            return True
+        time.sleep(min(next_s, left_s))
+        next_s = min(next_s * 1.5, pause_s)
+    return False
+
+
+def _ask_for_lock(descriptor: int, wait_s: float) -> bool:
+    return not wait_while(lambda: not try_lock(descriptor), wait_s, 0.02)
+
+
 if sys.platform == "win32":
     import ctypes
     import msvcrt
@@ -1167,9 +1183,7 @@ if sys.platform == "win32":
         """The key that is pressed within some seconds, "" if none is."""
         # ENABLE_VIRTUAL_TERMINAL_PROCESSING: the console understands control sequences
         _kernel32.SetConsoleMode(HANDLE(_kernel32.GetStdHandle(-11)), 7)
-        deadline = time.monotonic() + wait_s
-        while time.monotonic() < deadline and not msvcrt.kbhit():
-            time.sleep(0.02)
+        wait_while(lambda: not msvcrt.kbhit(), wait_s, 0.02)
         return msvcrt.getwch() if msvcrt.kbhit() else ""
 
     def companions(main: Identity, instance: str, stats: dict[int, Stat]) -> dict[int, str]:
@@ -1374,9 +1388,7 @@ if sys.platform == "win32":
     def _wait_for(child: subprocess.Popen[bytes]) -> None:
         child.wait()
         # The closing of our window ends the tool too, and it may hear of that before we do.
-        deadline = time.monotonic() + 0.3
-        while not _window["told"] and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_while(lambda: not _window["told"], 0.3, 0.01)
         _window["told"] = True
         _wake(b"\0")
 
@@ -1402,15 +1414,7 @@ if sys.platform == "win32":
         """Whether somebody has the lock on an open file."""
         return not try_lock(descriptor)
 
-    def lock_within(descriptor: int, wait_s: float) -> bool:
-        """Take the exclusive lock on an open file; False if it isn't free within wait_s seconds."""
-        deadline, pause_s = time.monotonic() + wait_s, 0.001
-        while not try_lock(descriptor):
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, 0.02)
-        return True
+    lock_within = _ask_for_lock
 
     def _patiently(act: Callable[..., Given], *args: object) -> Given:
         # A file that somebody else has open just now is refused: tried again for a second.
@@ -1887,15 +1891,6 @@ else:
             return False
         return True
 
-    def _ask_for_lock(descriptor: int, wait_s: float) -> bool:
-        deadline = time.monotonic() + wait_s
-        while not try_lock(descriptor):
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                return False
-            time.sleep(min(left_s, 0.02))
-        return True
-
     _late: list[_thread.LockType] = []  # of threads that waited for too long; released at their end
 
     def lock_within(descriptor: int, wait_s: float) -> bool:
@@ -2292,13 +2287,6 @@ def drive(steps: Generator[float, bool, Given]) -> Given:
     except StopIteration as done:
         outcome: Given = done.value
         return outcome
-
-
-def wait_until_gone(identity: Identity | None, wait_s: float) -> None:
-    """Return when that process has ended, or wait_s seconds are over."""
-    deadline = time.monotonic() + wait_s
-    while is_alive(identity) and time.monotonic() < deadline:
-        time.sleep(0.001)
 
 
 # Programs that run others for somebody, and what pid 1 is where it isn't somebody's program.
@@ -8658,7 +8646,7 @@ def retire_supervisor(record: Record) -> None:
     for guard in (noted, *(look.identity for look in looks if look.is_mine)):
         if guard and is_supervisor_of(record, guard):
             send_signal(guard, force=True)
-            wait_until_gone(guard, 2.0)
+            wait_while(functools.partial(is_alive, guard), 2.0, 0.001)
 
 
 # -- stop, restart, cleanup
@@ -8880,7 +8868,7 @@ def stop_unsupervised(store: Store, seen: Seen, timeout_s: float, force: bool) -
     if guard and members and is_supervisor_of(seen.record, guard):
         # Its directory was removed: it hears signals only, and would start what we end again.
         send_signal(guard, force)
-        wait_until_gone(guard, timeout_s)
+        wait_while(lambda: is_alive(guard), timeout_s, 0.001)
         send_signal(guard, force=True)
     ended = drive(end_tree(tree, timeout_s, force)) if tree and members else None
     if ended:
@@ -9098,10 +9086,7 @@ def is_forgettable(store: Store, record: Record) -> bool:
 
 def stays(store: Store, name: str) -> bool:
     """Whether it has a supervisor that isn't just leaving: then nothing of it is forgotten."""
-    deadline = time.monotonic() + HUNG_S
-    while store.is_supervised(name) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return store.is_supervised(name)
+    return wait_while(lambda: store.is_supervised(name), HUNG_S, 0.005)
 
 
 # -- list, status, logs, touch
@@ -11188,7 +11173,7 @@ def roll_back(
                 spec, config = was.record.spec, was.record.config
                 is_other = step.action == "settings" and now.spec != spec
                 is_other = is_other or now.config != config  # another one took it over
-                if is_other and not send_settings(store, step.name, spec, config):
+                if is_other and not send_settings(store, was.record.name, spec, config):
                     raise Failed("its supervisor took nothing over", f"see: status {step.name}")
             elif was and was.is_live and step.action != "keep":
                 what = (was.record.spec, was.given, "auto", was.record.config)
