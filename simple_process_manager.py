@@ -7373,13 +7373,6 @@ def observe(store: Store, record: Record) -> Seen:
         seen = _look(store, record)
         if not seen.facts.supervised:
             break
-    if seen.verdict.status == "failed" and record.phase == "starting":
-        # Its supervisor may have been killed before it could note what it had just started.
-        found = records_from_cookies(store.home, []).get(record.name.lower())
-        if found and found.instance == record.instance:
-            after = record._replace(phase="running", main=found.main)
-            why = f"recorded starting, found running: pid {found.main and found.main.pid}"
-            return _look(store, store.correct(record, after, why))
     if seen.facts.main == "stranger" and not seen.facts.supervised:
         main = store.journal_main(record)
         if main != record.main and is_alive(main):
@@ -7387,10 +7380,11 @@ def observe(store: Store, record: Record) -> Seen:
             why += f"found pid {main and main.pid}"
             return _look(store, store.correct(record, record._replace(main=main), why))
     if seen.facts.here and record.phase in LIVE_PHASES and seen.verdict.status in ENDED_PHASES:
-        again = None if seen.facts.supervised else unnoted_restart(store, record)
-        if again and again.main:
-            why = f"recorded {record.phase}, found restarted: pid {again.main.pid}"
-            return _look(store, store.correct(record, again, why))
+        begun = None if seen.facts.supervised else unnoted_start(store, record)
+        if begun and begun.main:
+            how = "running" if begun.instance == record.instance else "restarted"
+            why = f"recorded {record.phase}, found {how}: pid {begun.main.pid}"
+            return _look(store, store.correct(record, begun, why))
         told = None if seen.facts.supervised else store.journal_end(record)
         if told:  # its supervisor was gone before it could write that into state.json
             why = f"recorded {record.phase}, found {told.phase} in its journal"
@@ -7407,15 +7401,18 @@ def observed(store: Store) -> list[Seen]:
     return [observe(store, record) for _, record in sorted(store.records().items())]
 
 
-def unnoted_restart(store: Store, record: Record) -> Record | None:
-    """The record of an automatic restart that its supervisor, now gone, could not write down."""
+def unnoted_start(store: Store, record: Record) -> Record | None:
+    """The record of what its supervisor, now gone, began and could not write down: a start, when
+    it was killed just then, or an automatic restart.
+    """
     mine = [look.identity for look in all_stats().values() if look.is_mine and look.memory_bytes]
-    elders: dict[str, Identity] = {}  # of each later instance
+    former = record.main and record.instance  # what is left of that is no start
+    elders: dict[str, Identity] = {}  # of each instance
     for one in sorted(mine, key=lambda one: (one.born, one.pid)):
         cookie = cookie_of(one.pid)
-        is_later = run_of(cookie.instance) == run_of(record.instance) != ""
-        is_later = is_later and cookie.instance != record.instance
-        if is_later and is_same_home(cookie.home, store.home):
+        is_meant = run_of(cookie.instance) == run_of(record.instance) != ""
+        is_meant = is_meant and cookie.instance != former
+        if is_meant and is_same_home(cookie.home, store.home):
             elders.setdefault(cookie.instance, one)
     if not elders:
         return None
