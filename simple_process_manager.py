@@ -6181,6 +6181,12 @@ START_OPTIONS = (
     Option("--connect-timeout", "D", parse_duration, 30.0, "stdio: for its first answer (30s)"),
 )
 
+# The key that each field of a spec has its value from, which is the name of an option, too.
+FIELD_KEYS = {field: field.removesuffix("_s") for field in SPEC}
+FIELD_KEYS.update(argv="command", env_given="env", env_taken="env", env_files="env_file")
+FIELD_KEYS.update(log_bytes="log_size", port_declared="port", port_asked="port", alerts="alert")
+FIELD_KEYS.update(sample_s="sample_interval", rules="environment", call_cooldown_s="cooldown")
+
 
 def key_of(option: Option) -> str:
     """Its name as an argument, and as a key of a configuration."""
@@ -6230,27 +6236,23 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     lives_s = JUDGED_S * bool(args.success_log or args.failure_log)
     is_mcp = args.type == "stdio" and args.protocol != "jsonrpc" and not (args.ready or args.health)
     health = ("mcp",) if is_mcp else tuple(args.health)
-    options = {key: getattr(args, key.removesuffix("_s"), None) for key in SPEC}
-    asked = {key: value for key, value in options.items() if value is not None}  # else as usual
+    given = {field: getattr(args, key, None) for field, key in FIELD_KEYS.items()}
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
+    asked = {key: value for key, value in given.items() if value is not None}  # else as usual
     spec = Spec(**{**asked, "argv": argv, "cwd": cwd})._replace(
         port={None: recognised, "auto": None}.get(args.port, args.port),
         port_declared=args.port is not None,
         env_given=tuple(sorted({key for key, equals, _ in pairs if equals})),
         env_taken=tuple(sorted({key for key, equals, _ in pairs if not equals})),
         env_files=tuple(map(full_path, args.env_file)),
-        log_bytes=args.log_size or 10**7,
         idle_timeout_s=args.idle_timeout or (IDLE_S if args.type == "stdio" else None),
         port_asked="auto" * (args.port == "auto"),
-        ready=tuple(args.ready),
         health=health,
         health_interval_s=args.health_interval or (PING_S if "mcp" in health else 10.0),
         pid_file=os.path.join(cwd, args.pid_file) if args.pid_file else None,
-        require_env=tuple(args.require_env),
         cooldown_s=cooldown_s if args.cooldown is None else args.cooldown,
         call_cooldown_s=COOLDOWN_S if args.cooldown is None else args.cooldown,
         start_seconds=lives_s if args.start_seconds is None else args.start_seconds,
-        sample_s=args.sample_interval,
-        alerts=tuple(args.alert),
         keep_alive=not args.no_keep_alive,
         root=tuple(map(full_path, args.root)),
     )
@@ -7008,11 +7010,6 @@ class Step(NamedTuple):
         return {k: getattr(self, k) for k in ("action", "name", "why", "keys", "result")}
 
 
-FIELD_KEYS = {"argv": "command", "env_given": "env", "env_taken": "env", "env_files": "env_file"}
-FIELD_KEYS.update(log_bytes="log_size", port_declared="port", port_asked="port", alerts="alert")
-FIELD_KEYS.update(sample_s="sample_interval", rules="environment", call_cooldown_s="cooldown")
-
-
 def plan_of(
     config: Config, known: Mapping[str, Known], names: Sequence[str] = (), left: Iterable[str] = ()
 ) -> list[Step]:
@@ -7058,7 +7055,7 @@ def step_of(wanted: Wanted, known: Known | None, is_named: bool, is_once: bool) 
     base, files = os.path.dirname(wanted.config), wanted.spec.env_files
     stale = [shown_path(path, base) for path in known.stale if path in files]
     is_small = set(fields) <= set(LIVE_FIELDS) and known.given == wanted.given_env and not stale
-    keys = dict.fromkeys(FIELD_KEYS.get(field, field.removesuffix("_s")) for field in fields)
+    keys = dict.fromkeys(FIELD_KEYS[field] for field in fields)
     keys.update({} if known.given == wanted.given_env else {"env": None})
     keys.update({"env_file": None} if stale else {})
     if not is_live:
@@ -7160,7 +7157,7 @@ def keys_of(wanted: Wanted) -> dict[str, object]:
     """The keys of a service with its defaults; what has a ${NAME} as it was written."""
     spec, source, base = wanted.spec, wanted.source.keys, os.path.dirname(wanted.config)
     env = as_object(source.get("env")).items()
-    keys = {FIELD_KEYS.get(one, one.removesuffix("_s")): getattr(spec, one) for one in SPEC}
+    keys = {key: getattr(spec, field) for field, key in FIELD_KEYS.items()}
     keys.update(
         command=spec.argv[-1] if spec.shell else spec.argv,
         cwd=shown_path(spec.cwd, base),
@@ -9202,7 +9199,7 @@ def options_of(spec: Spec) -> list[str]:
     is_judged = spec.success_log or spec.failure_log
     changed = {key: value for key, value in spec._asdict().items() if value != usual.get(key)}
     told = {
-        FIELD_KEYS.get(key, key.removesuffix("_s")): value if isinstance(value, tuple) else (value,)
+        FIELD_KEYS[key]: value if isinstance(value, tuple) else (value,)
         for key, value in changed.items()
         if key not in TOLD_ELSEWHERE
     }
@@ -11665,7 +11662,7 @@ def unit_of(target: str, name: str, spec: Spec, notes: list[str]) -> Unit:
     usual = {**Spec._field_defaults, "cooldown_s": COOLDOWN_S * bool(spec.cooldown_s)}
     for field in f"{LOST_EVERYWHERE} {LOST[target]}{lost_then}".split():
         if getattr(spec, field) != usual[field]:
-            option = FIELD_KEYS.get(field, field.removesuffix("_s")).replace("_", "-")
+            option = FIELD_KEYS[field].replace("_", "-")
             then = f" with --restart {spec.restart}" * (field in lost_then)
             lost = f"has nothing like --{option}{then}"
             lost = "doesn't check environment rules" if field == "rules" else lost
