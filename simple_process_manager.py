@@ -2653,12 +2653,15 @@ def append_line(
         file.write(b"\n" * bool(torn) + json.dumps(line).encode() + b"\n")
 
 
-def json_lines(path: str) -> list[dict[str, object]]:
-    """The objects in a file of JSON lines, oldest first; what can't be read is left out."""
+def json_lines(path: str, read: Callable[[dict[str, object]], Given]) -> list[Given]:
+    """What `read` makes of each object in a file of JSON lines, oldest first.
+
+    What can't be read is left out.
+    """
     found = []  # the service may write there too: no more is read than would be of ours
     for line in read_tail(path, 4 * JOURNAL_BYTES).splitlines():
         with contextlib.suppress(ValueError):
-            found.append(_object(parse_json(line), "line"))
+            found.append(read(_object(parse_json(line), "line")))
     return found
 
 
@@ -2734,10 +2737,12 @@ STATE_HEAD, STATE_END = b'{"schema": 1, "services": {\n', b"\n}}\n"
 STATE_KEY = r'"[a-z0-9][a-z0-9._-]*"'
 
 
-def spelled(key: str, record: object) -> str:
-    """The name as it was given, where the JSON of a record tells that."""
+def event_in(line: dict[str, object], key: str) -> Event:
+    """The event of a line of a journal; the name as it was given, where its record tells that."""
+    record = line.get("record")
     name = record.get("name") if isinstance(record, dict) else None
-    return name if isinstance(name, str) and name.lower() == key else key
+    is_known = isinstance(name, str) and name.lower() == key
+    return read_event({**line, "name": name if is_known else key}, "event")
 
 
 def lines_of(records: Mapping[str, Record]) -> dict[str, str]:
@@ -3082,7 +3087,7 @@ class Store:
     def _journalled(self, name: str) -> Iterator[tuple[Record | None, object]]:
         """The records in the journal with who wrote them, the last first; None: forgotten."""
         with state_errors(self.path(name)):
-            events = json_lines(self.path(name, "events.jsonl"))
+            events = json_lines(self.path(name, "events.jsonl"), dict)
         for event in reversed(events):
             with contextlib.suppress(ValueError):
                 data = event.get("record")
@@ -3120,16 +3125,13 @@ class Store:
 
     def events(self, name: str | None, changed_after: float = 0.0) -> list[Event]:
         """What happened to a service, or (None) to all, oldest first, by journals that changed."""
-        found = []
+        found = list[Event]()
         for key in [name.lower()] if name else self.directories():
             path = self.path(key, "events.jsonl")
             # none, or it is just cleaned up, or that is no directory
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 is_new = os.stat(path).st_mtime >= changed_after
-                for line in json_lines(path) if is_new else ():
-                    with contextlib.suppress(RecordError):
-                        named = {"name": spelled(key, line.get("record"))}
-                        found.append(read_event({**line, **named}, "event"))
+                found += json_lines(path, functools.partial(event_in, key=key)) if is_new else ()
         # What happened at once stays in its order; one journal has its own, whatever the clock did.
         return found if name else sorted(found, key=lambda one: one.at)
 
@@ -3149,13 +3151,12 @@ class Store:
 
     def failed_exits(self, name: str) -> list[dict[str, object]]:
         """The last 20 failed exits, newest first: an Exit, its `cause` and `log_tail`."""
-        found = []
-        for line in json_lines(self.path(name, "exits.jsonl")):
-            with contextlib.suppress(RecordError):
-                ended, cause = read_exit(line, "exit"), _text(line.get("cause", ""), "exit.cause")
-                kept = {**ended._asdict(), "cause": cause, "log_tail": line.get("log_tail")}
-                found.append(kept)
-        return found[:-21:-1]
+
+        def exit_in(line: dict[str, object]) -> dict[str, object]:
+            ended, cause = read_exit(line, "exit"), _text(line.get("cause", ""), "exit.cause")
+            return {**ended._asdict(), "cause": cause, "log_tail": line.get("log_tail")}
+
+        return json_lines(self.path(name, "exits.jsonl"), exit_in)[:-21:-1]
 
     # -- what a service wrote
 
@@ -3255,17 +3256,13 @@ read_sample = reader(Sample)
 
 def log_samples(path: str) -> list[Sample]:
     """The samples of a log, oldest first."""
-    samples = []
-    for line in json_lines(path):
-        with contextlib.suppress(RecordError):
-            samples.append(read_sample(line, "sample"))
-    return samples
+    return json_lines(path, lambda line: read_sample(line, "sample"))
 
 
 def figures(path: str, since: float) -> dict[str, list[tuple[float, float]]]:
     """Of each metric that was measured since a time when it was what, oldest first."""
     found: dict[str, list[tuple[float, float]]] = {key: [] for key in METRICS}
-    for line in json_lines(path):
+    for line in json_lines(path, dict):
         for key, values in found.items():
             with contextlib.suppress(RecordError):
                 at, value = (float(str(_number(line.get(one), one))) for one in ("at", key))
