@@ -2517,7 +2517,7 @@ def find_home(given: str | None) -> str:
     """The state directory: given, SPM_HOME, nearest .spm/ upward, project root's, ./.spm."""
     # The search ends at a .git (file or directory): each worktree has a state of its own.
     explicit = given or os.environ.get("SPM_HOME")
-    return full_path(explicit or os.path.join(project_root(working_directory()), ".spm"))
+    return full_path(explicit or os.path.join(project_root(), ".spm"))
 
 
 def is_same_home(one: str, other: str) -> bool:
@@ -2533,17 +2533,18 @@ def inherited_home(home: str) -> str:
     """What to say where a service's SPM_HOME hides that of the project that we are in, else ""."""
     who = os.environ.get("SPM_SERVICE") if os.environ.get("SPM_INSTANCE") else None
     with contextlib.suppress(SpmError):
-        own = os.path.join(project_root(working_directory()), ".spm") if who else home
+        own = os.path.join(project_root(), ".spm") if who else home
         if os.path.isdir(own) and not is_same_home(own, home):
             return f"this is {home}, SPM_HOME of {who} above us: for {own} give --home"
     return ""
 
 
-def project_root(here: str) -> str:
-    """The directory whose .spm/ serves this one: the nearest that has it, else the project's.
+def project_root() -> str:
+    """The directory whose .spm/ serves where we are: the nearest that has it, else the project's.
 
     A part of a repository (backend/pyproject.toml) is served by the spm.json above it.
     """
+    here = working_directory()
     parents, above = [here], os.path.dirname(here)
     while above != parents[-1] and not os.path.lexists(os.path.join(parents[-1], ".git")):
         parents.append(above)
@@ -2570,8 +2571,7 @@ def repository_of(home: str) -> str:
 
 def root_of(home: str) -> str:
     """The project's directory: that of .spm, else where we are."""
-    is_at_root = os.path.basename(home) == ".spm"
-    return os.path.dirname(home) if is_at_root else project_root(working_directory())
+    return os.path.dirname(home) if os.path.basename(home) == ".spm" else project_root()
 
 
 def is_in_project(path: str, home: str) -> bool:
@@ -5784,11 +5784,9 @@ class Relay:
         advice = f"why says: explain {self.name}; how it is spoken to, --protocol says"
         kind: type[SpmError] = Failed
         if cause == "timeout":
-            kind = TimedOut
-            advice = (
-                "call it again when it has answered; it has longer with --connect-timeout, and "
-            )
-            advice += f"how it is spoken to, --protocol says; its output: logs {self.name}"
+            kind, then = TimedOut, "call it again when it has answered"
+            advice = f"{then}; it has longer with --connect-timeout, and how it is spoken to, "
+            advice += f"--protocol says; its output: logs {self.name}"
         self.problem, self.due_at = kind(f"{self.name} {why}", advice, **facts), float("inf")
         for number, one in [*self.pending.items()]:
             is_new = one.start >= self.server.sent
@@ -7719,8 +7717,9 @@ def lease_data(record: Record, is_live: bool) -> dict[str, object]:
     left = left_s(record, steady_s()) if is_live else (None, None)
     lease_left, idle_left = (None if one is None else round(max(one, 0.0), 3) for one in left)
     owner = record.owner and {"pid": record.owner.pid, "name": record.owner_name}
-    is_owned = record.owner and record.spec.lease == "forever"  # by a `run`
-    lease = str(record.owner.pid) if record.owner and is_owned else record.spec.lease
+    lease = record.spec.lease
+    if record.owner and lease == "forever":  # it is a `run`'s
+        lease = str(record.owner.pid)
     data = {"lease": lease, "owner": owner, "lease_left_s": lease_left}
     return {**data, "idle_timeout_s": record.spec.idle_timeout_s, "idle_left_s": idle_left}
 
@@ -8014,7 +8013,7 @@ def in_its_place(store: Store, record: Record, cause: Cause, ended: Exit) -> tup
     return cause, place_advice(store, record.name, record.config)
 
 
-def advised(cause: Cause, record: Record, advice: str = "") -> Cause:
+def advised(cause: Cause, record: Record, advice: str) -> Cause:
     """A cause with what holds for this service: who has the port, where a file was looked for."""
     named = re.findall(r"[:,] ?(\d{2,5})\b", cause.message)
     port = as_port(named[-1]) if named else record.spec.port
@@ -8184,8 +8183,8 @@ def with_port(
         notes.extend([note + why] if note else [])
 
     may_move = spec.port_declared and (flag == "next" or bool(spec.port_asked))
-    is_named = spec.port and spec.port_asked != "auto"
-    held = held_port(store, spec.port, record.name) if is_named and spec.port else None
+    is_named = spec.port_asked != "auto"
+    held = held_port(store, spec.port, record.name) if spec.port and is_named else None
     if held:
         way = "next" if may_move else flag
         decision = port_decision(held.kind, way, is_production(os.environ, values))
@@ -9456,8 +9455,7 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
     is_failed = verdict.status in ("failed", "backoff")
     after += [f"wait-healthy {name}"] * (verdict.is_live and not is_failed)
     after += [again_line(seen, members)] * (is_failed or not verdict.is_live)
-    after += [f"stop {name}"] * is_daemon(record, members)
-    after += [f"stop {name}"] * verdict.is_live
+    after += [f"stop {name}"] * (verdict.is_live or is_daemon(record, members))
     after += [f"{corrected(record)} (if the command is wrong)"] * (verdict.status == "failed")
     # 34 lines of facts, the newest exits first, 21 of output, 5 of what to do next
     brief = [{k: v for k, v in one.items() if k != "log_tail"} for one in exits]
@@ -9929,9 +9927,8 @@ class Chain:
             members = [member.identity for member in tree_of(tests)]
             while process.poll() is None or any(map(is_alive, members)):
                 # Ctrl-C reaches all of them by itself, but for those whom a shell has run with &
-                if not is_told and (
-                    cause in ("SIGTERM", "SIGHUP") or process.returncode is not None
-                ):
+                is_due = cause in ("SIGTERM", "SIGHUP") or process.returncode is not None
+                if is_due and not is_told:
                     is_told = bool([send_signal(member, force=False) for member in members])
                 if time.monotonic() > until:
                     break
@@ -10559,9 +10556,8 @@ def show_rules(store: Store, args: argparse.Namespace) -> Result:
             rows.append({"name": name, "variable": variable, **rule, "met": not why, "why": why})
             words = [f"{k} {v}" if v is not True else k for k, v in rule.items() if v]
             table.append((name, variable, ", ".join(words), f"no: it {why}" if why else "yes"))
-    return Result(
-        {"rules": rows}, [] if rows else ["[OK] no environment rules"], table if rows else ()
-    )
+    none = [] if rows else ["[OK] no environment rules"]
+    return Result({"rules": rows}, none, table if rows else ())
 
 
 # -- versions
@@ -12793,9 +12789,8 @@ def run(argv: Sequence[str]) -> int:
         if every_s and isinstance(error, BrokenPipeError):
             raise  # who read what is repeated has left
         text = f"{error.filename or os.curdir}: {error.strerror or error}"
-        result = Result(
-            {}, error=StateError(text, "see that it can be used", retryable=may_pass(error))
-        )
+        problem = StateError(text, "see that it can be used", retryable=may_pass(error))
+        result = Result({}, error=problem)
     except KeyboardInterrupt:
         advice = "what was started, or is being stopped, goes on without this command: see list"
         result = Result({}, error=Interrupted("interrupted", advice))
