@@ -3682,9 +3682,9 @@ class Facts(NamedTuple):
 
     here: bool  # its pids mean something here: same boot, host and PID namespace
     same_host: bool
-    claimed: bool  # another command is starting or stopping it
-    supervised: bool
-    main: str  # what condition_of() says
+    claimed: bool = False  # another command is starting or stopping it
+    supervised: bool = False
+    main: str = "gone"  # what condition_of() says
     retry_s: float = 0.0  # until an automatic restart
     halted: bool = False  # its supervisor stands still (SIGSTOP)
     cut_off: bool = False  # its supervisor lives, but what it can be reached by was removed
@@ -6850,8 +6850,6 @@ class Reading:
 
     def wanted(self, source: Source) -> Wanted | None:
         """The service of a source, as far as it can be read; None if that isn't far enough."""
-        import argparse
-
         place = source.place
         keys = {k: self.expanded(source, v, k) for k, v in source.keys.items()}
         for key in [k for k in keys if self.expands and k != "env"]:
@@ -7455,8 +7453,8 @@ def _look(store: Store, record: Record) -> Seen:
     away = copied_from(store, record) if is_here else ""
     if away:
         verdict = Verdict("lost", f"this directory is a copy: it runs for {away}")
-        return Seen(record, Facts(False, True, False, False, "gone"), verdict)
-    facts = Facts(is_here, same_host, claimed=False, supervised=False, main="gone")
+        return Seen(record, Facts(here=False, same_host=True), verdict)
+    facts = Facts(is_here, same_host)
     if facts.here and record.phase in LIVE_PHASES:
         claimed = record.main is None and store.is_claimed(record.name)
         supervised = store.is_supervised(record.name)
@@ -8778,20 +8776,21 @@ def stop_steps(
             is_begun = True
             reached("stop_asked")
     yield 0.0
-    if connection and is_begun:
-        return finish_stop(store, seen, connection, timeout_s, force)
+    stopped = finish_stop(store, seen, connection, timeout_s) if connection and is_begun else None
+    if stopped:
+        return stopped
     if connection:
         connection.close()
-    if store.is_supervised(name):
+    if is_begun or store.is_supervised(name):  # it died or hangs: the rest is ours to do
         retire_supervisor(seen.record)
     # What was seen is old where its supervisor has just left: it may have written how it ended.
     return stop_unsupervised(store, find(store, name), timeout_s, force)
 
 
 def finish_stop(
-    store: Store, seen: Seen, connection: socket.socket, timeout_s: float, force: bool
-) -> Stopped:
-    """What came of a stop, as the supervisor tells."""
+    store: Store, seen: Seen, connection: socket.socket, timeout_s: float
+) -> Stopped | None:
+    """What came of a stop, as the supervisor tells; None if it doesn't."""
     name = seen.record.name
     try:
         with connection:
@@ -8800,9 +8799,8 @@ def finish_stop(
         after = Record.from_json(answer.get("record"))
         if is_alive(seen.record.main) and not ended.left:
             raise ConnectionError("somebody else answers in its supervisor's place")
-    except (OSError, RecordError):  # it died or hangs: the rest is ours to do
-        retire_supervisor(seen.record)
-        return stop_unsupervised(store, find(store, name), timeout_s, force)
+    except (OSError, RecordError):
+        return None
     check_ended(name, ended)
     is_unsaved = answer.get("unsaved")
     if is_unsaved or answer.get("yours"):
