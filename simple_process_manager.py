@@ -5427,12 +5427,14 @@ def reply(document: dict[str, object], descriptor: int) -> None:
 # can't be written yet is kept, within bounds, and a caller who doesn't read is let go.
 
 MESSAGE_BYTES = 64 << 20  # of one message, and of what may wait for a reader before the next
+WIDER = 4  # the most that JSON grows in ASCII: 1e15 is written out, "я" is \u044f
 PENDING_REQUESTS, KNOWN_TOOLS, DISCOVER_S = 1000, 500, 2.0
 CLOSED_S = 1.0  # between the end of a service's stdout and its own
 HANDSHAKE, MODERN = "2025-11-25", "2026-07-28"  # the latest revision of either era
 META = "io.modelcontextprotocol/"
 SUBSCRIPTION = META + "subscriptionId"  # the id of the request that asked for it
 END = "notifications/spm/end"  # of `connect`: its stdin has ended, what is under way may finish
+TOO_LONG = f"this message is longer than {MESSAGE_BYTES >> 20} MiB"
 TOO_DEEP = "not to be written as JSON: nested too deeply"
 NEVER_SENT, UNSURE = "it was never sent", "it may or may not have happened"
 GAVE_UP = "notifications/spm/gave_up"  # of `call`: the answer took too long
@@ -5891,7 +5893,8 @@ class Relay:
                 if line is None:
                     self.lose()
             elif message is None:
-                self.to_caller(channel, failure(None, -32700, "not a JSON-RPC message"))
+                told = "not a JSON-RPC message" if line is not None else TOO_LONG
+                self.to_caller(channel, failure(None, -32700, told))
             else:
                 with contextlib.suppress(RecursionError):  # nested just too deeply to be written
                     self.on_message(channel, message, is_server)
@@ -10233,7 +10236,7 @@ class Patience:
 
 def ask(connection: socket.socket, message: Message, patience: Patience) -> Message:
     """The answer to a message, {} if it wants none; OSError, BrokenPipeError if it wasn't sent."""
-    frames = Frames()
+    frames = Frames(WIDER * MESSAGE_BYTES)
     connection.settimeout(patience.left_s())
     try:
         connection.sendall(json.dumps(message).encode() + b"\n")

@@ -17,9 +17,11 @@
 --die-once FILE    die when it is asked anything after the handshake, unless FILE exists
 --needs FILE       end at once, unless FILE exists
 --times N          with --die-once: unless FILE has N bytes; a byte is added each time
+--pages            list the tools in three pages, the second of which is empty
 
 Its tools: echo, slow, die, sample, progress, announce, big, cancelled, pid; regret asks a question
-and takes it back, parting answers when stdin has ended.
+and takes it back, parting answers when stdin has ended, wide answers in UTF-8, watched tells of
+the resources that it was asked to watch.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ LOCK = threading.Lock()
 SWITCHES = set(sys.argv[1:])
 CANCELLED: list[object] = []
 PARTING: list[object] = []
+WATCHED: list[str] = []
 ANSWERS: dict[object, Any] = {}
 NOTES = {"readOnlyHint": True}
 TOOLS = ["echo", "slow", "die", "sample", "progress", "announce", "big", "cancelled", "pid"]
@@ -55,7 +58,7 @@ def reply(id_: object, **body: object) -> None:
             say({"jsonrpc": "2.0", "id": wrong, **body})
     if "--noise" in SWITCHES:
         with LOCK:
-            print('hello\n"text"\n[1]\n{"half', flush=True)
+            print('hello\n"text"\n[1]\n{"level": "info"}\n{"half', flush=True)
     for _ in range(1 + ("--twice" in SWITCHES)):
         say({"jsonrpc": "2.0", "id": id_, **body})
 
@@ -87,6 +90,7 @@ def run_tool(id_: object, params: dict[str, Any]) -> None:
         text(id_, json.dumps(answer), isError="error" in answer)
     elif name == "progress":
         token = params.get("_meta", {}).get("progressToken")
+        token = float(token) if given.get("float") else token
         for step in range(given.get("steps", 3)):
             note = {"progressToken": token, "progress": step}
             say({"jsonrpc": "2.0", "method": "notifications/progress", "params": note})
@@ -100,6 +104,14 @@ def run_tool(id_: object, params: dict[str, Any]) -> None:
         text(id_, "announced")
     elif name == "big":
         text(id_, "x" * given["size"])
+    elif name == "wide":
+        content = [{"type": "text", "text": "я" * given["size"]}]
+        message = {"jsonrpc": "2.0", "id": id_, "result": {"content": content}}
+        with LOCK:
+            sys.stdout.buffer.write(json.dumps(message, ensure_ascii=False).encode() + b"\n")
+            sys.stdout.buffer.flush()
+    elif name == "watched":
+        text(id_, json.dumps(WATCHED))
     elif name == "cancelled":
         text(id_, json.dumps(CANCELLED))
     elif name == "needs":
@@ -182,7 +194,13 @@ def handle(message: dict[str, Any]) -> None:
             info: object = {
                 "io.modelcontextprotocol/serverInfo": {"name": "modern", "version": "9"}
             }
-            reply(id_, result={"supportedVersions": ["2026-07-28"], "_meta": info})
+            able: object = {
+                "logging": {},
+                "resources": {"subscribe": True},
+                "tools": {"listChanged": True, "other": True},
+            }
+            found = {"supportedVersions": ["2026-07-28"], "capabilities": able, "_meta": info}
+            reply(id_, result=found)
         elif "--silent" not in SWITCHES:
             reply(id_, error={"code": -32601, "message": "Method not found"})
     elif method == "initialize" and "--modern" not in SWITCHES:
@@ -200,7 +218,22 @@ def handle(message: dict[str, Any]) -> None:
         fields = {"message": {"type": "string"}, "times": {"type": "integer"}}
         tools[0]["inputSchema"] = {"properties": fields, "required": ["message"]}
         more = {"nextCursor": "2"} if "--same-page" in SWITCHES else {}
+        if "--pages" in SWITCHES:
+            page = int(params.get("cursor", "0"))
+            tools = (tools[:2], [], tools[2:])[page]
+            more = {"nextCursor": str(page + 1)} if page < 2 else {}
         reply(id_, result={"tools": tools, **more})
+    elif method == "resources/subscribe":
+        WATCHED[:] = {*WATCHED, params["uri"]}
+        reply(id_, result={})
+    elif method == "resources/unsubscribe":
+        WATCHED.remove(params["uri"])
+        reply(id_, result={})
+    elif method == "subscriptions/listen" and params.get("lasts"):
+        meta = {"_meta": {"io.modelcontextprotocol/subscriptionId": id_}}
+        say(
+            {"jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": meta}
+        )
     elif method == "subscriptions/listen":
         meta = {"_meta": {"io.modelcontextprotocol/subscriptionId": id_}}
         say({"jsonrpc": "2.0", "method": "notifications/tools/list_changed", "params": meta})

@@ -1099,6 +1099,22 @@ def test_an_answer_that_is_too_long_is_told_at_once(spm: Spm) -> None:
     spm("stop", "s")
 
 
+def test_a_call_that_is_too_long_was_told_that_it_is_no_message(spm: Spm) -> None:
+    begin(spm)
+    (spm.cwd / "big.json").write_text(json.dumps({"message": "y" * 67_200_000}))
+    failed = spm.json("call", "s", "echo", "@big.json", code=1)["error"]
+    assert "this message is longer than 64 MiB" in failed["message"]
+    assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
+    spm("stop", "s")
+
+
+def test_a_long_answer_with_other_letters_than_ascii_was_lost(spm: Spm) -> None:
+    begin(spm)
+    size = 11_500_000  # 23 MB that were 69 MB on their way to the caller
+    assert len(spm("call", "s", "wide", f"size={size}", "--timeout", "20s").stdout) == size + 1
+    spm("stop", "s")
+
+
 # -- does it still work?
 
 
