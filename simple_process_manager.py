@@ -10402,7 +10402,7 @@ def tools(store: Store, args: argparse.Namespace) -> Result:
         result = as_object(exchange(store, args, patience, asked).get("result"))
         listed, cursor = result.get("tools"), result.get("nextCursor")
         found += map(as_object, listed if isinstance(listed, list) else ())
-        if not listed or not cursor:
+        if not cursor:  # a page may be empty
             break
         if cursor in cursors:
             store.notes.append(f"{args.name} repeats the cursor {cut(cursor)}: no more was asked")

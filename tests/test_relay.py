@@ -224,6 +224,13 @@ def test_progress_renews_the_timeout(spm: Spm) -> None:
 
 
 @pytest.mark.smoke
+def test_after_an_empty_page_no_further_tools_were_listed(spm: Spm) -> None:
+    begin(spm, "--pages")
+    names = [one["name"] for one in spm.json("tools", "s")["tools"]]
+    assert (names[0], names[-1], len(names)) == ("echo", "pid", 9)
+    spm("stop", "s")
+
+
 def test_tools_are_listed_with_their_arguments(spm: Spm) -> None:
     begin(spm)
     rows = spm("tools", "s").stdout.splitlines()
