@@ -5468,6 +5468,13 @@ def is_harmless(era: object, method: object, tool: object, known: object) -> boo
     return era != "jsonrpc" and (is_known or method in HARMLESS or str(method).endswith("/list"))
 
 
+def number_in(value: object) -> int | None:
+    """Which number of ours a service means: JSON has one kind of them, 5.0 is 5."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None
+
+
 def failure(id_: object, code: int, message: str, **data: object) -> Message:
     """A JSON-RPC error."""
     return {"jsonrpc": "2.0", "id": id_, "error": {"code": code, "message": message, "data": data}}
@@ -5994,10 +6001,8 @@ class Relay:
 
     def on_answer(self, message: Message) -> None:
         """An answer; one that nobody waits for, late, wrong or twice, is dropped."""
-        number, result = message.get("id"), as_object(message.get("result"))
-        if isinstance(number, float) and number.is_integer():  # JSON has one kind of number
-            number = int(number)
-        one = self.pending.pop(number, None) if type(number) is int else None
+        number, result = number_in(message.get("id")), as_object(message.get("result"))
+        one = None if number is None else self.pending.pop(number, None)
         if one is None:
             return
         if self.supervisor.record.called:  # a success: its end will be no failed start
@@ -6059,11 +6064,11 @@ class Relay:
             for caller in self.callers:
                 self.to_caller(caller, message)
             return
-        number = params.get(key) if key else meta[SUBSCRIPTION]
-        one = self.pending.get(number) if type(number) is int else None
-        if one is None or one.caller is None:
+        number = number_in(params.get(key) if key else meta[SUBSCRIPTION])
+        one = None if number is None else self.pending.get(number)
+        if number is None or one is None or one.caller is None:
             return
-        if key == "requestId" and type(number) is int:  # a subscription that the service ends
+        if key == "requestId":  # a subscription that the service ends
             del self.pending[number]
         changed = {key: one.token if key == "progressToken" else one.id} if key else {}
         changed = changed or {"_meta": {**meta, SUBSCRIPTION: one.id}}

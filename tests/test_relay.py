@@ -187,6 +187,13 @@ def test_an_answer_to_5_0_was_none_to_5(spm: Spm) -> None:
     spm("stop", "s")
 
 
+def test_progress_of_5_0_was_none_of_5(spm: Spm) -> None:
+    begin(spm)
+    words = ("progress", "steps=4", "pause=0.4", "float=true", "--timeout", "900ms")
+    assert spm("call", "s", *words).stdout == "done\n"
+    spm("stop", "s")
+
+
 def test_an_error_that_is_a_mere_text_was_told_as_none(spm: Spm) -> None:
     begin(spm)
     failed = spm.json("call", "s", "terse", code=1)["error"]
