@@ -6004,6 +6004,9 @@ class Relay:
         number, result = number_in(message.get("id")), as_object(message.get("result"))
         one = None if number is None else self.pending.pop(number, None)
         if one is None:
+            if message.get("id") is None:  # its own log, or a complaint about what we wrote
+                what = b"an error about no request" if "error" in message else b"not JSON-RPC"
+                self.to_log(b"on stdout, %s: %s" % (what, json.dumps(message).encode()))
             return
         if self.supervisor.record.called:  # a success: its end will be no failed start
             self.supervisor.record = self.supervisor.record._replace(called=False, failures=0)

@@ -377,6 +377,15 @@ def test_a_service_whose_supervisor_was_killed_is_started_anew(spm: Spm) -> None
 # -- servers that misbehave
 
 
+def test_objects_that_a_server_writes_to_stdout_were_in_no_log(spm: Spm) -> None:
+    begin(spm, "--noise", "--wrong-ids")
+    spm("call", "s", "broken", code=1)
+    assert '[WARN] on stdout, not JSON-RPC: {"level": "info"}' in spm.log("s")
+    complaint = '{"jsonrpc": "2.0", "id": null, "error": {"code": -32603'
+    assert f"[WARN] on stdout, an error about no request: {complaint}" in spm.log("s")
+    spm("stop", "s")
+
+
 @pytest.mark.parametrize("manner", ["--noise", "--twice", "--wrong-ids", "--silent", "--batch"])
 def test_bad_manners_disturb_nobody(spm: Spm, manner: str) -> None:
     begin(spm, manner)
