@@ -5433,6 +5433,7 @@ CLOSED_S = 1.0  # between the end of a service's stdout and its own
 HANDSHAKE, MODERN = "2025-11-25", "2026-07-28"  # the latest revision of either era
 META = "io.modelcontextprotocol/"
 SUBSCRIPTION = META + "subscriptionId"  # the id of the request that asked for it
+LISTEN = "subscriptions/listen"  # under way for as long as its client likes
 END = "notifications/spm/end"  # of `connect`: its stdin has ended, what is under way may finish
 TOO_LONG = f"this message is longer than {MESSAGE_BYTES >> 20} MiB"
 TOO_DEEP = "not to be written as JSON: nested too deeply"
@@ -5717,7 +5718,7 @@ class Relay:
     def ping(self, answer: Callable[[Sight], None]) -> None:
         """Have it answer something that does nothing; whom it works for sees whether it does."""
         self.answer = answer
-        if self.is_busy() and self.era:
+        if self.era and any(one.method != LISTEN for one in self.in_flight()):
             self.answers("it has requests in flight")
         elif self.era:
             method = "server/discover" if self.era == "modern" else "ping"
@@ -5875,7 +5876,8 @@ class Relay:
 
     def part(self, caller: Channel) -> None:
         """Let a caller go whose stdin has ended, as soon as it has its answers."""
-        mine = (one.caller is caller for one in self.pending.values())
+        asked = (one for one in self.pending.values() if one.method != LISTEN)
+        mine = (one.caller is caller for one in asked)
         if caller.is_leaving and caller.is_open and not caller.queue and not any(mine):
             self.drop(caller)
 

@@ -1141,6 +1141,21 @@ def test_a_long_answer_with_other_letters_than_ascii_was_lost(spm: Spm) -> None:
 # -- does it still work?
 
 
+def test_a_deaf_server_that_somebody_listens_to_was_called_healthy(spm: Spm) -> None:
+    times = ("--health-interval", "50ms", "--health-timeout", "150ms", "--health-retries", "1")
+    begin(spm, "--deaf", "deaf", "--modern", options=times)
+    spm("wait-healthy", "s", "10")
+    with wire(spm) as one:
+        listens = {"jsonrpc": "2.0", "id": 1, "method": "subscriptions/listen"}
+        one.send({**listens, "params": {"lasts": True}})
+        assert one.hear()["method"] == "notifications/subscriptions/acknowledged"
+        (spm.cwd / "deaf").touch()
+        eventually(lambda: spm.service("s")["status"] == "unhealthy", what="the silence")
+        began = time.monotonic()
+    assert time.monotonic() - began < program.LEAVING_S / 2, "nor is the end of that waited for"
+    spm("stop", "s")
+
+
 @pytest.mark.parametrize("era", [(), ("--modern",)])
 def test_a_server_that_no_longer_answers_is_unhealthy(spm: Spm, era: tuple[str, ...]) -> None:
     times = ("--health-interval", "50ms", "--health-timeout", "150ms", "--health-retries", "1")
