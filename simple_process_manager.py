@@ -5620,6 +5620,7 @@ class Relay:
         self.faults = 0  # calls that failed by the service, not by what the caller asked for
         self.pending: dict[int, Pending] = {}
         self.asked: dict[str, Channel] = {}  # who has to answer a request of the service, by its id
+        self.watching: dict[str, set[Channel]] = {}  # who subscribed to a resource, by its URI
         self.callers: list[Channel] = []
         self.joining: list[Client] = []
         self.protocol = self.era = self.version = ""
@@ -5642,6 +5643,7 @@ class Relay:
         spec = self.supervisor.record.spec
         self.give_up_at = time.monotonic() + spec.connect_timeout_s
         self.era, self.problem, self.is_shaking, self.has_listed = "", None, False, False
+        self.asked, self.watching = {}, {}
         has_died = self.has_died or spec.extra.get("probe") == "died"
         self.protocol = "handshake" if has_died and spec.protocol == "auto" else spec.protocol
         if self.protocol == "jsonrpc":
@@ -5856,9 +5858,20 @@ class Relay:
         for key in [key for key, asked in self.asked.items() if asked is caller]:
             del self.asked[key]
             self.server.send(failure(json.loads(key), RELAY_ERROR, why))
+        for uri in [uri for uri, watching in self.watching.items() if caller in watching]:
+            if self.unwatch(caller, uri):
+                self.ask("resources/unsubscribe", {"uri": uri})
         in_use = self.callers or self.joining or self.supervisor.record.spec.keep_alive
         if not (in_use or self.problem):
             self.supervisor.end("its call is done")
+
+    def unwatch(self, caller: Channel, uri: str) -> bool:
+        """A caller watches a resource no longer; whether nobody else does."""
+        watching = self.watching.get(uri, set[Channel]())
+        watching.discard(caller)
+        if not watching:
+            self.watching.pop(uri, None)
+        return not watching
 
     def cancel(self, number: int, why: str) -> None:
         """Have the service stop working on a request."""
@@ -5959,6 +5972,8 @@ class Relay:
             self.to_caller(caller, {"jsonrpc": "2.0", "id": id_, "result": {}})
         elif method == "server/discover" and self.era == "handshake":
             self.to_caller(caller, failure(id_, NO_METHOD, "Method not found"))
+        elif method == "resources/unsubscribe" and not self.unwatch(caller, str(params.get("uri"))):
+            self.to_caller(caller, {"jsonrpc": "2.0", "id": id_, "result": {}})
         elif in_flight >= PENDING_REQUESTS or self.server.queued > MESSAGE_BYTES:
             text = f"{self.name} has {in_flight} requests in flight: too many"
             self.calls, self.faults = self.calls + 1, self.faults + 1
@@ -5973,6 +5988,8 @@ class Relay:
         start = self.server.sent + self.server.queued
         self.pending[number] = Pending(method, start, caller, message["id"], token, str(tool))
         self.calls += 1
+        if method == "resources/subscribe" and self.era == "handshake":
+            self.watching.setdefault(str(params.get("uri")), set()).add(caller)
         meta = {**meta, "progressToken": number} if token is not None else meta
         meta = {**envelope(self.version), **meta} if self.era == "modern" else meta
         if meta and self.era != "jsonrpc":

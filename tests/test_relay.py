@@ -782,6 +782,26 @@ def test_progress_in_plain_json_rpc_reaches_who_asked_for_it(spm: Spm, token: ob
     spm("stop", "s")
 
 
+def test_a_client_that_watched_no_longer_took_the_news_from_the_others(spm: Spm) -> None:
+    begin(spm)
+    with wire(spm) as one, wire(spm) as two:
+
+        def watched() -> Any:
+            one.send(tool(9, "watched"))
+            return json.loads(said(one.hear()))
+
+        for client in (one, two):
+            assert client.ask("resources/subscribe", uri="x://1")["result"] == {}
+        assert two.ask("resources/unsubscribe", uri="x://1")["result"] == {}
+        assert "x://1" in watched(), "one still wants to know"
+        assert one.ask("resources/unsubscribe", uri="x://1")["result"] == {}
+        assert watched() == []
+        two.ask("resources/subscribe", uri="x://2")
+        two.process.kill()
+        eventually(lambda: "x://2" not in watched(), what="the end of what it watched")
+    spm("stop", "s")
+
+
 def test_a_caller_that_goes_away_has_its_requests_cancelled(spm: Spm) -> None:
     begin(spm)
     with wire(spm) as one:
