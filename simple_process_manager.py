@@ -10144,8 +10144,13 @@ CALL_OPTIONS = (  # the first two are those of `connect` too
 )
 
 
-def join(store: Store, args: argparse.Namespace, deadline: float) -> tuple[socket.socket, Message]:
-    """A place among those who talk to a service, and how; it is started first if need be."""
+def join(
+    store: Store, args: argparse.Namespace, deadline: float, again: bool = False
+) -> tuple[socket.socket, Message]:
+    """A place among those who talk to a service, and how; it is started first if need be.
+
+    With `again` not if it was stopped: what is repeated must not undo that.
+    """
     name, has_started, cause = check_name(args.name), False, "connection"
     while time.monotonic() < deadline:
         # it isn't there, or is just ending
@@ -10155,15 +10160,19 @@ def join(store: Store, args: argparse.Namespace, deadline: float) -> tuple[socke
             how = receive(connection, max(deadline - time.monotonic(), 0.001))
             closing.pop_all()  # it is the caller's
             return connection, how
-        has_started = ensure_running(store, name, deadline, not args.no_start, has_started)
+        may_start = (False, False) if args.no_start else (True, not again)
+        has_started = ensure_running(store, name, deadline, may_start, has_started)
     advice = f"wait longer with --timeout, or see: status {name}"
     raise TimedOut(f"{name} was not ready for calls in time", advice, cause=cause)
 
 
 def ensure_running(
-    store: Store, name: str, deadline: float, may_start: bool, has_started: bool
+    store: Store, name: str, deadline: float, may_start: tuple[bool, bool], has_started: bool
 ) -> bool:
-    """Start a stdio service that isn't running: one start, however many callers want it."""
+    """Start a stdio service that isn't running: one start, however many callers want it.
+
+    Whether that may be, `may_start` says: of one that is wanted, and of one that was stopped.
+    """
     asked = known_start(store, name) or Asked(name, find(store, name).record.spec, {})
     name = asked.name
     if asked.spec.type != "stdio":
@@ -10176,7 +10185,7 @@ def ensure_running(
         if seen and seen.facts.supervised and status in UP_PHASES:
             time.sleep(0.01)
             return has_started
-        if not may_start:
+        if not may_start[bool(seen and seen.record.wanted == "stopped")]:
             raise NotFound(f"{name} is not running: {status}", f"start it: start {name}")
         if has_started:
             facts = {"cause": "server_died", "log_tail": store.last_lines(name, 20)}
@@ -10307,7 +10316,7 @@ def exchange(
         waited = format_duration(time.monotonic() - patience.began)
         raise TimedOut(f"{name} came to no end in {waited}", ADVICE["timeout"], cause="timeout")
     for attempt in itertools.count():
-        connection, facts = join(store, args, patience.until)
+        connection, facts = join(store, args, patience.until, again=attempt > 0)
         with connection:
             message = message or make(facts)  # it may come from stdin: made once
             try:

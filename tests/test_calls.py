@@ -62,6 +62,19 @@ def test_with_the_supervisor_gone_in_mid_call_only_what_has_no_effect_is_repeate
     spm("stop", "s")
 
 
+def test_a_service_that_was_stopped_under_a_call_was_started_again_by_it(spm: Spm) -> None:
+    deaf = spm.base / "deaf"
+    begin(spm, "--deaf", deaf)
+    learnt(spm)
+    deaf.touch()
+    called = spm.popen("call", "s", "echo", MESSAGE, "--json")
+    in_flight(spm, 1)
+    spm("stop", "s")
+    deaf.unlink()
+    code, error = outcome(called)
+    assert (code, error["kind"], spm.service("s")["status"]) == (3, "not_found", "stopped"), error
+
+
 def test_retries_say_how_often_a_server_may_die_under_what_has_no_effect(spm: Spm) -> None:
     died = spm.base / "died"
     begin(spm, "--die-once", died, "--times", 2)
