@@ -5847,6 +5847,7 @@ class Relay:
             caller = Channel(supervisor.events, client.connection)
             caller.listen(self.hear)
             self.callers.append(caller)
+            supervisor.active()  # else it may idle out before the request is here
             self.hear(caller, caller.frames.feed(client.behind))
 
     def drop(self, caller: Channel, why: str = "the caller went away") -> None:
@@ -10136,6 +10137,7 @@ ADVICE["cancelled"] = "what came of it may be in: logs {}"
 ADVICE["timeout"] = "wait longer with --timeout; progress renews it, up to --max-time"
 INPUT_PAUSES_S = (0.05, 0.1, 0.2, *[0.25] * 7)  # between rounds of input_required, as the SDKs do
 REPEATED, RETRY_S = ("server_died", "connection", "flood"), 0.1  # doubled each time
+OWN_CAUSES = (*REPEATED, "protocol", "timeout", "cancelled")
 CALL_OPTIONS = (  # the first two are those of `connect` too
     Option("--timeout", "D", parse_duration, ASK_S, "start and answer (60s); progress renews it"),
     Option("--no-start", help="fail if it isn't running, instead of starting it"),
@@ -10328,7 +10330,8 @@ def exchange(
                 answer = unanswered(store, name, facts.get("era"), message, patience, fault)
         error = as_object(answer.get("error"))
         data = as_object(error.get("data"))
-        cause = str(data.get("cause") or "") if error.get("code") == RELAY_ERROR else ""
+        cause = str(data.get("cause")) if error.get("code") == RELAY_ERROR else ""
+        cause = cause if cause in OWN_CAUSES else ""  # services use that code, too
         repeat = bool(cause) and data.get("repeat") is True
         if attempt >= args.retries or cause not in REPEATED or not repeat:
             break

@@ -145,6 +145,9 @@ def run_tool(id_: object, params: dict[str, Any]) -> None:
             print(end=json.dumps({"jsonrpc": "2.0", "id": id_, "result": {"content": content}}))
             sys.stdout.flush()
             os._exit(0)
+    elif name == "refused":
+        data = {"cause": "ECONNREFUSED"}
+        reply(id_, error={"code": -32000, "message": "no database", "data": data})
     elif name == "terse":
         reply(id_, error="out of paper")
     elif name == "pid":

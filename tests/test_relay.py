@@ -201,6 +201,14 @@ def test_an_error_that_is_a_mere_text_was_told_as_none(spm: Spm) -> None:
     spm("stop", "s")
 
 
+def test_what_a_server_calls_the_cause_of_its_error_was_taken_for_ours(spm: Spm) -> None:
+    begin(spm)
+    failed = spm.json("call", "s", "refused", code=1)["error"]
+    assert (failed["message"], failed["cause"]) == ("s: no database (-32000)", "protocol")
+    assert failed["data"] == {"cause": "ECONNREFUSED"}
+    spm("stop", "s")
+
+
 def test_errors_of_a_call_are_told_apart(spm: Spm) -> None:
     begin(spm)
     unknown = spm.json("call", "s", "nope", code=1)["error"]
