@@ -5715,7 +5715,7 @@ class Relay:
         """Those who wait."""
         joining, self.joining = self.joining, []
         for client in joining:
-            self.join(client)
+            self.join(client, waited=True)
 
     def ping(self, answer: Callable[[Sight], None]) -> None:
         """Have it answer something that does nothing; whom it works for sees whether it does."""
@@ -5832,11 +5832,12 @@ class Relay:
         counts["in_flight"] = len(self.in_flight())
         return {**how, **counts, "callers": len(self.callers)}
 
-    def join(self, client: Client) -> None:
+    def join(self, client: Client, waited: bool = False) -> None:
         """Let somebody in, as soon as it is known how to speak to the service."""
         error, supervisor = self.problem, self.supervisor
         if supervisor.ending or supervisor.record.phase not in UP_PHASES:
-            error = NotFound(f"{self.name} is ending", f"start it again: start {self.name}")
+            advice = f"start it again: start {self.name}"
+            error = NotFound(f"{self.name} is ending", advice, waited=waited)
         if error:
             client.answer({"ok": False, "error": error.to_json()})
         elif not self.era:
@@ -10151,17 +10152,20 @@ def join(
 ) -> tuple[socket.socket, Message]:
     """A place among those who talk to a service, and how; it is started first if need be.
 
-    With `again` not if it was stopped: what is repeated must not undo that.
+    With `again` not if it was stopped: what is repeated, or waited, must not undo that.
     """
     name, has_started, cause = check_name(args.name), False, "connection"
     while time.monotonic() < deadline:
         # it isn't there, or is just ending
-        with contextlib.suppress(OSError, NotFound), contextlib.ExitStack() as closing:
-            connection = closing.enter_context(store.send(name, {"op": "join"}))
-            cause = "timeout"  # it lives, and has greeted nobody yet
-            how = receive(connection, max(deadline - time.monotonic(), 0.001))
-            closing.pop_all()  # it is the caller's
-            return connection, how
+        try:
+            with contextlib.suppress(OSError), contextlib.ExitStack() as closing:
+                connection = closing.enter_context(store.send(name, {"op": "join"}))
+                cause = "timeout"  # it lives, and has greeted nobody yet
+                how = receive(connection, max(deadline - time.monotonic(), 0.001))
+                closing.pop_all()  # it is the caller's
+                return connection, how
+        except NotFound as error:
+            again = again or error.facts.get("waited") is True
         may_start = (False, False) if args.no_start else (True, not again)
         has_started = ensure_running(store, name, deadline, may_start, has_started)
     advice = f"wait longer with --timeout, or see: status {name}"

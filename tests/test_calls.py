@@ -75,6 +75,16 @@ def test_a_service_that_was_stopped_under_a_call_was_started_again_by_it(spm: Sp
     assert (code, error["kind"], spm.service("s")["status"]) == (3, "not_found", "stopped"), error
 
 
+def test_a_service_that_was_stopped_while_a_call_waited_for_it_was_started_again(spm: Spm) -> None:
+    begin(spm, "--mute")
+    called = spm.popen("call", "s", "echo", MESSAGE, "--json", "--timeout", "5s")
+    is_there = psutil.Process(called.pid).net_connections
+    eventually(lambda: is_there("unix"), what="its connection")
+    spm("stop", "s")
+    code, error = outcome(called)
+    assert (code, spm.service("s")["status"]) == (3, "stopped"), error
+
+
 def test_retries_say_how_often_a_server_may_die_under_what_has_no_effect(spm: Spm) -> None:
     died = spm.base / "died"
     begin(spm, "--die-once", died, "--times", 2)
