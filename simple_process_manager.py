@@ -10347,7 +10347,7 @@ def exchange(
         cause = cause or CAUSES.get(code if isinstance(code, int) else 0, "protocol")
         advice = ADVICE.get(cause, "see: tools {}").format(name)
         facts = {"cause": cause, "code": code, "retryable": repeat}
-        facts.update(data=data, log_tail=data.get("log_tail", []))
+        facts.update(data=error.get("data", data), log_tail=data.get("log_tail", []))
         kinds = {"timeout": TimedOut, "cancelled": Interrupted} if code == RELAY_ERROR else {}
         raise kinds.get(cause, Failed)(text, advice, **facts)
     return answer

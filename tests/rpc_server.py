@@ -146,7 +146,7 @@ def run_tool(id_: object, params: dict[str, Any]) -> None:
             sys.stdout.flush()
             os._exit(0)
     elif name == "refused":
-        data = {"cause": "ECONNREFUSED"}
+        data = given.get("data", {"cause": "ECONNREFUSED"})
         reply(id_, error={"code": -32000, "message": "no database", "data": data})
     elif name == "terse":
         reply(id_, error="out of paper")

@@ -209,6 +209,13 @@ def test_what_a_server_calls_the_cause_of_its_error_was_taken_for_ours(spm: Spm)
     spm("stop", "s")
 
 
+def test_the_data_of_an_error_that_is_no_object_was_lost(spm: Spm) -> None:
+    begin(spm)
+    for text, data in (("words", "words"), ("[1]", [1]), ("null", None)):
+        assert spm.json("call", "s", "refused", f"data={text}", code=1)["error"]["data"] == data
+    spm("stop", "s")
+
+
 def test_errors_of_a_call_are_told_apart(spm: Spm) -> None:
     begin(spm)
     unknown = spm.json("call", "s", "nope", code=1)["error"]
