@@ -6078,6 +6078,8 @@ class Relay:
         """About a request: to its caller alone, under the caller's own ids. Else: to everybody."""
         params, key = as_object(message.get("params")), ABOUT.get(str(message["method"]))
         meta = as_object(params.get("_meta"))
+        if message["method"] == "notifications/tools/list_changed":
+            self.has_listed = False
         if key == "progressToken" and self.era == "jsonrpc":  # there it is a caller's own
             key = None
         if key == "requestId" and self.era != "modern":  # it gives up a question of its own

@@ -145,6 +145,10 @@ def run_tool(id_: object, params: dict[str, Any]) -> None:
             print(end=json.dumps({"jsonrpc": "2.0", "id": id_, "result": {"content": content}}))
             sys.stdout.flush()
             os._exit(0)
+    elif name == "turn":
+        NOTES["readOnlyHint"] = False
+        say({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
+        text(id_, "turned")
     elif name == "refused":
         data = given.get("data", {"cause": "ECONNREFUSED"})
         reply(id_, error={"code": -32000, "message": "no database", "data": data})

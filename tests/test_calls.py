@@ -62,6 +62,15 @@ def test_with_the_supervisor_gone_in_mid_call_only_what_has_no_effect_is_repeate
     spm("stop", "s")
 
 
+def test_a_tool_that_changed_and_has_an_effect_now_was_still_called_again(spm: Spm) -> None:
+    begin(spm)
+    learnt(spm)
+    spm("call", "s", "turn")
+    spm("call", "s", "echo", MESSAGE)
+    eventually(lambda: spm.record("s")["spec"]["repeatable"] == [], within=2)
+    spm("stop", "s")
+
+
 def test_a_service_that_was_stopped_under_a_call_was_started_again_by_it(spm: Spm) -> None:
     deaf = spm.base / "deaf"
     begin(spm, "--deaf", deaf)
