@@ -4216,7 +4216,6 @@ class Log:
         """Have what we write beside the log, and look for, in this directory."""
         self.path = os.path.join(directory, "output.log")
         self.samples = os.path.join(directory, "metrics.jsonl")
-        self.is_lost = False  # there was no such directory when we last wrote
 
     def open(self, anew: bool) -> None:
         """Open the file the service writes to; `anew`: without what earlier instances wrote."""
@@ -4267,9 +4266,6 @@ class Log:
         with contextlib.ExitStack() as stack:  # closed at its end
             # OSError: no room for the older file, but bounding the disk matters more.
             with contextlib.suppress(OSError):
-                if not (self.is_lost or os.path.isdir(os.path.dirname(self.path))):
-                    self.is_lost = True  # maybe renamed: the next look empties it in any case
-                    return
                 write_file(self.path + ".1", b"", durable=False)  # Windows renames no open file
                 older = stack.enter_context(open(self.path + ".1", "wb", 0, opener=private))
                 while position < min(os.fstat(self.descriptor).st_size, most):
@@ -4282,15 +4278,10 @@ class Log:
 
     def sample(self, figures: Mapping[str, object] = NOTHING) -> None:
         """Note how much there is by now, so that `logs --since` finds its place; and figures."""
-        try:
+        with contextlib.suppress(OSError):  # a full disk costs `--since` its precision, no more
             at = round(time.time(), 3)
             line = {**Sample(at, self.start, self.size)._asdict(), **figures}
             append_line(self.samples, line, lambda lines: thinned(lines, at))
-            self.is_lost = False
-        except FileNotFoundError:
-            self.is_lost = True
-        except OSError:
-            pass  # a full disk costs `--since` its precision, no more
 
 
 class Client:
@@ -4519,7 +4510,7 @@ class Supervisor:
         try:
             self.server, self.token = listen_local(self.store.path(self.record.name))
         except OSError:  # read-only, full
-            is_there = os.path.isdir(self.store.home)
+            is_there = self.follow() or os.path.isdir(self.store.home)
             self.open_at = time.monotonic() + TICK_S if is_there else None
             return
         self.open_at = None
@@ -4663,40 +4654,32 @@ class Supervisor:
 
     def tell(self, event: str, why: str) -> None:
         """Append to the journal; a full disk costs the event, no more."""
-        try:
+        self.follow()
+        with contextlib.suppress(SpmError):
             self.store.write_event(event, self.record.name, self.record, why)
-        except SpmError:
-            if self.follow():
-                self.tell(event, why)
 
     def save(self) -> None:
         """Write the record; what can't be written now is tried again soon."""
+        self.follow()
         try:
             self.store.save({self.record.name: self.record})
             self.save_at = None
         except SpmError:  # a home that was removed is nothing to wait for
-            if self.follow():
-                self.save()
-                return
-            is_there = os.path.isdir(self.store.home)
+            is_there = self.follow() or os.path.isdir(self.store.home)
             self.save_at = time.monotonic() + AGAIN_S if is_there else None
             self.hands_over = self.hands_over or not is_there
 
     def follow(self) -> bool:
-        """Whether our home had been renamed and was found: what could not be written now can be."""
+        """Whether our home was renamed: we go on there. Another may be in its place by now."""
         lock, former = self.store.path(self.record.name, "supervisor.lock"), self.store.home
-        inner, path = lock[len(former) :], path_of(self.lock)
-        home = path[: -len(inner)]
-        try:
-            is_there = path.endswith(inner) and is_same_file(self.lock, path)
-        except OSError:  # it may not be looked at there
-            is_there = False
-        if not is_there or home == former:
-            return False  # it was removed, or its disk is full
-        self.store.move_to(home)
-        self.log.move_to(self.store.path(self.record.name))
-        self.tell("moved", f"{former} was renamed: it is {home}")
-        return True
+        with contextlib.suppress(OSError):  # it may not be looked at
+            path = "" if is_same_file(self.lock, lock) else path_of(self.lock)
+            home = path.removesuffix(lock[len(former) :])
+            if home != path and is_same_file(self.lock, path):  # else it was removed
+                self.store.move_to(home)
+                self.log.move_to(self.store.path(self.record.name))
+                self.tell("moved", f"{former} was renamed: it is {home}")
+        return self.store.home != former
 
     # -- the loop
 
@@ -4921,6 +4904,7 @@ class Supervisor:
         self.sampler.at, self.sampler.cpu_s = 0.0, 0.0  # other processes begin at nothing
         self.oom_kills = (oom_kills(),) * 2
         instance = f"{run_of(former.instance)}.{os.urandom(8).hex()}"
+        self.follow()
         self.log.check(time.monotonic())
         self.log.reopen()
         log_at, count = self.log.start + self.log.size, former.restarts + 1
@@ -5069,9 +5053,8 @@ class Supervisor:
                 figures["call_errors"] = self.sampler.call_errors(now, *counts)
             if self.is_leased():
                 self.take_alerts(figures, now)
+        self.follow()
         self.log.check(now, figures)
-        if self.log.is_lost and self.follow():
-            self.log.check(now, figures)
 
     def take_alerts(self, figures: Mapping[str, float | None], now: float) -> None:
         """Note which alerts came or went, and do what the rules of those that came ask for."""
@@ -7456,7 +7439,11 @@ def copied_from(store: Store, record: Record) -> str:
     homes = (cookie_of(one.pid).home for one in known if one and is_alive(one))
     home = next(filter(None, homes), store.home)
     is_there = home != store.home and os.path.isdir(home)
-    return home if is_there and not os.path.samefile(home, store.home) else ""
+    if not is_there or os.path.samefile(home, store.home):
+        return ""
+    # no lock is copied: it was moved here, and another home was made in its old place
+    was_moved = store.is_supervised(record.name) and not Store(home).is_supervised(record.name)
+    return "" if was_moved else home
 
 
 def is_proven(store: Store, record: Record, look: Stat, supervised: bool) -> bool:

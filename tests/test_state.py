@@ -354,6 +354,24 @@ def test_an_end_after_the_home_was_renamed_was_not_seen(spm: Spm) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no directory with open files is renamed")
+def test_a_home_made_anew_where_one_was_renamed_took_what_its_supervisors_wrote(spm: Spm) -> None:
+    # and what runs in the renamed one was said to run for the new one
+    spm("start", "one", "--shell", "until test -e go; do sleep 0.02; done; exit 7")
+    spm("start", "two", "sleep 100")
+    former = spm.home
+    rename_home(spm)
+    spm("list", "--home", former)
+    assert [spm.service(name)["status"] for name in ("one", "two")] == ["running", "running"]
+    (former / "services" / "one").mkdir(exist_ok=True, parents=True)
+    (spm.cwd / "go").touch()
+    eventually(lambda: spm.service("one")["status"] == "failed", what="its end")
+    assert spm.record("one")["exit"]["code"] == 7
+    assert "corrected" not in spm("events", "one").stdout
+    assert "exit code 7" not in (former / "state.json").read_text()
+    assert "two stopped" in spm("stop", "two").stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no directory with open files is renamed")
 def test_a_rotation_after_the_home_was_renamed_destroyed_the_log(spm: Spm) -> None:
     # the older file was written to where the home was before, then the log was emptied all the same
     rounds = "until test -e go; do sleep 0.02; done; seq 1 3000; exec sleep 100"
