@@ -7942,12 +7942,21 @@ def begun(store: Store, asked: Asked, former: Seen | None, how: str, notes: list
         raise
 
 
+def config_now(store: Store, config: str) -> str:
+    """The present path of a recorded configuration: beside the home, if the project was renamed."""
+    there, name = os.path.split(config)
+    root, home = os.path.split(store.home)  # one of another name may be that of many projects
+    here = os.path.join(root, "spm.json")
+    was_renamed = (home, name) == (".spm", "spm.json") and not os.path.lexists(there)
+    return here if was_renamed and os.path.lexists(here) else config
+
+
 def place_advice(store: Store, name: str, config: str) -> str:
     """What starts it elsewhere than where it ran: its directory is gone, or was moved."""
-    here = find_config(None, store.home)  # the recorded one may have been moved along
     if config and os.path.lexists(config):
         return f"check cwd in {shown_path(config)}, then: up {name}"
-    if config and os.path.lexists(here):
+    here = config_now(store, config)
+    if here != config:
         there = f"{os.path.dirname(config)} was renamed or moved to {os.path.dirname(here)}"
         return f"{there}: up {name} starts it there"
     return f'from the directory that it shall run in: start {name} "COMMAND" --replace'
@@ -10913,14 +10922,6 @@ AT_ONCE_S = 0.1  # who ends within that has failed to come up, also where nothin
 ORDER_S = 1.0
 
 
-def config_of_record(store: Store, record: Record) -> str:
-    """The configuration that it was started for, by its present path if the project was renamed."""
-    there, name = os.path.split(record.config)
-    here = os.path.join(root_of(store.home), "spm.json")
-    was_renamed = name == "spm.json" and not os.path.lexists(there) and os.path.lexists(here)
-    return here if was_renamed else record.config
-
-
 def known_services(store: Store) -> dict[str, Known]:
     """Every recorded service as a plan needs to know it, by name in lower case."""
     found = dict[str, Known]()
@@ -10929,7 +10930,7 @@ def known_services(store: Store) -> dict[str, Known]:
         with contextlib.suppress(StateError):  # damaged: then it differs, and is started anew
             given, stale = store.given_env(key), stale_files(store, key)
         facts = (seen.verdict.status, seen.verdict.is_live, seen.facts.supervised)
-        it = seen.record._replace(config=config_of_record(store, seen.record))
+        it = seen.record._replace(config=config_now(store, seen.record.config))
         found[key] = Known(it, *facts, given, tuple(stale))
     return found
 
@@ -11387,7 +11388,7 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
     """Stop level by level: who depends on others goes before them."""
     path = find_config(args.config, store.home)
     known, others = store.records(), list[Record]()
-    records = {key: one for key, one in known.items() if config_of_record(store, one) == path}
+    records = {key: one for key, one in known.items() if config_now(store, one.config) == path}
     config: Config | None = None
     try:
         config = config_at(store, args)
@@ -11420,7 +11421,7 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
     none = f"[WARN] there is no {path}: nothing was stopped; started by hand? stop it by name"
     lines += [] if lines or errors else ["[OK] nothing of it was running" if is_there else none]
     told = "[WARN] {0} runs, but was started by hand or from another file: left alone; stop {0}"
-    others = [one for one in others if config_of_record(store, one) != path]
+    others = [one for one in others if config_now(store, one.config) != path]
     foreign = others if not args.names else []
     seen = [observe(store, one) for one in foreign]
     lines += [told.format(one.record.name) for one in seen if one.verdict.is_live]

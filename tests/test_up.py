@@ -635,6 +635,34 @@ def test_the_services_of_a_renamed_project_were_those_of_another_file(spm: Spm) 
     assert "web stopped" in told and "db stopped" in told and "[WARN]" not in told
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no directory with open files is removed")
+def test_what_one_of_two_projects_with_one_home_left_was_stopped_as_the_others(spm: Spm) -> None:
+    # once its directory was gone, as if that had been renamed to the other's
+    one, two = spm.base / "one", spm.base / "two"
+    for path, name in ((one, "web"), (two, "db")):
+        (path / ".git").mkdir(parents=True)
+        (path / "spm.json").write_text(json.dumps({"services": {name: worker()}}))
+        spm("up", cwd=path)
+    shutil.rmtree(one)
+    assert "stop web" not in spm("up", "--dry-run", cwd=two).stdout
+    assert "web" not in spm("down", cwd=two).stdout
+    assert spm.service("web")["status"] == "running"
+    spm("cleanup")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no current directory is removed")
+def test_up_in_a_directory_that_is_gone_failed_though_home_and_file_were_named(spm: Spm) -> None:
+    gone, path = spm.base / "gone", spm.cwd / "spm.json"
+    path.write_text(json.dumps({"services": {"web": worker()}}))
+    spm("up")
+    gone.mkdir()
+    words = shlex.join(spm.argv("up", "--config", path))
+    line = f"cd {gone} && rmdir {gone} && exec {words}"
+    done = subprocess.run(["sh", "-c", line], env=spm.env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()) == (0, ["  keep web"])
+    spm("down")
+
+
 def test_a_restart_in_a_moved_project_sent_for_an_option_that_it_does_not_have(spm: Spm) -> None:
     env = {key: value for key, value in spm.env.items() if key != "SPM_HOME"}
     old, new = spm.cwd / "old", spm.cwd / "new"
