@@ -7909,10 +7909,7 @@ def begun(store: Store, asked: Asked, former: Seen | None, how: str, notes: list
         check_successor(store, asked, former.record.spec.port, values)
     notes += end_former(store, former) if former else []
     if former and former.record.spec.argv == spec.argv:  # what was learnt about this command
-        learnt = dict(former.record.spec.extra)
-        if former.verdict.is_live or spec_differences(former.record.spec, spec):
-            learnt.pop("probe", None)  # the file may be another one: it is asked anew
-        spec = spec._replace(extra={**learnt, **spec.extra})
+        spec = spec._replace(extra={**former.record.spec.extra, **spec.extra})
     is_booted = bool(BOOTED) and BOOTED[0].name == name
     instance = BOOTED[0].instance if is_booted else os.urandom(16).hex()
     record = new_record(name, spec, instance)._replace(failures=failures, failed_at=failed_at)

@@ -472,6 +472,20 @@ def test_a_server_mended_after_a_bug_was_spoken_to_as_an_old_one_for_good(
     spm("stop", "s")
 
 
+def test_a_server_that_died_of_the_probe_may_be_a_modern_one_by_its_next_start(spm: Spm) -> None:
+    text = Path(__file__).with_name("rpc_server.py").read_text("utf-8")
+    file = spm.cwd / "server.py"
+    old = text.replace('"--modern" in', '"-" in').replace('"--modern" not in', '"-" not in')
+    file.write_text(old.replace('"--die-on-probe"', '"--modern"'))
+    spm("start", "s", "--type", "stdio", "--", sys.executable, file, "--modern")
+    assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
+    file.write_text(text)
+    spm("restart", "s")
+    assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
+    assert relay(spm)["era"] == "modern"
+    spm("stop", "s")
+
+
 def test_a_death_of_the_probe_had_no_exit_among_the_events(spm: Spm) -> None:
     begin(spm, "--die-on-probe")
     spm("call", "s", "echo", MESSAGE)
