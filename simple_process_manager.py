@@ -12837,6 +12837,9 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):  # the same, in the order of their numbers
         if stream is None:
             os.open(os.devnull, os.O_WRONLY)
+    if sys.stdout and not hasattr(sys.stdout.buffer, "raw"):  # -u: what isn't taken would be lost
+        encoding, errors = sys.stdout.encoding, sys.stdout.errors
+        sys.stdout = open(sys.stdout.fileno(), "w", -1, encoding, errors, closefd=False)  # noqa: SIM115
     code = 0
     hear_children()
     try:

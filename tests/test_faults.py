@@ -431,6 +431,23 @@ def test_a_supervisor_stopped_while_it_boots_is_replaced(
     spm("stop", "api")
 
 
+SMALL_FILES = """import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+os.execv(sys.argv[1], sys.argv[1:])"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_unbuffered_output_that_a_disk_took_only_a_part_of_was_no_error(
+    spm: Spm, unbuffered: str
+) -> None:
+    argv = [sys.executable, "-S", "-c", SMALL_FILES, *spm.argv("config", "schema", "--json")]
+    env = {**spm.env, "PYTHONUNBUFFERED": unbuffered}
+    with open(spm.base / "schema.json", "w") as out:
+        done = subprocess.run(argv, stdout=out, stderr=subprocess.PIPE, text=True, env=env)
+    assert (spm.base / "schema.json").stat().st_size == 1000
+    assert done.returncode == 1 and "the output can't be written: File too large" in done.stderr
+
+
 def test_a_closed_stdout_is_no_failure_of_what_only_tells(spm: Spm) -> None:
     spm("start", "api", "sleep 100")
     for words in ("list", "list --json", "status api", "logs api", "events"):
