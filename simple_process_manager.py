@@ -898,6 +898,7 @@ class Record(NamedTuple):
     sharers: tuple[Identity, ...] = ()  # other runs that use it: the next owners
     config: str = ""  # the file that it was started from, "" by hand
     called: bool = False  # a call started it, and it has answered nothing yet
+    guessed: bool = False  # made up from a process that was found: its options are lost
     extra: Mapping[str, object] = NOTHING
 
     def to_json(self) -> dict[str, object]:
@@ -2929,7 +2930,10 @@ class Store:
             self.notes.append(f"state.json was damaged ({why}): {moved}")
         records = self._rebuild()
         if records and not why:
-            self.notes.append("state.json was missing: rebuilt from services/ and what runs")
+            lost = ", ".join(one.name for one in records.values() if one.guessed)
+            told = f"; of {lost} only command and directory are known: its options are lost"
+            note = "state.json was missing: rebuilt from services/ and what runs"
+            self.notes.append(note + told * bool(lost))
         try:
             if records or why:
                 self._write(lines_of(records))
@@ -3366,7 +3370,8 @@ def _record_from_process(main: Identity, cookie: Cookie) -> Record:
         argv = tuple(title.split("\0")) if title.strip("\0") else argv
     spec = Spec(argv, cwd, port=recognise_port(argv))
     record = new_record(cookie.service, spec, cookie.instance)
-    return record._replace(phase="running", started_at=started_at, main=main, reason=FOUND)
+    record = record._replace(phase="running", started_at=started_at, main=main, reason=FOUND)
+    return record._replace(guessed=True)
 
 
 def new_record(name: str, spec: Spec, instance: str) -> Record:
@@ -7576,29 +7581,40 @@ def with_options(asked: Asked, args: argparse.Namespace, owner: Owner | None) ->
     return asked._replace(spec=spec, conflict="force" if args.force else conflict, owner=owner)
 
 
-def config_behind(path: str) -> Config | None:
-    """The configuration that a service comes from; None if it has none that can be read."""
+def config_behind(store: Store, path: str) -> Config | None:
+    """The configuration that a service comes from, or that of the project; None: there is none
+    that can be read.
+    """
     with contextlib.suppress(SpmError):  # what is wrong with a file `up` tells
-        return read_config(path) if path else None
+        return read_config(path or find_config(None, store.home))
     return None
 
 
 def remarks_on(store: Store, asked: Asked, in_run: bool) -> list[str]:
     """What the configuration that it comes from gives to think of, where it is started alone."""
-    config, record = config_behind(asked.config), store.record(asked.name)
+    config, record = config_behind(store, asked.config), store.record(asked.name)
     wanted = config and config.named(asked.name)
     changes = outdated(record, asked.given, config) if record else []
-    return [*changes, *(absent_needs(store, config, wanted, in_run) if config and wanted else [])]
+    if not (config and wanted and asked.config):
+        return changes
+    return [*changes, *absent_needs(store, config, wanted, in_run)]
 
 
 def outdated(record: Record, given: dict[str, str], config: Config | None) -> list[str]:
-    """A remark if the configuration it comes from wants it otherwise by now."""
-    wanted = config and config.named(record.name)
+    """A remark if the configuration wants it otherwise than it would run again."""
+    wanted, name = config and config.named(record.name), record.name
+    if record.guessed:
+        how = f"up {name}" if wanted else f'start {name} "COMMAND" --replace, with them'
+        lost = f"{name}: its options were lost with its record (--port, --env, --ready …)"
+        return [f"{lost}; to have them again: {how}"]
     step = wanted and step_of(wanted, Known(record, "running", True, True, given), True, False)
-    if not (step and step.keys):
+    if not (wanted and step and step.keys):
         return []
-    told = f"{record.name}: {', '.join(step.keys)} changed in {shown_path(record.config)}"
-    return [f"{told} since it was applied; to apply that: up {record.name}"]
+    keys, where = ", ".join(step.keys), shown_path(wanted.config)
+    told = f"{name}: {keys} changed in {where} since it was applied"
+    if not record.config:
+        told = f"{name} was last started by hand, otherwise than {where} says ({keys})"
+    return [f"{told}; to apply that: up {name}"]
 
 
 def absent_needs(store: Store, config: Config, wanted: Wanted, in_run: bool) -> list[str]:
@@ -8932,7 +8948,7 @@ def stop_report(seen: Seen, record: Record, ended: Ended | None) -> tuple[dict[s
 def restart(store: Store, args: argparse.Namespace) -> Result:
     """Stop a service and start it from its recorded spec, with the caller's environment."""
     known = find(store, args.name).record
-    name, config = known.name, config_behind(known.config)
+    name, config = known.name, config_behind(store, known.config)
     with store.claim(name, CLAIM_S):
         seen = find(store, name)
         record, given = seen.record, store.given_env(name)

@@ -861,6 +861,22 @@ def test_garbage_on_the_control_socket_disturbs_nobody(spm: Spm) -> None:
     assert not path.exists()
 
 
+def test_after_the_home_was_removed_a_restart_dropped_its_options_silently(
+    spm: Spm, port: int
+) -> None:
+    spm("start", "api", "sleep 100", "--port", port, "--env", "MODE=test")
+    spm.kill_supervisor("api")
+    shutil.rmtree(spm.home)
+    told = spm("list").stderr
+    assert "state.json was missing: rebuilt from services/ and what runs" in told
+    assert "; of api only command and directory are known: its options are lost" in told
+    lost = "[WARN] api: its options were lost with its record (--port, --env, --ready …); "
+    way = 'to have them again: start api "COMMAND" --replace, with them\n'
+    assert lost + way in spm("restart", "api").stderr
+    assert lost not in spm("restart", "api").stderr, "it is told once"
+    spm("stop", "api")
+
+
 def test_what_was_started_through_a_linked_directory_was_not_found_by_its_cookie(spm: Spm) -> None:
     (spm.base / "link").symlink_to(spm.home.parent)
     spm("start", "api", "sleep 100", "--home", spm.base / "link" / spm.home.name)

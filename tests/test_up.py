@@ -148,6 +148,23 @@ def test_what_was_started_by_hand_is_touched_only_when_it_is_named(spm: Spm) -> 
     spm("cleanup")
 
 
+def test_what_was_last_started_by_hand_was_repeated_though_the_file_says_otherwise(
+    spm: Spm,
+) -> None:
+    write(spm, {"api": worker()})
+    told = "[WARN] api was last started by hand, otherwise than spm.json says (command); "
+    told += "to apply that: up api\n"
+    spm("start", "api", worker()["command"])
+    assert "[WARN]" not in spm("start", "api").stderr, "it is the same"
+    spm("start", "api", "sleep 100", "--replace")
+    assert told in spm("start", "api").stderr and told in spm("restart", "api").stderr
+    spm("stop", "api")
+    assert told in spm("run", "api", "--timeout", "50ms", "--", "true", code=124).stderr
+    spm("up", "api")
+    assert "[WARN]" not in spm("start", "api").stderr
+    spm("down")
+
+
 def test_start_by_name_alone_says_that_the_configuration_has_changed(spm: Spm) -> None:
     write(spm, {"api": worker()})
     spm("up")
