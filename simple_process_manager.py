@@ -9809,6 +9809,13 @@ class Target:
             advice = f"status {status} is an answer: are path and --expect right? {self.answerer}"
         return TimedOut(message, advice, name=self.name, port=self.answer.port)
 
+    def way_to_port(self, name: str, own_ports: Sequence[str]) -> str:
+        """What to do about who answers at the port of a service that waits for it."""
+        held = self.answer.port and held_port(self.store, self.answer.port, name)
+        way = port_error(held, "fail").advice if held else "end that process"
+        took = f"; or go on with the one it took: wait-healthy {own_ports[0]}" if own_ports else ""
+        return f"{way}, or give {name} another port{took}"
+
     def too_late(self, timeout_s: float) -> SpmError:
         """The error when the time is over."""
         waited, record, sights = format_duration(timeout_s), self.record, self.checks.sights
@@ -9826,11 +9833,11 @@ class Target:
             return TimedOut(text, f"see why: explain {name}; or wait longer", **facts)
         left = "was alive" if self.is_passing else "is alive and left running"
         alive = f"{name} (pid {pid}) {left}"
-        if any(sight.is_foreign for sight in sights.values()):
-            advice = f"end that process, or give {name} another port"
-            message = f"port {facts['port']} isn't {name}'s after {waited}: {self.seen}; {alive}"
-            return PortConflict(message, advice, **facts)
         ports = dict.fromkeys(str(one.port) for one in own_listeners(record, None))
+        if any(sight.is_foreign for sight in sights.values()):
+            message = f"port {facts['port']} isn't {name}'s after {waited}: {self.seen}; {alive}"
+            message += f" (it listens on {', '.join(ports)})" if ports else ""
+            return PortConflict(message, self.way_to_port(name, [*ports]), **facts)
         where = self.seen + (f"; it listens on {', '.join(ports)}" if ports else "")
         advice = f"read logs {name}, wait longer, or stop {name}"
         if self.is_passing:

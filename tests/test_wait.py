@@ -93,6 +93,22 @@ def test_somebody_elses_listener_is_never_healthy(spm: Spm, port: int) -> None:
     spm("stop", "web")
 
 
+def test_who_lost_its_port_to_another_service_was_told_to_end_a_process(
+    spm: Spm, port: int
+) -> None:
+    spm("start", "first", nasty("--port", port), "--wait")
+    other = free_port()  # as vite does: the next one, and goes on
+    script = f"exec {nasty('--port', other)}"
+    spm("start", "vite", "--port", port, "--force", "--", "sh", "-c", script)
+    eventually(lambda: spm("port", other, code=None).returncode == 5, what="its own listener")
+    failed = spm("wait-healthy", "vite", 0.5, code=5).stderr
+    assert f"is alive and left running (it listens on {other})\n" in failed
+    assert "  → stop first, or give vite another port; or go on with the one it took" in failed
+    assert f"the one it took: wait-healthy {other}\n" in failed
+    assert "service vite of this home answers there" in spm("wait-healthy", other, 5).stdout
+    spm("stop", "first", "vite")
+
+
 def test_it_goes_on_waiting_while_a_stranger_answers(spm: Spm, port: int) -> None:
     stranger = socket.create_server(("127.0.0.1", port))
     script = f"sleep 1; exec {nasty('--port', port)}"
