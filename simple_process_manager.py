@@ -3836,6 +3836,8 @@ RECOGNISERS = (
     ("address_in_use", "code", r"address already in use.*:\d+"),  # the line that names the port
     ("address_in_use", "code", r"EADDRINUSE|(?i:(?:address already|connection) in use)|\b10048\b"),
     ("missing_module", "code", r"(?P<file>can't open file|import module \"|find module '(/|\w:))"),
+    ("missing_module", "code", r"(?P<file>Could not read package\.json)"),
+    ("missing_module", "code", r"(?P<script>Missing script:)"),
     ("missing_module", "code", r"ModuleNotFoundError|ImportError|No module named"),
     ("missing_module", "code", r"Cannot find (?:module|package)|Could not (?:import|find or load)"),
     ("missing_attribute", "code", r"not found in module "),
@@ -3847,6 +3849,7 @@ RECOGNISERS = (
     ("missing_variable", "code", r": (?P<what>\w+): (?:parameter not set|unbound variable)"),
     ("missing_variable", "code", r"(?i:missing|required) .{,30}\benv.{,30}\b(?P<what>[A-Z]\w{2,})"),
     ("missing_variable", "code 127", r": line \d+: (?P<what>[A-Z][A-Z0-9_]+): "),
+    ("command_not_found", "code 127", r"(?P<bash>\bsource: not found)"),
     ("command_not_found", "code 127", r"not found"),
     ("command_not_found", "code", r"is not recognized as an internal or external command"),
     ("connection_refused", "code", r"ECONNREFUSED|(?i:connection ?refused)|\b(?:111|10061)\]"),
@@ -3873,13 +3876,25 @@ CAUSE_ADVICE = {
     "missing_attribute": "mend the name that the command asks for, or define it in that module",
     "syntax_error": "mend the file and line that its last lines name",
     "missing_variable": "set it with --env or --env-file; --require-env checks before the start",
-    "needs_terminal": "it gets no stdin and no terminal; give it a window with --terminal auto",
+    "needs_terminal": "it gets no stdin and no terminal: answer with its options or with --shell "
+    "'echo y | COMMAND', or give it a window: --terminal auto",
     "connection_refused": "start what it depends on first and wait for that, then start it again",
     "timeout": "see whether what it waited for runs and is reachable, then start it again",
     "protocol_error": "check that address and port are of the server it means to talk to",
     "unknown": "read its last lines",
 }
 NO_FILE = "no such file or module below {cwd}: check --cwd and the name"
+SIGNS = {  # what is told of a sign with a group of that name, and its advice
+    "file": ("missing file or module", NO_FILE),
+    "script": (
+        "missing script",
+        "check --cwd ({cwd}) and the name: `npm run` there tells the names",
+    ),
+    "bash": (
+        "command not found",
+        "/bin/sh has no source: write . FILE, or name the program itself, as .venv/bin/python",
+    ),
+}
 LITERAL = r"~/\S+|(?=.*\w)[\w./-]*[*?][\w./*?-]*"  # a whole word that a shell would have replaced
 NEEDS_SHELL = "{} was taken literally, ~ and * need a shell: give the full path, or add --shell"
 IGNORES_PORT = (
@@ -3912,9 +3927,10 @@ def cause_of(ended: Exit, tail: Sequence[str], is_heard: bool = True) -> Cause:
     kind, sign, found = next(look for look in looks if not look[1] or look[2])
     message = ended.because or str(ended) + ", core dumped" * ended.core
     facts = found[0].groupdict() if sign else {}
+    known = next((SIGNS[key] for key in facts if key in SIGNS), None)
     if sign:
         line = text[text.rfind("\n", 0, found[0].start()) + 1 :].partition("\n")[0].strip()
-        what = "missing file or module" if "file" in facts else kind.replace("_", " ")
+        what = known[0] if known else kind.replace("_", " ")
         told = f"{what}: {facts.get('what') or line}"
         message = f"{ended.because}; {told}" if ended.because else told
     elif how != "code" and ended.signal == "SIGKILL" and not ended.oom:
@@ -3922,7 +3938,7 @@ def cause_of(ended: Exit, tail: Sequence[str], is_heard: bool = True) -> Cause:
     elif how.startswith("code"):
         message += f"; it last wrote: {tail[-1]}" if tail else "; it wrote nothing" * is_heard
     advice = SILENT if kind == "unknown" and not tail else CAUSE_ADVICE[kind]
-    advice = NO_FILE if "file" in facts else advice
+    advice = known[1] if known else advice
     return Cause(kind, masked_line(message), advice, kind in RETRYABLE.split())
 
 

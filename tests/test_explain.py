@@ -134,6 +134,21 @@ def test_what_a_real_program_says_is_recognised(
     assert found.message.startswith("missing file or module: ") == is_file
 
 
+@pytest.mark.parametrize(
+    ("code", "line", "told", "advice"),
+    [
+        (1, 'npm error Missing script: "dev"', "missing script: npm error Missing", "`npm run`"),
+        (254, "npm error enoent Could not read package.json: Error: …", "missing file or", "--cwd"),
+        (127, "/bin/sh: 1: source: not found", "command not found: /bin/sh: 1: ", "write . FILE"),
+    ],
+)
+def test_npm_in_another_directory_and_source_in_sh_got_advice_that_led_nowhere(
+    code: int, line: str, told: str, advice: str
+) -> None:
+    found = program.cause_of(program.Exit(0.0, code), [line, "npm error"])
+    assert found.message.startswith(told) and advice in found.advice, found
+
+
 def test_a_held_port_is_recognised_whoever_says_so(held: int, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text("async def app(*_): pass\n")
     (tmp_path / "nginx.conf").write_text(NGINX.format(tmp_path, held))
