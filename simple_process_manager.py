@@ -5447,6 +5447,7 @@ NO_METHOD, RELAY_ERROR, UNSUPPORTED_VERSION = -32601, -32000, -32022
 CALLERS_FAULTS = (-32600, NO_METHOD, -32602, -32800)  # invalid request, parameters; cancelled
 ABILITY = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation"}
 ABOUT = {"notifications/progress": "progressToken", "notifications/cancelled": "requestId"}
+NEWS_ABILITIES = ("subscribe", "listChanged")
 SWALLOWED = ("notifications/initialized", "notifications/roots/list_changed")
 CLIENT = {"name": "simple_process_manager", "version": __version__}
 HARMLESS = ("initialize", "ping", "server/discover", "resources/read")
@@ -5489,6 +5490,15 @@ def envelope(version: str) -> Message:
     """The `_meta` of a request of the modern era."""
     facts = {"protocolVersion": version, "clientInfo": CLIENT, "clientCapabilities": {}}
     return {META + key: value for key, value in facts.items()}
+
+
+def older_abilities(capabilities: Message) -> Message:
+    """What a modern service can do for clients that shake hands: they have no way to listen."""
+    return {
+        what: {key: one for key, one in as_object(how).items() if key not in NEWS_ABILITIES}
+        for what, how in capabilities.items()
+        if what != "logging"
+    }
 
 
 def roots_of(spec: Spec) -> Message:
@@ -5704,9 +5714,10 @@ class Relay:
         """
         if era == "modern":
             info = as_object(greeting.get("_meta")).get(META + "serverInfo")
-            kept = {k: v for k, v in greeting.items() if k in ("capabilities", "instructions")}
+            kept = {k: v for k, v in greeting.items() if k == "instructions"}
             anonymous: Message = {"name": self.name, "version": ""}
-            greeting = {"capabilities": {}, **kept, "serverInfo": info or anonymous}
+            able = older_abilities(as_object(greeting.get("capabilities")))
+            greeting = {"capabilities": able, **kept, "serverInfo": info or anonymous}
         self.era, self.version, self.greeting = era, version, greeting
         if self.has_died and era == "handshake":  # only now: it may have died of its own bug
             self.remember("probe", "died")
@@ -5971,8 +5982,9 @@ class Relay:
         self.supervisor.active()
         if method == "initialize" and self.era != "jsonrpc":
             caller.abilities = as_object(params.get("capabilities"))
-            asked = {"protocolVersion": params.get("protocolVersion") or HANDSHAKE}
-            result = {**self.greeting, **(asked if self.era == "modern" else {})}
+            latest = HANDSHAKE if self.era == "modern" else self.version
+            spoken = min(str(params.get("protocolVersion") or latest), latest)  # an older client's
+            result = {**self.greeting, **({"protocolVersion": spoken} if latest else {})}
             self.to_caller(caller, {"jsonrpc": "2.0", "id": id_, "result": result})
         elif method == "ping" and self.era == "modern":
             self.to_caller(caller, {"jsonrpc": "2.0", "id": id_, "result": {}})

@@ -682,6 +682,28 @@ def test_a_modern_server_serves_callers_of_both_eras(spm: Spm) -> None:
     spm("stop", "s")
 
 
+@pytest.mark.parametrize("era", [(), ("--modern",)])
+def test_an_older_client_was_answered_in_a_version_that_it_does_not_know(
+    spm: Spm, era: tuple[str, ...]
+) -> None:
+    begin(spm, *era)
+    latest = "2025-11-25" if era else "2025-06-18"
+    versions = {"2024-11-05": "2024-11-05", "2026-07-28": latest, "": latest}
+    with wire(spm) as one:
+        for asked, answered in versions.items():
+            result = one.ask("initialize", protocolVersion=asked, capabilities={})["result"]
+            assert result["protocolVersion"] == answered
+    spm("stop", "s")
+
+
+def test_a_client_that_shakes_hands_was_promised_what_only_a_modern_one_can_have(spm: Spm) -> None:
+    begin(spm, "--modern")
+    with wire(spm) as one:
+        result = one.ask("initialize", protocolVersion="2025-11-25", capabilities={})["result"]
+        assert result["capabilities"] == {"resources": {}, "tools": {"other": True}}
+    spm("stop", "s")
+
+
 @pytest.mark.parametrize(
     ("version", "era"), [("2027-01-01", "modern"), ("2025-06-18", "handshake")]
 )
