@@ -9091,16 +9091,19 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
             # TimedOut: somebody is starting it, so there is nothing to forget.
             with contextlib.suppress(TimedOut):
                 claims.enter_context(store.claim(record.name, HUNG_S, began))
-                empty_logs(store, record) if purge else None
-                if is_forgettable(store, record):
+                now = store.record(record.name)
+                if now is None or now.instance != record.instance:
+                    continue
+                empty_logs(store, now) if purge else None
+                # not known when all was stopped
+                if stays(store, now.name) or observe(store, now).verdict.is_live:
+                    store.notes.append(f"{now.name} stays known: its supervisor has not left yet")
+                else:
                     gone.append(record.name)
-                elif store.record(record.name):
-                    text = "stays known: its supervisor has not left yet, or it was started anew"
-                    store.notes.append(f"{record.name} {text}")
         for name in gone:
             # what nobody needs any more; first, so that a full disk has room for the rest
             useless = ("env.json", "exits.jsonl", CONTROL_SOCKET)
-            for file in (*useless, *("output.log", "output.log.1") * purge):
+            for file in (*useless, *LOG_PARTS * purge):
                 with contextlib.suppress(OSError):
                     os.unlink(store.path(name, file))
             store.write_event("forgotten", name, None)
@@ -9125,22 +9128,11 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
 
 def empty_logs(store: Store, record: Record) -> None:
     """Make room for a supervisor that can't write the end of its service: else it doesn't leave."""
-    now = store.record(record.name)
-    if now is None or now.instance != record.instance or now.phase not in LIVE_PHASES:
-        return  # its end was noted
-    if observe(store, now).verdict.is_live:
-        return
-    for file in ("output.log", "output.log.1"):  # it has the one open: to unlink that frees nothing
+    if record.phase not in LIVE_PHASES or observe(store, record).verdict.is_live:
+        return  # its end was noted, or is still to come
+    for file in LOG_PARTS:  # it has the one open: to unlink that frees nothing
         with contextlib.suppress(OSError):
             os.close(private(store.path(record.name, file), os.O_RDWR | os.O_TRUNC))
-
-
-def is_forgettable(store: Store, record: Record) -> bool:
-    """Whether this very instance is known, and nothing of it runs."""
-    now = store.record(record.name)
-    if now is None or now.instance != record.instance or stays(store, record.name):
-        return False
-    return not observe(store, now).verdict.is_live  # not known when all was stopped
 
 
 def stays(store: Store, name: str) -> bool:
