@@ -2589,6 +2589,16 @@ def is_in_project(path: str, home: str) -> bool:
 
 
 @contextlib.contextmanager
+def opened(path: str) -> Iterator[int]:
+    """A file, or where the system opens those a directory, to look at its lock."""
+    descriptor = private(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def state_errors(path: str) -> Iterator[None]:
     """Turn an OSError into a StateError that names the file and what to do."""
     try:
@@ -3042,10 +3052,13 @@ class Store:
         """Whether a supervisor lives: it holds its lock, and the kernel knows."""
         return self._is_held(name, "supervisor.lock")
 
-    def _is_held(self, name: str, lock: str) -> bool:
-        path = self.path(name, lock)
-        with contextlib.suppress(OSError), open(path, "rb", 0, opener=private) as file:
-            return is_locked(file.fileno())
+    def is_behind(self, name: str) -> bool:
+        """Whether a supervisor knows what it can't write into state.json, see mark()."""
+        return self._is_held(name)
+
+    def _is_held(self, name: str, *lock: str) -> bool:
+        with contextlib.suppress(OSError), opened(self.path(name, *lock)) as descriptor:
+            return is_locked(descriptor)
         return False
 
     def send(self, name: str, request: dict[str, object]) -> socket.socket:
@@ -4493,6 +4506,7 @@ class Supervisor:
         self.leaves_until = now + HOME_S  # whoever ends well before that was but a launcher
         self.before: Sequence[Member] = ()  # what matched already when it wasn't yet started
         self.save_at: float | None = None  # when the record is to be written (again)
+        self.marks = -1  # the descriptor of who sees that it could not be
         self.open_at: float | None = None  # and the control socket is to be made
         self.prober: Prober | None = None
         self.probe_at: float | None = None  # and when it is to be begun again
@@ -4685,10 +4699,24 @@ class Supervisor:
         try:
             self.store.save({self.record.name: self.record})
             self.save_at = None
+            self.mark(False)
         except SpmError:  # a home that was removed is nothing to wait for
+            self.mark(True)
             is_there = self.follow() or os.path.isdir(self.store.home)
             self.save_at = time.monotonic() + AGAIN_S if is_there else None
             self.hands_over = self.hands_over or not is_there
+
+    def mark(self, is_behind: bool) -> None:
+        """Have commands ask us for as long as state.json lacks what we know."""
+        # A lock on our directory (Windows: none) needs no room on a full disk, and ends with us.
+        if self.marks >= 0 and not is_behind:
+            os.close(self.marks)
+            self.marks = -1
+        elif self.marks < 0 and is_behind:
+            directory = self.store.path(self.record.name)
+            with contextlib.suppress(OSError), opened(directory) as descriptor:
+                if lock_within(descriptor, SOON_S):
+                    self.marks = os.dup(descriptor)
 
     def follow(self) -> bool:
         """Whether our home was renamed: we go on there. Another may be in its place by now."""
@@ -7395,7 +7423,8 @@ def observe(store: Store, record: Record) -> Seen:
     """Hold a record against the system; where they differ, its supervisor knows better."""
     seen = _look(store, record)
     is_heard = bool(record.main) or os.path.lexists(store.path(record.name, CONTROL_SOCKET))
-    if is_heard and record.phase == "starting" and seen.facts.main == "gone":
+    is_past = is_heard and record.phase == "starting" and seen.facts.main == "gone"
+    if is_past or (seen.facts.supervised and store.is_behind(record.name)):
         # Its launcher has ended; or it is long past that, and state.json was written by somebody
         # else, or can't be written.
         record = told_record(store, record) or record

@@ -663,6 +663,29 @@ def test_a_full_disk_does_not_keep_a_service_from_its_restart(spm: Spm, small_di
     spm("stop", "api")
 
 
+def test_on_a_full_disk_list_and_explain_told_of_a_phase_that_was_over(
+    spm: Spm, small_disk: Path
+) -> None:
+    flag = spm.cwd / "flag"
+    check, often = f"exec:test -e {flag}", ("--health-interval", "50ms", "--health-retries", "1")
+    spm("start", "api", "sleep 100", "--ready", check, "--health", check, *often)
+    assert spm.service("api")["status"] == "running"
+    with contextlib.suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as file:
+        while file.write(b"x" * 512):
+            pass
+    flag.touch()
+    eventually(lambda: spm.service("api")["status"] == "ready", what="it to be ready")
+    assert spm.json("status", "api")["status"] == "ready"
+    spm("wait-healthy", "api", "5")
+    assert spm.record("api")["phase"] == "running", "nor is it known from state.json"
+    flag.unlink()
+    eventually(lambda: spm.service("api")["status"] == "unhealthy", what="it to be unhealthy")
+    assert spm.json("explain", "api")["status"] == "unhealthy"
+    (small_disk / "filler").unlink()
+    eventually(lambda: spm.record("api")["phase"] == "unhealthy", what="that to be written")
+    spm("stop", "api")
+
+
 def test_what_was_started_with_the_last_room_on_a_disk_is_not_starting_for_ever(
     spm: Spm, small_disk: Path
 ) -> None:
