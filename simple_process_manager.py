@@ -1055,10 +1055,36 @@ def _psutil_boot() -> str:
     return f"{psutil.boot_time() / 60:.0f}"  # to the minute: it moves with the clock's corrections
 
 
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # they say nothing about what is looked at
+PATIENCE_S = [0.0]  # how long that is waited for; a supervisor that gave up would leave its service
+
+
+def patiently(act: Callable[..., Given], *given: object) -> Given:
+    """What `act` returns, tried again while the system has no descriptor to give."""
+    deadline = 0.0
+    while True:
+        try:
+            return act(*given)
+        except OSError as error:
+            now = time.monotonic()
+            deadline = deadline or now + PATIENCE_S[0]
+            if error.errno not in NO_ROOM or now >= deadline:
+                raise
+        time.sleep(0.02)
+
+
+def _read_proc(path: str) -> bytes:
+    with open(f"/proc/{path}", "rb", buffering=0) as file:
+        return file.readall()
+
+
 def _proc(path: str) -> bytes:
     """A file of proc(5), as far as there is one and we may read it."""
-    with contextlib.suppress(OSError), open(f"/proc/{path}", "rb", buffering=0) as file:
-        return file.readall()
+    try:
+        return patiently(_read_proc, path)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
     return b""
 
 
@@ -1524,20 +1550,21 @@ else:
             return os.getpgid(pid)
         return 0
 
+    def _read_stat(pid: int) -> tuple[bytes, int]:
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
+        try:
+            return os.read(descriptor, 4096), os.fstat(descriptor).st_uid
+        finally:
+            os.close(descriptor)
+
     def stat_of(pid: int) -> Stat | None:
         """One look at a process, None if there is none; on Linux one read of proc_pid_stat(5)."""
         try:
-            descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):  # says nothing about that process
+            text, owner = patiently(_read_stat, pid)
+        except OSError as error:  # ESRCH: it ended between the two calls
+            if error.errno in NO_ROOM:
                 raise
             return None if HAS_PROC else _psutil_stat(pid)
-        try:
-            text, owner = os.read(descriptor, 4096), os.fstat(descriptor).st_uid
-        except OSError:  # ESRCH: it ended between the two calls
-            return None
-        finally:
-            os.close(descriptor)
         # from field 3 on: the name before it may hold spaces and parentheses
         state, *fields = text[text.rindex(b")") + 2 :].decode().split(" ", 22)
         used, system, waited, waited_system = map(int, fields[10:14])
@@ -1552,7 +1579,7 @@ else:
 
     def all_pids() -> list[int]:
         """The number of every process that can be seen."""
-        names = filter(str.isdigit, os.listdir("/proc")) if HAS_PROC else psutil.pids()
+        names = filter(str.isdigit, patiently(os.listdir, "/proc")) if HAS_PROC else psutil.pids()
         return [*map(int, names)]
 
     def all_stats(besides: frozenset[int] = frozenset()) -> dict[int, Stat]:
@@ -2715,7 +2742,9 @@ def locked(
         try:
             # Who held it may have removed the file, and somebody have made another since.
             left_s = min(deadline - time.monotonic(), SAME_FILE_S)
-            if lock_within(descriptor, left_s) and is_same_file(descriptor, path):
+            with state_errors(path):  # ENOLCK, or what a network's file system may say
+                is_held = lock_within(descriptor, left_s) and is_same_file(descriptor, path)
+            if is_held:
                 yield
                 return
         finally:
@@ -4189,7 +4218,8 @@ def sparkline(points: Sequence[tuple[float, float]]) -> str:
 SOON_S = 0.03
 BUSY_S = 1.0  # how long a supervisor waits for who writes state.json before it goes on
 TICK_S = 1.0  # where nobody tells of an adopted process's end
-ROOM = 7  # descriptors: the loop's four, and what is just looked at or written
+PATIENT_S = 60.0  # for the descriptors of others to be closed, where the whole system has no more
+ROOM = 6  # descriptors: the loop's four, and what is just looked at or written
 AGAIN_S = 0.2  # until state.json, which could not be written, may be: nobody else knows so long
 REQUEST_BYTES = 16 << 20  # a record with as long a command as the system takes
 STOP_TIMEOUT_S = 10.0
@@ -4527,6 +4557,7 @@ class Supervisor:
 
     def listen(self) -> None:
         """Hear of signals, of ended children and of commands; what came before counts too."""
+        PATIENCE_S[0] = PATIENT_S
         # After the answer to the start: what this imports takes a tenth of a start's time.
         self.events = selectors.DefaultSelector()
         self.wake, self.waker = socket.socketpair()
@@ -4558,9 +4589,13 @@ class Supervisor:
     def hears_end(self, identity: Identity | None) -> bool:
         """Whether we are woken when a process ends that isn't our child; else it is looked at."""
         descriptor = death_watch(identity) if identity else None
-        if descriptor is not None:
+        if descriptor is None:
+            return False
+        with contextlib.suppress(OSError):  # as in on_connect()
             self.hear(descriptor, self.heard_end)
-        return descriptor is not None
+            return True
+        os.close(descriptor)
+        return False
 
     def heard_end(self, descriptor: int) -> None:
         """Once is enough: the loop looks itself what has ended."""
@@ -4572,7 +4607,8 @@ class Supervisor:
         name = self.record.name
         with state_errors(self.store.path(name)):
             descriptor = private(self.store.path(name, "supervisor.lock"), os.O_RDWR | os.O_CREAT)
-        if not lock_within(descriptor, 5.0):
+            is_held = lock_within(descriptor, 5.0)
+        if not is_held:
             raise Refused(f"{name} has another supervisor", f"end it first: stop {name}")
         return descriptor
 
@@ -4582,6 +4618,7 @@ class Supervisor:
         """OSError if fewer files may be open than the loop will need: better now than in it."""
         spec, tried = self.record.spec, list[int]()
         is_busy = spec.ready or spec.health or spec.alerts  # those have files of their own
+        self.null = os.open(os.devnull, os.O_RDWR)  # in the place of its pipes, see supervise()
         try:
             tried.extend(os.dup(self.lock) for _ in range(ROOM + 4 * bool(is_busy)))
         finally:
@@ -4690,7 +4727,7 @@ class Supervisor:
     def tell(self, event: str, why: str) -> None:
         """Append to the journal; a full disk costs the event, no more."""
         self.follow()
-        with contextlib.suppress(SpmError):
+        with contextlib.suppress(SpmError, OSError):
             self.store.write_event(event, self.record.name, self.record, why)
 
     def save(self) -> None:
@@ -4700,7 +4737,7 @@ class Supervisor:
             self.store.save({self.record.name: self.record})
             self.save_at = None
             self.mark(False)
-        except SpmError:  # a home that was removed is nothing to wait for
+        except (SpmError, OSError):  # a home that was removed is nothing to wait for
             self.mark(True)
             is_there = self.follow() or os.path.isdir(self.store.home)
             self.save_at = time.monotonic() + AGAIN_S if is_there else None
@@ -5231,7 +5268,10 @@ class Supervisor:
             return
         connection.setblocking(False)
         client = Client(connection)
-        self.hear(connection, lambda _: self.on_data(client))
+        try:
+            self.hear(connection, lambda _: self.on_data(client))
+        except OSError:  # ENOSPC of epoll_ctl(2): this user has too many watches
+            connection.close()
 
     def on_data(self, client: Client) -> None:
         """A part of a request, the whole of one, or the end of the connection."""
@@ -5415,9 +5455,8 @@ def supervise(order: Order, is_subreaper: bool, answer_to: int) -> None:
         return
     reached("noted")
     reply({"ok": True, "record": supervisor.record.to_json()}, answer_to)
-    null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2) if answer_to == 1 else (answer_to,):  # it waits for their end
-        os.dup2(null, descriptor)
+        os.dup2(supervisor.null, descriptor)
     try:
         supervisor.listen()
         supervisor.env = order.env
@@ -8429,7 +8468,8 @@ def launch(
     finally:
         os.close(booted.order)
         os.close(booted.answer)
-    if not line.startswith(b"{"):  # the end of a traceback, or nothing
+    answer, is_whole, _ = line.partition(b"\n")
+    if not (line.startswith(b"{") and is_whole):  # the end of a traceback, or nothing
         dismiss(booted.pid)
         if not adopt:  # it may have died between launching the service and telling us
             retire_supervisor(record)  # its child is one, too, until it has executed the service
@@ -8441,7 +8481,7 @@ def launch(
             return launch(store, record, env, adopt, has_retry=False)
         why = line.decode("utf-8", "replace").strip().rpartition("\n")[2]
         raise StartFailed(f"the supervisor of {record.name} died: {why or 'it gave no reason'}")
-    return Record.from_json(accepted(line).get("record"))
+    return Record.from_json(accepted(answer).get("record"))
 
 
 def launch_in_window(store: Store, record: Record, env: dict[str, str]) -> Record:
@@ -10569,7 +10609,10 @@ def connect(store: Store, args: argparse.Namespace) -> Result:
             text = f"{seen.record.name} has ended this connection; it is {now} now"
             raise Failed(text, f"connect again; what happened: events {seen.record.name}")
 
-    threading.Thread(target=carry, name="stdin", daemon=True).start()
+    try:
+        threading.Thread(target=carry, name="stdin", daemon=True).start()
+    except RuntimeError as error:
+        raise Failed(f"{error} for stdin", STATE_ADVICE["EAGAIN"]) from error
     return Result({}, stream=heard())
 
 
@@ -11176,7 +11219,10 @@ class Application:
             self.note(step, "skipped", Failed(told, f"mend that, then: {self.again}"))
             return
         self.acting[step.name] = time.monotonic() + ORDER_S
-        threading.Thread(target=work, name=f"{step.action} {step.name}", daemon=True).start()
+        try:
+            threading.Thread(target=work, name=f"{step.action} {step.name}", daemon=True).start()
+        except RuntimeError:  # no more threads for this user: then one step after another
+            work()
 
     def finish(self, step: Step, lines: Sequence[str], error: SpmError | None) -> None:
         """Note what came of a step, and what is to be waited for then."""

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import GENERIC, Spm, eventually, is_running, nasty
+from test_relay import server
 
 import simple_process_manager as program
 
@@ -412,6 +413,66 @@ def test_without_a_free_descriptor_no_service_is_taken_for_dead(spm: Spm) -> Non
     assert not is_running(pid)
     # Its supervisor has 12 descriptors, too: it leaves when it has written that.
     eventually(lambda: not spm.bearers(), 10, what="the supervisor's end")
+
+
+@pytest.mark.skipif(GENERIC or sys.platform != "linux", reason="needs prlimit() and /proc")
+def test_a_supervisor_died_of_the_end_of_its_service_when_it_could_open_no_file(spm: Spm) -> None:
+    spm("start", "api", "sleep 100", "--restart", "always", "--backoff", "10ms")
+    guard, pid = psutil.Process(spm.supervisor("api")), spm.service("api")["pid"]
+    before = resource.prlimit(guard.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(guard.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    begun = guard.num_ctx_switches().voluntary
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: guard.num_ctx_switches().voluntary > begun + 5, what="looks in vain")
+    resource.prlimit(guard.pid, resource.RLIMIT_NOFILE, before)
+    eventually(lambda: spm.service("api")["pid"] not in (None, pid), what="another process")
+    assert (spm.supervisor("api"), spm.record("api")["restarts"]) == (guard.pid, 1)
+    spm("stop", "api")
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="there is no strace here")
+@pytest.mark.parametrize("failure", ["flock:error=ENOLCK", "epoll_ctl:error=ENOSPC"])
+def test_a_supervisor_died_of_what_the_system_refused_for_a_moment(spm: Spm, failure: str) -> None:
+    spm("start", "api", "sleep 100")
+    guard = spm.supervisor("api")
+    argv = ["strace", "-f", "-o", os.devnull, "-p", str(guard), "-e", f"inject={failure}"]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as tracer:
+        assert tracer.stderr
+        told = tracer.stderr.readline()
+        spm("touch", "api", code=None)
+        spm("touch", "api", code=None)
+        tracer.terminate()
+    if "attached" not in told:
+        pytest.skip(f"nothing can be traced here: {told}")
+    assert spm.json("touch", "api")["name"] == "api"
+    assert spm.supervisor("api") == guard
+    spm("stop", "api")
+
+
+THREADLESS = """import os, resource, sys
+for kind, size in ((resource.RLIMIT_STACK, 2 << 30), (resource.RLIMIT_AS, 1 << 30)):
+    resource.setrlimit(kind, (size, resource.getrlimit(kind)[1]))
+os.execv(sys.argv[1], sys.argv[1:])"""
+
+
+def threadless(spm: Spm, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command that can have no thread besides its own."""
+    argv = [sys.executable, "-S", "-c", THREADLESS, *spm.argv(*words)]
+    pipe, env = subprocess.PIPE, spm.env
+    return subprocess.run(argv, stdout=pipe, stderr=pipe, text=True, cwd=spm.cwd, env=env)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a stack is none of a thread's")
+def test_without_a_thread_to_be_had_up_and_connect_ended_in_a_traceback(spm: Spm) -> None:
+    services = {"web": {"command": "sleep 100"}, "db": {"command": "sleep 100"}}
+    (spm.cwd / "spm.json").write_text(json.dumps({"services": services}))
+    brought = threadless(spm, "up", "--json")
+    assert brought.returncode == 0, brought
+    assert {row["status"] for row in spm.json("list")["services"]} == {"running"}
+    spm("start", "s", server("--plain"), "--type", "stdio", "--protocol", "jsonrpc")
+    joined = threadless(spm, "connect", "s")
+    assert joined.returncode == 1 and "can't start new thread for stdin" in joined.stderr, joined
+    spm("cleanup")
 
 
 @pytest.mark.skipif(GENERIC, reason="the start happens in this process, which has /proc")
