@@ -1660,7 +1660,8 @@ else:
                     os.kill(identity.pid, number)
             return True
         except OSError as error:  # gone, or another user's: whoever looks again sees which
-            if handle is None or error.errno != errno.EMFILE:
+            # else it took the last descriptor, or a sandbox knows the half of pidfds
+            if handle is None or error.errno == errno.ESRCH:
                 return False
         finally:
             if handle is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -430,23 +432,38 @@ def test_a_supervisor_died_of_the_end_of_its_service_when_it_could_open_no_file(
     spm("stop", "api")
 
 
-@pytest.mark.skipif(not shutil.which("strace"), reason="there is no strace here")
+@contextlib.contextmanager
+def failing(pid: int, failure: str) -> Iterator[None]:
+    """A process in which the system refuses something."""
+    if not shutil.which("strace"):
+        pytest.skip("there is no strace here")
+    argv = ["strace", "-f", "-o", os.devnull, "-p", str(pid), "-e", f"inject={failure}"]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as tracer:
+        assert tracer.stderr
+        told = tracer.stderr.readline()
+        yield
+        tracer.terminate()
+    if "attached" not in told:
+        pytest.skip(f"nothing can be traced here: {told}")
+
+
 @pytest.mark.parametrize("failure", ["flock:error=ENOLCK", "epoll_ctl:error=ENOSPC"])
 def test_a_supervisor_died_of_what_the_system_refused_for_a_moment(spm: Spm, failure: str) -> None:
     spm("start", "api", "sleep 100")
     guard = spm.supervisor("api")
-    argv = ["strace", "-f", "-o", os.devnull, "-p", str(guard), "-e", f"inject={failure}"]
-    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as tracer:
-        assert tracer.stderr
-        told = tracer.stderr.readline()
+    with failing(guard, failure):
         spm("touch", "api", code=None)
         spm("touch", "api", code=None)
-        tracer.terminate()
-    if "attached" not in told:
-        pytest.skip(f"nothing can be traced here: {told}")
     assert spm.json("touch", "api")["name"] == "api"
     assert spm.supervisor("api") == guard
     spm("stop", "api")
+
+
+@pytest.mark.skipif(GENERIC, reason="there is no pidfd")
+def test_where_a_pidfd_can_be_opened_and_not_signalled_nothing_could_be_stopped(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    with failing(spm.supervisor("api"), "pidfd_send_signal:error=ENOSYS"):
+        spm("stop", "api")
 
 
 THREADLESS = """import os, resource, sys
