@@ -1660,7 +1660,7 @@ else:
                     os.kill(identity.pid, number)
             return True
         except OSError as error:  # gone, or another user's: whoever looks again sees which
-            # else it took the last descriptor, or a sandbox knows the half of pidfds
+            # Else it took the last descriptor, or a sandbox knows but the half of pidfds.
             if handle is None or error.errno == errno.ESRCH:
                 return False
         finally:
@@ -4560,8 +4560,8 @@ class Supervisor:
         """Hear of signals, of ended children and of commands; what came before counts too."""
         PATIENCE_S[0] = PATIENT_S
         # After the answer to the start: what this imports takes a tenth of a start's time.
-        self.events = selectors.DefaultSelector()
-        self.wake, self.waker = socket.socketpair()
+        self.events = patiently(selectors.DefaultSelector)
+        self.wake, self.waker = patiently(socket.socketpair)
         self.wake.setblocking(False)
         self.waker.setblocking(False)
         self.hear(self.wake, self.on_wake)
