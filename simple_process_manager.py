@@ -5876,12 +5876,14 @@ class Relay:
         with contextlib.suppress(OSError):  # the service may have put something in its log's place
             tail = self.supervisor.store.last_lines(self.name, 20)
         facts: Message = {"cause": cause, "log_tail": tail, "exit": ended and ended._asdict()}
-        advice = f"why says: explain {self.name}; how it is spoken to, --protocol says"
+        other = "if it is no MCP server: --protocol jsonrpc"
+        advice = f"see why: explain {self.name}; {other}"
         kind: type[SpmError] = Failed
         if cause == "timeout":
-            kind, then = TimedOut, "call it again when it has answered"
-            advice = f"{then}; it has longer with --connect-timeout, and how it is spoken to, "
-            advice += f"--protocol says; its output: logs {self.name}"
+            kind = TimedOut
+            again = "call it again when it has answered; more time for that: --connect-timeout"
+            http = "if it speaks HTTP: no --type stdio"
+            advice = f"{again}; {other}; {http}; its output: logs {self.name}"
         self.problem, self.due_at = kind(f"{self.name} {why}", advice, **facts), float("inf")
         for number, one in [*self.pending.items()]:
             is_new = one.start >= self.server.sent
@@ -9558,8 +9560,9 @@ def pending(store: Store, seen: Seen) -> list[str]:
     looks = Checks(store, record, [one for _, one in pairs], record.spec, Checks.read)
     for one in (check for _, check in pairs if check.kind not in ("exec", "mcp")):
         looks.look(one, {}, time.monotonic() + 0.5, lambda: False)
-    open_ = [(text, looks.sights[check]) for text, check in pairs]
-    return [f"{mask_secrets(text)}: {sight.seen}" for text, sight in open_ if not sight.is_ok]
+    unheard = Sight(seen="it hasn't answered on its stdout yet")
+    sights = [(text, unheard if one.kind == "mcp" else looks.sights[one]) for text, one in pairs]
+    return [f"{mask_secrets(text)}: {sight.seen}" for text, sight in sights if not sight.is_ok]
 
 
 @command("explain", Option("name", "NAME", help="the service"))
@@ -10255,6 +10258,17 @@ CALL_OPTIONS = (  # the first two are those of `connect` too
 )
 
 
+def not_ready(store: Store, name: str, cause: str) -> TimedOut:
+    """The error of a service that let nobody join; one that listens may be an HTTP server."""
+    record = store.record(name) if cause == "timeout" else None
+    ports = sorted({str(one.port) for one in own_listeners(record, None)}) if record else []
+    told, advice = "", f"wait longer with --timeout, or see: status {name}"
+    if ports:
+        told = f": nothing came on its stdout, but it listens on {', '.join(ports)}"
+        advice = f"if it speaks HTTP there, start it without --type stdio; else {advice}"
+    return TimedOut(f"{name} was not ready for calls in time{told}", advice, cause=cause)
+
+
 def join(
     store: Store, args: argparse.Namespace, deadline: float, again: bool = False
 ) -> tuple[socket.socket, Message]:
@@ -10276,8 +10290,7 @@ def join(
             again = again or error.facts.get("waited") is True
         may_start = (False, False) if args.no_start else (True, not again)
         has_started = ensure_running(store, name, deadline, may_start, has_started)
-    advice = f"wait longer with --timeout, or see: status {name}"
-    raise TimedOut(f"{name} was not ready for calls in time", advice, cause=cause)
+    raise not_ready(store, name, cause)
 
 
 def ensure_running(

@@ -205,6 +205,18 @@ def test_how_long_a_server_may_take_to_connect_is_settable(spm: Spm) -> None:
     spm("start", "t", "sleep 9", "--connect-timeout", "2s", code=2)
 
 
+def test_an_http_server_started_as_stdio_was_waited_for_without_a_hint(spm: Spm, port: int) -> None:
+    spm("start", "web", "--type", "stdio", nasty("--port", port))
+    eventually(lambda: spm("port", port, code=None).returncode == 5, what="its listener")
+    told = spm("tools", "web", "--timeout", "100ms", code=124).stderr
+    assert f"in time: nothing came on its stdout, but it listens on {port}\n" in told
+    assert "→ if it speaks HTTP there, start it without --type stdio; else wait longer" in told
+    waits = spm.json("explain", "web")["waits_for"]
+    assert waits == ["mcp: it hasn't answered on its stdout yet"]
+    spm("start", "web", nasty("--port", port), "--replace", "--wait")
+    spm("stop", "web")
+
+
 def test_a_server_that_took_too_long_to_connect_can_be_called_when_it_answers(spm: Spm) -> None:
     slow = f"sleep 0.8; exec {server()}"  # npx that fetches its package first
     spm("start", "s", "--type", "stdio", "--connect-timeout", "300ms", "--shell", slow)
