@@ -7348,6 +7348,7 @@ NOT_OF_A_SPEC = {"name", "replace", "force", "on_conflict", "lease", "idle_timeo
 NOT_IN_RUN = ("name?", "--lease", "--all-previous")
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
 PORT_GRACE_S = 5.0
+MOST_NAMES = 20
 MEND = "mend the cause, then: {} (or, if the command is wrong: {})"
 OTHER_WAYS = ", take another port (--on-conflict next, --port auto), or start anyway with --force"
 START_ADVICE = {
@@ -7602,14 +7603,28 @@ def find(store: Store, name: str) -> Seen:
     record = store.record(name) if re.fullmatch(NAME, name) else None
     if record:  # one of an earlier version may have a name that isn't taken any more
         return observe(store, record)
-    check_name(name)
-    names = [known.name for known in store.records().values()]
-    told = ", ".join(names) or f'none; start one: start {name} "COMMAND"'
-    advice = f"{nearest(name, names)}services here: {told}"
+    raise NotFound(f"no service {name!r} in {store.home}", meant_service(store, check_name(name)))
+
+
+def meant_service(store: Store, name: str) -> str:
+    """What to do about a name that no service here has."""
+    records = sorted(store.records().values(), key=lambda one: one.phase not in LIVE_PHASES)
+    for owner in (one.name for one in records if str(one.spec.port) == name):
+        return f"port {name} is that of {owner}: write {owner} instead"
     with contextlib.suppress(SpmError):  # what is wrong with a file `config validate` tells
         if known_start(store, name):
-            advice = f"the configuration has it: start {name}, or all of them: up"
-    raise NotFound(f"no service {name!r} in {store.home}", advice)
+            return f"the configuration has it: start {name}, or all of them: up"
+    for home, names in other_homes(store.home).items():
+        if name.lower() in map(str.lower, names):
+            return f"it runs in another home: add --home {join_command([shown_path(home)])}"
+    return services_here(name, [one.name for one in store.records().values()])
+
+
+def services_here(name: str, names: Sequence[str]) -> str:
+    """Which services there are, one that is near to that name first."""
+    some, rest = names[:MOST_NAMES], len(names) - MOST_NAMES
+    told = ", ".join(some) or f'none; start one: start {name} "COMMAND"'
+    return f"{nearest(name, names)}services here: {told}" + f" and {rest} more: list" * (rest > 0)
 
 
 def shown_command(spec: Spec) -> str:
@@ -7649,9 +7664,12 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
     if not args.name:
         how = 'write: start NAME "COMMAND"; or start NAME, as last time; or start --all-previous'
         raise UsageError("the name of the service is missing", how)
-    if len(args.name.split()) > 1 and not (args.command or args.tail):
-        how = f"{'run' if hasattr(args, 'with') else 'start'} NAME {join_command([args.name])}"
-        raise UsageError("the name of the service is missing", f"write: {how}")
+    words = args.command or ["NAME"]
+    if len(args.name.split()) > 1 and not args.tail and len(words) == 1 and is_name(words[0]):
+        is_run, line = hasattr(args, "with"), join_command([args.name])
+        how = f"{'run' if is_run else 'start'} {words[0]} {line}{' -- TESTS' * is_run}"
+        what = "comes first, then the command" if args.command else "is missing"
+        raise UsageError(f"the name of the service {what}", f"write: {how}")
     name, is_again = check_name(args.name), asked_of(args) <= NOT_OF_A_SPEC
 
     def again() -> Asked | None:
@@ -8044,7 +8062,9 @@ def begun(store: Store, asked: Asked, former: Seen | None, how: str, notes: list
         return started(store, settled(store, launched(store, record, values)), how, notes)
     except StartFailed as error:
         error.message += f" ({shown_command(spec)})"
-        error.advice = start_advice(spec, values, error.facts.get("errno")) or error.advice
+        advice = unnamed(name, spec, values)
+        advice = advice or start_advice(spec, values, error.facts.get("errno"))
+        error.advice = advice or error.advice
         error.facts.update(failure_facts(store, store.record(name), error.advice))
         cause = as_object(error.facts["cause"])
         again = f"restart {name}" + " --force" * bool(spec.cooldown_s)
@@ -8740,12 +8760,24 @@ def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     for where in LOCAL_PROGRAMS:
         if os.path.exists(os.path.join(spec.cwd, where, program)):
             return f"it is in {where}: write {where}/{program}, or activate that environment"
+    if os.path.isfile(os.path.join(spec.cwd, program)):
+        here = f"{program} is here, where no program is looked for"
+        return f"{here}: write ./{program}, or its interpreter before it"
     names = set[str]()  # of what is on the PATH
     for directory in path.split(os.pathsep):
         with contextlib.suppress(OSError):
             names.update(os.listdir(directory))
     near = nearest(program, names, 0.8)
     return f"{near}Otherwise {advice}" if near else advice
+
+
+def unnamed(name: str, spec: Spec, values: dict[str, str]) -> str:
+    """What to do where a program was taken for the name, `start python app.py`; "" otherwise."""
+    is_file = os.path.isfile(os.path.join(spec.cwd, spec.argv[0]))
+    if not (is_file and shutil.which(name, path=search_path(spec.cwd, values))):
+        return ""
+    line = join_command([join_command([name, *spec.argv])])
+    return f"{name} was taken for the service's name: write start NAME {line}"
 
 
 def touched(
@@ -12212,8 +12244,7 @@ def export(store: Store, args: argparse.Namespace) -> Result:
     for name in args.names:
         if name.lower() not in known:
             check_name(name)
-            names = [one[0][0] for one in known.values()]
-            advice = f"{nearest(name, names)}services here: {', '.join(names) or 'none'}"
+            advice = services_here(name, [one[0][0] for one in known.values()])
             raise NotFound(f"no service {name!r} in {store.home}", advice)
     left = [] if args.names else disabled
     asked = dict.fromkeys(map(str.lower, args.names)) or known
@@ -12563,9 +12594,38 @@ LIKE_DURATION = r"(?i)\d[\d.]* ?(?:ms|[smhd]|(?:m?sec|min|hr|hour|day)\w*)"
 OPTIONAL_VALUES = {"--watch": 2.0, "--wait": WAIT_S}  # seconds, where none are given
 PLAIN_BARS = dict(zip(map(ord, BARS), "_.-:=+*#"))
 FAMILIES = {name.partition(" ")[0] for name in COMMANDS if " " in name}  # config schema
-MEANT = {"ps": "list", "ls": "list", "kill": "stop", "rm": "cleanup", "wait": "wait-healthy"}
-MEANT_OPTIONS = {"logs --tail": "--lines", "stop --all": "cleanup, which ends them all"}
-MEANT_OPTIONS["wait-healthy --timeout"] = "wait-healthy NAME 10"
+ALL = "cleanup, which ends them all"
+MEANT_WORDS = {
+    "list": "ps ls",
+    "list --watch": "top",
+    "stop": "kill end",
+    f"stop NAME, or {ALL}": "rm remove delete",
+    ALL: "killall stopall stop-all",
+    "up": "start-all",
+    "logs": "tail",
+    "wait-healthy": "wait health check ready",
+    "status": "show inspect",
+    "restart": "reload",
+    "config import": "import",
+    "--help": "help",
+    "--version": "version",
+}
+MEANT = {word: meant for meant, words in MEANT_WORDS.items() for word in words.split()}
+PLAIN_START = "start alone, which returns at once"
+MEANT_OPTIONS = {  # without an option: a word too many
+    "logs --tail": "--lines",
+    "logs": "logs NAME -n 50",
+    "stop --all": ALL,
+    "cleanup --all": "cleanup alone, which ends them all",
+    "cleanup": "stop NAME, which ends one",
+    "restart": "restart NAME, one after the other",
+    "wait-healthy --timeout": "wait-healthy NAME 10",
+    "start --timeout": "--wait",
+    "start --name": "start NAME, without an option",
+    "start --daemon": PLAIN_START,
+    "start --detach": PLAIN_START,
+    "start --background": PLAIN_START,
+}
 LEADING = ("--home", "--json", "--version", "--help", "-h")  # what may stand before the command
 # C0 and C1, and what turns the direction of writing: Unicode's bidirectional controls
 CONTROLS = r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
@@ -12653,7 +12713,7 @@ def no_command(leading: Sequence[str], name: str, rest: Sequence[str]) -> Except
         meant = next((word for word in rest if word in COMMANDS), "COMMAND")
         how = f"options stand behind the command: {meant} {option} …"
         return UsageError(f"no command {option!r}", how)
-    near = nearest(MEANT.get(name, name), known)
+    near = f"did you mean {MEANT[name]}? " if name in MEANT else nearest(name, known)
     more = "All commands: --help" if near else f"the commands are: {', '.join(known)}"
     return UsageError(f"no command {name!r}" if name else "the command is missing", near + more)
 
@@ -12711,13 +12771,13 @@ def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> N
             vars(action)["completer"] = service_names
 
 
-def meant_option(name: str, words: Sequence[str]) -> str:
+def meant_option(name: str, words: Sequence[str], is_too_many: bool) -> str:
     """`did you mean --wait? Otherwise `, where an unknown option is near one of the command's."""
     options = (*COMMANDS[name].options, *GLOBAL_OPTIONS)
     known = [word for one in options for word in one.words.split() if word[0] == "-"]
     given = [word.partition("=")[0] for word in words if word.startswith("--")]
     unknown = next((word for word in given if word not in (*known, "--help")), "")
-    meant = MEANT_OPTIONS.get(f"{name} {unknown}")
+    meant = MEANT_OPTIONS.get(f"{name} {unknown}".rstrip()) if unknown or is_too_many else ""
     near = f"did you mean {meant}? " if meant else nearest(unknown, known, 0.82)
     return near and f"{near}Otherwise "
 
@@ -12732,8 +12792,10 @@ def parser_of(name: str, words: Sequence[str]) -> argparse.ArgumentParser:
                 advice = f'if they belong to the command, quote it: {name} NAME "COMMAND --option"'
                 bare = ", or put it behind --: start NAME -- COMMAND --option"
                 advice += bare if name == "start" else " -- TESTS"
+            if message.endswith("required: NAME"):
+                advice = f"the names are in: list; {advice}"
             if message.startswith(("unrecognized", "the following")):
-                advice = meant_option(name, words) + advice
+                advice = meant_option(name, words, message.startswith("unrec")) + advice
             # an unknown option may have been meant to carry a secret, with blanks in it
             for word in sorted((word for word in words if "=" in word), key=len, reverse=True):
                 message = message.replace(word, f"{word.partition('=')[0]}=…")

@@ -333,6 +333,35 @@ def test_help_and_version_need_no_psutil_and_everything_else_says_how_to_get_it(
         assert "pip install psutil" in done.stderr and "uv run" in done.stderr
 
 
+def test_a_command_of_another_tool_was_taken_for_one_that_ends_services(spm: Spm) -> None:
+    for typed, meant in {"top": "list --watch", "import": "config import", "tail": "logs"}.items():
+        assert f"did you mean {meant}? All commands: --help\n" in spm(typed, code=2).stderr
+    told = "did you mean stop NAME, or cleanup, which ends them all? "
+    assert told in spm("rm", "api", code=2).stderr
+
+
+def test_a_name_that_no_service_has_is_looked_for_as_a_port_and_in_other_homes(
+    spm: Spm, port: int
+) -> None:
+    spm("start", "api", nasty(), "--port", port)
+    told = f"  → port {port} is that of api: write api instead\n"
+    assert spm("stop", port, code=3).stderr.endswith(told)
+    (spm.cwd / ".git").mkdir()
+    here = ("--home", spm.cwd / ".spm")
+    spm("start", "web", nasty(), *here)
+    told = "  → it runs in another home: add --home .spm\n"
+    assert spm("stop", "web", "--home", "other", code=3).stderr.endswith(told)
+    spm("stop", "web", "--home", ".spm")
+    spm("stop", "api")
+
+
+def test_of_two_hundred_services_every_name_was_told(spm: Spm) -> None:
+    names = [f"s{number:03}" for number in range(200)]
+    told = program.services_here("x", names)
+    assert told.startswith("services here: s000, ") and told.endswith("s019 and 180 more: list")
+    assert program.services_here("x", names[:20]).endswith(", s019")
+
+
 def test_usage_errors_are_one_line_and_advice(spm: Spm) -> None:
     typos = {"strat": "start", "pu": "up", "stpo": "stop", "halthy": "wait-healthy"}
     for typed, meant in {**typos, "ps": "list", "config vlidate": "config validate"}.items():
@@ -347,9 +376,16 @@ def test_usage_errors_are_one_line_and_advice(spm: Spm) -> None:
         ("stop --all", "cleanup"),
         ("start x --wiat true", "--wait"),
         ("start x python -V --wiat", "--wait"),
+        ("start x true --timeout 5", "--wait"),
+        ("start x true --daemon", "start alone, which returns at once"),
+        ("start --name x true", "start NAME, without an option"),
+        ("logs x 50", "logs NAME -n 50"),
+        ("cleanup x", "stop NAME, which ends one"),
+        ("restart x y", "restart NAME, one after the other"),
     ):
         assert f"  → did you mean {meant}" in spm(*typed.split(), code=2).stderr
     assert "did you mean" not in spm("start", "x", "--reload", "true", code=2).stderr
+    assert "  → the names are in: list; see: " in spm("logs", code=2).stderr
     assert "the commands are: start, port, stop" in spm("xyzzy", code=2).stderr
     assert "the command is missing" in spm("--home", "list", code=2).stderr, "list is the directory"
     assert "usage: " in spm().stdout and "usage: " in spm("--home", "x", "--help").stdout

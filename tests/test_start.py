@@ -96,6 +96,17 @@ def test_start_with_the_name_alone_repeats_the_last_start(spm: Spm) -> None:
     assert "the name of the service is missing" in spm("start", code=2).stderr
     told = spm("start", "uvicorn main:app", code=2).stderr
     assert "is missing\n  → write: start NAME 'uvicorn main:app'\n" in told
+    told = spm("start", "uvicorn main:app", "api", code=2).stderr
+    assert "comes first, then the command\n  → write: start api 'uvicorn main:app'\n" in told
+
+
+def test_a_program_taken_for_the_name_was_a_file_that_is_not_found(spm: Spm) -> None:
+    (spm.cwd / "app.py").write_text("")
+    told = spm("start", "python3", "app.py", code=4).stderr
+    way = "python3 was taken for the service's name: write start NAME 'python3 app.py'"
+    assert f"  → {way}\n" in told
+    here = "app.py is here, where no program is looked for: write ./app.py, or its interpreter"
+    assert f"  → {here} before it\n" in spm("start", "api", "app.py", code=4).stderr
 
 
 @pytest.mark.parametrize(
