@@ -6394,6 +6394,8 @@ def command_words(name: str, args: argparse.Namespace) -> tuple[str, ...]:
         advice = "add --shell, or quote what is meant literally"
         if text.rstrip().endswith("&"):
             advice = "leave the & out: start returns at once anyway"
+        elif "\n" in text:  # it would be shown as two characters
+            advice = "add --shell to have its lines run as a script, or write it in one line"
         elif sign.endswith("="):
             advice = f"set it with --env {sign}…, or add --shell"
         elif "=" not in text:  # values aren't repeated
@@ -6813,6 +6815,8 @@ class Reading:
             line = getattr(error, "lineno", None)
             where = f"line {line}, column {getattr(error, 'colno', 0)}" if line else ""
             told = getattr(error, "msg", None) or getattr(error, "strerror", None) or str(error)
+            if told == "Expecting value" and getattr(error, "pos", 1) == 0:
+                told += ": a configuration is JSON, as `init --config` writes a first one"
             told = f"{file}: {told}".replace(": , line", ", line") if place else told
             file, where = place or (file, where)
             self.fault(file, where, told)
@@ -10550,7 +10554,11 @@ def conversation(store: Store, args: argparse.Namespace) -> Message:
     Option(
         "method", "METHOD|TOOL", help="a method has a slash (tools/list), or is ping, initialize"
     ),
-    Option("params*", "PARAMS", help="key=value…, a.b=value, JSON, @file, or - for stdin"),
+    Option(
+        "params*",
+        "PARAMS",
+        help="key=value… (text 1: k='\"1\"'), a.b=value, JSON, @file, or - for stdin",
+    ),
     Option("--notification", help="send it and wait for no answer"),
     Option("--raw", help="METHOD is a whole message, as JSON, @file or -"),
     *CALL_OPTIONS,
@@ -12225,7 +12233,7 @@ def described(store: Store) -> tuple[dict[str, tuple[Described, list[str]]], lis
             here[one.name.lower()] = (one.name, spec, one.depends_on), notes[one.name]
             disabled += [one.name] * one.disabled
     for key, record in sorted(store.records().items()):
-        about = f"{record.name}: look for secrets: its command is as `up` made it of its ${{…}}"
+        about = f"{record.name}: look for secrets: a ${{…}} in its command is what `up` made of it"
         one_by_hand = record.name, record.spec, dict[str, str]()
         here.setdefault(key, (one_by_hand, [about] * bool(record.config)))
     return here, disabled
@@ -12434,7 +12442,8 @@ def guesses(root: str) -> Iterator[tuple[str, dict[str, object], str]]:
         for name in re.findall(assigned, read(file))[:1]:
             yield "api", {"command": f"uvicorn {module}:{name} --port 8000"}, file
     for file in ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"):
-        published = r"(?ms)^  ([\w.-]+):[ \t\r]*$(?:(?!^  \S).)*?^[ \t]+- \W?(?:[\d.]+:)?(\d+):\d+"
+        block, mapped = r"^  ([\w.-]+):[ \t\r]*$(?:(?!^  \S).)*?", r"\W?(?:[\d.]+:)?(\d+):\d+"
+        published = rf"(?ms){block}^[ \t]+(?:- |ports:[ \t]*\[[ \t]*){mapped}"
         for name, port in re.findall(published, read(file)):
             ready = f"exec:nc -z 127.0.0.1 {port}"
             keys = {"command": f"docker compose up {name}", "ready": [ready]}
@@ -12487,7 +12496,8 @@ def init(store: Store, args: argparse.Namespace) -> Result:
     if came == "unchanged":
         lines[-1] = f"[INFO] {path} is there already, left as it is"  # it is the last to be made
     elif came and "// a guess, from " not in guessed:
-        lines.append(f"[WARN] nothing was recognised: {path} has only an example")
+        told = f"[WARN] nothing was recognised: {path} has only an example"
+        lines.append(f"{told}; write the services there as it shows, then: config validate")
     if args.hooks and "agents-md" in agents:
         lines.append("[INFO] AGENTS.md has no hooks: start what must end with --lease session")
     return result._replace(lines=lines)

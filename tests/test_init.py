@@ -273,9 +273,20 @@ def test_init_config_marks_its_guesses_and_overwrites_nothing(project: Spm) -> N
     assert (project.cwd / "spm.json").read_text() == "mine"
 
 
+def test_ports_of_a_compose_file_on_one_line_were_not_seen(project: Spm) -> None:
+    text = 'services:\n  db:\n    image: redis\n    ports: ["6379:6379"]\n  none:\n    image: x\n'
+    (project.cwd / "compose.yaml").write_text(text)
+    project("init", "--config")
+    text = re.sub(r"(?m)^\s*//.*$", "", (project.cwd / "spm.json").read_text())
+    services = json.loads(text)["services"]
+    assert [*services] == ["db"] and "6379" in services["db"]["ready"][0]
+    told = project("config", "import", "compose.yaml", code=6).stderr
+    assert "Expecting value: a configuration is JSON, as `init --config` writes" in told
+
+
 def test_init_config_of_nothing_is_valid(project: Spm) -> None:
     told = project("init", "--config").stderr
-    assert told == "[WARN] nothing was recognised: spm.json has only an example\n"
+    assert told.startswith("[WARN] nothing was recognised: spm.json has only an example; write ")
     text = re.sub(r"(?m)^\s*//.*$", "", (project.cwd / "spm.json").read_text())
     assert json.loads(text) == {"version": 1, "services": {}}
 

@@ -100,6 +100,12 @@ def test_start_with_the_name_alone_repeats_the_last_start(spm: Spm) -> None:
     assert "comes first, then the command\n  → write: start api 'uvicorn main:app'\n" in told
 
 
+def test_the_advice_for_a_command_of_two_lines_showed_backslash_n(spm: Spm) -> None:
+    told = spm("start", "api", "sleep 100\nsleep 200", code=2).stderr
+    assert "needs a shell for a line break" in told and "\\n" not in told
+    assert "→ add --shell to have its lines run as a script, or write it in one line" in told
+
+
 def test_a_program_taken_for_the_name_was_a_file_that_is_not_found(spm: Spm) -> None:
     (spm.cwd / "app.py").write_text("")
     told = spm("start", "python3", "app.py", code=4).stderr
