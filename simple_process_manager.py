@@ -7613,8 +7613,9 @@ def find(store: Store, name: str) -> Seen:
 def meant_service(store: Store, name: str) -> str:
     """What to do about a name that no service here has."""
     records = sorted(store.records().values(), key=lambda one: one.phase not in LIVE_PHASES)
-    for owner in (one.name for one in records if str(one.spec.port) == name):
-        return f"port {name} is that of {owner}: write {owner} instead"
+    owners = [one.name for one in records if str(one.spec.port) == name]
+    if owners:
+        return f"port {name} is that of {', '.join(owners)}: write the name instead"
     with contextlib.suppress(SpmError):  # what is wrong with a file `config validate` tells
         if known_start(store, name):
             return f"the configuration has it: start {name}, or all of them: up"
@@ -7807,6 +7808,8 @@ def bring(
             if differences and not may_replace:
                 text = f"{name} runs already with another spec: {'; '.join(differences)}"
                 advice = f"add --replace to end it and start this one, or stop {name} first"
+                is_other = seen.record.spec.cwd != spec.cwd
+                advice += "; to have both, give this one another name" * is_other
                 raise Refused(text, advice, differences=differences)
             kept = None if differences else keep_running(store, seen, asked)
             if kept:
@@ -10339,7 +10342,8 @@ def ensure_running(
     asked = known_start(store, name) or Asked(name, find(store, name).record.spec, {})
     name = asked.name
     if asked.spec.type != "stdio":
-        advice = "only services started with --type stdio can be called"
+        advice = "only services started with --type stdio can be called; "
+        advice += "one that speaks HTTP is requested at its port"
         raise UsageError(f"{name} doesn't speak JSON-RPC over its pipes", advice)
     store.prepare()
     with store.claim(name, max(deadline - time.monotonic(), 0.0)):

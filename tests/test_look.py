@@ -344,7 +344,7 @@ def test_a_name_that_no_service_has_is_looked_for_as_a_port_and_in_other_homes(
     spm: Spm, port: int
 ) -> None:
     spm("start", "api", nasty(), "--port", port)
-    told = f"  → port {port} is that of api: write api instead\n"
+    told = f"  → port {port} is that of api: write the name instead\n"
     assert spm("stop", port, code=3).stderr.endswith(told)
     (spm.cwd / ".git").mkdir()
     here = ("--home", spm.cwd / ".spm")

@@ -70,6 +70,8 @@ def test_another_spec_under_a_running_name_is_refused_and_told(spm: Spm, port: i
     assert "two" not in other_value.stderr
     error = spm.json("start", "api", nasty(), "--cwd", "/", code=8)["error"]
     assert error["kind"] == "refused" and "cwd" in " ".join(error["differences"])
+    assert error["advice"].endswith("; to have both, give this one another name")
+    assert "another name" not in refused.stderr
     spm("stop", "api")
 
 
