@@ -4978,6 +4978,7 @@ class Supervisor:
 
     def note_failure(self, ended: Exit) -> None:
         """Keep how it failed and its last words, cut so that 20 of them survive append_line()."""
+        self.follow()
         with contextlib.suppress(OSError):  # a full disk: the history lacks this one
             tail = self.store.last_words(self.record, CAUSE_LINES)
             kept: dict[str, object] = {"log_tail": list(map(masked_line, tail[-20:]))}

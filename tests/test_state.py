@@ -342,7 +342,8 @@ def rename_home(spm: Spm) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no directory with open files is renamed")
 def test_an_end_after_the_home_was_renamed_was_not_seen(spm: Spm) -> None:
     # its supervisor lived and saw it, but had written it to where the home was before
-    spm("start", "one", "--shell", "until test -e go; do sleep 0.02; done; exit 7")
+    rounds = "until test -e go; do sleep 0.02; done; echo last words; exit 7"
+    spm("start", "one", "--shell", rounds)
     former = spm.home
     rename_home(spm)
     (spm.cwd / "go").touch()
@@ -351,6 +352,7 @@ def test_an_end_after_the_home_was_renamed_was_not_seen(spm: Spm) -> None:
     told = [(row["event"], row["why"]) for row in spm.json("events", "one")["events"]]
     assert ("moved", f"{former} was renamed: it is {spm.home}") in told
     assert "corrected" not in dict(told) and not former.exists()
+    assert [one["log_tail"] for one in spm.json("explain", "one")["exits"]] == [["last words"]]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no directory with open files is renamed")
