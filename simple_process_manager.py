@@ -11403,11 +11403,11 @@ def up(store: Store, args: argparse.Namespace) -> Result:
     return Result({}, stream=keep_up(store, config, args))
 
 
-def check_named(config: Config, names: Iterable[str]) -> None:
+def check_named(config: Config, args: argparse.Namespace) -> None:
     """NotFound, with the nearest one, if the configuration has no such service."""
-    for name in names:
+    for name in args.names:
         if not config.named(name):
-            told = f"{shown_path(config.path)} has no service {name!r}"
+            told = f"{shown_files(config, args)} has no service {name!r}"
             known = ", ".join(config.services) or "none"
             raise NotFound(told, f"{nearest(name, config.services)}services there: {known}")
 
@@ -11416,7 +11416,7 @@ def bring_up(
     store: Store, config: Config, args: argparse.Namespace, of: int | None = None
 ) -> Result:
     """Plan, say so, and do it; `of`: the version to which it goes back."""
-    check_named(config, args.names)
+    check_named(config, args)
     before = file_marks(config.files)
     with contextlib.ExitStack() as locks:
         if not args.dry_run:
@@ -11425,7 +11425,7 @@ def bring_up(
             locks.enter_context(only_one(store, args.wait or CLAIM_S, what))
             if of is None and before != file_marks(config.files):  # changed while we waited
                 config = config_at(store, args)
-                check_named(config, args.names)
+                check_named(config, args)
         last, known = last_applied(store, config.path), known_services(store)
         cut = last if last and last.result == "applying" and not args.dry_run else None
         asked = [cut.names, args.names] if cut else [args.names]
@@ -11522,7 +11522,9 @@ def keep_up(store: Store, config: Config, args: argparse.Namespace) -> Iterator[
     files = files_of(config)
     before = file_marks(files)
     applied: dict[str, object] | None = None  # nothing was yet
-    told = f"[INFO] watching {shown_path(config.path)}; q or Ctrl-C ends that, the services go on\n"
+    told = (
+        f"[INFO] watching {shown_files(config, args)}; q or Ctrl-C ends that, the services go on\n"
+    )
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             now, news = file_marks(files), set[str]()

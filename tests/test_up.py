@@ -916,6 +916,8 @@ def test_a_job_of_a_procfile_got_advice_that_it_could_not_follow(spm: Spm) -> No
 
 def test_a_procfile_alone_that_is_valid_was_called_spm_json(spm: Spm) -> None:
     (spm.cwd / "Procfile").write_text("worker: sleep 100\n")
+    told = spm("up", "zzz", "--procfile", "Procfile", code=3).stderr
+    assert told.startswith("[ERROR] Procfile has no service 'zzz'\n")
     words = ("config", "validate", "--procfile", "Procfile")
     assert spm(*words).stdout == "[OK] Procfile is valid: 1 service\n"
     write(spm, {"a": worker()})
