@@ -1178,6 +1178,7 @@ def test_a_connection_that_the_service_ended_is_no_success(
     client.stdin.flush()
     assert '"id":1' in client.stdout.readline()
     spm(*words, code=None)
+    client.wait(20)  # its stdin is open until it has heard of that
     told = client.communicate(timeout=20)[1]
     assert client.returncode == 1 and "[ERROR] s has ended this connection; it is " in told, told
     assert "connect again" in told
