@@ -51,7 +51,7 @@ def test_the_transcripts_print_what_they_show(spm: Spm) -> None:
     for command, expected in transcript():
         if "clock" in command and find_spec("mcp_server_time") is None:
             continue  # there is none for Python 3.9
-        if re.search(" (up|config)", command) and not (spm.cwd / "spm.json").exists():
+        if re.search(r"\.py (up|config)", command) and not (spm.cwd / "spm.json").exists():
             text = blocks(README, "json")[0].replace("8000", ports["8000"])
             (spm.cwd / "spm.json").write_text(text, "utf-8")
         if GENERIC and "stats" in command:
