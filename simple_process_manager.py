@@ -245,7 +245,23 @@ class TimedOut(SpmError, kind="timeout", exit_code=124, retryable=True):
 
 
 class Interrupted(SpmError, kind="interrupted", exit_code=130, retryable=True):
-    """Ctrl-C."""
+    """Ctrl-C, or a signal that asks to leave as that does."""
+
+    @classmethod
+    def by(cls, asked: KeyboardInterrupt, text: str, advice: str) -> Interrupted:
+        """The error that tells of it."""
+        number = signal.Signals(getattr(asked, "number", signal.SIGINT))
+        error = cls(text.format(number.name), advice, signal=number.name)
+        error.exit_code = 128 + number
+        return error
+
+
+class Leave(KeyboardInterrupt):
+    """A signal asks us to leave: no error that is taken for a service's, and no Exception."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 ERRORS: dict[str, type[SpmError]] = {cls.kind: cls for cls in SpmError.__subclasses__()}
@@ -10081,16 +10097,17 @@ class Chain:
             what = f"{argv[0]} can't be executed: {error.strerror}"
             raise UsageError(what, "give it a first line such as #!/bin/sh") from error
         try:
-            on_ending_signals(interrupted)
+            on_ending_signals(leave)
             if held:
-                interrupted(held[0], None)
+                leave(held[0], None)
             while process.poll() is None:
                 self.look()
                 time.sleep(0.02)
-        except Interrupted as error:
+        except Leave as asked:
             what = f"{os.path.basename(argv[0])} has {format_duration(STOP_TIMEOUT_S)} to end"
-            self.say(f"[INFO] {error.message}: {what}, then the services are stopped")
-            self.end_tests(process, str(error.facts["signal"]))
+            cause = signal.Signals(asked.number).name
+            self.say(f"[INFO] interrupted by {cause}: {what}, then the services are stopped")
+            self.end_tests(process, cause)
             raise
         except BaseException:  # a state that can't be read any more: nobody would wait for them
             self.end_tests(process, "SIGTERM")
@@ -10104,7 +10121,7 @@ class Chain:
         tests = new_record("tests", Spec(("",), os.curdir), os.urandom(16).hex())
         tests = tests._replace(main=look and look.identity)
         members: list[Identity] = []
-        with contextlib.suppress(Interrupted):  # a second Ctrl-C
+        with contextlib.suppress(Leave):  # a second Ctrl-C
             members = [member.identity for member in tree_of(tests)]
             while process.poll() is None or any(map(is_alive, members)):
                 # Ctrl-C reaches all of them by itself, but for those whom a shell has run with &
@@ -10184,12 +10201,9 @@ class Chain:
         return "".join(f"; {word}: {names}" for word, names in lists)
 
 
-def interrupted(number: int, _: object) -> None:
+def leave(number: int, _: object) -> None:
     """A handler for the signals that ask to leave."""
-    name = signal.Signals(number).name
-    error = Interrupted(f"interrupted by {name}", "run it again; what is left: list", signal=name)
-    error.exit_code = 128 + number
-    raise error
+    raise Leave(number)
 
 
 def on_ending_signals(act: Callable[[int, object], None] | signal.Handlers) -> None:
@@ -10244,7 +10258,7 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
         raise UsageError(told, unquoted if is_quoted else advice)
     defaults, beside = start_defaults(), with_services(args)
     chain, code, failure = Chain(store, args), None, None
-    on_ending_signals(interrupted)
+    on_ending_signals(leave)
     try:
         for name, words in beside:
             chain.add(type(args)(**{**defaults, "name": name, "command": words}))
@@ -10252,6 +10266,8 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
         code = chain.test([program, *tests[1:]], 2 if args.json else None)
     except SpmError as error:
         failure = error
+    except Leave as asked:
+        failure = Interrupted.by(asked, "interrupted by {}", "run it again; what is left: list")
     finally:
         on_ending_signals(signal.SIG_IGN)
         stopped = chain.stop()
@@ -12971,27 +12987,9 @@ def repeat(command: Command, store: Store, args: argparse.Namespace, every_s: fl
         write(sys.stdout, "\033[?1049l" * in_place)
 
 
-ASKED_TO_LEAVE: list[int] = []  # the signals that did, but for Ctrl-C
-
-
 def asks_for_json(argv: Sequence[str]) -> bool:
     """Whether one JSON document is to be all that a command writes on stdout."""
     return "--json" in argv[: argv.index("--") if "--" in argv else None]
-
-
-def leave_as_by_ctrl_c(number: int, _: object) -> None:
-    """A handler for the signals that ask to leave: no error that is taken for a service's."""
-    ASKED_TO_LEAVE.extend([number] * (number != signal.SIGINT))
-    raise KeyboardInterrupt
-
-
-def with_signal(result: Result) -> Result:
-    """The result of what was interrupted, with the signal that asked for it."""
-    error = result.error
-    if ASKED_TO_LEAVE and isinstance(error, Interrupted):
-        error.exit_code = 128 + ASKED_TO_LEAVE[0]
-        error.facts["signal"] = signal.Signals(ASKED_TO_LEAVE[0]).name
-    return result
 
 
 def run(argv: Sequence[str]) -> int:
@@ -13033,11 +13031,11 @@ def run(argv: Sequence[str]) -> int:
         text = f"{error.filename or os.curdir}: {error.strerror or error}"
         problem = StateError(text, "see that it can be used", retryable=may_pass(error))
         result = Result({}, error=problem)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as asked:
         advice = "what was started, or is being stopped, goes on without this command: see list"
-        result = Result({}, error=Interrupted("interrupted", advice))
+        result = Result({}, error=Interrupted.by(asked, "interrupted", advice))
     show_progress()  # an interrupted command leaves it
-    failed = render(with_signal(result), asks_for_json(argv), notes)
+    failed = render(result, asks_for_json(argv), notes)
     return failed.exit_code if failed else 0
 
 
@@ -13060,11 +13058,11 @@ def main() -> NoReturn:
             obey()
         else:
             # else nothing is lost by what they do by themselves
-            on_ending_signals(leave_as_by_ctrl_c) if asks_for_json(sys.argv[1:]) else None
+            on_ending_signals(leave) if asks_for_json(sys.argv[1:]) else None
             BOOTED.extend(filter(None, [boot_early(sys.argv[1:])]))
             code = run(sys.argv[1:])
-    except KeyboardInterrupt:
-        code = 128 + ASKED_TO_LEAVE[0] if ASKED_TO_LEAVE else Interrupted.exit_code
+    except KeyboardInterrupt as asked:
+        code = 128 + getattr(asked, "number", signal.SIGINT)
     except BrokenPipeError:
         code = 141  # as a shell reports SIGPIPE: who read us went away
     except OSError as error:
