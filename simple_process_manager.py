@@ -2519,7 +2519,6 @@ def holders_of(port: int) -> list[Holder]:
 # The state directory: state.json under its lock, and the files of each service. A reader never sees
 # half a file. What can't be parsed is moved aside and rebuilt; nothing here signals a process.
 
-FOUND = "found by its cookie: its record was lost"
 LOCK_WAIT_S = 10.0
 BEGINS_S = 1.0  # a supervisor answers the start first, then opens its socket
 HUNG_S = 3.0  # a supervisor answers within milliseconds; this one is stopped or hangs
@@ -3429,7 +3428,8 @@ def _record_from_process(main: Identity, cookie: Cookie) -> Record:
         argv = tuple(title.split("\0")) if title.strip("\0") else argv
     spec = Spec(argv, cwd, port=recognise_port(argv))
     record = new_record(cookie.service, spec, cookie.instance)
-    record = record._replace(phase="running", started_at=started_at, main=main, reason=FOUND)
+    reason = "found by its cookie: its record was lost"
+    record = record._replace(phase="running", started_at=started_at, main=main, reason=reason)
     return record._replace(guessed=True)
 
 
@@ -3775,7 +3775,6 @@ def status_of(record: Record, facts: Facts) -> Verdict:
     alone = "{0.reason}; its supervisor was gone while it waited to restart"
     begins, as_was = phase == "starting" and supervised, "{0.reason}" * (phase == "unhealthy")
     launched = "its launcher ended: {0.reason}" if facts.main == "gone" else CONDITIONS["starting"]
-    was_found = record.reason == FOUND and record.supervisor is not None
     rows = (  # {0} is the record, {1} how long it waits
         (phase in ENDED_PHASES, phase, "{0.reason}"),
         (not facts.here and facts.same_host, "exited", RESTARTED),
@@ -3794,7 +3793,7 @@ def status_of(record: Record, facts: Facts) -> Verdict:
         (facts.main == "gone", "exited", "its end was not seen: its supervisor was gone"),
         (facts.main == "zombie", "exited", CONDITIONS["zombie"]),
         (not supervised and record.spec.type == "stdio", "running", UNHEARD),
-        (not supervised and (was_found or facts.cut_off), "running", UNREACHED),
+        (not supervised and facts.cut_off, "running", UNREACHED),
         (not supervised, "running", UNSUPERVISED),
         (True, phase, CONDITIONS.get(facts.main, as_was)),
     )
