@@ -32,9 +32,9 @@ CHANGES = {
     "sys.platform": '"darwin"',
     '"/proc': '"/nowhere/proc',
     '"/sys': '"/nowhere/sys',
-    # the one question to macOS's kernel that this one can't be asked
+    # the two questions to macOS's kernel that this one can't be asked
     "level, option = 0, 1": "level, option = socket.SOL_SOCKET, socket.SO_PEERCRED",
-    "fcntl.F_GETPATH": "50",  # its number there; here that is refused
+    "fcntl.fcntl(descriptor, fcntl.F_GETPATH,": 'os.readlink(b"/dev/fd/%d" % descriptor or',
 }
 
 

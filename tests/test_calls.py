@@ -189,7 +189,7 @@ def test_a_caller_that_merely_leaves_is_no_fault_of_the_service(spm: Spm) -> Non
     seen = len(faults())
     eventually(lambda: len(faults()) > seen + 1, what="a sample of after that")
     assert faults()[-1] == 0
-    spm("call", "s", "slow", "seconds=30", "--timeout", "100ms", code=124)
+    spm("call", "s", "slow", "seconds=30", "--timeout", "1s", code=124)
     eventually(lambda: faults()[-1], what="one that gave up waiting")
     spm("stop", "s")
 
