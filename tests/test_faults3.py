@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -118,13 +119,9 @@ def test_a_compiled_form_that_can_not_be_made_is_no_reason_to_fail(spm: Spm) -> 
 
 @pytest.mark.parametrize("words", [("stop", "api"), ("start", "api", "sleep 200"), ("cleanup",)])
 def test_a_supervisor_that_comes_late_starts_nothing_any_more(
-    spm: Spm, words: tuple[str, ...]
+    spm: Spm, late: psutil.Process, words: tuple[str, ...]
 ) -> None:
     # its command was killed when it had the order; another one had its say before it began
-    start = spm.popen("start", "api", "sleep 100", env={**spm.env, "SPM_TEST_CRASH": LATE})
-    late = caught(lambda: [one for one in spm.bearers() if is_late(one)])
-    late.suspend()
-    start.communicate(timeout=30)
     spm(*words)
     assert not is_running(late.pid)
     if words[0] == "start":
@@ -135,11 +132,17 @@ def test_a_supervisor_that_comes_late_starts_nothing_any_more(
 @pytest.fixture
 def late(spm: Spm) -> psutil.Process:
     """The supervisor of a start whose command was killed; it has its order, and stands still."""
-    start = spm.popen("start", "api", "sleep 100", env={**spm.env, "SPM_TEST_CRASH": LATE})
-    late = caught(lambda: [one for one in spm.bearers() if is_late(one)])
-    late.suspend()
-    start.communicate(timeout=30)
-    return late
+    for _ in range(20):  # it may have been gone before anybody looked
+        start = spm.popen("start", "api", "sleep 100", env={**spm.env, "SPM_TEST_CRASH": LATE})
+        late: list[psutil.Process] = []
+        while not late and (start.poll() is None or spm.bearers()):
+            late = [one for one in spm.bearers() if is_late(one)]
+        with contextlib.suppress(IndexError, psutil.NoSuchProcess):
+            late[0].suspend()
+        start.communicate(timeout=30)
+        if late and is_running(late[0].pid):
+            return late[0]
+    raise AssertionError("it was not seen")
 
 
 def test_a_start_whose_command_and_state_are_lost_does_not_happen(
