@@ -1479,13 +1479,17 @@ if sys.platform == "win32":
     def listen_local(directory: str) -> tuple[socket.socket, str]:
         """A listening loopback socket and its token, both left in a file of the directory."""
         server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        server.bind(("127.0.0.1", 0))
-        server.listen(512)  # else a crowd makes commands wait
-        token, path = secrets.token_hex(16), os.path.join(directory, CONTROL_SOCKET)
-        with open(path + ".new", "w", encoding="utf-8") as file:
-            json.dump({"port": server.getsockname()[1], "token": token}, file)
-        replace_file(path + ".new", path)
+        try:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+            server.bind(("127.0.0.1", 0))
+            server.listen(512)  # else a crowd makes commands wait
+            token, path = secrets.token_hex(16), os.path.join(directory, CONTROL_SOCKET)
+            with open(path + ".new", "w", encoding="utf-8") as file:
+                json.dump({"port": server.getsockname()[1], "token": token}, file)
+            replace_file(path + ".new", path)
+        except OSError:
+            server.close()
+            raise
         return server, token
 
     def connect_local(directory: str, timeout_s: float) -> tuple[socket.socket, str]:
@@ -1999,12 +2003,16 @@ else:
     def listen_local(directory: str) -> tuple[socket.socket, str]:
         """A listening Unix socket in the directory; it needs no token, its mode protects it."""
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with _address(directory) as address:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(address)
-            server.bind(address)
-            os.chmod(address, 0o600)
-        server.listen(512)  # else a crowd makes commands wait
+        try:
+            with _address(directory) as address:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(address)
+                server.bind(address)
+                os.chmod(address, 0o600)
+            server.listen(512)  # else a crowd makes commands wait
+        except OSError:
+            server.close()
+            raise
         return server, ""
 
     def most_connections() -> int:
@@ -3527,15 +3535,18 @@ def probe_http(url: Check, address: str, spec: Spec, deadline: float) -> tuple[b
 def _http_head(url: Check, address: str, insecure: bool, deadline: float) -> bytes:
     """The answer to a GET as far as the end of its headers."""
     left_s = max(deadline - time.monotonic(), 0.001)
-    connection = socket.create_connection((address, url.port or 0), left_s)
-    if url.kind == "https":
-        import ssl
+    with contextlib.ExitStack() as closing:
+        connection = closing.enter_context(
+            socket.create_connection((address, url.port or 0), left_s)
+        )
+        if url.kind == "https":
+            import ssl
 
-        context = ssl.create_default_context()
-        if insecure:
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        connection = context.wrap_socket(connection, server_hostname=url.host)
-    with connection:
+            context = ssl.create_default_context()
+            if insecure:
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            connection = context.wrap_socket(connection, server_hostname=url.host)
+            closing.enter_context(connection)
         request = f"GET {url.text} HTTP/1.1\r\nHost: {joined_host(url.host, url.port)}\r\n"
         request += f"User-Agent: simple_process_manager/{__version__}\r\nConnection: close\r\n\r\n"
         connection.sendall(request.encode("utf-8", "surrogateescape"))
@@ -5437,10 +5448,11 @@ class Supervisor:
 def order_in_window(directory: str) -> tuple[bytes, int]:
     """The order for a supervisor that a terminal started, and where its answer goes."""
     connection, _ = connect_local(directory, HUNG_S)
-    with connection.makefile("rb") as file:
-        line = file.readline()
-    connection.settimeout(None)  # of a long answer no more than a part would be taken
-    return line, connection.detach()
+    with connection:
+        with connection.makefile("rb") as file:
+            line = file.readline()
+        connection.settimeout(None)  # of a long answer no more than a part would be taken
+        return line, connection.detach()
 
 
 def take_environment(callers: dict[str, str]) -> None:
@@ -7672,7 +7684,8 @@ def start(store: Store, args: argparse.Namespace) -> Result:
     if record is None:
         return result
     try:
-        waited = wait_for([Target(store, record)], args.wait, args.progress)
+        with contextlib.closing(Target(store, record)) as target:
+            waited = wait_for([target], args.wait, args.progress)
     except SpmError as error:
         return result._replace(error=error)
     phase = (store.ask_record(record.name) or find(store, record.name).record).phase
@@ -8967,18 +8980,19 @@ def stop_steps(
         request = {"op": "stop", "main": main and main._asdict(), "spare": lineage()}
         with contextlib.suppress(OSError):
             connection = store.send(name, {**request, "timeout_s": timeout_s, "force": force})
-    yield 0.0
-    with contextlib.suppress(OSError):
-        if connection:
-            receive(connection, HUNG_S)
-            is_begun = True
-            reached("stop_asked")
-    yield 0.0
-    stopped = finish_stop(store, seen, connection, timeout_s) if connection and is_begun else None
-    if stopped:
-        return stopped
-    if connection:
-        connection.close()
+    with connection or contextlib.nullcontext():
+        yield 0.0
+        with contextlib.suppress(OSError):
+            if connection:
+                receive(connection, HUNG_S)
+                is_begun = True
+                reached("stop_asked")
+        yield 0.0
+        stopped = (
+            finish_stop(store, seen, connection, timeout_s) if connection and is_begun else None
+        )
+        if stopped:
+            return stopped
     if is_begun or store.is_supervised(name):  # it died or hangs: the rest is ours to do
         retire_supervisor(seen.record)
     # What was seen is old where its supervisor has just left: it may have written how it ended.
@@ -9705,7 +9719,21 @@ def wait_healthy(store: Store, args: argparse.Namespace) -> Result:
         advice = "write for example: wait-healthy api redis 30s"
         raise UsageError(f"{words[-1]!r} is neither a service here nor a duration", advice)
     began = float(LEAN_S) if IS_LEAN else time.monotonic()  # one clock for all processes
-    targets = [target_of(store, word, args) for word in dict.fromkeys(words)]
+    with contextlib.ExitStack() as left:
+        targets = list[Target]()
+        for word in dict.fromkeys(words):
+            targets.append(left.enter_context(contextlib.closing(target_of(store, word, args))))
+        return wait_for_each(store, targets, timeout_s, args, began)
+
+
+def wait_for_each(
+    store: Store,
+    targets: Sequence[Target],
+    timeout_s: float,
+    args: argparse.Namespace,
+    began: float,
+) -> Result:
+    """The Result when all are healthy, mostly after one look at each; else the error."""
     kinds = {check.kind for target in targets for check in target.checks.checks}
     asked = [f"--{key}" for target in targets for key in target.asked]
     if asked and not kinds & {"http", "https"}:
@@ -9784,12 +9812,6 @@ class Target:
         spec = (record.spec if record else Spec(("",), os.curdir))._replace(**self.asked)
         checks = self.given or [parse_check(text) for text in spec.readiness] or [Check("tcp")]
         self.checks = Checks(self.store, record, checks, spec, self.ask)
-        # The same supervisor goes on telling where it was: nothing is heard twice.
-        if not (self.connection and record and was and record.supervisor == was.supervisor):
-            self.phase, self.why = (record.phase, record.reason) if record else ("", "")
-            self.heard, self.connection = b"", None
-            with contextlib.suppress(OSError):  # no supervisor: then nothing idles, nobody tells
-                self.connection = record and self.store.send(record.name, {"op": "watch"})
         self.env = dict(os.environ)
         if record and any(check.kind == "exec" for check in checks):
             with contextlib.suppress(StateError):  # what it was given can't be read
@@ -9797,6 +9819,19 @@ class Target:
                 self.env.update(added_values(record.spec, given))
         self.due_at = dict.fromkeys(checks, 0.0)
         self.after_s: float | None = None  # when everything held
+        # The same supervisor goes on telling where it was: nothing is heard twice.
+        if not (self.connection and record and was and record.supervisor == was.supervisor):
+            self.close()
+            self.phase, self.why = (record.phase, record.reason) if record else ("", "")
+            self.heard = b""
+            with contextlib.suppress(OSError):  # no supervisor: then nothing idles, nobody tells
+                self.connection = record and self.store.send(record.name, {"op": "watch"})
+
+    def close(self) -> None:
+        """Hear no more of it; only then can the service be idle."""
+        if self.connection:
+            self.connection.close()
+            self.connection = None
 
     def ask(self, checks: Checks, check: Check, deadline: float) -> Sight:
         """What only the supervisor knows, or what its log says."""
@@ -9826,8 +9861,7 @@ class Target:
                     self.phase, self.why = str(news.get("phase")), str(news.get("why"))
                     self.ends += [self.why] * (self.phase == "backoff")
             if not chunk:
-                self.connection.close()
-                self.connection = None
+                self.close()
 
     @property
     def label(self) -> str:
@@ -10077,6 +10111,7 @@ class Chain:
         record = find(self.store, args.name).record
         self.started.update([record.instance] if record.owner == self.me else [])
         target = Target(self.store, record)
+        self.targets.append(target)
         target.is_passing = record.owner == self.me
         ready = wait_for([target], self.timeout_s, self.progress)
         self.say(*ready.lines)
@@ -10084,7 +10119,6 @@ class Chain:
         data.update(port=port, waited_s=ready.data["waited_s"], died=None)
         variable = re.sub(r"\W", "_", args.name.upper()) + "_PORT"
         self.env.update(dict.fromkeys(("PORT", variable), str(port)) if port else {})
-        self.targets.append(target)
 
     def test(self, argv: Sequence[str], stdout: int | None) -> int:
         """The return code of the test command; the services are watched meanwhile."""
@@ -10151,6 +10185,7 @@ class Chain:
             target.ends.clear()
             if death:
                 self.targets.remove(target)
+                target.close()
                 self.services[str(target.name).lower()]["died"] = death.message
                 tail = [f"  | {line}" for line in as_list(error_data(death).get("log_tail", []))]
                 self.say(f"[WARN] {death.message}; the tests go on", *tail)
@@ -10164,6 +10199,8 @@ class Chain:
     def stop(self) -> str:
         """Stop what was started here, the last one first; `; stopped: api, db`."""
         shared, failed = list[str](), list[str]()
+        for target in self.targets:
+            target.close()
 
         def is_shared(record: Record) -> bool:
             """Leave it, under its claim; whether another `run` still uses it."""
@@ -10674,7 +10711,7 @@ def connect(store: Store, args: argparse.Namespace) -> Result:
             connection.shutdown(2)  # SHUT_RDWR
 
     def heard() -> Iterator[str]:
-        with contextlib.suppress(ConnectionError):
+        with connection, contextlib.suppress(ConnectionError):
             while chunk := connection.recv(1 << 18):
                 yield chunk.decode("ascii", "replace")
         if not is_over.is_set():
@@ -10686,6 +10723,7 @@ def connect(store: Store, args: argparse.Namespace) -> Result:
     try:
         threading.Thread(target=carry, name="stdin", daemon=True).start()
     except RuntimeError as error:
+        connection.close()
         raise Failed(f"{error} for stdin", STATE_ADVICE["EAGAIN"]) from error
     return Result({}, stream=heard())
 
@@ -11219,7 +11257,8 @@ class Application:
         if record and record.phase in LIVE_PHASES and not is_alive(record.main):
             record = find(self.store, name).record  # its end isn't written down yet
         if record and (record.phase == "failed" or (record.phase == "exited" and not step.may_end)):
-            self.look(name, Target(self.store, record), self.began + 1e9)
+            with contextlib.closing(Target(self.store, record)) as target:
+                self.look(name, target, self.began + 1e9)
             error = self.outcomes[name].error
             if error and step.wanted and record.phase == "exited":
                 how = "a daemon: --type forking; a job, which may end well: --restart on-failure"
@@ -11348,21 +11387,29 @@ class Application:
                 seen = find(self.store, name)
                 stages = [*STAGES] if seen.verdict.status == "exited" else []
                 if seen.verdict.status in ("failed", "stopped", "lost"):
-                    Target(self.store, seen.record).check_alive()
+                    with contextlib.closing(Target(self.store, seen.record)) as dead:
+                        dead.check_alive()
             if is_late and not stages:
                 told = f"{name} did not end in {format_duration(self.limit_s)}"
                 late = TimedOut(told, "give it longer with --wait")
                 raise target.too_late(self.limit_s) if target else late
             if stages:
-                self.waits.pop(name, None)  # one that is looked at once more isn't among them
+                self.close(name)  # one that is looked at once more isn't among them
                 self.reached[name].update(stages)
                 line = target.line() if target else f"[OK] {name} has done its work"
                 self.lines[name].append(line)
                 if target:
                     target.tell()
         except SpmError as error:
-            self.waits.pop(name, None)
+            self.close(name)
             self.note(self.outcomes[name], "failed", error)
+
+    def close(self, *names: str) -> None:
+        """Wait for these no longer; for none, if none is named."""
+        for name in names or [*self.waits]:
+            target, _ = self.waits.pop(name, (None, 0.0))
+            if target:
+                target.close()
 
 
 def roll_back(
@@ -11511,7 +11558,8 @@ def carry_out(
         with contextlib.suppress(StateError):  # it is told at the end, if it goes on
             note(came, "applying")
 
-    outcomes = Application(store, steps, known, args).run(tell)
+    with contextlib.closing(Application(store, steps, known, args)) as application:
+        outcomes = application.run(tell)
     result = "failed" if any(one.error for one in outcomes) else "done"
     asked = result == "failed" and args.rollback_on_failure
     if asked and roll_back(store, known, outcomes, args.say):

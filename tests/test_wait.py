@@ -443,3 +443,45 @@ def test_the_port_of_a_program_whose_first_thread_has_ended_was_somebody_elses(
     spm("start", "web", f"{sys.executable} headless.py {port}", "--port", port)
     assert "web answers on" in spm("wait-healthy", "web", 5).stdout
     spm("stop", "web")
+
+
+# What a module of that name says is done before the program: here as its last act.
+LAST_LOOK = """
+import gc, os
+leave = os._exit
+def left(code):
+    gc.collect()
+    leave(code)
+os._exit = left
+"""
+
+
+def test_who_had_waited_left_its_connection_to_the_garbage_collector(spm: Spm, port: int) -> None:
+    # with warnings shown a collection in the wrong moment printed "Exception ignored in: <socket…"
+    (spm.base / "sitecustomize.py").write_text(LAST_LOOK)
+    paths = [str(spm.base), *filter(None, [spm.env.get("PYTHONPATH")])]
+    spm.env.update(PYTHONPATH=os.pathsep.join(paths), PYTHONWARNINGS="always::ResourceWarning")
+    services = {"web": {"command": nasty("--port", port), "ready": "tcp", "port": port}}
+    (spm.cwd / "spm.json").write_text(json.dumps({"services": services}))
+    for words in (
+        ("start", "web", "--wait"),
+        ("wait-healthy", "web", "5s"),
+        ("wait-healthy", port, "5s"),
+        ("restart", "web"),
+        ("stop", "web"),
+        ("up", "--wait", "5s"),
+        ("run", "web", "--", "true"),
+        ("down",),
+    ):
+        told = spm(*words).stderr
+        assert "ResourceWarning" not in told, (words, told)
+
+
+def test_what_up_had_waited_for_never_became_idle_while_up_watched(spm: Spm, port: int) -> None:
+    service = {"command": nasty("--port", port), "ready": "tcp", "idle_timeout": "500ms"}
+    (spm.cwd / "spm.json").write_text(json.dumps({"services": {"web": {**service, "port": port}}}))
+    watch = spm.popen("up", "--watch", "--wait", "5s")
+    assert watch.stdout and "is up (start: 1)" in watch.stdout.readline()
+    eventually(lambda: spm.service("web")["status"] == "stopped", 5, "its idle end")
+    watch.send_signal(signal.SIGINT)
+    watch.communicate(timeout=10)
