@@ -8597,11 +8597,14 @@ def meet(
     server.settimeout(0.02)
     while True:
         with contextlib.suppress(OSError):  # nobody yet
-            return server.accept()[0]
+            connection = server.accept()[0]
+            window.returncode = 0  # it goes on without us; Popen must neither wait nor warn
+            return connection
         if window.poll() or time.monotonic() > deadline:
             why = read_tail(log, 400).decode("utf-8", "replace").strip().rpartition("\n")[2]
             code = "nothing came of its window" if window.poll() is None else "it failed"
             window.kill()
+            window.wait()
             raise StartFailed(f"{who}: {code}: {why or 'it gave no reason'}", "see --terminal")
 
 

@@ -21,7 +21,7 @@ DEAF: dict[str, Any] = {
 }
 
 
-def shell(spm: Spm, line: str, timeout: float = 10.0) -> str:
+def shell(spm: Spm, line: str, timeout: float = 30.0) -> str:
     """The output of a shell line, which must end by itself."""
     done = subprocess.run(
         ["/bin/sh", "-c", line],

@@ -651,7 +651,8 @@ def test_a_window_on_a_screen_whose_x_is_clicked_has_stopped_its_tool(
 
 def test_any_program_can_be_the_terminal(spm: Spm) -> None:
     terminal = f"{sys.executable} -c 'import pty, sys; pty.spawn(sys.argv[1:])' {{}}"
-    spm("start", "tool", "cat", "--terminal", terminal)
+    spm.env["PYTHONWARNINGS"] = "always::ResourceWarning"
+    assert not spm("start", "tool", "cat", "--terminal", terminal).stderr, "its window lives on"
     assert spm.service("tool")["status"] == "running"
     spm("stop", "tool")
 

@@ -370,7 +370,7 @@ def test_what_lasts_lets_go_of_its_source_and_still_starts_services(spm: Spm) ->
     config = {"version": 1, "services": {"rpc": server, "api": {"command": "sleep 100"}}}
     (spm.cwd / "spm.json").write_text(json.dumps(config))
     connection = spm.popen("connect", "rpc", stdin=subprocess.PIPE)
-    eventually(lambda: whole_of(connection.pid), what="the connection")
+    eventually(lambda: whole_of(connection.pid), 30, "the connection")
     out, err = connection.communicate('{"jsonrpc": "2.0", "id": 1, "method": "ping"}\n', 20)
     assert (json.loads(out)["id"], connection.returncode) == (1, 0), err
     watch = spm.popen("up", "--watch")
@@ -410,8 +410,8 @@ def test_an_interrupted_long_wait_says_so(spm: Spm, port: int, number: int, code
 def lean_wait(spm: Spm, port: int) -> tuple[subprocess.Popen[str], Path]:
     """A wait that went on from bytecode, and that."""
     spm.program = SCRIPT
-    wait = spm.popen("wait-healthy", port, "20", "--json")
-    return wait, Path(eventually(lambda: whole_of(wait.pid), what="the wait"))
+    wait = spm.popen("wait-healthy", port, "60", "--json")
+    return wait, Path(eventually(lambda: whole_of(wait.pid), 30, "the wait"))  # it is compiled
 
 
 def whole_of(pid: int) -> str:
