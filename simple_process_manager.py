@@ -5692,12 +5692,13 @@ class Channel:
             self.mask = mask
             self.events.modify(self.connection, mask, self.on_ready)
 
-    def finish(self, until: float) -> None:
-        """Let go of it when what waits is written, or at a time."""
+    def finish(self, until: float, latest: float) -> None:
+        """Let go of it when what waits is written; `until` a time, or `latest` if it is taken."""
         with contextlib.suppress(OSError):  # it took too long, too
             for rest in self.queue if self.is_open else ():
-                self.connection.settimeout(max(until - time.monotonic(), 0.001))
-                self.connection.sendall(rest)
+                while rest:
+                    self.connection.settimeout(max(until - time.monotonic(), 0.001))
+                    rest, until = rest[self.connection.send(rest) :], latest
         self.close()
 
     def close(self) -> None:
@@ -5924,9 +5925,9 @@ class Relay:
                 self.faults += 1
                 answer = failure(one.id, RELAY_ERROR, text, **facts, repeat=repeat)
                 self.to_caller(one.caller, answer)
-        until = time.monotonic() + CLOSED_S
+        now = time.monotonic()
         for caller in sorted(self.callers, key=lambda one: one.queued):
-            caller.finish(until)
+            caller.finish(now + CLOSED_S, now + 2 * CLOSED_S)
         self.callers = []
         self.let_in()
 

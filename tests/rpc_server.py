@@ -265,7 +265,7 @@ def main() -> None:
             with contextlib.suppress(RecursionError):
                 handle(json.loads(line))
     for id_ in PARTING:
-        text(id_, "x" * 5_000_000)
+        text(id_, "x" * 2_000_000)
     if "--ignore-end" in SWITCHES:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:

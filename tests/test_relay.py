@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import selectors
 import shlex
 import shutil
 import socket
@@ -657,8 +658,30 @@ def test_what_a_server_says_at_its_end_comes_whole(spm: Spm) -> None:
         file.flush()
         eventually(lambda: relay(spm)["in_flight"], what="the request in flight")
         stopping = spm.popen("stop", "s")
-        assert len(said(json.loads(file.readline()))) == 5_000_000
+        assert len(said(json.loads(file.readline()))) == 2_000_000
         assert stopping.communicate(timeout=20)[1] == ""
+
+
+def test_who_took_an_answer_slowly_lost_the_rest_of_it_at_the_servers_end() -> None:
+    ours, theirs = socket.socketpair()
+    with selectors.DefaultSelector() as events, theirs:
+        caller = program.Channel(events, ours)
+        caller.listen(lambda *_: None)
+        caller.send({"x": "x" * 1_000_000})
+        now = time.monotonic()
+        with ThreadPoolExecutor() as pool:
+            came = pool.submit(slowly, theirs)
+            caller.finish(now + 0.2, now + 30)
+            assert len(came.result()) > 1_000_000
+
+
+def slowly(connection: socket.socket) -> bytes:
+    """What comes until its end, in more than a third of a second."""
+    pieces = [b"x"]
+    while pieces[-1]:
+        pieces.append(connection.recv(1 << 16))
+        time.sleep(0.02)
+    return b"".join(pieces[1:])
 
 
 # -- both eras

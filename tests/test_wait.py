@@ -478,10 +478,10 @@ def test_who_had_waited_left_its_connection_to_the_garbage_collector(spm: Spm, p
 
 
 def test_what_up_had_waited_for_never_became_idle_while_up_watched(spm: Spm, port: int) -> None:
-    service = {"command": nasty("--port", port), "ready": "tcp", "idle_timeout": "500ms"}
+    service = {"command": nasty("--port", port), "ready": "tcp", "idle_timeout": "1500ms"}
     (spm.cwd / "spm.json").write_text(json.dumps({"services": {"web": {**service, "port": port}}}))
     watch = spm.popen("up", "--watch", "--wait", "5s")
     assert watch.stdout and "is up (start: 1)" in watch.stdout.readline()
-    eventually(lambda: spm.service("web")["status"] == "stopped", 5, "its idle end")
+    eventually(lambda: spm.service("web")["status"] == "stopped", 8, "its idle end")
     watch.send_signal(signal.SIGINT)
     watch.communicate(timeout=10)
