@@ -1355,15 +1355,17 @@ if sys.platform == "win32":
         ours, theirs = socket.socketpair()
         (stdin, write), (read, stdout) = os.pipe(), os.pipe()
 
-        def carry(take: Callable[[int], bytes], give: Callable[[bytes], object]) -> None:
+        def carry(take: Callable[[int], bytes], give: Callable[[bytes], object], end: int) -> None:
             with contextlib.suppress(OSError):  # the service, or the supervisor, is gone
                 while chunk := take(1 << 16):
                     give(chunk)
-            (os.close(write) if take == theirs.recv else theirs.shutdown(socket.SHUT_WR))
+            os.close(end)
+            if end == read:
+                with contextlib.suppress(OSError):  # the supervisor has let go of it
+                    theirs.shutdown(socket.SHUT_WR)
 
-        partial = functools.partial
-        ways = ((theirs.recv, partial(os.write, write)), (partial(os.read, read), theirs.sendall))
-        for way in ways:
+        take, give = functools.partial(os.read, read), functools.partial(os.write, write)
+        for way in ((theirs.recv, give, write), (take, theirs.sendall, read)):
             threading.Thread(target=carry, args=way, daemon=True).start()
         return ours, stdin, stdout
 
@@ -1468,7 +1470,10 @@ if sys.platform == "win32":
         return act(*args)
 
     replace_file = functools.partial(_patiently, os.replace)
-    private = functools.partial(_patiently, os.open)
+
+    def private(path: str, flags: int) -> int:
+        """An opener for files; a directory is refused for good, which isn't waited for."""
+        return os.open(path, flags) if os.path.isdir(path) else _patiently(os.open, path, flags)
 
     def read_at(descriptor: int, size: int, offset: int) -> bytes:
         """Up to `size` bytes from an offset of an open file."""

@@ -509,6 +509,46 @@ for looks in (spm.is_free, spm.has_listener):
     assert win.json("port", port)["free"]
 
 
+def test_a_look_at_what_a_supervisor_could_not_write_took_a_second_for_each_service(
+    win: Win,
+) -> None:
+    # a directory isn't opened there, which was taken for somebody else who has it open
+    win("list")
+    code = """
+import time
+store, began = spm.Store(os.environ["SPM_HOME"]), time.perf_counter()
+os.makedirs(store.path("web"))
+print(store.is_behind("web"), time.perf_counter() - began)
+"""
+    is_behind, took_s = inside(win, code).split()
+    assert (is_behind, float(took_s) < 0.5) == ("False", True), took_s
+
+
+def test_a_descriptor_was_lost_with_each_end_of_a_stdio_service(win: Win) -> None:
+    told = inside(
+        win,
+        """
+import threading
+ours, *ends = spm.service_pipes()
+threads = [one for one in threading.enumerate() if one is not threading.main_thread()]
+for end in ends:
+    os.close(end)
+ours.close()
+for one in threads:
+    one.join(10)
+opened = []
+for end in range(3, 20):
+    try:
+        os.fstat(end)
+        opened.append(end)
+    except OSError:
+        pass
+print(len(threads), opened)
+""",
+    )
+    assert told.strip() == "2 []"
+
+
 @pytest.fixture
 def window(win: Win, request: pytest.FixtureRequest) -> Win:
     """A command line whose windows are on a screen: Wine's on one that nobody sees."""
