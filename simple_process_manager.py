@@ -1333,9 +1333,9 @@ if sys.platform == "win32":
         """Say this in our window; what it returns is readable after a key, or when it is closed."""
         if not _routines:
             raise OSError(errno.ENXIO, "we aren't in it")
-        ours, theirs = socket.socketpair()
         with open("CONOUT$", "w", encoding="utf-8") as console:
             console.write(text)
+        ours, theirs = socket.socketpair()
 
         def wait() -> None:
             while not (_window["closed"] or msvcrt.kbhit()):
@@ -1821,7 +1821,12 @@ else:
         """Our end of a service's stdin and stdout, and the two descriptors that become its own."""
         # A socket pair, as libuv's hosts use it too: one descriptor for both ways.
         ours, theirs = socket.socketpair()
-        return ours, os.dup(theirs.fileno()), theirs.detach()
+        try:
+            return ours, os.dup(theirs.fileno()), theirs.detach()
+        except OSError:  # no descriptor is left
+            ours.close()
+            theirs.close()
+            raise
 
     def launch_service(
         argv: Sequence[str], cwd: str, env: dict[str, str], log: int, instance: str, ends: list[int]
@@ -4662,7 +4667,6 @@ class Supervisor:
         record, spec, self.said_ready = self.record, self.record.spec, None
         if self.log.descriptor < 0:  # the log begins anew at starts that were asked for
             self.log.open(anew=True)
-        pipes = self.pipes.open() if self.pipes else []
         values = {key: value for key, value in os.environ.items() if key not in COOKIE_NAMES}
         # A Python service that is killed would otherwise take its buffered last words along.
         values.setdefault("PYTHONUNBUFFERED", "1")
@@ -4671,7 +4675,9 @@ class Supervisor:
         cookie = dict(zip(COOKIE_NAMES, (record.instance, record.name, self.store.home)))
         values, output = {**values, **env, **cookie}, -1 if spec.terminal else self.log.descriptor
         self.before, id_ = matching(spec.match, record) if spec.match else (), record.instance
+        pipes = list[int]()
         try:
+            pipes = self.pipes.open() if self.pipes else pipes
             if self.env is None:
                 self.check_room()
             self.child = launch_service(spec.words, spec.cwd, values, output, id_, pipes)

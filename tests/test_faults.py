@@ -459,6 +459,30 @@ def test_a_supervisor_died_of_what_the_system_refused_for_a_moment(spm: Spm, fai
     spm("stop", "api")
 
 
+def test_a_stdio_service_was_not_restarted_when_no_pipe_could_be_had_for_a_moment(spm: Spm) -> None:
+    # and its supervisor had died of it
+    options = (
+        "--type",
+        "stdio",
+        "--protocol",
+        "jsonrpc",
+        "--restart",
+        "always",
+        "--backoff",
+        "9ms",
+    )
+    spm("start", "s", server("--plain"), *options)
+    guard, pid = spm.supervisor("s"), spm.service("s")["pid"]
+    with failing(guard, "socketpair:error=EMFILE"):
+        os.kill(pid, signal.SIGKILL)
+        told = "could not be executed: Too many open files"
+        eventually(lambda: told in spm("events", "s").stdout, what="a try in vain")
+    eventually(lambda: spm.service("s")["pid"] not in (None, pid), what="another process")
+    assert spm.supervisor("s") == guard
+    assert "hi" in spm("call", "s", "echo", "message=hi").stdout
+    spm("stop", "s")
+
+
 @pytest.mark.skipif(GENERIC, reason="there is no pidfd")
 def test_where_a_pidfd_can_be_opened_and_not_signalled_nothing_could_be_stopped(spm: Spm) -> None:
     spm("start", "api", "sleep 100")
