@@ -4610,6 +4610,7 @@ class Supervisor:
 
     def open_control(self) -> None:
         """Make the control socket; where that can't be done now it is tried again at each tick."""
+        self.follow()
         try:
             self.server, self.token = listen_local(self.store.path(self.record.name))
         except OSError:  # read-only, full
@@ -4852,6 +4853,7 @@ class Supervisor:
     def leave(self) -> None:
         """Free what others wait for, then answer them."""
         reached("leaving")
+        self.follow()
         with contextlib.suppress(OSError):
             os.unlink(self.store.path(self.record.name, CONTROL_SOCKET))
         if self.pipes:

@@ -374,6 +374,25 @@ def test_a_home_made_anew_where_one_was_renamed_took_what_its_supervisors_wrote(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no directory with open files is renamed")
+def test_a_supervisor_whose_home_was_renamed_cut_off_the_one_that_was_made_in_its_place(
+    spm: Spm,
+) -> None:
+    # when it left it removed the socket of the service of that name
+    spm("start", "one", "--shell", "until test -e go; do sleep 0.02; done & exit 0")
+    eventually(lambda: spm.record("one")["phase"] == "exited", what="the end of its main process")
+    socket_of_other = spm.home / "services" / "one" / "control.sock"
+    guard, at = spm.supervisor("one"), spm.record("one")["started_at"] + 0.9
+    eventually(lambda: time.time() > at, what="the third look at its log: there is a pause by now")
+    rename_home(spm)
+    socket_of_other.parent.mkdir(parents=True)
+    socket_of_other.touch()
+    (spm.cwd / "go").touch()
+    eventually(lambda: not is_running(guard), what="the end of its supervisor")
+    assert socket_of_other.exists()
+    assert not (spm.home / "services" / "one" / "control.sock").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no directory with open files is renamed")
 def test_a_rotation_after_the_home_was_renamed_destroyed_the_log(spm: Spm) -> None:
     # the older file was written to where the home was before, then the log was emptied all the same
     rounds = "until test -e go; do sleep 0.02; done; seq 1 3000; exec sleep 100"
