@@ -1295,9 +1295,10 @@ if sys.platform == "win32":
             return process.pid, os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno())
 
     def read_answer(descriptor: int, wait_s: float) -> bytes:
-        """What is to be read until the first line end or the end; a pipe has no time limit here."""
+        """An answer to its line end, what is none to its end; a pipe has no time limit here."""
         with open(descriptor, "rb", closefd=False) as file:
-            return file.readline()
+            line = file.readline()
+            return line if line.startswith(b"{") else line + file.read()
 
     def dismiss(pid: int) -> None:
         """End a supervisor that got no order: TerminateProcess."""
@@ -1776,9 +1777,9 @@ else:
         return moved
 
     def read_answer(descriptor: int, wait_s: float) -> bytes:
-        """What is to be read until the first line end, the end, or for wait_s seconds."""
+        """An answer to its line end, what is none to its end; or what comes in wait_s seconds."""
         chunk, answer, deadline = b"?", b"", time.monotonic() + wait_s
-        while chunk and not answer.endswith(b"\n"):
+        while chunk and not (answer.startswith(b"{") and answer.endswith(b"\n")):
             left_s = max(0.0, deadline - time.monotonic())
             is_there = select.select([descriptor], [], [], left_s)[0]
             chunk = os.read(descriptor, 1 << 16) if is_there else b""
@@ -13131,6 +13132,8 @@ def main() -> NoReturn:
         code = 141  # as a shell reports SIGPIPE: who read us went away
     except OSError as error:
         code = Failed.exit_code
+        if sys.argv[1:2] == ["supervise"]:  # it writes nothing: who launched it reads why it died
+            raise
         with contextlib.suppress(OSError):
             told = f"[ERROR] the output can't be written: {error.strerror}\n"
             write(sys.stderr, told + "  → what was asked for is done all the same: see list\n")

@@ -459,6 +459,25 @@ def test_a_supervisor_died_of_what_the_system_refused_for_a_moment(spm: Spm, fai
     spm("stop", "api")
 
 
+@pytest.mark.skipif(not shutil.which("strace"), reason="there is no strace here")
+def test_a_supervisor_that_could_not_begin_was_said_to_have_done_what_was_asked_for(
+    spm: Spm,
+) -> None:
+    # or to have died of "Traceback (most recent call last):", the first that came of its words
+    traced = ["strace", "-f", "--seccomp-bpf", "-o", os.devnull, "-P", "/dev/fd"]
+    traced += ["-e", "trace=openat", "-e", "inject=openat:error=ENFILE"]
+    argv = [*traced, *spm.argv("start", "api", "sleep 100")]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=spm.cwd, env=spm.env)
+    if "PTRACE" in done.stderr or done.returncode == 0:
+        pytest.skip(f"nothing can be traced here: {done.stderr}")
+    died = (
+        "the supervisor of api died: OSError: [Errno 23] Too many open files in system: '/dev/fd'"
+    )
+    assert (done.returncode, died in done.stderr) == (4, True), done.stderr
+    assert "is done all the same" not in done.stderr
+    assert not spm.bearers()
+
+
 def test_a_stdio_service_was_not_restarted_when_no_pipe_could_be_had_for_a_moment(spm: Spm) -> None:
     # and its supervisor had died of it
     options = (
