@@ -3121,8 +3121,12 @@ class Store:
         return self._is_held(name)
 
     def _is_held(self, name: str, *lock: str) -> bool:
-        with contextlib.suppress(OSError), opened(self.path(name, *lock)) as descriptor:
-            return is_locked(descriptor)
+        try:
+            with opened(self.path(name, *lock)) as descriptor:
+                return is_locked(descriptor)
+        except OSError as error:  # there is no such file; or it can't be told
+            if error.errno in NO_ROOM:
+                raise
         return False
 
     def send(self, name: str, request: dict[str, object]) -> socket.socket:

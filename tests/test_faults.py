@@ -459,23 +459,40 @@ def test_a_supervisor_died_of_what_the_system_refused_for_a_moment(spm: Spm, fai
     spm("stop", "api")
 
 
-@pytest.mark.skipif(not shutil.which("strace"), reason="there is no strace here")
+def without_room_for(spm: Spm, path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command that can't open that file, as no process of the system can open one more."""
+    if not shutil.which("strace"):
+        pytest.skip("there is no strace here")
+    argv = ["strace", "-f", "--seccomp-bpf", "-o", os.devnull, "-P", str(path)]
+    argv += ["-e", "trace=openat", "-e", "inject=openat:error=ENFILE", *spm.argv(*words)]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=spm.cwd, env=spm.env)
+    if "ptrace" in done.stderr.lower():
+        pytest.skip(f"nothing can be traced here: {done.stderr}")
+    return done
+
+
 def test_a_supervisor_that_could_not_begin_was_said_to_have_done_what_was_asked_for(
     spm: Spm,
 ) -> None:
     # or to have died of "Traceback (most recent call last):", the first that came of its words
-    traced = ["strace", "-f", "--seccomp-bpf", "-o", os.devnull, "-P", "/dev/fd"]
-    traced += ["-e", "trace=openat", "-e", "inject=openat:error=ENFILE"]
-    argv = [*traced, *spm.argv("start", "api", "sleep 100")]
-    done = subprocess.run(argv, capture_output=True, text=True, cwd=spm.cwd, env=spm.env)
-    if "PTRACE" in done.stderr or done.returncode == 0:
-        pytest.skip(f"nothing can be traced here: {done.stderr}")
+    done = without_room_for(spm, Path("/dev/fd"), "start", "api", "sleep 100")
     died = (
         "the supervisor of api died: OSError: [Errno 23] Too many open files in system: '/dev/fd'"
     )
     assert (done.returncode, died in done.stderr) == (4, True), done.stderr
     assert "is done all the same" not in done.stderr
     assert not spm.bearers()
+
+
+def test_without_room_for_a_look_at_its_lock_a_supervisor_was_said_to_be_gone(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    lock = spm.home / "services" / "api" / "supervisor.lock"
+    for words in (["list"], ["status", "api"], ["stop", "api"]):
+        done = without_room_for(spm, lock, *words)
+        assert (done.returncode, "is gone" in done.stdout + done.stderr) == (9, False), done
+        assert f"{lock}: Too many open files in system" in done.stderr
+    assert spm.service("api")["status"] == "running"
+    spm("stop", "api")
 
 
 def test_a_stdio_service_was_not_restarted_when_no_pipe_could_be_had_for_a_moment(spm: Spm) -> None:
