@@ -1071,7 +1071,8 @@ def _psutil_boot() -> str:
     return f"{psutil.boot_time() / 60:.0f}"  # to the minute: it moves with the clock's corrections
 
 
-NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # they say nothing about what is looked at
+# They say nothing about what is looked at. ENOSPC of epoll_ctl(2): this user has too many watches.
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
 PATIENCE_S = [0.0]  # how long that is waited for; a supervisor that gave up would leave its service
 
 
@@ -4605,7 +4606,7 @@ class Supervisor:
         self.wake, self.waker = patiently(socket.socketpair)
         self.wake.setblocking(False)
         self.waker.setblocking(False)
-        self.hear(self.wake, self.on_wake)
+        patiently(self.hear, self.wake, self.on_wake)
         self.open_control()
         watch(self.waker)
         self.waker.send(b"\0")
@@ -4623,18 +4624,26 @@ class Supervisor:
             self.open_at = time.monotonic() + TICK_S if is_there else None
             return
         self.open_at = None
-        self.hear(self.server, self.on_connect)
+        patiently(self.hear, self.server, self.on_connect)
 
     def hear(self, source: int | socket.socket, act: Callable[..., object]) -> None:
         """Have `act` called with the source whenever that can be read."""
         self.events.register(source, selectors.EVENT_READ, act)
+
+    def hears_client(self, client: Client, act: Callable[..., object]) -> bool:
+        """Whether we are woken when it says something; else it is let go, as in NO_ROOM."""
+        with contextlib.suppress(OSError):
+            self.hear(client.connection, act)
+            return True
+        client.connection.close()
+        return False
 
     def hears_end(self, identity: Identity | None) -> bool:
         """Whether we are woken when a process ends that isn't our child; else it is looked at."""
         descriptor = death_watch(identity) if identity else None
         if descriptor is None:
             return False
-        with contextlib.suppress(OSError):  # as in on_connect()
+        with contextlib.suppress(OSError):  # as in NO_ROOM
             self.hear(descriptor, self.heard_end)
             return True
         os.close(descriptor)
@@ -5314,10 +5323,7 @@ class Supervisor:
             return
         connection.setblocking(False)
         client = Client(connection)
-        try:
-            self.hear(connection, lambda _: self.on_data(client))
-        except OSError:  # ENOSPC of epoll_ctl(2): this user has too many watches
-            connection.close()
+        self.hears_client(client, lambda _: self.on_data(client))
 
     def on_data(self, client: Client) -> None:
         """A part of a request, the whole of one, or the end of the connection."""
@@ -5435,8 +5441,8 @@ class Supervisor:
             self.active()
 
         client.answer(self.heard(), hang_up=False)
-        self.watchers.append(client)
-        self.hear(client.connection, left)
+        if self.hears_client(client, left):
+            self.watchers.append(client)
 
     def on_ready(self, client: Client, request: dict[str, object]) -> None:
         """A command that waited saw readiness before the prober did."""
@@ -5767,7 +5773,7 @@ class Relay:
     def listen(self) -> None:
         """The process runs: find out how it wants to be spoken to."""
         self.server = Channel(self.supervisor.events, self.connection)
-        self.server.listen(self.hear)
+        patiently(self.server.listen, self.hear)
         self.server.allows_nan = False
         spec = self.supervisor.record.spec
         self.give_up_at = time.monotonic() + spec.connect_timeout_s
@@ -5978,7 +5984,11 @@ class Relay:
             how = {"era": self.era, "version": self.version, **roots_of(supervisor.record.spec)}
             client.answer({"ok": True, **how}, hang_up=False)
             caller = Channel(supervisor.events, client.connection)
-            caller.listen(self.hear)
+            try:
+                caller.listen(self.hear)
+            except OSError:  # as in NO_ROOM
+                client.connection.close()
+                return
             self.callers.append(caller)
             supervisor.active()  # else it may idle out before the request is here
             self.hear(caller, caller.frames.feed(client.behind))

@@ -519,6 +519,31 @@ def test_a_stdio_service_was_not_restarted_when_no_pipe_could_be_had_for_a_momen
     spm("stop", "s")
 
 
+def test_a_supervisor_died_of_a_watch_that_was_refused_to_a_restart_and_to_who_waits(
+    spm: Spm,
+) -> None:
+    options = (
+        "--type",
+        "stdio",
+        "--protocol",
+        "jsonrpc",
+        "--restart",
+        "always",
+        "--backoff",
+        "9ms",
+    )
+    spm("start", "s", server("--plain"), *options)
+    guard, pid = spm.supervisor("s"), spm.service("s")["pid"]
+    with failing(guard, "epoll_ctl:error=ENOSPC:when=5"):  # that of the watcher
+        spm("wait-healthy", "s", "300ms", code=None)
+    with failing(guard, "epoll_ctl:error=ENOSPC"):
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: "restarted" in spm("events", "s").stdout, what="its restart")
+    assert "hi" in spm("call", "s", "echo", "message=hi").stdout
+    assert spm.supervisor("s") == guard
+    spm("stop", "s")
+
+
 @pytest.mark.skipif(GENERIC, reason="there is no pidfd")
 def test_where_a_pidfd_can_be_opened_and_not_signalled_nothing_could_be_stopped(spm: Spm) -> None:
     spm("start", "api", "sleep 100")
