@@ -2550,6 +2550,7 @@ STATE_ADVICE = {
     "ENOSPC": "free some disk space and run the command again; running services go on",
     "EROFS": "make it writable again (mount -o remount,rw …), or take another one: --home /tmp/x",
     "EMFILE": "raise the limit of open files (ulimit -n), then run the command again",
+    "ENFILE": "the whole system has no more: end what opened so many, then run the command again",
     "EAGAIN": "raise the limit of processes (ulimit -u), or end some; then run the command again",
     "EACCES": "make it readable and writable for this user: chmod -R u+rwX {path}",
     "EPERM": "make it readable and writable for this user: chmod -R u+rwX {path}",
@@ -13108,8 +13109,9 @@ def run(argv: Sequence[str]) -> int:
         if every_s and isinstance(error, BrokenPipeError):
             raise  # who read what is repeated has left
         text = f"{error.filename or os.curdir}: {error.strerror or error}"
-        problem = StateError(text, "see that it can be used", retryable=may_pass(error))
-        result = Result({}, error=problem)
+        known = errno.errorcode.get(error.errno, "") if error.errno in NO_ROOM else ""
+        advice = STATE_ADVICE.get(known, "see that it can be used")
+        result = Result({}, error=StateError(text, advice, retryable=may_pass(error)))
     except KeyboardInterrupt as asked:
         advice = "what was started, or is being stopped, goes on without this command: see list"
         result = Result({}, error=Interrupted.by(asked, "interrupted", advice))

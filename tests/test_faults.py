@@ -490,7 +490,7 @@ def test_without_room_for_a_look_at_its_lock_a_supervisor_was_said_to_be_gone(sp
     for words in (["list"], ["status", "api"], ["stop", "api"]):
         done = without_room_for(spm, lock, *words)
         assert (done.returncode, "is gone" in done.stdout + done.stderr) == (9, False), done
-        assert f"{lock}: Too many open files in system" in done.stderr
+        assert f"{lock}: Too many open files in system\n  → the whole system has no" in done.stderr
     assert spm.service("api")["status"] == "running"
     spm("stop", "api")
 
