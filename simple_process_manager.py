@@ -4812,10 +4812,14 @@ class Supervisor:
     def follow(self) -> bool:
         """Whether our home was renamed: we go on there. Another may be in its place by now."""
         lock, former = self.store.path(self.record.name, "supervisor.lock"), self.store.home
-        with contextlib.suppress(OSError):  # it may not be looked at
-            path = "" if is_same_file(self.lock, lock) else path_of(self.lock)
-            home = path.removesuffix(lock[len(former) :])
-            if home != path and is_same_file(self.lock, path):  # else it was removed
+        is_here = False
+        with contextlib.suppress(OSError):  # what is in its place may not be looked at
+            is_here = is_same_file(self.lock, lock)
+        path = "" if is_here else path_of(self.lock)
+        home = path.removesuffix(lock[len(former) :])
+        with contextlib.suppress(OSError):  # nor may it
+            # else it was removed
+            if home not in (path, former) and is_same_file(self.lock, path):
                 self.store.move_to(home)
                 self.log.move_to(self.store.path(self.record.name))
                 self.tell("moved", f"{former} was renamed: it is {home}")

@@ -374,6 +374,18 @@ def test_a_home_made_anew_where_one_was_renamed_took_what_its_supervisors_wrote(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no directory with open files is renamed")
+def test_an_end_after_the_home_was_renamed_and_its_place_was_closed_was_not_seen(spm: Spm) -> None:
+    # by another user's home, or by a file
+    spm("start", "one", "--shell", "until test -e go; do sleep 0.02; done; exit 7")
+    former = spm.home
+    rename_home(spm)
+    former.touch()
+    (spm.cwd / "go").touch()
+    eventually(lambda: spm.service("one")["status"] == "failed", what="its end")
+    assert spm.record("one")["exit"]["code"] == 7
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no directory with open files is renamed")
 def test_a_supervisor_whose_home_was_renamed_cut_off_the_one_that_was_made_in_its_place(
     spm: Spm,
 ) -> None:
