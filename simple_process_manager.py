@@ -1584,10 +1584,10 @@ else:
         finally:
             os.close(descriptor)
 
-    def stat_of(pid: int) -> Stat | None:
+    def stat_of(pid: int, waits: bool = True) -> Stat | None:
         """One look at a process, None if there is none; on Linux one read of proc_pid_stat(5)."""
         try:
-            text, owner = patiently(_read_stat, pid)
+            text, owner = patiently(_read_stat, pid) if waits else _read_stat(pid)
         except OSError as error:  # ESRCH: it ended between the two calls
             if error.errno in NO_ROOM:
                 raise
@@ -1676,7 +1676,7 @@ else:
         # False if the process is gone or not ours to signal.
         handle = death_watch(identity) if has_room else None
         try:
-            look = stat_of(identity.pid)
+            look = stat_of(identity.pid, waits=handle is None)  # else for what we hold
             if look is None or look.identity != identity:
                 return False
             # A stopped process acts on SIGTERM only once it is continued.

@@ -432,6 +432,19 @@ def test_a_supervisor_died_of_the_end_of_its_service_when_it_could_open_no_file(
     spm("stop", "api")
 
 
+@pytest.mark.skipif(GENERIC or sys.platform != "linux", reason="needs prlimit() and a pidfd")
+def test_a_stop_waited_for_the_descriptor_that_it_held_itself(spm: Spm) -> None:
+    # its supervisor was taken for hung and killed, and with it how the service ended
+    spm("start", "api", "sleep 100")
+    spm("touch", "api")  # it has opened all that it will
+    guard = spm.supervisor("api")
+    opened = max(map(int, os.listdir(f"/proc/{guard}/fd"))) + 1
+    most = resource.prlimit(guard, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(guard, resource.RLIMIT_NOFILE, (opened + 2, most))  # who asks, and one more
+    spm("stop", "api")
+    assert spm.record("api")["exit"]["signal"] == "SIGTERM"
+
+
 @contextlib.contextmanager
 def failing(pid: int, failure: str) -> Iterator[None]:
     """A process in which the system refuses something."""
