@@ -6228,6 +6228,9 @@ class Relay:
         meta = as_object(params.get("_meta"))
         if message["method"] == "notifications/tools/list_changed":
             self.has_listed = False
+            if self.supervisor.record.spec.extra.get("repeatable"):  # until it says so again
+                self.remember("repeatable", [])
+                self.supervisor.save()
         if key == "progressToken" and self.era == "jsonrpc":  # there it is a caller's own
             key = None
         if key == "requestId" and self.era != "modern":  # it gives up a question of its own

@@ -71,6 +71,22 @@ def test_a_tool_that_changed_and_has_an_effect_now_was_still_called_again(spm: S
     spm("stop", "s")
 
 
+def test_a_tool_of_which_it_is_not_known_yet_what_it_does_by_now_was_called_again(
+    spm: Spm,
+) -> None:
+    starts, deaf = spm.base / "starts", spm.base / "deaf"
+    begin(spm, "--starts", starts, "--deaf", deaf)
+    learnt(spm)
+    spm("call", "s", "turn")
+    deaf.touch()
+    called = spm.popen("call", "s", "echo", MESSAGE, "--json")
+    in_flight(spm, 1)
+    deaf.unlink()
+    os.kill(int(starts.read_text().split()[-1]), signal.SIGKILL)
+    code, error = outcome(called)
+    assert (code, error["cause"], error["retryable"]) == (1, "server_died", False), error
+
+
 def test_a_service_that_was_stopped_under_a_call_was_started_again_by_it(spm: Spm) -> None:
     deaf = spm.base / "deaf"
     begin(spm, "--deaf", deaf)
