@@ -9273,8 +9273,8 @@ def forget(store: Store, records: Sequence[Record], purge: bool) -> list[str]:
             with contextlib.suppress(TimedOut):
                 claims.enter_context(store.claim(record.name, HUNG_S, began))
                 now = store.record(record.name)
-                if now is None or now.instance != record.instance:
-                    continue
+                if now is None or run_of(now.instance) != run_of(record.instance):
+                    continue  # an automatic restart meanwhile doesn't count: it was stopped, too
                 empty_logs(store, now) if purge else None
                 # not known when all was stopped
                 if stays(store, now.name) or observe(store, now).verdict.is_live:

@@ -321,6 +321,13 @@ def test_cleanup_stops_everything_and_forgets_it(spm: Spm) -> None:
     assert not list((spm.home / "services").iterdir())
 
 
+def test_cleanup_did_not_forget_what_was_restarted_by_itself_just_then(spm: Spm) -> None:
+    quick = ("--backoff", "1ms", "--backoff-max", "1ms", "--max-restarts", "100000")
+    spm("start", "api", "sh -c 'exit 1'", "--restart", "always", *quick)
+    eventually(lambda: spm.service("api")["restarts"] > 2)
+    assert spm.json("cleanup")["forgotten"] == ["api"]
+
+
 def test_cleanup_removes_what_killed_writes_left(spm: Spm) -> None:
     spm.env["SPM_TEST_CRASH"] = "command.written"
     spm("start", "api", "sleep 100", code=None)
