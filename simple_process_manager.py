@@ -8135,9 +8135,9 @@ def begun(store: Store, asked: Asked, former: Seen | None, how: str, notes: list
         return started(store, settled(store, launched(store, record, values)), how, notes)
     except StartFailed as error:
         error.message += f" ({shown_command(spec)})"
-        advice = unnamed(name, spec, values)
-        advice = advice or start_advice(spec, values, error.facts.get("errno"))
-        error.advice = advice or error.advice
+        code = error.facts.get("errno")  # None: it was executed, and ended too soon
+        advice = unnamed(name, spec, values) if code else ""
+        error.advice = advice or start_advice(spec, values, code) or error.advice
         error.facts.update(failure_facts(store, store.record(name), error.advice))
         cause = as_object(error.facts["cause"])
         again = f"restart {name}" + " --force" * bool(spec.cooldown_s)
@@ -12912,8 +12912,9 @@ def parser_of(name: str, words: Sequence[str]) -> argparse.ArgumentParser:
                 advice = f'if they belong to the command, quote it: {name} NAME "COMMAND --option"'
                 bare = ", or put it behind --: start NAME -- COMMAND --option"
                 advice += bare if name == "start" else " -- TESTS"
-            if message.endswith("required: NAME"):
-                advice = f"the names are in: list; {advice}"
+            if message.endswith("required: NAME"):  # `run` gives it one, others look for it
+                names = f'write: run NAME "COMMAND" -- TESTS; {advice}'
+                advice = names if name == "run" else f"the names are in: list; {advice}"
             if message.startswith(("unrecognized", "the following")):
                 advice = meant_option(name, words, message.startswith("unrec")) + advice
             # an unknown option may have been meant to carry a secret, with blanks in it

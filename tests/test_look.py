@@ -386,6 +386,7 @@ def test_usage_errors_are_one_line_and_advice(spm: Spm) -> None:
         assert f"  → did you mean {meant}" in spm(*typed.split(), code=2).stderr
     assert "did you mean" not in spm("start", "x", "--reload", "true", code=2).stderr
     assert "  → the names are in: list; see: " in spm("logs", code=2).stderr
+    assert '  → write: run NAME "COMMAND" -- TESTS; see: ' in spm("run", code=2).stderr
     assert "the commands are: start, port, stop" in spm("xyzzy", code=2).stderr
     assert "the command is missing" in spm("--home", "list", code=2).stderr, "list is the directory"
     assert "usage: " in spm().stdout and "usage: " in spm("--home", "x", "--help").stdout

@@ -117,6 +117,17 @@ def test_a_program_taken_for_the_name_was_a_file_that_is_not_found(spm: Spm) -> 
     assert f"  → {here} before it\n" in spm("start", "api", "app.py", code=4).stderr
 
 
+def test_a_service_with_the_name_of_a_program_that_ended_too_soon_was_to_be_called_NAME(
+    spm: Spm,
+) -> None:
+    script = spm.cwd / "run.sh"
+    script.write_text("#!/bin/sh\nexit 3\n")
+    script.chmod(0o755)
+    told = spm("start", "test", "./run.sh", "--start-seconds", "5s", code=4).stderr
+    assert "exit code 3" in told and "taken for" not in told
+    assert "see whether it has a log file of its own" in told
+
+
 @pytest.mark.parametrize(
     ("command", "reason", "advice"),
     [
