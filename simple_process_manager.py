@@ -6033,7 +6033,8 @@ class Relay:
             self.to_log(b"a caller was disconnected: it doesn't read what it asked for")
             self.drop(caller, "the caller doesn't read")
         elif caller.is_open and not caller.send(message):
-            caller.send(failure(message.get("id"), RELAY_ERROR, TOO_DEEP, cause="protocol"))
+            facts = {"cause": "protocol", "repeat": False}
+            caller.send(failure(message.get("id"), RELAY_ERROR, TOO_DEEP, **facts))
         self.part(caller)
 
     def part(self, caller: Channel) -> None:
@@ -6075,7 +6076,8 @@ class Relay:
         asked = [number for number, one in self.pending.items() if one.caller]
         if len(asked) == 1:  # else nobody knows whose it was
             told = f"the answer of {self.name} is longer than {MESSAGE_BYTES >> 20} MiB"
-            self.on_answer(failure(asked[0], RELAY_ERROR, told, cause="protocol"))
+            facts = {"cause": "protocol", "repeat": False}
+            self.on_answer(failure(asked[0], RELAY_ERROR, told, **facts))
 
     def on_message(self, channel: Channel, message: Message, is_server: bool) -> None:
         """A request, a notification or an answer, of the service or of a caller."""
@@ -10381,7 +10383,6 @@ ADVICE["cancelled"] = "what came of it may be in: logs {}"
 ADVICE["timeout"] = "wait longer with --timeout; progress renews it, up to --max-time"
 INPUT_PAUSES_S = (0.05, 0.1, 0.2, *[0.25] * 7)  # between rounds of input_required, as the SDKs do
 REPEATED, RETRY_S = ("server_died", "connection", "flood"), 0.1  # doubled each time
-OWN_CAUSES = (*REPEATED, "protocol", "timeout", "cancelled")
 CALL_OPTIONS = (  # the first two are those of `connect` too
     Option("--timeout", "D", parse_duration, ASK_S, "start and answer (60s); progress renews it"),
     Option("--no-start", help="fail if it isn't running, instead of starting it"),
@@ -10588,9 +10589,9 @@ def exchange(
                 answer = unanswered(store, name, facts.get("era"), message, patience, fault)
         error = as_object(answer.get("error"))
         data = as_object(error.get("data"))
-        cause = str(data.get("cause")) if error.get("code") == RELAY_ERROR else ""
-        cause = cause if cause in OWN_CAUSES else ""  # services use that code, too
-        repeat = bool(cause) and data.get("repeat") is True
+        is_ours = error.get("code") == RELAY_ERROR and "repeat" in data  # services use it, too
+        cause = str(data.get("cause")) if is_ours else ""
+        repeat = is_ours and data["repeat"] is True
         if attempt >= args.retries or cause not in REPEATED or not repeat:
             break
         time.sleep(max(min(RETRY_S * 2.0**attempt, patience.until - time.monotonic()), 0.0))

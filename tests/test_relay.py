@@ -207,6 +207,9 @@ def test_what_a_server_calls_the_cause_of_its_error_was_taken_for_ours(spm: Spm)
     failed = spm.json("call", "s", "refused", code=1)["error"]
     assert (failed["message"], failed["cause"]) == ("s: no database (-32000)", "protocol")
     assert failed["data"] == {"cause": "ECONNREFUSED"}
+    for cause in ("timeout", "cancelled", "server_died"):
+        told = f'data={{"cause": "{cause}"}}'
+        assert spm.json("call", "s", "refused", told, code=1)["error"]["cause"] == "protocol"
     spm("stop", "s")
 
 
