@@ -248,10 +248,10 @@ class Interrupted(SpmError, kind="interrupted", exit_code=130, retryable=True):
     """Ctrl-C, or a signal that asks to leave as that does."""
 
     @classmethod
-    def by(cls, asked: KeyboardInterrupt, text: str, advice: str) -> Interrupted:
+    def by(cls, asked: KeyboardInterrupt, text: str, advice: str, **facts: object) -> Interrupted:
         """The error that tells of it."""
         number = signal.Signals(getattr(asked, "number", signal.SIGINT))
-        error = cls(text.format(number.name), advice, signal=number.name)
+        error = cls(text, advice, signal=number.name, **facts)
         error.exit_code = 128 + number
         return error
 
@@ -261,7 +261,7 @@ class Leave(KeyboardInterrupt):
 
     def __init__(self, number: int) -> None:
         super().__init__()
-        self.number = number
+        self.number, self.name = number, signal.Signals(number).name
 
 
 ERRORS: dict[str, type[SpmError]] = {cls.kind: cls for cls in SpmError.__subclasses__()}
@@ -10180,9 +10180,8 @@ class Chain:
                 time.sleep(0.02)
         except Leave as asked:
             what = f"{os.path.basename(argv[0])} has {format_duration(STOP_TIMEOUT_S)} to end"
-            cause = signal.Signals(asked.number).name
-            self.say(f"[INFO] interrupted by {cause}: {what}, then the services are stopped")
-            self.end_tests(process, cause)
+            self.say(f"[INFO] interrupted by {asked.name}: {what}, then the services are stopped")
+            self.end_tests(process, asked.name)
             raise
         except BaseException:  # a state that can't be read any more: nobody would wait for them
             self.end_tests(process, "SIGTERM")
@@ -10345,7 +10344,8 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
     except SpmError as error:
         failure = error
     except Leave as asked:
-        failure = Interrupted.by(asked, "interrupted by {}", "run it again; what is left: list")
+        told = f"interrupted by {asked.name}"
+        failure = Interrupted.by(asked, told, "run it again; what is left: list")
     finally:
         on_ending_signals(signal.SIG_IGN)
         stopped = chain.stop()
@@ -10571,7 +10571,7 @@ def exchange(
     store: Store, args: argparse.Namespace, patience: Patience, make: Callable[[Message], Message]
 ) -> Message:
     """One message and its answer; sent again after a failure only if that can do no harm."""
-    name, message = args.name, as_object(None)
+    name, message, asked = args.name, as_object(None), None
     patience.renew()  # an answer to what was sent before is progress
     if patience.last <= time.monotonic():
         waited = format_duration(time.monotonic() - patience.began)
@@ -10583,6 +10583,7 @@ def exchange(
             try:
                 answer = ask(connection, message, patience)
             except (OSError, KeyboardInterrupt) as fault:
+                asked = fault if isinstance(fault, KeyboardInterrupt) else None
                 note = b'{"method": "%s"}\n' % GAVE_UP.encode()
                 with contextlib.suppress(OSError):
                     connection.sendall(note if isinstance(fault, OSError) else b"")
@@ -10603,8 +10604,10 @@ def exchange(
         advice = ADVICE.get(cause, "see: tools {}").format(name)
         facts = {"cause": cause, "code": code, "retryable": repeat}
         facts.update(data=error.get("data", data), log_tail=data.get("log_tail", []))
-        kinds = {"timeout": TimedOut, "cancelled": Interrupted} if code == RELAY_ERROR else {}
-        raise kinds.get(cause, Failed)(text, advice, **facts)
+        if asked:
+            raise Interrupted.by(asked, text, advice, **facts)
+        is_late = cause == "timeout" and code == RELAY_ERROR
+        raise (TimedOut if is_late else Failed)(text, advice, **facts)
     return answer
 
 

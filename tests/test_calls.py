@@ -254,13 +254,16 @@ def test_the_health_interval_asked_for_is_the_one_used(spm: Spm) -> None:
     spm("stop", "s")
 
 
-def test_a_call_that_is_interrupted_may_have_happened(spm: Spm) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_call_that_is_interrupted_may_have_happened(spm: Spm, name: str) -> None:
     begin(spm)
     call = spm.popen("call", "s", "slow", "seconds=30", "--json")
     in_flight(spm, 1)
-    call.send_signal(signal.SIGINT)
+    call.send_signal(signal.Signals[name])
     code, error = outcome(call)
-    assert (code, error["cause"], error["retryable"]) == (130, "cancelled", False)
+    assert (code, error["signal"]) == (128 + signal.Signals[name], name)
+    told = (error["kind"], error["cause"], error["retryable"])
+    assert told == ("interrupted", "cancelled", False)
     assert "may or may not have happened" in error["message"]
     eventually(lambda: json.loads(spm("call", "s", "cancelled").stdout), what="its cancellation")
     spm("stop", "s")
