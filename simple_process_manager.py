@@ -7248,8 +7248,9 @@ def step_of(wanted: Wanted, known: Known | None, is_named: bool, is_once: bool) 
         is_done = is_done and not is_named
         return step("keep", "it has done its work") if is_done else step("start")
     if not is_ours and not is_named:
-        whose = f"for {old.config}" if old.config else "by hand"
-        return step("keep", f"it was started {whose}: name it to have it taken over", keys)
+        whose = f"it was started {f'for {old.config}' if old.config else 'by hand'}"
+        whose = "its record was lost" if old.guessed else whose
+        return step("keep", f"{whose}: name it to have it taken over", keys)
     if not known.is_supervised and known.status != "external":
         return step("start", "its supervisor is gone", keys)
     if known.status == "backoff" and is_small:
@@ -11703,11 +11704,13 @@ def bring_down(store: Store, args: argparse.Namespace) -> Result:
     is_there = os.path.lexists(path) or args.procfile or args.mcp_config
     none = f"[WARN] there is no {path}: nothing was stopped; started by hand? stop it by name"
     lines += [] if lines or errors else ["[OK] nothing of it was running" if is_there else none]
-    told = "[WARN] {0} runs, but was started by hand or from another file: left alone; stop {0}"
+    told = "[WARN] {0} runs, but {1}: left alone; stop {0}"
+    whose = ("was started by hand or from another file", "its record was lost")
     others = [one for one in others if config_now(store, one.config) != path]
     foreign = others if not args.names else []
     seen = [observe(store, one) for one in foreign]
-    lines += [told.format(one.record.name) for one in seen if one.verdict.is_live]
+    live = [one.record for one in seen if one.verdict.is_live]
+    lines += [told.format(one.name, whose[one.guessed]) for one in live]
     return with_errors(Result({"config": path, "services": data}, lines), errors)
 
 

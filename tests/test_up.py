@@ -718,6 +718,18 @@ def test_what_depends_on_a_failure_says_how_to_bring_up_the_same_file(spm: Spm) 
     assert "→ mend that, then: up --config next.json" in done.stdout + done.stderr
 
 
+def test_what_up_started_was_started_by_hand_once_its_record_was_lost(spm: Spm) -> None:
+    write(spm, {"api": worker()})
+    spm("up")
+    for path in spm.home.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    plan = actions(spm.json("up", "--dry-run")["plan"])
+    assert plan["api"] == "keep because its record was lost: name it to have it taken over"
+    told = "[WARN] api runs, but its record was lost: left alone; stop api\n"
+    assert told in spm("down").stderr
+    spm("stop", "api")
+
+
 def test_down_tells_of_what_it_leaves_alone(spm: Spm) -> None:
     (spm.cwd / "spm.json").write_text('{"services": {"worker": {"command": "sleep 90"}}}')
     spm("start", "worker", "sleep 91")
