@@ -9672,8 +9672,9 @@ def pending(store: Store, seen: Seen) -> list[str]:
     looks = Checks(store, record, [one for _, one in pairs], record.spec, Checks.read)
     for one in (check for _, check in pairs if check.kind not in ("exec", "mcp")):
         looks.look(one, {}, time.monotonic() + 0.5, lambda: False)
-    unheard = Sight(seen="it hasn't answered on its stdout yet")
-    sights = [(text, unheard if one.kind == "mcp" else looks.sights[one]) for text, one in pairs]
+    relay = with_news(store, seen)[1] if any(one.kind == "mcp" for _, one in pairs) else None
+    heard = Sight(bool(as_object(relay).get("era")), "it hasn't answered on its stdout yet")
+    sights = [(text, heard if one.kind == "mcp" else looks.sights[one]) for text, one in pairs]
     return [f"{mask_secrets(text)}: {sight.seen}" for text, sight in sights if not sight.is_ok]
 
 

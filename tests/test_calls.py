@@ -233,6 +233,14 @@ def test_an_http_server_started_as_stdio_was_waited_for_without_a_hint(spm: Spm,
     spm("stop", "web")
 
 
+def test_a_service_that_answered_and_waits_for_its_log_had_not_answered(spm: Spm) -> None:
+    begin(spm, options=("--ready", "mcp", "--ready", "log:never"))
+    spm("call", "s", "ping")
+    (waits,) = spm.json("explain", "s")["waits_for"]
+    assert waits.startswith("log:never: no match of 'never'")
+    spm("stop", "s")
+
+
 def test_a_server_that_took_too_long_to_connect_can_be_called_when_it_answers(spm: Spm) -> None:
     slow = f"sleep 0.8; exec {server()}"  # npx that fetches its package first
     spm("start", "s", "--type", "stdio", "--connect-timeout", "300ms", "--shell", slow)
