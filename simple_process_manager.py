@@ -10399,7 +10399,7 @@ def not_ready(store: Store, name: str, cause: str) -> TimedOut:
     ports = sorted({str(one.port) for one in own_listeners(record, None)}) if record else []
     told, advice = "", f"wait longer with --timeout, or see: status {name}"
     if ports:
-        told = f": nothing came on its stdout, but it listens on {', '.join(ports)}"
+        told = f": no answer came on its stdout, but it listens on {', '.join(ports)}"
         advice = f"if it speaks HTTP there, start it without --type stdio; else {advice}"
     return TimedOut(f"{name} was not ready for calls in time{told}", advice, cause=cause)
 

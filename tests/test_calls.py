@@ -222,10 +222,10 @@ def test_how_long_a_server_may_take_to_connect_is_settable(spm: Spm) -> None:
 
 
 def test_an_http_server_started_as_stdio_was_waited_for_without_a_hint(spm: Spm, port: int) -> None:
-    spm("start", "web", "--type", "stdio", nasty("--port", port))
+    spm("start", "web", "--type", "stdio", nasty("--port", port, "--say", "Serving HTTP"))
     eventually(lambda: spm("port", port, code=None).returncode == 5, what="its listener")
     told = spm("tools", "web", "--timeout", "100ms", code=124).stderr
-    assert f"in time: nothing came on its stdout, but it listens on {port}\n" in told
+    assert f"in time: no answer came on its stdout, but it listens on {port}\n" in told
     assert "→ if it speaks HTTP there, start it without --type stdio; else wait longer" in told
     waits = spm.json("explain", "web")["waits_for"]
     assert waits == ["mcp: it hasn't answered on its stdout yet"]
