@@ -9467,6 +9467,15 @@ def again_line(seen: Seen, members: Sequence[Member]) -> str:
     return f"start {record.name} --type forking {options}{typed_word(text)}{values}"
 
 
+def ways_back(store: Store, seen: Seen, members: Sequence[Member]) -> list[str]:
+    """What starts it again; where its directory is gone, what can be done about that."""
+    record, cwd = seen.record, seen.record.spec.cwd
+    if os.path.isdir(cwd) or not seen.facts.here:
+        return [again_line(seen, members)]
+    anew = f"make {shown_path(cwd)} anew (it is gone), then: {restart_line(seen)}"
+    return [anew, place_advice(store, record.name, record.config)]
+
+
 @command("status", Option("name", "NAME", help="the service"), WATCH)
 def status(store: Store, args: argparse.Namespace) -> Result:
     """Everything about one service (exit 3: it isn't running)."""
@@ -9494,7 +9503,7 @@ def status(store: Store, args: argparse.Namespace) -> Result:
     if verdict.is_live or verdict.status == "external":
         return Result(data, page_of(data, 16))
     why = f"{verdict.status} ({verdict.why})" if verdict.why else verdict.status
-    advice = f"its output: logs {record.name}; start it again: {again_line(seen, members)}"
+    advice = f"its output: logs {record.name}; start it again: {ways_back(store, seen, members)[0]}"
     advice += f", or stop {record.name}" * is_daemon(record, members)
     error = NotFound(f"{record.name} is not running: {why}", advice)  # 3, as LSB's status has it
     return Result(data, page_of(data, 16), error=error)
@@ -9701,7 +9710,7 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
     after = [f"logs {name} -n 100"] * (not spec.terminal) + [f"events {name}"]
     is_failed = verdict.status in ("failed", "backoff")
     after += [f"wait-healthy {name}"] * (verdict.is_live and not is_failed)
-    after += [again_line(seen, members)] * (is_failed or not verdict.is_live)
+    after += ways_back(store, seen, members) if is_failed or not verdict.is_live else []
     after += [f"stop {name}"] * (verdict.is_live or is_daemon(record, members))
     after += [f"{corrected(record)} (if the command is wrong)"] * (verdict.status == "failed")
     # 34 lines of facts, the newest exits first, 21 of output, 5 of what to do next

@@ -567,6 +567,21 @@ def test_explain_of_what_runs_names_its_ports(spm: Spm, port: int) -> None:
     spm("explain", "nobody", code=3)
 
 
+def test_explain_led_to_a_restart_in_a_directory_that_is_gone(spm: Spm) -> None:
+    there = spm.base / "there"
+    there.mkdir()
+    spm("start", "web", nasty(), "--cwd", there)
+    spm("stop", "web")
+    assert spm.json("explain", "web")["next"][-1] == "restart web"
+    there.rmdir()
+    after = spm.json("explain", "web")["next"][-2:]
+    assert after[0] == f"make {there} anew (it is gone), then: restart web"
+    assert after[1] == 'from the directory that it shall run in: start web "COMMAND" --replace'
+    assert f"start it again: {after[0]}" in spm("status", "web", code=3).stderr
+    spm("start", "web", nasty(), "--replace")
+    spm("stop", "web")
+
+
 # -- required variables
 
 
