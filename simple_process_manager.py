@@ -10794,9 +10794,7 @@ CONFIG_OPTIONS = (
 
 def lacking(services: Iterable[Wanted]) -> list[Problem]:
     """Every variable and env file that is missing or wrong here; ports that two would have."""
-    problems, holders = list[Problem](), dict[int, str]()
-    there = [one for one in services if not one.disabled]
-    once = {name for one in there for name, how in one.depends_on.items() if how == "exited"}
+    problems, there = list[Problem](), [one for one in services if not one.disabled]
     for one in there:
         special = [path for path in one.spec.env_files if is_special(path)]
         place = one.source.place("env_file")
@@ -10806,12 +10804,20 @@ def lacking(services: Iterable[Wanted]) -> list[Problem]:
         except ConfigError as error:
             for key, told in zip(*(as_list(error.facts[fact]) for fact in ("keys", "problems"))):
                 problems.append(Problem(*one.source.place(str(key)), str(told)))
+    return [*dict.fromkeys([*problems, *contested(there)])]
+
+
+def contested(there: Sequence[Wanted]) -> list[Problem]:
+    """Every port that two of these would have at the same time."""
+    problems, holders = list[Problem](), dict[int, str]()
+    once = {name for one in there for name, how in one.depends_on.items() if how == "exited"}
+    for one in there:
         port = one.spec.port if one.spec.port_declared and one.spec.keep_alive else None
         if port and one.conflict != "next" and one.name not in once:
             first = holders.setdefault(port, one.name)
             told = f"{first} and {one.name} both want port {port}: give one of them another"
             problems += [Problem(*one.source.place("port"), told)] * (first != one.name)
-    return [*dict.fromkeys(problems)]
+    return problems
 
 
 def config_at(store: Store, args: argparse.Namespace, expands: bool = True) -> Config:
@@ -11551,9 +11557,14 @@ def bring_up(
         steps = [*{step.name: step for step in plans}.values()]
         lines = [*config.notes, *(f"  {step}" for step in steps)]
         data: dict[str, object] = {"config": config.path, "plan": [one.data for one in steps]}
-        error: SpmError | None = unready([one.wanted for one in steps if one.acts])
+        wanted = [one.wanted for one in steps if one.acts and one.wanted]
+        error: SpmError | None = unready(wanted)
         if args.dry_run:
-            return Result(data, lines or ["[OK] there is nothing to do"], error=error)
+            lines = lines or ["[OK] there is nothing to do"]
+            return Result(data, [*config.notes] if contested(wanted) else lines, error=error)
+        if error:
+            args.say(*config.notes)
+            raise error
         names = [name for one in asked for name in one] * all(asked)
         config = part_of(config, steps, last) if names else config
         is_same = last is not None and last.hash == hash_of(config.document)
@@ -11562,8 +11573,6 @@ def bring_up(
             told = f"[INFO] the `up` of version {cut.number} was cut off"
             args.say(f"{told} ({moment(cut.at)}): it is {what}")
         args.say(*lines)
-        if error:
-            raise error
         args.say(*replace_config(store, config.path, config.text) if of else ())
         is_idle = is_same and all(one.action == "keep" for one in steps)
         if not last or not is_idle or last.result != "done":

@@ -282,6 +282,17 @@ def test_a_failure_names_the_service_and_leaves_the_others(spm: Spm) -> None:
     spm("cleanup")
 
 
+@pytest.mark.parametrize("words", [["up"], ["up", "--dry-run"], ["up", "--wait"]])
+def test_a_plan_was_told_that_two_services_of_one_port_had_refused(
+    spm: Spm, words: list[str]
+) -> None:
+    write(spm, {"p": worker("1", port=8000), "q": worker("2", port=8000), "r": worker("3")})
+    done = spm(*words, code=6)
+    assert not done.stdout and "start p" not in done.stderr
+    assert "services.q.port: p and q both want port 8000" in done.stderr
+    assert done.stderr.rstrip().endswith("→ mend that: nothing was changed")
+
+
 def test_rollback_on_failure_goes_back_to_what_ran(spm: Spm) -> None:
     old = {
         "a": worker("1", env={"K": "old"}),
