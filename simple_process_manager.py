@@ -1194,6 +1194,7 @@ if sys.platform == "win32":
     terminal_line = {"auto": ""}.get  # the system itself opens one for a supervisor
     death_watch: Callable[[Identity], int | None] = _always(None)  # it is looked at
     path_of: Callable[[int], str] = _always("")  # a directory with open files isn't renamed
+    open_files: Callable[[int], list[str]] = _always([])  # nor is that of theirs
 
     def steady_s() -> float:
         """Seconds since the boot without those asleep, which time.monotonic() counts here."""
@@ -1937,6 +1938,12 @@ else:
                 return os.fsdecode(path.rstrip(b"\0"))
             return os.readlink(f"/proc/self/fd/{descriptor}")
         return ""
+
+    def open_files(pid: int) -> list[str]:
+        """Where the files that a process has open are by now, if they are still there."""
+        with contextlib.suppress(psutil.Error, OSError):
+            return [one.path for one in psutil.Process(pid).open_files()]
+        return []
 
     def try_lock(descriptor: int) -> bool:
         """Take the exclusive lock on an open file, or return False; it ends with its holder."""
@@ -3399,6 +3406,17 @@ def accepted(line: bytes) -> dict[str, object]:
     return answer
 
 
+def home_now(pid: int, cookie: Cookie) -> str:
+    """The home of what bears a cookie: where its open files are, if that was renamed since."""
+    directory = os.path.join(os.sep, "services", cookie.service.lower())
+    for path in open_files(pid):
+        above, name = os.path.split(path)
+        home = above.removesuffix(directory)
+        if home != above and name in ("supervisor.lock", "output.log"):
+            return cookie.home if is_same_home(home, cookie.home) else home
+    return cookie.home
+
+
 def records_from_cookies(home: str, known: Iterable[str]) -> dict[str, Record]:
     """Records made up from processes that bear this home's cookie and that nobody else knows."""
     stats = all_stats()
@@ -3406,6 +3424,10 @@ def records_from_cookies(home: str, known: Iterable[str]) -> dict[str, Record]:
     mine.sort(key=lambda pid: (stats[pid].identity.born, pid))  # the eldest is the main one
     cookies = {pid: cookie_of(pid) for pid in mine}
     ours = {pid: cookie for pid, cookie in cookies.items() if is_same_home(cookie.home, home)}
+    # another home was made in the place of theirs
+    away = {pid: one for pid, one in ours.items() if not is_same_home(home_now(pid, one), home)}
+    moved = {run_of(one.instance or one.supervises) for one in away.values()}
+    ours = {k: c for k, c in ours.items() if run_of(c.instance or c.supervises) not in moved}
     guards = {run_of(c.supervises): pid for pid, c in ours.items() if c.is_supervisor}
     mains: dict[str, int] = {}  # of a supervisor its own child: nobody else can have that
     for pid, cookie in cookies.items():
@@ -7613,14 +7635,15 @@ def told_record(store: Store, record: Record) -> Record | None:
 def copied_from(store: Store, record: Record) -> str:
     """The other home whose cookie the recorded processes bear; "": none, or it was moved here."""
     known = (record.main, record.supervisor) if record.phase in LIVE_PHASES else ()
-    homes = (cookie_of(one.pid).home for one in known if one and is_alive(one))
-    home = next(filter(None, homes), store.home)
+    cookies = ((one.pid, cookie_of(one.pid)) for one in known if one and is_alive(one))
+    pid, cookie = next((pair for pair in cookies if pair[1].home), (0, Cookie(home=store.home)))
+    home = cookie.home
     is_there = home != store.home and os.path.isdir(home)
     if not is_there or os.path.samefile(home, store.home):
         return ""
     # no lock is copied: it was moved here, and another home was made in its old place
     was_moved = store.is_supervised(record.name) and not Store(home).is_supervised(record.name)
-    return "" if was_moved else home
+    return "" if was_moved or is_same_home(home_now(pid, cookie), store.home) else home
 
 
 def is_proven(store: Store, record: Record, look: Stat, supervised: bool) -> bool:
@@ -8359,8 +8382,9 @@ def held_port(store: Store, port: int, name: str) -> Held | None:
         # It cleared its environment, and its supervisor is gone.
         if owner and not holder.cookie.home and trusted(observe(store, owner)).main:
             holder = holder._replace(cookie=Cookie(owner.instance, owner.name, store.home))
-        if is_same_home(holder.cookie.home, store.home):  # maybe behind a link
-            holder = holder._replace(cookie=holder.cookie._replace(home=store.home))
+        home = home_now(holder.identity.pid, holder.cookie) if holder.identity else ""
+        home = store.home if is_same_home(home, store.home) else home  # maybe behind a link
+        holder = holder._replace(cookie=holder.cookie._replace(home=home))
         inside = bool(holder.cwd) and is_in_project(holder.cwd, store.home)
         kind = classify_holder(holder, name, store.home, inside)
         ranked.append(holder._replace(kind=kind, command=mask_secrets(holder.command)))

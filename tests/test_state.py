@@ -362,7 +362,7 @@ def test_a_home_made_anew_where_one_was_renamed_took_what_its_supervisors_wrote(
     spm("start", "two", "sleep 100")
     former = spm.home
     rename_home(spm)
-    spm("list", "--home", former)
+    spm("start", "three", "true", "--home", former)
     assert [spm.service(name)["status"] for name in ("one", "two")] == ["running", "running"]
     (former / "services" / "one").mkdir(exist_ok=True, parents=True)
     (spm.cwd / "go").touch()
@@ -402,6 +402,26 @@ def test_a_supervisor_whose_home_was_renamed_cut_off_the_one_that_was_made_in_it
     eventually(lambda: not is_running(guard), what="the end of its supervisor")
     assert socket_of_other.exists()
     assert not (spm.home / "services" / "one" / "control.sock").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no directory with open files is renamed")
+def test_a_home_made_anew_listed_and_ended_the_services_of_the_renamed_one(
+    spm: Spm, port: int
+) -> None:
+    spm("start", "one", nasty("--port", port), "--port", port, "--wait")
+    spm("start", "two", "sleep 100")
+    spm.kill_supervisor("two")
+    former = spm.home
+    rename_home(spm)
+    assert spm.json("list", "--home", former)["services"] == [] and not former.exists()
+    spm("start", "three", "true", "--home", former)
+    (former / "state.json").unlink()
+    assert [row["name"] for row in spm.json("list", "--home", former)["services"]] == ["three"]
+    told = spm("start", "four", "sleep 100", "--port", port, "--home", former, code=5).stderr
+    assert f"stop one --home {spm.home}," in told
+    assert "one" not in spm("cleanup", "--home", former).stdout
+    assert [spm.service(name)["status"] for name in ("one", "two")] == ["running", "running"]
+    spm("cleanup")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no directory with open files is renamed")
