@@ -5595,6 +5595,12 @@ CALLERS_FAULTS = (-32600, NO_METHOD, -32602, -32800)  # invalid request, paramet
 ABILITY = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation"}
 ABOUT = {"notifications/progress": "progressToken", "notifications/cancelled": "requestId"}
 NEWS_ABILITIES = ("subscribe", "listChanged")
+SET_LEVEL, LOG_LEVELS = (
+    "logging/setLevel",
+    (  # RFC 5424, from the most verbose on
+        *("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"),
+    ),
+)
 SWALLOWED = ("notifications/initialized", "notifications/roots/list_changed")
 CLIENT = {"name": "simple_process_manager", "version": __version__}
 HARMLESS = ("initialize", "ping", "server/discover", "resources/read")
@@ -5619,6 +5625,13 @@ def is_harmless(era: object, method: object, tool: object, known: object) -> boo
     """Whether a request may be sent twice; `known`: the tools that say they have no effect."""
     is_known = method == "tools/call" and isinstance(known, list) and tool in known
     return era != "jsonrpc" and (is_known or method in HARMLESS or str(method).endswith("/list"))
+
+
+def is_below(message: Message, least: str) -> bool:
+    """Whether it is a log message that matters less than what was asked for."""
+    level = as_object(message.get("params")).get("level")
+    is_log = message["method"] == "notifications/message" and level in LOG_LEVELS
+    return bool(least) and is_log and LOG_LEVELS.index(str(level)) < LOG_LEVELS.index(least)
 
 
 def number_in(value: object) -> int | None:
@@ -5685,6 +5698,7 @@ class Channel:
         self.queue: deque[memoryview] = deque()
         self.queued = self.sent = 0  # bytes
         self.abilities: Message = {}  # the capabilities that a client declared
+        self.level = ""  # of the log messages that a client asked for; "": of all there are
         self.mask, self.is_open, self.is_leaving = 1, True, False
         self.allows_nan = True  # which is no JSON, but what some services answer
         connection.setblocking(False)
@@ -6032,6 +6046,9 @@ class Relay:
         for uri in [uri for uri, watching in self.watching.items() if caller in watching]:
             if self.unwatch(caller, uri):
                 self.ask("resources/unsubscribe", {"uri": uri})
+        level = self.lowest_level()
+        if caller.level and level not in ("", self.lowest_level(caller)):
+            self.ask(SET_LEVEL, {"level": level})
         in_use = self.callers or self.joining or self.supervisor.record.spec.keep_alive
         if not (in_use or self.problem):
             self.supervisor.end("its call is done")
@@ -6043,6 +6060,11 @@ class Relay:
         if not watching:
             self.watching.pop(uri, None)
         return not watching
+
+    def lowest_level(self, *more: Channel) -> str:
+        """The most verbose level that any caller asked for, "" if none did."""
+        asked = [one.level for one in (*self.callers, *more) if one.level]
+        return min(asked, key=LOG_LEVELS.index, default="")
 
     def cancel(self, number: int, why: str) -> None:
         """Have the service stop working on a request."""
@@ -6164,6 +6186,9 @@ class Relay:
         self.calls += 1
         if method == "resources/subscribe" and self.era == "handshake":
             self.watching.setdefault(str(params.get("uri")), set()).add(caller)
+        if method == SET_LEVEL and self.era == "handshake" and params.get("level") in LOG_LEVELS:
+            caller.level = str(params["level"])  # the others may need more of them
+            message = {**message, "params": {**params, "level": self.lowest_level(caller)}}
         meta = {**meta, "progressToken": number} if token is not None else meta
         meta = {**envelope(self.version), **meta} if self.era == "modern" else meta
         if meta and self.era != "jsonrpc":
@@ -6263,7 +6288,8 @@ class Relay:
             return
         if key is None and SUBSCRIPTION not in meta:
             for caller in self.callers:
-                self.to_caller(caller, message)
+                if not is_below(message, caller.level):
+                    self.to_caller(caller, message)
             return
         number = number_in(params.get(key) if key else meta[SUBSCRIPTION])
         one = None if number is None else self.pending.get(number)

@@ -21,7 +21,7 @@
 
 Its tools: echo, slow, die, sample, progress, announce, big, cancelled, pid; regret asks a question
 and takes it back, parting answers when stdin has ended, wide answers in UTF-8, watched tells of
-the resources that it was asked to watch.
+the resources that it was asked to watch, levels of those of its log that it was asked for.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ SWITCHES = set(sys.argv[1:])
 CANCELLED: list[object] = []
 PARTING: list[object] = []
 WATCHED: list[str] = []
+LEVELS: list[str] = []
 ANSWERS: dict[object, Any] = {}
 NOTES = {"readOnlyHint": True}
 TOOLS = ["echo", "slow", "die", "sample", "progress", "announce", "big", "cancelled", "pid"]
@@ -97,8 +98,9 @@ def run_tool(id_: object, params: dict[str, Any]) -> None:
             time.sleep(given.get("pause", 0.01))
         text(id_, "done")
     elif name == "announce":
-        for number in range(given.get("count", 1)):
-            note = {"level": "info", "data": "x" * given.get("size", 1), "number": number}
+        levels = given.get("levels", ["info"]) * given.get("count", 1)
+        for number, level in enumerate(levels):
+            note = {"level": level, "data": "x" * given.get("size", 1), "number": number}
             say({"jsonrpc": "2.0", "method": "notifications/message", "params": note})
             time.sleep(given.get("pause", 0))
         text(id_, "announced")
@@ -110,6 +112,8 @@ def run_tool(id_: object, params: dict[str, Any]) -> None:
         with LOCK:
             sys.stdout.buffer.write(json.dumps(message, ensure_ascii=False).encode() + b"\n")
             sys.stdout.buffer.flush()
+    elif name == "levels":
+        text(id_, " ".join(LEVELS))
     elif name == "watched":
         text(id_, json.dumps(WATCHED))
     elif name == "cancelled":
@@ -230,6 +234,9 @@ def handle(message: dict[str, Any]) -> None:
             tools = (tools[:2], [], tools[2:])[page]
             more = {"nextCursor": str(page + 1)} if page < 2 else {}
         reply(id_, result={"tools": tools, **more})
+    elif method == "logging/setLevel":
+        LEVELS.append(params["level"])
+        reply(id_, result={})
     elif method == "resources/subscribe":
         WATCHED[:] = {*WATCHED, params["uri"]}
         reply(id_, result={})

@@ -879,6 +879,26 @@ def test_a_client_that_watched_no_longer_took_the_news_from_the_others(spm: Spm)
     spm("stop", "s")
 
 
+def test_the_log_level_of_one_client_held_for_all(spm: Spm) -> None:
+    begin(spm)
+    with wire(spm) as loud:
+        with wire(spm) as quiet:
+            for one, level in ((loud, "debug"), (quiet, "error")):
+                assert one.ask("logging/setLevel", level=level)["result"] == {}
+            loud.send(tool(1, "announce", levels=["debug", "error", "alert"]))
+            levels = [loud.hear()["params"]["level"] for _ in range(3)]
+            assert (levels, said(loud.hear())) == (["debug", "error", "alert"], "announced")
+            assert [quiet.hear()["params"]["level"] for _ in range(2)] == ["error", "alert"]
+            assert quiet.ask("ping")["result"] == {}
+        assert loud.ask("logging/setLevel", level="warning")["result"] == {}
+        with wire(spm) as other:
+            assert other.ask("logging/setLevel", level="info")["result"] == {}
+            assert "error" not in other.ask("tools/call", name="levels")
+        asked = "debug debug warning info warning"  # of the server: the most verbose
+        eventually(lambda: spm("call", "s", "levels").stdout == f"{asked}\n", what="the last one")
+    spm("stop", "s")
+
+
 def test_a_caller_that_goes_away_has_its_requests_cancelled(spm: Spm) -> None:
     begin(spm)
     with wire(spm) as one:
