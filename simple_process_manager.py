@@ -5582,6 +5582,7 @@ WIDER = 4  # the most that JSON grows in ASCII: 1e15 is written out, "я" is \u0
 PENDING_REQUESTS, KNOWN_TOOLS, DISCOVER_S = 1000, 500, 2.0
 CLOSED_S = 1.0  # between the end of a service's stdout and its own
 HANDSHAKE, MODERN = "2025-11-25", "2026-07-28"  # the latest revision of either era
+HANDSHAKES = (HANDSHAKE, "2025-06-18", "2025-03-26", "2024-11-05", "2024-10-07")
 META = "io.modelcontextprotocol/"
 SUBSCRIPTION = META + "subscriptionId"  # the id of the request that asked for it
 LISTEN = "subscriptions/listen"  # under way for as long as its client likes
@@ -5590,8 +5591,13 @@ TOO_LONG = f"this message is longer than {MESSAGE_BYTES >> 20} MiB"
 TOO_DEEP = "not to be written as JSON: nested too deeply"
 NEVER_SENT, UNSURE = "it was never sent", "it may or may not have happened"
 GAVE_UP = "notifications/spm/gave_up"  # of `call`: the answer took too long
-NO_METHOD, RELAY_ERROR, UNSUPPORTED_VERSION = -32601, -32000, -32022
-CALLERS_FAULTS = (-32600, NO_METHOD, -32602, -32800)  # invalid request, parameters; cancelled
+NO_METHOD, INVALID_PARAMS, RELAY_ERROR, UNSUPPORTED_VERSION = -32601, -32602, -32000, -32022
+CALLERS_FAULTS = (
+    -32600,
+    NO_METHOD,
+    INVALID_PARAMS,
+    -32800,
+)  # invalid request, parameters; cancelled
 ABILITY = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation"}
 ABOUT = {"notifications/progress": "progressToken", "notifications/cancelled": "requestId"}
 NEWS_ABILITIES = ("subscribe", "listChanged")
@@ -5803,7 +5809,8 @@ class Relay:
         self.greeting: Message = {}  # what the service said of itself
         self.problem: SpmError | None = None
         self.due_at = self.give_up_at = float("inf")
-        self.is_shaking = self.has_died = False  # has it died with but the probe before it?
+        self.offered = ""  # the version of our handshake
+        self.has_died = False  # with but the probe before it?
         self.answer: Callable[[Sight], None] | None = None  # who wants to know whether it answers
 
     def open(self) -> list[int]:
@@ -5818,7 +5825,7 @@ class Relay:
         self.server.allows_nan = False
         spec = self.supervisor.record.spec
         self.give_up_at = time.monotonic() + spec.connect_timeout_s
-        self.era, self.problem, self.is_shaking, self.has_listed = "", None, False, False
+        self.era, self.problem, self.offered, self.has_listed = "", None, "", False
         self.asked, self.watching = {}, {}
         has_died = self.has_died or spec.extra.get("probe") == "died"
         self.protocol = "handshake" if has_died and spec.protocol == "auto" else spec.protocol
@@ -5835,11 +5842,11 @@ class Relay:
         self.ask("server/discover", {"_meta": envelope(version)})
         self.due_at = min(self.give_up_at, time.monotonic() + wait_s)
 
-    def shake_hands(self) -> None:
-        """Begin as the era of the handshake does."""
-        if not self.is_shaking:
-            self.is_shaking, self.due_at = True, self.give_up_at
-            asked: Message = {"protocolVersion": HANDSHAKE, "clientInfo": CLIENT}
+    def shake_hands(self, version: str = HANDSHAKE) -> None:
+        """Begin as the era of the handshake does; once more in another version, if need be."""
+        if not self.offered or version != HANDSHAKE:
+            self.offered, self.due_at = version, self.give_up_at
+            asked: Message = {"protocolVersion": version, "clientInfo": CLIENT}
             abilities: Message = {"roots": {}, "sampling": {}, "elicitation": {}}
             self.ask("initialize", {**asked, "capabilities": abilities})
 
@@ -5849,10 +5856,12 @@ class Relay:
             self.answers(f"it answered {method}")
             return
         result, error = as_object(message.get("result")), as_object(message.get("error"))
-        data = as_object(error.get("data")) if error.get("code") == UNSUPPORTED_VERSION else {}
+        codes = (UNSUPPORTED_VERSION, *[INVALID_PARAMS] * (method == "initialize"))
+        data = as_object(error.get("data")) if error.get("code") in codes else {}
         listed = result.get("supportedVersions", data.get("supported"))
         known = [v for v in listed if isinstance(v, str)] if isinstance(listed, list) else []
         best = MODERN if MODERN in known else max(known, default="")
+        common = [v for v in HANDSHAKES[1:] if v in known]
         if method == "initialize" and result:
             self.tell("notifications/initialized")
             self.settle("handshake", str(result.get("protocolVersion") or ""), result)
@@ -5860,11 +5869,16 @@ class Relay:
             self.settle("modern", best, result)
         elif best > MODERN and self.version == MODERN:  # asked once more, not for ever
             self.discover(best)
+        elif method == "initialize" and common and self.offered == HANDSHAKE:
+            self.shake_hands(common[0])
         elif method == "initialize" and self.protocol != self.supervisor.record.spec.protocol:
             self.protocol = "modern"  # it wasn't the probe that it died of
             self.discover(MODERN)
         elif method == "initialize" or self.protocol == "modern":
             told = f"answered {method} with {json.dumps(error or result):.200}"
+            if method == "initialize" and known:
+                ours = ", ".join((MODERN, *HANDSHAKES))
+                told = f"speaks MCP {', '.join(known):.200}; this program speaks {ours}"
             self.give_up(told, "protocol", CLOSED_S)
         else:
             self.shake_hands()
@@ -5948,7 +5962,7 @@ class Relay:
         if self.server.is_open:
             self.server.close()
             self.hear(self.server, None)
-        if self.era or self.is_shaking or self.protocol != "auto" or self.supervisor.ending:
+        if self.era or self.offered or self.protocol != "auto" or self.supervisor.ending:
             probed = self.supervisor.record.spec.extra.get("probe")
             if probed == "died" and not (self.era or self.supervisor.ending):
                 self.remember("probe", "unknown")  # it dies without that question, too
@@ -6195,7 +6209,9 @@ class Relay:
             message = {**message, "params": {**params, "_meta": meta}}
         if not self.server.send({**message, "id": number}):
             del self.pending[number]
-            self.to_caller(caller, failure(message["id"], -32602, f"{TOO_DEEP}, or not finite"))
+            self.to_caller(
+                caller, failure(message["id"], INVALID_PARAMS, f"{TOO_DEEP}, or not finite")
+            )
         if method == "tools/call" and self.era != "jsonrpc" and not self.has_listed:
             self.has_listed = True
             self.ask("tools/list", {})  # which have no effect, in case it dies

@@ -3,6 +3,7 @@
 --starts FILE      append its pid there
 --modern           answer server/discover; refuse initialize, and what has no _meta
 --supports V       answer server/discover in version V, else with -32022 that names it
+--insists V        answer initialize in version V, else with -32602 that names it
 --plain            JSON-RPC, but not MCP: no handshake, every method is an echo of its params
 --die-on-probe     exit when it is asked server/discover
 --silent           leave server/discover without an answer
@@ -215,9 +216,15 @@ def handle(message: dict[str, Any]) -> None:
         elif "--silent" not in SWITCHES:
             reply(id_, error={"code": -32601, "message": "Method not found"})
     elif method == "initialize" and "--modern" not in SWITCHES:
-        known: dict[str, object] = {"protocolVersion": "2025-06-18", "capabilities": {}}
+        insists = sys.argv[sys.argv.index("--insists") + 1] if "--insists" in SWITCHES else ""
+        known: dict[str, object] = {"protocolVersion": insists or "2025-06-18", "capabilities": {}}
         known["serverInfo"] = {"name": "rpc", "version": "1"}
-        reply(id_, result=known)
+        if insists and params["protocolVersion"] != insists:
+            data = {"supported": ["1999-01-01", insists], "requested": params["protocolVersion"]}
+            text_ = "Unsupported protocol version"
+            reply(id_, error={"code": -32602, "message": text_, "data": data})
+        else:
+            reply(id_, result=known)
     elif "--modern" in SWITCHES and id_ is not None and "_meta" not in params:
         reply(id_, error={"code": -32602, "message": "_meta is missing"})
     elif method in ("ping", "prompts/list"):

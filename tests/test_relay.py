@@ -742,6 +742,22 @@ def test_a_server_that_names_another_version_is_spoken_to_in_it(
     spm("stop", "s")
 
 
+def test_a_server_that_refused_our_handshake_was_not_asked_in_a_version_that_it_speaks(
+    spm: Spm,
+) -> None:
+    begin(spm, "--insists", "2025-03-26")
+    assert spm("call", "s", "echo", MESSAGE).stdout == "hello\n"
+    facts = relay(spm)
+    assert (facts["era"], facts["version"]) == ("handshake", "2025-03-26")
+    spm("stop", "s")
+    spm("start", "old", "--type", "stdio", server("--insists", "2001-01-01"))
+    error = spm.json("call", "old", "echo", MESSAGE, code=1)["error"]
+    ours = "2026-07-28, 2025-11-25, 2025-06-18, 2025-03-26, 2024-11-05, 2024-10-07"
+    told = f"old speaks MCP 1999-01-01, 2001-01-01; this program speaks {ours}"
+    assert (error["message"], error["cause"]) == (told, "protocol")
+    spm("stop", "old")
+
+
 def test_the_protocol_asked_for_is_the_one_used(spm: Spm) -> None:
     begin(spm, options=("--protocol", "modern"))
     error = spm.json("call", "s", "echo", MESSAGE, code=1)["error"]
