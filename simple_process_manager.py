@@ -1352,8 +1352,8 @@ if sys.platform == "win32":
         """Leave the caller's directory: nobody could remove it. CreateProcess did the rest."""
         os.chdir(os.environ.get("SYSTEMROOT", "/"))
 
-    def service_pipes() -> tuple[socket.socket, int, int]:
-        """Our end of a service's stdin and stdout, and the two descriptors that become its own."""
+    def service_pipes() -> tuple[socket.socket, socket.socket, int, int]:
+        """Our ends of a service's stdout and stdin, and the descriptors of its stdin and stdout."""
         # select() knows sockets only, so two threads carry between one and the pipes.
         ours, theirs = socket.socketpair()
         (stdin, write), (read, stdout) = os.pipe(), os.pipe()
@@ -1370,7 +1370,7 @@ if sys.platform == "win32":
         take, give = functools.partial(os.read, read), functools.partial(os.write, write)
         for way in ((theirs.recv, give, write), (take, theirs.sendall, read)):
             threading.Thread(target=carry, args=way, daemon=True).start()
-        return ours, stdin, stdout
+        return ours, ours, stdin, stdout
 
     def launch_service(
         argv: Sequence[str], cwd: str, env: dict[str, str], log: int, instance: str, ends: list[int]
@@ -1820,16 +1820,17 @@ else:
                 with contextlib.suppress(OSError):  # the one that listdir used
                     os.close(int(name))
 
-    def service_pipes() -> tuple[socket.socket, int, int]:
-        """Our end of a service's stdin and stdout, and the two descriptors that become its own."""
-        # A socket pair, as libuv's hosts use it too: one descriptor for both ways.
-        ours, theirs = socket.socketpair()
+    def service_pipes() -> tuple[socket.socket, socket.socket, int, int]:
+        """Our ends of a service's stdout and stdin, and the descriptors of its stdin and stdout."""
+        # Socket pairs, as libuv's hosts use them too; two, or only the end of both would be seen.
+        ours, stdout = socket.socketpair()
         try:
-            return ours, os.dup(theirs.fileno()), theirs.detach()
+            into, stdin = socket.socketpair()
         except OSError:  # no descriptor is left
             ours.close()
-            theirs.close()
+            stdout.close()
             raise
+        return ours, into, stdin.detach(), stdout.detach()
 
     def launch_service(
         argv: Sequence[str], cwd: str, env: dict[str, str], log: int, instance: str, ends: list[int]
@@ -5592,20 +5593,13 @@ TOO_DEEP = "not to be written as JSON: nested too deeply"
 NEVER_SENT, UNSURE = "it was never sent", "it may or may not have happened"
 GAVE_UP = "notifications/spm/gave_up"  # of `call`: the answer took too long
 NO_METHOD, INVALID_PARAMS, RELAY_ERROR, UNSUPPORTED_VERSION = -32601, -32602, -32000, -32022
-CALLERS_FAULTS = (
-    -32600,
-    NO_METHOD,
-    INVALID_PARAMS,
-    -32800,
-)  # invalid request, parameters; cancelled
+CALLERS_FAULTS = (-32600, NO_METHOD, INVALID_PARAMS, -32800)  # invalid request; cancelled
 ABILITY = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation"}
 ABOUT = {"notifications/progress": "progressToken", "notifications/cancelled": "requestId"}
 NEWS_ABILITIES = ("subscribe", "listChanged")
-SET_LEVEL, LOG_LEVELS = (
-    "logging/setLevel",
-    (  # RFC 5424, from the most verbose on
-        *("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"),
-    ),
+SET_LEVEL = "logging/setLevel"
+LOG_LEVELS = (  # RFC 5424, from the most verbose on
+    *("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"),
 )
 SWALLOWED = ("notifications/initialized", "notifications/roots/list_changed")
 CLIENT = {"name": "simple_process_manager", "version": __version__}
@@ -5695,24 +5689,39 @@ class Frames:
 
 
 class Channel:
-    """JSON lines over a socket that never blocks: what can't be written yet waits here."""
+    """JSON lines over a socket that never blocks, or one for each way: what can't be written yet
+    waits here.
+    """
 
-    def __init__(self, events: selectors.BaseSelector, connection: socket.socket) -> None:
+    def __init__(
+        self,
+        events: selectors.BaseSelector,
+        connection: socket.socket,
+        writer: socket.socket | None = None,
+    ) -> None:
         from collections import deque
 
         self.events, self.connection, self.frames = events, connection, Frames()
+        self.writer = writer or connection
         self.queue: deque[memoryview] = deque()
         self.queued = self.sent = 0  # bytes
         self.abilities: Message = {}  # the capabilities that a client declared
         self.level = ""  # of the log messages that a client asked for; "": of all there are
         self.mask, self.is_open, self.is_leaving = 1, True, False
         self.allows_nan = True  # which is no JSON, but what some services answer
-        connection.setblocking(False)
+        self.connection.setblocking(False)
+        self.writer.setblocking(False)
 
     def listen(self, hear: Callable[[Channel, list[bytes | None] | None], None]) -> None:
-        """Have somebody told of the lines that come, and (None) of their end."""
+        """Have somebody told of the lines that come, and (None) of the end of either way."""
         self.hear = hear
         self.events.register(self.connection, self.mask, self.on_ready)
+        try:
+            if self.writer is not self.connection:
+                self.events.register(self.writer, self.mask, self.on_writer)
+        except OSError:  # it may be tried again
+            self.events.unregister(self.connection)
+            raise
 
     def on_ready(self, _: object = None) -> bool:
         """Write what waits, read what has come; whether something had come."""
@@ -5730,6 +5739,20 @@ class Channel:
             self.close()
             self.hear(self, None)
         return bool(chunk)
+
+    def on_writer(self, _: object = None) -> None:
+        """Write what waits; there is nothing to read there but the end of who reads it."""
+        self.flush()
+        try:
+            is_over = not self.writer.recv(1 << 18)
+        except BlockingIOError:
+            return
+        except OSError:
+            is_over = True
+        if is_over and self.writer.fileno() >= 0:  # else it was closed just now
+            self.events.unregister(self.writer)
+            self.writer.close()
+            self.hear(self, None)
 
     def send(self, message: Mapping[str, object]) -> bool:
         """Write a message, or keep it until it can be written; False if it is none in JSON."""
@@ -5749,7 +5772,7 @@ class Channel:
         """Write as much as is taken now."""
         try:
             while self.queue and self.is_open:
-                count = self.connection.send(self.queue[0])
+                count = self.writer.send(self.queue[0])
                 self.queued, self.sent = self.queued - count, self.sent + count
                 rest = self.queue.popleft()[count:]
                 self.queue.extendleft([rest] if rest else [])
@@ -5759,9 +5782,10 @@ class Channel:
             self.queue.clear()
             self.queued = 0
         mask = 3 if self.queue else 1  # EVENT_WRITE, EVENT_READ
-        if mask != self.mask and self.is_open:
+        if mask != self.mask and self.is_open and self.writer.fileno() >= 0:
             self.mask = mask
-            self.events.modify(self.connection, mask, self.on_ready)
+            is_one = self.writer is self.connection
+            self.events.modify(self.writer, mask, self.on_ready if is_one else self.on_writer)
 
     def finish(self, until: float, latest: float) -> None:
         """Let go of it when what waits is written; `until` a time, or `latest` if it is taken."""
@@ -5774,10 +5798,12 @@ class Channel:
 
     def close(self) -> None:
         """Let go of it."""
-        if self.is_open:
-            self.is_open = False
-            self.events.unregister(self.connection)
-            self.connection.close()
+        ours = {self.connection, self.writer} if self.is_open else ()
+        self.is_open = False
+        for one in ours:
+            if one.fileno() >= 0:
+                self.events.unregister(one)
+                one.close()
 
 
 class Pending(NamedTuple):
@@ -5810,23 +5836,24 @@ class Relay:
         self.problem: SpmError | None = None
         self.due_at = self.give_up_at = float("inf")
         self.offered = ""  # the version of our handshake
+        self.closed = ""  # what the service closed, stdin or stdout
         self.has_died = False  # with but the probe before it?
         self.answer: Callable[[Sight], None] | None = None  # who wants to know whether it answers
 
     def open(self) -> list[int]:
         """The two descriptors for a process that is about to be spawned."""
-        self.connection, *ends = service_pipes()
+        self.connection, self.writer, *ends = service_pipes()
         return ends
 
     def listen(self) -> None:
         """The process runs: find out how it wants to be spoken to."""
-        self.server = Channel(self.supervisor.events, self.connection)
+        self.server = Channel(self.supervisor.events, self.connection, self.writer)
         patiently(self.server.listen, self.hear)
         self.server.allows_nan = False
         spec = self.supervisor.record.spec
         self.give_up_at = time.monotonic() + spec.connect_timeout_s
         self.era, self.problem, self.offered, self.has_listed = "", None, "", False
-        self.asked, self.watching = {}, {}
+        self.asked, self.watching, self.closed = {}, {}, ""
         has_died = self.has_died or spec.extra.get("probe") == "died"
         self.protocol = "handshake" if has_died and spec.protocol == "auto" else spec.protocol
         if self.protocol == "jsonrpc":
@@ -5930,8 +5957,8 @@ class Relay:
         self.due_at = float("inf")
         if self.problem and self.server.is_open:  # what was given up lives on
             self.give_up(self.problem.message.partition(" ")[2], "protocol")
-        elif not self.server.is_open:
-            self.give_up("closed its stdout", "server_died")
+        elif self.closed:
+            self.give_up(f"closed its {self.closed}, but lives", "server_died")
         elif time.monotonic() < self.give_up_at:
             self.shake_hands()
         else:
@@ -5951,7 +5978,7 @@ class Relay:
     def close_stdin(self) -> None:
         """The service is to end: what is under way may still be answered."""
         with contextlib.suppress(OSError, AttributeError):  # it has gone, or never began
-            self.connection.shutdown(1)  # SHUT_WR
+            self.writer.shutdown(1)  # SHUT_WR
 
     def ended(self, ended: Exit) -> bool:
         """The service has ended; True if it is to be spawned again: the probe was too much."""
@@ -5992,7 +6019,11 @@ class Relay:
             again = "call it again when it has answered; more time for that: --connect-timeout"
             http = "if it speaks HTTP: no --type stdio"
             advice = f"{again}; {other}; {http}; its output: logs {self.name}"
+        is_cut_off = self.closed and not ended
+        anew = f"start it anew: restart {self.name}; see why: explain {self.name}"
+        advice = anew if is_cut_off else advice
         self.problem, self.due_at = kind(f"{self.name} {why}", advice, **facts), float("inf")
+        facts.update({"advice": anew} if is_cut_off else {})
         for number, one in [*self.pending.items()]:
             is_new = one.start >= self.server.sent
             happened = NEVER_SENT if is_new else UNSURE
@@ -6107,9 +6138,13 @@ class Relay:
     def hear(self, channel: Channel, lines: list[bytes | None] | None) -> None:
         """Lines of the service or of a caller, or (None) the end of what it says."""
         is_server = channel is self.server
+        if lines is None and is_server and channel.is_open and self.supervisor.ending:
+            return  # it was told to go
         if lines is None and is_server:
             self.due_at = time.monotonic() + CLOSED_S
-            lines = channel.frames.feed(b"\n")  # its last words may have no line end
+            self.closed = "stdin" if channel.is_open else "stdout"
+            # its last words may have no line end
+            lines = [] if channel.is_open else channel.frames.feed(b"\n")
         elif lines is None:
             self.drop(channel)
         elif not lines:
@@ -10678,7 +10713,8 @@ def exchange(
         told = f"{error.get('message')} ({code})" if error else json.dumps(answer["error"])
         text = str(error.get("message")) if cause else f"{name}: {told}"
         cause = cause or CAUSES.get(code if isinstance(code, int) else 0, "protocol")
-        advice = ADVICE.get(cause, "see: tools {}").format(name)
+        advice = str(data.get("advice") or "") * is_ours
+        advice = advice or ADVICE.get(cause, "see: tools {}").format(name)
         facts = {"cause": cause, "code": code, "retryable": repeat}
         facts.update(data=error.get("data", data), log_tail=data.get("log_tail", []))
         if asked:

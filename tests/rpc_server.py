@@ -22,7 +22,8 @@
 
 Its tools: echo, slow, die, sample, progress, announce, big, cancelled, pid; regret asks a question
 and takes it back, parting answers when stdin has ended, wide answers in UTF-8, watched tells of
-the resources that it was asked to watch, levels of those of its log that it was asked for.
+the resources that it was asked to watch, levels of those of its log that it was asked for; close
+closes a descriptor and lives on.
 """
 
 from __future__ import annotations
@@ -113,6 +114,11 @@ def run_tool(id_: object, params: dict[str, Any]) -> None:
         with LOCK:
             sys.stdout.buffer.write(json.dumps(message, ensure_ascii=False).encode() + b"\n")
             sys.stdout.buffer.flush()
+    elif name == "close":
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, given["descriptor"])
+        text(id_, "closed")
+        time.sleep(60)
     elif name == "levels":
         text(id_, " ".join(LEVELS))
     elif name == "watched":
@@ -260,7 +266,7 @@ def handle(message: dict[str, Any]) -> None:
         say({"jsonrpc": "2.0", "method": "notifications/tools/list_changed", "params": meta})
         reply(id_, result=meta)
     elif method == "tools/call":
-        if params.get("name") in ("echo", "big"):
+        if params.get("name") in ("echo", "big", "close"):
             run_tool(id_, params)
         else:
             threading.Thread(target=run_tool, args=(id_, params), daemon=True).start()

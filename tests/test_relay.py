@@ -647,6 +647,25 @@ def test_a_server_that_ignores_the_end_of_stdin_is_killed(spm: Spm) -> None:
     assert 3.5 < done["seconds"] < 8
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the end of a pipe's reader isn't told")
+@pytest.mark.parametrize(("descriptor", "closed"), [(0, "stdin"), (1, "stdout")])
+def test_a_server_that_had_closed_one_of_its_pipes_was_waited_for_in_vain(
+    spm: Spm, descriptor: int, closed: str
+) -> None:
+    begin(spm)
+    pid = spm.service("s")["pid"]
+    done = spm("call", "s", "close", f"descriptor={descriptor}", "--timeout", "20s", code=None)
+    answered = "" if done.returncode else done.stdout
+    assert answered == "closed\n" * (closed == "stdin")
+    for _ in range(2):
+        error = spm.json("call", "s", "echo", MESSAGE, "--timeout", "20s", code=1)["error"]
+        assert error["message"].startswith(f"s closed its {closed}, but lives"), error
+        assert error["advice"] == "start it anew: restart s; see why: explain s"
+        assert error["cause"] == "server_died"
+    assert spm.service("s")["pid"] == pid
+    spm("stop", "s", "--force")
+
+
 def test_the_end_of_stdin_ends_a_polite_server(spm: Spm) -> None:
     begin(spm)
     spm("call", "s", "echo", MESSAGE)
