@@ -7529,6 +7529,20 @@ START_ADVICE = {
     "EAGAIN": "raise the limit of processes (ulimit -u), or end some; then start it again",
     "EMFILE": "raise the limit of open files (ulimit -n): its supervisor needs some; then start it",
 }
+# Programs by whose names no similar one is meant, and how they are had.
+HOW_TO_HAVE = {
+    **dict.fromkeys(("pnpm", "yarn"), "enable it: corepack enable {0}, or: npm install -g {0}"),
+    **dict.fromkeys(("npm", "npx"), "{0} is a part of Node.js: install that"),
+    **dict.fromkeys(("bun", "deno"), "install it: npm install -g {0}"),
+    **dict.fromkeys(
+        ("uv", "uvicorn", "gunicorn", "hypercorn", "flask", "celery", "poetry", "pipenv"),
+        "activate the environment that has {0}, or: pip install {0}",
+    ),
+    **dict.fromkeys(
+        ("cargo", "cmake", "docker", "go", "make", "mongod", "mysqld", "nginx", "php", "podman"),
+        "{0} isn't installed: your system's package manager has it",
+    ),
+}
 
 
 class Result(NamedTuple):
@@ -8943,6 +8957,8 @@ def start_advice(spec: Spec, values: dict[str, str], code: object) -> str:
     if os.path.isfile(os.path.join(spec.cwd, program)):
         here = f"{program} is here, where no program is looked for"
         return f"{here}: write ./{program}, or its interpreter before it"
+    if program in HOW_TO_HAVE:
+        return f"{HOW_TO_HAVE[program].format(program)}. Otherwise {advice}"
     names = set[str]()  # of what is on the PATH
     for directory in path.split(os.pathsep):
         with contextlib.suppress(OSError):

@@ -157,6 +157,22 @@ def test_what_cannot_be_executed_fails_at_once_and_says_why(
     spm("status", "api", code=3)
 
 
+def test_a_missing_pnpm_was_taken_for_a_misspelt_npm(spm: Spm) -> None:
+    path = spm.base / "bin"
+    path.mkdir()
+    for name in ("npm", "mysql"):
+        (path / name).write_text("#!/bin/sh\n")
+        (path / name).chmod(0o755)
+    env = {**spm.env, "PATH": str(path)}
+    advice = "check the spelling and PATH, or give the whole path"
+    told = spm("start", "web", "pnpm dev", env=env, code=4).stderr
+    how = "enable it: corepack enable pnpm, or: npm install -g pnpm"
+    assert f"  → {how}. Otherwise {advice}\n" in told
+    told = spm("start", "db", "mysqld", env=env, code=4).stderr
+    assert "→ mysqld isn't installed: " in told and "did you mean" not in told
+    assert "→ did you mean npm? " in spm("start", "x", "nmp start", env=env, code=4).stderr
+
+
 def test_a_command_of_which_only_a_part_was_quoted_is_shown_whole(spm: Spm) -> None:
     told = spm("start", "api", "sleep 60", "extra", "words", code=4).stderr
     assert "→ quote the command as a whole: 'sleep 60 extra words'\n" in told
