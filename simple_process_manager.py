@@ -271,7 +271,8 @@ ERRORS: dict[str, type[SpmError]] = {cls.kind: cls for cls in SpmError.__subclas
 # from_json trusts nobody: it returns a valid value or raises RecordError with the field's path.
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-NO_NAME = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*\."
+# Devices of Windows, what it cuts off; and where a name is asked for digits alone may be a port.
+NO_NAME = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*\.|[0-9]+"
 VARIABLE = r"[A-Za-z_][A-Za-z0-9_.]*"
 PORT_MARK = r"(?<!\$){port}"  # ${port} is a variable of a shell's
 DURATION = r"(?a)(\d+(?:\.\d+)?)(ms|s|m|h|)"
@@ -340,10 +341,15 @@ def is_name(text: str) -> bool:
 
 
 check_name = checked(
-    is_name,
+    lambda text: is_name(text) or re.fullmatch("[0-9]{1,64}", text),  # of an earlier version
     "is not a service name",
     "use 1 to 64 letters, digits, '.', '_', '-', and begin with a letter or digit; no device of "
     "Windows (con, nul, aux, prn, com1, lpt1 …), no '.' at the end",
+)
+check_new_name = checked(
+    is_name,
+    "is no service name but a port",
+    "write a name with a letter in it, and declare the port: --port N",
 )
 TYPES = ("simple", "forking", "stdio", "external")
 RESTARTS = ("no", "on-failure", "always")
@@ -7096,7 +7102,8 @@ class Reading:
     ) -> None:
         """A service; `more` are the defaults."""
         if re.fullmatch(NO_NAME, name):
-            self.fault(file, path, "that is no name: a device of Windows, or '.' at its end")
+            what = "a port" if name.isdigit() else "a device of Windows, or '.' at its end"
+            self.fault(file, path, f"that is no name: {what}")
         full = {**more, **keys}
         alive = full.get("keep_alive")
         if isinstance(alive, dict):  # check_interval: our timer is exact, it needs none
@@ -7859,6 +7866,8 @@ def start_service(store: Store, args: argparse.Namespace, owner: Owner | None = 
         what = "comes first, then the command" if args.command else "is missing"
         raise UsageError(f"the name of the service {what}", f"write: {how}")
     name, is_again = check_name(args.name), asked_of(args) <= NOT_OF_A_SPEC
+    if name.isdigit() and not store.record(name):
+        check_new_name(name)
 
     def again() -> Asked | None:
         asked = known_start(store, name) if is_again else None

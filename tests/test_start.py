@@ -157,6 +157,27 @@ def test_what_cannot_be_executed_fails_at_once_and_says_why(
     spm("status", "api", code=3)
 
 
+def test_a_service_that_was_named_by_digits_alone_could_not_be_waited_for(spm: Spm) -> None:
+    for words in (["start", "8000", "sleep 100"], ["run", "8000", "sleep 100", "--", "true"]):
+        told = spm(*words, code=2).stderr
+        how = "write a name with a letter in it, and declare the port: --port N"
+        assert told == f"[ERROR] '8000' is no service name but a port\n  → {how}\n"
+    (spm.cwd / "spm.json").write_text('{"services": {"8000": {"command": "sleep 100"}}}')
+    told = spm("up", code=6).stderr
+    assert "spm.json: services.8000: that is no name: a port\n" in told
+    (spm.cwd / "spm.json").unlink()
+    spm("start", "api", "sleep 100")
+    spm("stop", "api")
+    earlier = spm.state()
+    earlier["services"]["8000"] = {**earlier["services"].pop("api"), "name": "8000"}
+    (spm.home / "services" / "api").rename(spm.home / "services" / "8000")
+    (spm.home / "state.json").write_text(json.dumps(earlier))
+    spm("start", "8000")
+    assert "8000 stopped" in spm("stop", "8000").stdout
+    spm("cleanup")
+    assert spm.json("list")["services"] == []
+
+
 def test_a_missing_pnpm_was_taken_for_a_misspelt_npm(spm: Spm) -> None:
     path = spm.base / "bin"
     path.mkdir()
