@@ -4997,8 +4997,7 @@ class Supervisor:
         self.hears_main = False
         self.mains |= {self.record.main, None}
         oom = ended.signal == "SIGKILL" and oom_kills() > self.oom_kills[0]
-        lived_s = round(max(ended.at - self.record.started_at, 0.0), 3)
-        ended = ended._replace(oom=oom, lived_s=lived_s)
+        ended = ended._replace(oom=oom, lived_s=round(steady_s() - self.since, 3))
         if self.pipes and self.pipes.ended(ended):
             self.tell("exited", f"{ended} before it was greeted; it is asked the older way")
             self.spawn(self.env or {})
@@ -10107,8 +10106,9 @@ class Target:
             why = f"{name} can't be judged: external ({seen.verdict.why})"
             raise Failed(why, "wait for its port or a URL: wait-healthy PORT", name=name)
         ended, after, tail = seen.record.exit, "", self.store.last_lines(name, 20)
-        if ended:
-            after = f" {format_duration(ended.at - seen.record.started_at)} after its start"
+        if ended:  # without lived_s nobody saw it
+            lived_s = ended.at - seen.record.started_at if ended.lived_s is None else ended.lived_s
+            after = f" {format_duration(lived_s)} after its start"
         text = f"{name} is not running: {seen.verdict.status}{after} ({seen.verdict.why or ended})"
         facts = {**failure_facts(self.store, seen.record), "exit": ended and ended._asdict()}
         cause = as_object(facts["cause"])

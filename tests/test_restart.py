@@ -785,3 +785,19 @@ def test_a_directory_that_vanished_was_told_as_if_the_program_were_missing(spm: 
     assert cause["message"] == f"{before}no such directory: {there}"
     assert cause["advice"].startswith("from the directory that it shall run in: start api ")
     spm("stop", "api")
+
+
+def test_a_clock_that_was_set_made_a_short_life_a_long_one(spm: Spm) -> None:
+    spm("start", "api", "sleep 100")
+    pid = spm.service("api")["pid"]
+    spm.kill_supervisor("api")
+    state = spm.state()
+    state["services"]["api"]["started_at"] -= 3600  # as if the clock had been set forward since
+    (spm.home / "state.json").write_text(json.dumps(state))
+    spm("start", "api")
+    assert spm.service("api")["pid"] == pid
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: spm.record("api")["exit"], what="its end")
+    assert 0 < spm.record("api")["exit"]["lived_s"] < 60
+    told = spm("wait-healthy", "api", code=1).stderr
+    assert " s after its start" in told and "1 h" not in told
