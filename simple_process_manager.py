@@ -3858,6 +3858,11 @@ def status_of(record: Record, facts: Facts) -> Verdict:
     return Verdict(status, why.format(record, waits))
 
 
+def went_down(record: Record, verdict: Verdict) -> bool:
+    """Whether it ended with the machine, and nobody has stopped it since."""
+    return record.wanted == "running" and verdict == ("exited", RESTARTED)
+
+
 def is_among(ended: Exit | None, codes: str) -> bool:
     """Whether it is one of these exits; None, the end of an unhealthy one, never is."""
     return ended is not None and bool(codes_of(ended.signal or str(ended.code)) & codes_of(codes))
@@ -3871,6 +3876,15 @@ def should_restart(spec: Spec, ended: Exit | None, restarts: Sequence[float], no
         return "no"
     count = sum(now - at < spec.restart_window_s for at in restarts)
     return "restart" if count < spec.max_restarts else "gave up"
+
+
+def is_left_down(record: Record) -> bool:
+    """Whether it ended and its policy wants a restart: where no supervisor is left, for ever."""
+    spec, ended, latest = record.spec, record.exit, max(record.restarted_at, default=0.0)
+    is_judged = bool(spec.start_seconds or spec.success_log or spec.failure_log)
+    has_begun = bool(ended and ended.errno is None) and not (is_judged and not record.restarts)
+    is_wanted = has_begun and record.wanted == "running" and record.phase in ("exited", "failed")
+    return is_wanted and should_restart(spec, ended, record.restarted_at, latest) == "restart"
 
 
 def backoff_s(waits: int, spec: Spec, jitter: float) -> float:
@@ -8015,7 +8029,7 @@ def start_previous(store: Store, args: argparse.Namespace) -> Result:
         raise UsageError("--all-previous starts each as it was", "leave the rest out")
     for record in sorted(store.records().values(), key=lambda one: one.started_at):
         verdict = observe(store, record).verdict
-        if record.wanted == "running" and verdict == ("exited", RESTARTED):
+        if went_down(record, verdict):
             asked = {**vars(args), **start_defaults(), "name": record.name}
             try:
                 result = start_service(store, type(args)(**asked))
@@ -9271,6 +9285,8 @@ def stop_report(seen: Seen, record: Record, ended: Ended | None) -> tuple[dict[s
         return {**data, "forgotten": True}, line + "still open" + remark
     if ended is None:
         ago = f" {format_duration(time.time() - record.exit.at)} ago" if record.exit else ""
+        if seen.record.phase not in ENDED_PHASES:  # nobody knows when it ended
+            return data, f"[OK] {name} was not running: {seen.verdict.why}{remark}"
         return data, f"[OK] {name} was not running: {record.phase}{ago} ({how}){remark}"
     data.update(seconds=round(ended.seconds, 3), processes=ended.processes, killed=ended.killed)
     count = counted(ended.processes, "process") + " ended" + f", {FORCE} was used" * ended.killed
@@ -9471,8 +9487,10 @@ def list_services(store: Store, args: argparse.Namespace) -> Result:
     over = [one for one in seen if one.record.phase in ("exited", "failed")]
     over = [one for one in over if one.facts.here and store.is_supervised(one.record.name)]
     news += [(one, one.record.reason) for one in over if tree_of(one.record)]  # a daemon, mostly
+    alone = [one for one in seen if one.facts.here and is_left_down(one.record)]
+    news += [(one, left_down(one)) for one in alone if not store.is_supervised(one.record.name)]
     lines = [f"[WARN] {one.record.name}: {text}" for one, text in news if text]
-    if any(one.verdict.why == RESTARTED for one in seen):
+    if any(went_down(one.record, one.verdict) for one in seen):
         lines.append(f"[WARN] {RESTARTED}: start --all-previous brings back what ran")
     keys = ("name", "status", "pid", "port", "uptime_s", "cpu_percent", "memory_bytes", "command")
     table = [tuple(key.partition("_")[0] for key in keys)]
@@ -9480,6 +9498,12 @@ def list_services(store: Store, args: argparse.Namespace) -> Result:
         guess = "?" * (data["port_origin"] == "recognised")
         table.append(tuple(shown(key, data[key]) + guess * (key == "port") for key in keys))
     return Result({"home": store.home, "services": services}, lines, table)
+
+
+def left_down(seen: Seen) -> str:
+    """That nobody restarts what its policy would have restarted, and what does."""
+    policy, why = seen.record.spec.restart, seen.record.reason
+    return f"{why}; nobody restarts it now (--restart {policy}): {restart_line(seen)}"
 
 
 def active_alerts(seen: Seen) -> list[str]:
@@ -10119,6 +10143,8 @@ class Target:
         advice = f"{read}mend the cause, then: run this again" if self.is_passing else advice
         if seen.verdict.status == "stopped":
             advice = f"it was stopped ({seen.verdict.why or ended}): start {name}"
+        elif went_down(seen.record, seen.verdict):
+            advice = f"start it again: {restart_line(seen)}; all that ran: start --all-previous"
         elif ended and ended.code == 0 and seen.verdict.status == "exited":
             advice = "a command that returns by itself needs no start; a daemon: --type forking"
         raise Failed(text, advice, name=name, log_tail=tail, **facts)

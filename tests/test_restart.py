@@ -359,6 +359,30 @@ def test_a_supervisor_killed_while_it_waits_to_restart_is_told_truthfully(spm: S
     spm("stop", "api")
 
 
+def test_list_tells_of_what_nobody_restarts_since_its_supervisor_was_gone(spm: Spm) -> None:
+    # it was `exited` in silence, whatever its policy
+    for name, policy in (("a", "always"), ("b", "no"), ("c", "on-failure")):
+        spm("start", name, "sleep 100", "--restart", policy)
+        spm.kill_supervisor(name)
+    mains = [record["main"]["pid"] for record in spm.state()["services"].values()]
+    for main in mains:
+        os.kill(main, signal.SIGKILL)
+    eventually(lambda: not any(map(is_running, mains)))
+    spm("start", "bad", "no-such-program", "--restart", "always", code=4)
+    slow_backoff(spm)
+    spm.kill_supervisor("api")
+    told = spm("list").stderr.splitlines()
+    assert [line.split(":")[0] for line in told] == ["[WARN] a", "[WARN] api", "[WARN] c"], told
+    how = "nobody restarts it now (--restart always): restart"
+    assert told[0].endswith(f"; {how} a") and f"; {how} api --force (cooldown: " in told[1], told
+    spm("restart", "a")
+    spm("restart", "api", "--force")
+    status_once(spm, "api", "backoff")
+    assert [line[:8] for line in spm("list").stderr.splitlines()] == ["[WARN] a", "[WARN] c"]
+    spm("cleanup")
+    assert not spm("list").stderr
+
+
 def test_waiting_goes_on_through_restarts_and_ends_when_the_policy_gives_up(
     spm: Spm, port: int
 ) -> None:
@@ -643,6 +667,24 @@ def test_what_ran_when_the_machine_went_down_is_started_again(spm: Spm) -> None:
     assert [line.partition(" (")[0] for line in lines] == ["[OK] c started"]
     assert [spm.service(name)["status"] for name in "abc"] == ["running", "stopped", "running"]
     spm("cleanup")
+
+
+def test_what_was_stopped_after_the_machine_restarted_is_not_to_be_brought_back(spm: Spm) -> None:
+    # list went on to advise start --all-previous for ever, which answered that nothing ran
+    spm("start", "a", "sleep 100")
+    state = spm.state()
+    spm.kill_supervisor("a")
+    os.kill(state["services"]["a"]["main"]["pid"], signal.SIGKILL)
+    state["services"]["a"]["place"]["boot"] = "another"
+    (spm.home / "state.json").write_text(json.dumps(state))
+    assert "brings back what ran" in spm("list").stderr
+    waited = spm("wait-healthy", "a", code=1).stderr
+    assert "mend" not in waited and waited.endswith(
+        "→ start it again: restart a; all that ran: start --all-previous\n"
+    ), waited
+    assert spm("stop", "a").stdout == "[OK] a was not running: machine restarted\n"
+    assert "brings back" not in spm("list").stderr
+    assert "nothing ran" in spm("start", "--all-previous").stdout
 
 
 def test_each_of_all_previous_is_an_instance_of_its_own(spm: Spm) -> None:
