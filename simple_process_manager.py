@@ -7541,7 +7541,8 @@ LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
 PORT_GRACE_S = 5.0
 MOST_NAMES = 20
 MEND = "mend the cause, then: {} (or, if the command is wrong: {})"
-OTHER_WAYS = ", take another port (--on-conflict next, --port auto), or start anyway with --force"
+ANYWAY = ", or start anyway with --force"
+OTHER_WAYS = f", take another port (--on-conflict next, --port auto){ANYWAY}"
 START_ADVICE = {
     "ENOENT": "check the spelling and PATH, or give the whole path",
     "EACCES": "it has to be a file that is executable (chmod +x); or name its interpreter",
@@ -11373,9 +11374,11 @@ def known_services(store: Store) -> dict[str, Known]:
     return found
 
 
-def in_keys(text: object, wanted: Wanted) -> str:
+def in_keys(text: object, wanted: Wanted, was: Record | None = None) -> str:
     """Advice in the words of a configuration: not --env but env, and where that is."""
     flags = "|".join(KEYS).replace("_", "-")
+    if was and changed_fields(was.spec, wanted.spec):  # `start NAME` would start it as it was
+        text = str(text).replace(ANYWAY, "")
     words = re.sub(rf"--({flags})(?![\w-])", lambda found: found[1].replace("-", "_"), str(text))
     where = f"{wanted.source.path} in {shown_path(wanted.source.file)}"
     if wanted.source.path.startswith("line "):
@@ -11417,7 +11420,7 @@ class Application:
         self.waits: dict[str, tuple[Target | None, float]] = {}  # None: for its end; until when
         self.needs = {s.name: s.wanted.depends_on if s.wanted and s.acts else {} for s in steps}
         self.ends = [step.name for step in steps if step.action == "stop"]
-        records = {key: one.record for key, one in known.items()}
+        self.records = records = {key: one.record for key, one in known.items()}
         ports = {key: one.spec.port or -1 for key, one in records.items()}
         holders: dict[int | None, str] = {}
         asked = {s.name: s.wanted.spec.port for s in steps if s.wanted and s.acts}
@@ -11519,7 +11522,7 @@ class Application:
             if wanted:
                 if "advice" in cause:
                     cause["advice"] = in_keys(cause["advice"], wanted)
-                error.advice = in_keys(error.advice, wanted)
+                error.advice = in_keys(error.advice, wanted, self.records.get(name.lower()))
             # a restart is its alone, and there is none of what was never there
             if self.goes_back or any(name in needs for needs in self.needs.values()):
                 then = f"then: {self.again}"

@@ -9,6 +9,7 @@ import pty
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -372,6 +373,26 @@ def test_a_port_is_handed_on(spm: Spm) -> None:
     assert spm.json("up", "--wait", "--rollback-on-failure", code=1)["rolled_back"]
     assert {name: spm.service(name)["port"] for name in ("a", "b")} == ports
     assert [spm.service(name)["pid"] > 0 for name in ("a", "b", "c")] == [True] * 3
+    spm("cleanup")
+
+
+def test_start_by_force_is_advised_where_it_does_what_the_file_says(spm: Spm) -> None:
+    # of a changed service it was advised as well, and started what was before the change
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = server.getsockname()[1]
+        write(spm, {"a": worker("1", port=free_port())})
+        spm("up")
+        write(spm, {"a": worker("1", port=taken)})
+        for _ in "runs", "stopped":
+            told = spm("up", "a", code=5).stderr
+            assert f"port {taken} is held" in told and "another port (on_conflict next" in told
+            assert "--force" not in told, told
+            spm("down", "a")
+        write(spm, {"b": worker("2", port=taken)})
+        told = spm("up", code=5).stderr
+        assert "or start anyway with `start b --force` (services.b in spm.json)" in told, told
+        spm("start", "b", "--force")
+        assert spm.service("b")["port"] == taken
     spm("cleanup")
 
 
