@@ -12510,12 +12510,12 @@ def with_references(config: Config) -> tuple[Config, dict[str, list[str]], dict[
     return config_of({**config.document, "services": services}, config.path), names, notes
 
 
-def described(store: Store) -> tuple[dict[str, tuple[Described, list[str]]], list[str]]:
+def described(store: Store) -> tuple[dict[str, tuple[Described, list[str]]], dict[str, str]]:
     """Each service with what is to be said of it: the configuration's, then those started by hand.
-    Of a variable that a command names it has the name. And which are disabled.
+    Of a variable that a command names it has the name. And which of them aren't meant, and why.
     """
     here: dict[str, tuple[Described, list[str]]] = {}
-    disabled = list[str]()
+    left = dict[str, str]()
     path = find_config(None, store.home)
     if os.path.lexists(path):
         config, names, notes = with_references(read_config(path, expands=False))
@@ -12523,12 +12523,14 @@ def described(store: Store) -> tuple[dict[str, tuple[Described, list[str]]], lis
             taken = tuple(dict.fromkeys((*one.spec.env_taken, *names[one.name])))
             spec = one.spec._replace(env_taken=taken)
             here[one.name.lower()] = (one.name, spec, one.depends_on), notes[one.name]
-            disabled += [one.name] * one.disabled
+            left.update({one.name: "it is disabled"} if one.disabled else {})
     for key, record in sorted(store.records().items()):
         about = f"{record.name}: look for secrets: a ${{…}} in its command is what `up` made of it"
         one_by_hand = record.name, record.spec, dict[str, str]()
+        if key not in here and record.config and config_now(store, record.config) == path:
+            left[record.name] = f"{shown_path(path)} doesn't have it"  # no more
         here.setdefault(key, (one_by_hand, [about] * bool(record.config)))
-    return here, disabled
+    return here, left
 
 
 @command(
@@ -12540,22 +12542,24 @@ def described(store: Store) -> tuple[dict[str, tuple[Described, list[str]]], lis
 )
 def export(store: Store, args: argparse.Namespace) -> Result:
     """The services for another engine: systemd, procfile, compose, kubernetes, nomad."""
-    known, disabled = described(store)
+    known, unmeant = described(store)
     for name in args.names:
         if name.lower() not in known:
             check_name(name)
             advice = services_here(name, [one[0][0] for one in known.values()])
             raise NotFound(f"no service {name!r} in {store.home}", advice)
-    left = [] if args.names else disabled
+    left = {} if args.names else unmeant
     asked = dict.fromkeys(map(str.lower, args.names)) or known
     wanted = [known[key] for key in asked if known[key][0][0] not in left]
     if not wanted and left:
-        raise NotFound(f"disabled: {', '.join(left)}; there is no other", "name what is meant")
+        what = "; ".join(f"{name}: {why}" for name, why in left.items())
+        raise NotFound(f"{what}; there is no other", "name what is meant")
     if not wanted:
         raise NotFound(f"no services in {store.home}", "start one; a stopped one counts, too")
     project = dns_name(os.path.basename(root_of(store.home)))
     services, told = zip(*wanted)
-    about = [*(f"{one} is left out: it is disabled" for one in left), *itertools.chain(*told)]
+    gone = [f"{name} is left out: {why}" for name, why in left.items()]
+    about = [*gone, *itertools.chain(*told)]
     files, notes = exported(args.target, services, project, about)
     data: dict[str, object] = {"target": args.target, "files": files}
     lines = [f"[WARN] {note}" for note in notes]

@@ -432,7 +432,22 @@ def test_what_is_disabled_was_exported_to_be_started(spm: Spm) -> None:
     assert "web:" in named.stdout and "disabled" not in named.stderr
     del services["api"]
     (spm.cwd / "spm.json").write_text(json.dumps({"services": services}))
-    assert "disabled: web; there is no other" in spm("export", "compose", code=3).stderr
+    assert "web: it is disabled; there is no other" in spm("export", "compose", code=3).stderr
+
+
+def test_what_the_file_no_longer_has_was_exported_beside_what_took_its_place(spm: Spm) -> None:
+    file = spm.cwd / "spm.json"
+    file.write_text(json.dumps({"services": {"worker": {"command": "sleep 300.1"}}}))
+    spm("up")
+    spm("start", "mine", "sleep 300.2")
+    file.write_text(json.dumps({"services": {"jobs": {"command": "sleep 300.1"}}}))
+    spm("up")
+    done = spm("export", "procfile")
+    told = [line for line in done.stdout.splitlines() if line[0] != "#"]
+    assert [line.partition(":")[0] for line in told] == ["jobs", "mine"]
+    assert "[WARN] worker is left out: spm.json doesn't have it" in done.stderr, done.stderr
+    assert "worker:" in spm("export", "procfile", "worker").stdout
+    spm("cleanup")
 
 
 def test_no_restart_after_a_failure_became_restarts_without_end_in_compose() -> None:
