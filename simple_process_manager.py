@@ -1202,6 +1202,14 @@ if sys.platform == "win32":
     path_of: Callable[[int], str] = _always("")  # a directory with open files isn't renamed
     open_files: Callable[[int], list[str]] = _always([])  # nor is that of theirs
 
+    def free_bytes(path: str) -> float:
+        """How much more can be written to its disk; inf where that can't be told."""
+        import shutil
+
+        with contextlib.suppress(OSError):
+            return float(shutil.disk_usage(path).free)
+        return float("inf")
+
     def steady_s() -> float:
         """Seconds since the boot without those asleep, which time.monotonic() counts here."""
         ticks = ctypes.c_ulonglong()  # of 100 ns
@@ -1577,6 +1585,14 @@ else:
     def is_open_to_others(mode: int) -> bool:
         """Whether these permissions let others write."""
         return bool(mode & 0o022)
+
+    def free_bytes(path: str) -> float:
+        """How much more can be written to its disk; inf where that can't be told."""
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(path)
+            blocks = disk.f_bavail if my_user_id else disk.f_bfree  # some are kept for root
+            return float(blocks * disk.f_frsize) if disk.f_blocks else float("inf")
+        return float("inf")
 
     def process_group(pid: int) -> int:
         """Its process group, 0 if it is gone."""
@@ -7540,6 +7556,7 @@ NOT_IN_RUN = ("name?", "--lease", "--all-previous")
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
 PORT_GRACE_S = 5.0
 MOST_NAMES = 20
+ROOM_BYTES = 1 << 17  # a start needs as much of the disk
 MEND = "mend the cause, then: {} (or, if the command is wrong: {})"
 ANYWAY = ", or start anyway with --force"
 OTHER_WAYS = f", take another port (--on-conflict next, --port auto){ANYWAY}"
@@ -8366,6 +8383,13 @@ def port_state(port: int) -> str:
     return f"port {port} is held by {look_at(port_holder(port))}"
 
 
+def full_disk(store: Store) -> list[str]:
+    """A line if logs and state can't be written: nothing that is written there tells of that."""
+    left = free_bytes(store.home)
+    told = f"the disk of {shown_path(store.home)} is full ({format_bytes(left)} left)"
+    return [f"{told}: what services write to their logs is lost"] * (left < ROOM_BYTES)
+
+
 def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict[str, object]:
     """The `cause` of a failed service, None for others; `advice` where somebody knows better."""
     if record is None or record.phase not in ("failed", "backoff") or record.exit is None:
@@ -8375,6 +8399,9 @@ def failure_facts(store: Store, record: Record | None, advice: str = "") -> dict
     words = store.last_words(record, CAUSE_LINES)
     cause = cause_of(record.exit, words, is_heard=not record.spec.terminal)
     cause, placed = in_its_place(store, record, cause, record.exit)
+    for told in full_disk(store) if cause.kind == "unknown" else ():  # its last words are lost
+        message = f"{cause.message}; {told}"
+        cause = Cause("disk_full", message, CAUSE_ADVICE["disk_full"], retryable=True)
     return {"cause": advised(cause, record, placed or advice)._asdict()}
 
 
@@ -8441,7 +8468,7 @@ def check_successor(store: Store, asked: Asked, port: int | None, values: dict[s
     """Fail before anything is ended, if what is to replace it has no program, room or port."""
     name, spec, program = asked.name, asked.spec, asked.spec.argv[0]
     with state_errors(store.home):  # a full disk
-        write_file(store.path(name, "room"), bytes(1 << 17), durable=False)
+        write_file(store.path(name, "room"), bytes(ROOM_BYTES), durable=False)
         os.unlink(store.path(name, "room"))
     where = os.path.join(spec.cwd, program) if os.path.dirname(program) else program
     if not shutil.which(where, path=search_path(spec.cwd, values)):
@@ -9491,6 +9518,7 @@ def list_services(store: Store, args: argparse.Namespace) -> Result:
     alone = [one for one in seen if one.facts.here and is_left_down(one.record)]
     news += [(one, left_down(one)) for one in alone if not store.is_supervised(one.record.name)]
     lines = [f"[WARN] {one.record.name}: {text}" for one, text in news if text]
+    lines += [f"[WARN] {text}" for text in full_disk(store)]
     if any(went_down(one.record, one.verdict) for one in seen):
         lines.append(f"[WARN] {RESTARTED}: start --all-previous brings back what ran")
     keys = ("name", "status", "pid", "port", "uptime_s", "cpu_percent", "memory_bytes", "command")
@@ -9724,6 +9752,7 @@ def show_alerts(store: Store, args: argparse.Namespace) -> Result:
 def logs(store: Store, args: argparse.Namespace) -> Result:
     """What a service wrote."""
     record = find(store, args.name).record
+    store.notes += full_disk(store)
     name, path = record.name, store.path(record.name, "output.log")
     if record.spec.terminal:
         store.notes.append(f"the output of {name} goes to its window and isn't kept")
@@ -9841,6 +9870,7 @@ def pending(store: Store, seen: Seen) -> list[str]:
 def explain(store: Store, args: argparse.Namespace) -> Result:
     """One page: status, cause, advice, failed exits, last lines."""
     seen = find(store, args.name)
+    store.notes += full_disk(store)
     record, spec, verdict, name = seen.record, seen.record.spec, seen.verdict, seen.record.name
     members = tree_of(trusted(seen)) if seen.facts.here else []
     own = {one.port for one in listeners(member.identity.pid for member in members)}

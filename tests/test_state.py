@@ -739,6 +739,22 @@ def test_on_a_full_disk_list_and_explain_told_of_a_phase_that_was_over(
     spm("stop", "api")
 
 
+def test_a_service_that_fills_the_disk_with_its_log_is_told_that(
+    spm: Spm, small_disk: Path
+) -> None:
+    # what it wrote of that was lost, so nothing said it: cause unknown, and list was silent
+    spm("start", "noisy", "yes hello")
+    eventually(lambda: spm.service("noisy")["status"] == "failed", what="its end")
+    full = f"the disk of {spm.home} is full ("
+    assert f"[WARN] {full}" in spm("list").stderr
+    page = spm.json("explain", "noisy")
+    assert page["cause"]["kind"] == "disk_full" and full in page["cause"]["message"], page
+    assert "free some disk space" in page["cause"]["advice"]
+    assert full in spm("logs", "noisy").stderr
+    spm("cleanup", "--purge")
+    assert "is full" not in spm("list").stderr
+
+
 def test_what_was_started_with_the_last_room_on_a_disk_is_not_starting_for_ever(
     spm: Spm, small_disk: Path
 ) -> None:
