@@ -3474,16 +3474,19 @@ def records_from_cookies(home: str, known: Iterable[str]) -> dict[str, Record]:
     return records
 
 
-def other_homes(home: str) -> dict[str, list[str]]:
-    """The other homes of this repository in which services live, as cookies tell, with these."""
+def other_homes(home: str, program: str) -> dict[str, list[str]]:
+    """The other homes in which services live, as cookies tell, with these: of this repository, and
+    of the project that the program lies in (who calls it has come from there).
+    """
     home, found = os.path.realpath(home), dict[str, set[str]]()
-    repository = repository_of(home)
-    looks = all_stats().values() if repository else ()
+    repositories = {repository_of(home), repository_of(os.path.realpath(program))} - {""}
+    looks = all_stats().values()
     for cookie in (cookie_of(look.identity.pid) for look in looks if look.is_mine):
         is_whole = is_instance(cookie.instance or cookie.supervises) and os.path.isabs(cookie.home)
         other = os.path.realpath(cookie.home) if is_whole else home
         if other != home and re.fullmatch(NAME, cookie.service):
-            is_near = repository_of(other) == repository
+            is_beside = os.path.dirname(other) == os.path.dirname(os.path.realpath(program))
+            is_near = is_beside or repository_of(other) in repositories
             found.setdefault(other, set()).update([cookie.service] * is_near)
     return {other: sorted(found[other]) for other in sorted(found) if found[other]}
 
@@ -7556,6 +7559,7 @@ NOT_IN_RUN = ("name?", "--lease", "--all-previous")
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
 PORT_GRACE_S = 5.0
 MOST_NAMES = 20
+START_ONE = 'start one: start NAME "COMMAND"'
 ROOM_BYTES = 1 << 17  # a start needs as much of the disk
 MEND = "mend the cause, then: {} (or, if the command is wrong: {})"
 ANYWAY = ", or start anyway with --force"
@@ -7839,7 +7843,7 @@ def meant_service(store: Store, name: str) -> str:
     with contextlib.suppress(SpmError):  # what is wrong with a file `config validate` tells
         if known_start(store, name):
             return f"the configuration has it: start {name}, or all of them: up"
-    for home, names in other_homes(store.home).items():
+    for home, names in other_homes(store.home, SELF).items():
         if name.lower() in map(str.lower, names):
             return f"it runs in another home: add --home {join_command([shown_path(home)])}"
     return services_here(name, [one.name for one in store.records().values()])
@@ -9340,12 +9344,14 @@ def restart(store: Store, args: argparse.Namespace) -> Result:
 
 
 def elsewhere(store: Store) -> tuple[dict[str, object], list[str]]:
-    """What runs in other homes of this repository: the JSON of it, and a line for each home."""
-    homes, lines = other_homes(store.home), []
+    """What runs in other homes of this project: the JSON of it, and a line for each home."""
+    homes, lines = other_homes(store.home, SELF), []
+    repository = repository_of(os.path.realpath(store.home))
     for home, names in homes.items():
-        where = shown_path(home)
+        where, is_far = shown_path(home), repository_of(home) != repository or not repository
         how = f"{', '.join(names)} (list them: list --home {join_command([where])})"
-        lines.append(f"[INFO] other services of this repository run in {where}: {how}")
+        whose = os.path.dirname(SELF) if is_far else "this repository"
+        lines.append(f"[INFO] other services of {whose} run in {where}: {how}")
     return {"other_homes": homes} if homes else {}, lines
 
 
@@ -9504,7 +9510,9 @@ def list_services(store: Store, args: argparse.Namespace) -> Result:
     """Every service, in one table."""
     seen = observed(store)
     if not seen:
-        hint = f'[INFO] no services in {shown_path(store.home)}; start one: start NAME "COMMAND"'
+        path = find_config(None, store.home)
+        how = f"start what {shown_path(path)} says: up" if os.path.lexists(path) else START_ONE
+        hint = f"[INFO] no services in {shown_path(store.home)}; {how}"
         others, told = elsewhere(store)
         return Result({"home": store.home, "services": [], **others}, [hint, *told])
     tell_others(store, [one.record for one in seen])

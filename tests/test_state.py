@@ -522,6 +522,32 @@ def test_services_of_a_part_of_the_repository_with_its_own_home_were_told_by_nob
     assert spm("cleanup", cwd=elsewhere).stdout.count("[INFO]") == 0
 
 
+def test_who_calls_a_copy_from_elsewhere_is_told_where_its_project_has_its_services(
+    spm: Spm,
+) -> None:
+    # after a `cd` it was "services here: none; start one", and a second one was started
+    del spm.env["SPM_HOME"]
+    copy, other = spm.cwd / "simple_process_manager.py", spm.base / "other"
+    other.mkdir()
+    shutil.copy(program.__file__, copy)
+
+    def call(*words: str) -> str:
+        argv = [sys.executable, str(copy), *words]
+        done = subprocess.run(argv, cwd=other, env=spm.env, capture_output=True, text=True)
+        return done.stdout + done.stderr
+
+    spm("start", "web", nasty())
+    home = spm.cwd / ".spm"
+    assert f"services of {spm.cwd} run in {home}: web (list them: list --home {home})" in call(
+        "list"
+    )
+    assert f"→ it runs in another home: add --home {home}" in call("logs", "web")
+    assert "not running" not in call("status", "web", "--home", str(home))
+    (other / "spm.json").write_text('{"services": {}}')
+    assert "no services in .spm; start what spm.json says: up" in call("list")
+    spm("cleanup")
+
+
 @pytest.mark.parametrize("recreated", [True, False])
 def test_a_home_that_was_removed_is_found_again_by_the_cookies(spm: Spm, recreated: bool) -> None:
     spm("start", "api", nasty("--child"), "--cwd", "/")
