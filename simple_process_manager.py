@@ -6578,6 +6578,12 @@ def spec_of(name: str, args: argparse.Namespace) -> tuple[Spec, dict[str, str]]:
     return spec, {key: value for key, equals, value in pairs if equals}
 
 
+def in_foreground(text: str) -> str:
+    """A command without what sends it and its output into the background of a shell."""
+    bare = re.sub(r"\s*&\s*$|^\s*nohup\s+", "", text)
+    return re.sub(r"\s*(?:\d*|&)>>?\s*(?:&\d|[^\s\"';|&<>]+)", "", bare)
+
+
 def command_words(name: str, args: argparse.Namespace) -> tuple[str, ...]:
     """The words to execute, from a quoted string, from bare words or from behind `--`."""
     words, tail = args.command, args.tail
@@ -6597,7 +6603,9 @@ def command_words(name: str, args: argparse.Namespace) -> tuple[str, ...]:
     if sign:
         advice = "add --shell, or quote what is meant literally"
         if text.rstrip().endswith("&"):
-            advice = "leave the & out: start returns at once anyway"
+            advice, bare = "leave the & out: start returns at once anyway", in_foreground(text)
+            if not (shell_sign(bare) or re.search("[\"'=]", text)):  # nor are values repeated
+                advice += f", and logs {name} has its output: start {name} {join_command([bare])}"
         elif "\n" in text:  # it would be shown as two characters
             advice = "add --shell to have its lines run as a script, or write it in one line"
         elif sign.endswith("="):
@@ -7846,7 +7854,8 @@ def meant_service(store: Store, name: str) -> str:
     for home, names in other_homes(store.home, SELF).items():
         if name.lower() in map(str.lower, names):
             return f"it runs in another home: add --home {join_command([shown_path(home)])}"
-    return services_here(name, [one.name for one in store.records().values()])
+    told = services_here(name, [one.name for one in store.records().values()])
+    return told + "; cleanup ends them all" * (bool(records) and name.lower() == "all")
 
 
 def services_here(name: str, names: Sequence[str]) -> str:
@@ -10186,6 +10195,10 @@ class Target:
             advice = f"start it again: {restart_line(seen)}; all that ran: start --all-previous"
         elif ended and ended.code == 0 and seen.verdict.status == "exited":
             advice = "a command that returns by itself needs no start; a daemon: --type forking"
+            members = [] if self.is_passing else tree_of(seen.record)
+            if is_daemon(seen.record, members):
+                again = again_line(seen, members)
+                advice = f"it went into the background: {again}; or have it stay in the foreground"
         raise Failed(text, advice, name=name, log_tail=tail, **facts)
 
     @property
@@ -12963,6 +12976,10 @@ MEANT_OPTIONS = {  # without an option: a word too many
     "cleanup --all": "cleanup alone, which ends them all",
     "cleanup": "stop NAME, which ends one",
     "restart": "restart NAME, one after the other",
+    "restart --wait": "restart NAME, then wait-healthy NAME",
+    "restart --timeout": "restart NAME, then wait-healthy NAME 10",
+    "restart --all": "restart NAME, one after the other",
+    "down --dry-run": "stop NAME --dry-run",
     "wait-healthy --timeout": "wait-healthy NAME 10",
     "start --timeout": "--wait",
     "start --name": "start NAME, without an option",

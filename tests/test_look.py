@@ -382,12 +382,17 @@ def test_usage_errors_are_one_line_and_advice(spm: Spm) -> None:
         ("logs x 50", "logs NAME -n 50"),
         ("cleanup x", "stop NAME, which ends one"),
         ("restart x y", "restart NAME, one after the other"),
+        ("restart x --wait", "restart NAME, then wait-healthy NAME"),
+        ("down --dry-run", "stop NAME --dry-run"),
     ):
         assert f"  → did you mean {meant}" in spm(*typed.split(), code=2).stderr
     assert "did you mean" not in spm("start", "x", "--reload", "true", code=2).stderr
     assert "  → the names are in: list; see: " in spm("logs", code=2).stderr
     assert '  → write: run NAME "COMMAND" -- TESTS; see: ' in spm("run", code=2).stderr
     assert "the commands are: start, port, stop" in spm("xyzzy", code=2).stderr
+    spm("start", "x", "true")
+    assert "services here: x; cleanup ends them all\n" in spm("stop", "all", code=3).stderr
+    spm("cleanup", "--purge")
     assert "the command is missing" in spm("--home", "list", code=2).stderr, "list is the directory"
     assert "usage: " in spm().stdout and "usage: " in spm("--home", "x", "--help").stdout
     for words in (["list", "extra"], ["stop"], ["stop", "x", "--timeout", "0"], ["logs"], ["-x"]):

@@ -102,6 +102,17 @@ def test_start_with_the_name_alone_repeats_the_last_start(spm: Spm) -> None:
     assert "comes first, then the command\n  → write: start api 'uvicorn main:app'\n" in told
 
 
+def test_what_would_be_sent_into_the_background_is_told_as_it_is_to_be_typed(spm: Spm) -> None:
+    # one error for each of & > nohup, and "leave the & out" for a >
+    for typed in ("sleep 100 &", "nohup sleep 100 > out.log 2>&1 &", "sleep 100 &>/dev/null &"):
+        told = spm("start", "api", typed, code=2).stderr
+        advice = "start returns at once anyway, and logs api has its output: start api 'sleep 100'"
+        assert told.endswith(f"  → leave the & out: {advice}\n"), told
+    for typed in ("sleep 1 && sleep 100 &", "sh -c 'true > x' &", "env A=secret sleep 100 &"):
+        told = spm("start", "api", typed, code=2).stderr
+        assert told.endswith("  → leave the & out: start returns at once anyway\n"), told
+
+
 def test_the_advice_for_a_command_of_two_lines_showed_backslash_n(spm: Spm) -> None:
     told = spm("start", "api", "sleep 100\nsleep 200", code=2).stderr
     assert "needs a shell for a line break" in told and "\\n" not in told

@@ -314,6 +314,17 @@ def test_what_has_no_port_was_advised_to_notify_alone_even_if_it_was_stopped(spm
     spm("stop", "quiet")
 
 
+def test_who_waits_for_what_went_into_the_background_is_told_how_to_start_it(spm: Spm) -> None:
+    # "a command that returns by itself needs no start", though its daemon ran
+    spm("start", "api", "--shell", "sleep 100 & exit 0")
+    told = spm("wait-healthy", "api", 10, code=1).stderr
+    advice = "start api --type forking --shell 'sleep 100 & exit 0'"
+    assert f"→ it went into the background: {advice}; or have it stay in the for" in told, told
+    spm("start", "api", "--type", "forking", "--shell", "sleep 100 & exit 0")
+    spm("wait-healthy", "api", 0.2, code=124)
+    spm("stop", "api")
+
+
 def test_who_ends_well_or_in_silence_is_told_what_that_means(spm: Spm) -> None:
     spm("start", "once", "true")
     told = spm("wait-healthy", "once", 10, code=1).stderr
