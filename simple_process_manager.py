@@ -11514,10 +11514,21 @@ class Application:
         there = there if self.wait_s else []
         time.sleep(AT_ONCE_S if any(step.acts for step in there) else 0.0)
         for step in [one for one in there if self.outcomes[one.name].result == "done"]:
+            left_s = self.limit_s - (time.monotonic() - self.began)
+            wait_while(functools.partial(self.may_end_again, step), left_s, 0.02)
             self.look_again(step)
         self.progress()
         tell(self.outcomes)
         return [self.outcomes[step.name] for step in self.steps]
+
+    def may_end_again(self, step: Step) -> bool:
+        """Whether it was restarted and hasn't yet lived longer than it did before: it may loop."""
+        record = self.store.record(step.name)
+        if not record or record.phase != "running" or record.spec.readiness or not step.acts:
+            return False
+        before = former_end(self.store, record)
+        lived_s = (before and before[0].lived_s) or 0.0
+        return bool(before) and time.time() - record.started_at < lived_s + AT_ONCE_S
 
     def look_again(self, step: Step) -> None:
         """Whether a service is there in the end: what has no checks has to be, too."""

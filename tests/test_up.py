@@ -742,6 +742,21 @@ def test_what_is_restarted_again_and_again_is_not_up(spm: Spm) -> None:
     spm("cleanup")
 
 
+def test_what_lives_for_a_while_between_its_restarts_is_not_up(spm: Spm) -> None:
+    # up --wait looked at it once more, in the end: as a rule while it ran
+    soon = {"restart": "on-failure", "backoff": "10ms", "max_restarts": 100}
+    loops = {"command": "sh -c 'sleep 0.3; exit 3'", **soon}
+    flag = spm.cwd / "flag"
+    comes = f"sh -c 'test -e {flag} && exec sleep 300.1; touch {flag}; sleep 0.1; exit 3'"
+    late = {"command": "sh -c 'sleep 0.8; echo up; exec sleep 300.2'", "ready": "log:up"}
+    write(spm, {"worker": loops, "comes": {"command": comes, **soon}, "late": late})
+    done = spm("up", "--wait", "9s", code=1)
+    assert "worker doesn't stay: restarting in" in done.stderr
+    assert done.stderr.count("[ERROR]") == 1, done.stderr
+    assert spm.service("comes")["restarts"] == 1, "but it stays"
+    spm("cleanup")
+
+
 def test_what_depends_on_a_failure_says_how_to_bring_up_the_same_file(spm: Spm) -> None:
     services = {"db": {"command": "no-such-program"}, "web": {"command": "sleep 9"}}
     services["web"]["depends_on"] = ["db"]  # type: ignore[assignment]
