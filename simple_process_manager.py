@@ -7848,6 +7848,9 @@ def meant_service(store: Store, name: str) -> str:
     owners = [one.name for one in records if str(one.spec.port) == name]
     if owners:
         return f"port {name} is that of {', '.join(owners)}: write the name instead"
+    for one in records:
+        if one.main and str(one.main.pid) == name and one.phase in LIVE_PHASES:
+            return f"{name} is the pid of {one.name}: write the name instead"
     with contextlib.suppress(SpmError):  # what is wrong with a file `config validate` tells
         if known_start(store, name):
             return f"the configuration has it: start {name}, or all of them: up"
@@ -9906,6 +9909,8 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
     exits, tail = store.failed_exits(name), [*map(masked_line, store.last_lines(name, 20))]
     after = [f"logs {name} -n 100"] * (not spec.terminal) + [f"events {name}"]
     is_failed = verdict.status in ("failed", "backoff")
+    is_alone = verdict.status == "running" and not seen.facts.supervised and spec.type != "stdio"
+    after += [f"start {name} (takes it back)"] * is_alone
     after += [f"wait-healthy {name}"] * (verdict.is_live and not is_failed)
     after += ways_back(store, seen, members) if is_failed or not verdict.is_live else []
     after += [f"stop {name}"] * (verdict.is_live or is_daemon(record, members))
@@ -10243,6 +10248,9 @@ class Target:
         message = f"{self.label} didn't answer in {waited} ({self.seen})"
         advice = "no service here claims this port (see `list`): start one with --port"
         advice = f"start {ended[0]}, whose port it is" if ended else advice
+        for one in self.store.records().values():
+            if one.main and one.main.pid in mine and one.phase in LIVE_PHASES:
+                advice = f"{one.main.pid} is the pid of {one.name}: write the name instead"
         for status in {one.status for one in sights if not one.is_ok} - {0}:
             message = f"{self.label} didn't answer as expected in {waited} ({self.seen})"
             advice = f"status {status} is an answer: are path and --expect right? {self.answerer}"
@@ -11435,7 +11443,7 @@ def in_keys(text: object, wanted: Wanted, was: Record | None = None) -> str:
     if wanted.source.path.startswith("line "):
         where += ", which has no such keys: have an spm.json made of it first, init --config"
     words += f" ({where})" * (words != text)
-    bare = rf"(?<!restart {re.escape(wanted.name)} )--force"
+    bare = rf"(?<!restart {re.escape(wanted.name)} )(?:add )?--force"
     return re.sub(bare, f"`start {wanted.name} --force`", words)
 
 

@@ -346,6 +346,10 @@ def test_a_name_that_no_service_has_is_looked_for_as_a_port_and_in_other_homes(
     spm("start", "api", nasty(), "--port", port)
     told = f"  → port {port} is that of api: write the name instead\n"
     assert spm("stop", port, code=3).stderr.endswith(told)
+    pid = spm.service("api")["pid"]
+    told = f"  → {pid} is the pid of api: write the name instead\n"
+    assert spm("stop", pid, code=3).stderr.endswith(told)
+    assert spm("wait-healthy", pid, "0.1", code=124).stderr.endswith(told)
     (spm.cwd / ".git").mkdir()
     here = ("--home", spm.cwd / ".spm")
     spm("start", "web", nasty(), *here)

@@ -121,6 +121,7 @@ def test_a_killed_supervisor_costs_the_exit_code_never_the_service(spm: Spm) -> 
     listed = spm("list")
     assert "running" in listed.stdout and "its supervisor is gone" in listed.stderr
     assert spm.service("api")["supervised"] is False
+    assert "start api (takes it back)" in spm.json("explain", "api")["next"]
     adopted = spm("start", "api", nasty("--say", "hello"))
     assert "taken back" in adopted.stdout
     row = spm.service("api")

@@ -393,6 +393,9 @@ def test_start_by_force_is_advised_where_it_does_what_the_file_says(spm: Spm) ->
         assert "or start anyway with `start b --force` (services.b in spm.json)" in told, told
         spm("start", "b", "--force")
         assert spm.service("b")["port"] == taken
+    write(spm, {"c": {"command": "false", "cooldown": "1h"}})
+    assert spm("up", "--wait", code=1).stderr
+    assert "then wait, or `start c --force`" in spm("up", code=7).stderr
     spm("cleanup")
 
 
