@@ -7567,6 +7567,7 @@ NOT_IN_RUN = ("name?", "--lease", "--all-previous")
 LOCAL_PROGRAMS = (".venv/bin", "venv/bin", "node_modules/.bin")
 PORT_GRACE_S = 5.0
 MOST_NAMES = 20
+SHELL_WORDS = ("cd", "export", "source", ".", "ulimit")
 START_ONE = 'start one: start NAME "COMMAND"'
 ROOM_BYTES = 1 << 17  # a start needs as much of the disk
 MEND = "mend the cause, then: {} (or, if the command is wrong: {})"
@@ -10533,6 +10534,16 @@ def with_services(args: argparse.Namespace) -> list[tuple[str, list[str]]]:
     return services
 
 
+def shell_advice(word: str) -> str:
+    """How to write a test command that only a shell could take, by its first word, else ""."""
+    name, equals, _ = word.partition("=")
+    if equals and shell_sign(word) == f"{name}=":  # its value isn't repeated
+        return f"have env set it: -- env {name}=… COMMAND"
+    if shell_sign(word):
+        return f"have a shell run it: -- sh -c {join_command([word])}"
+    return f"only a shell has {word}: -- sh -c '{word} …'" * (word in SHELL_WORDS)
+
+
 @command(
     "run",
     Option("name", "NAME", help="what the service is called"),
@@ -10555,7 +10566,8 @@ def run_tests(store: Store, args: argparse.Namespace) -> Result:
         is_quoted = " " in tests[0] and shutil.which(tests[0].partition(" ")[0])
         unquoted = f"leave the quotes of the test command out: -- {' '.join(tests)}"
         advice = start_advice(spec, {}, fault).replace("add --shell", "write -- sh -c '…'")
-        raise UsageError(told, unquoted if is_quoted else advice)
+        advice = unquoted if is_quoted else advice
+        raise UsageError(told, shell_advice(tests[0]) or advice)
     defaults, beside = start_defaults(), with_services(args)
     chain, code, failure = Chain(store, args), None, None
     on_ending_signals(leave)

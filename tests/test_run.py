@@ -94,6 +94,14 @@ def test_tests_that_fail_give_their_exit_code(spm: Spm, port: int) -> None:
     )
     assert done.stderr.endswith(f"{told} wrote: logs api\n")
     assert "did you mean sleep? " in spm("run", "api", "true", "--", "slepe", "1", code=2).stderr
+    for tests, advice in (
+        (["cd . && true"], "have a shell run it: -- sh -c 'cd . && true'"),
+        (["A=b", "true"], "have env set it: -- env A=… COMMAND"),
+        (["export", "A=b"], "only a shell has export: -- sh -c 'export …'"),
+        (["true x"], "leave the quotes of the test command out: -- true x"),
+    ):
+        told = spm("run", "api", "true", "--", *tests, code=2).stderr
+        assert told.endswith(f"  → {advice}\n"), told
     assert stopped(spm, "api")
 
 
