@@ -5092,7 +5092,7 @@ class Supervisor:
         if verdict == "gave up":
             span = format_duration(now - min(recent, default=now))
             phase, tries = "failed", counted(len(recent), "restart")
-            story += f", {tries} in {span}: gave up"
+            story += f", {tries} in {span}: gave up" if recent else ", --max-restarts 0: gave up"
         self.change("start_failed" if is_start else "exited", phase, story)
 
     def note_failure(self, ended: Exit) -> None:
@@ -9902,7 +9902,8 @@ def explain(store: Store, args: argparse.Namespace) -> Result:
         verdict.status == "running" and (spec.readiness or (spec.port and spec.port not in own))
     )
     facts = (doubt_facts if is_unready and seen.facts.here else failure_facts)(store, record)
-    data.update(since=ended.at if ended else record.started_at, **facts)
+    since = None if went_down(record, verdict) else record.started_at  # nobody saw its end
+    data.update(since=ended.at if ended else since, **facts)
     data.update(command=shown_command(spec), cwd=spec.cwd)
     data.update(environment=dict(record.environment), listens_on=sorted(own), port=spec.port)
     state = port_state(spec.port) if spec.port and spec.port not in own else None

@@ -438,7 +438,8 @@ def test_who_was_ended_as_unhealthy_has_failed_and_that_is_kept_with_its_reason(
     spm("start", "api", "sleep 100", *policy, *health)
     status_once(spm, "api", "ready")
     sick.touch()
-    status_once(spm, "api", "failed")
+    row = status_once(spm, "api", "failed")
+    assert row["why"].endswith(", --max-restarts 0: gave up"), "it was 0 restarts in 0.00 s"
     page = spm.json("explain", "api")
     seen = f"unhealthy: exec 'test ! -e {sick}': exit code 1"
     assert [one["because"] for one in page["exits"]] == [seen]
@@ -682,6 +683,8 @@ def test_what_was_stopped_after_the_machine_restarted_is_not_to_be_brought_back(
     assert "mend" not in waited and waited.endswith(
         "→ start it again: restart a; all that ran: start --all-previous\n"
     ), waited
+    page = spm.json("explain", "a")
+    assert (page["since"], page["why"]) == (None, "machine restarted"), "its end wasn't seen"
     assert spm("stop", "a").stdout == "[OK] a was not running: machine restarted\n"
     assert "brings back" not in spm("list").stderr
     assert "nothing ran" in spm("start", "--all-previous").stdout
