@@ -10260,12 +10260,14 @@ class Target:
             advice = f"status {status} is an answer: are path and --expect right? {self.answerer}"
         return TimedOut(message, advice, name=self.name, port=self.answer.port)
 
-    def way_to_port(self, name: str, own_ports: Sequence[str]) -> str:
+    def way_to_port(self, name: str, port: int, own_ports: Sequence[str]) -> str:
         """What to do about who answers at the port of a service that waits for it."""
-        held = self.answer.port and held_port(self.store, self.answer.port, name)
+        held = held_port(self.store, port, name)
         way = port_error(held, "fail").advice if held else "end that process"
-        took = f"; or go on with the one it took: wait-healthy {own_ports[0]}" if own_ports else ""
-        return f"{way}, or give {name} another port{took}"
+        way += f", or give {name} another port"
+        if not own_ports or self.is_passing:  # `run` has ended it by then
+            return way
+        return f"{way}; or go on with the one it took: wait-healthy {own_ports[0]}"
 
     def too_late(self, timeout_s: float) -> SpmError:
         """The error when the time is over."""
@@ -10285,10 +10287,12 @@ class Target:
         left = "was alive" if self.is_passing else "is alive and left running"
         alive = f"{name} (pid {pid}) {left}"
         ports = dict.fromkeys(str(one.port) for one in own_listeners(record, None))
-        if any(sight.is_foreign for sight in sights.values()):
-            message = f"port {facts['port']} isn't {name}'s after {waited}: {self.seen}; {alive}"
+        port = next((sight.port for sight in sights.values() if sight.is_foreign), None)
+        if port:  # maybe another than that of the first check
+            message = f"port {port} isn't {name}'s after {waited}: {self.seen}; {alive}"
             message += f" (it listens on {', '.join(ports)})" if ports else ""
-            return PortConflict(message, self.way_to_port(name, [*ports]), **facts)
+            advice = self.way_to_port(name, port, [*ports])
+            return PortConflict(message, advice, **{**facts, "port": port})
         where = self.seen + (f"; it listens on {', '.join(ports)}" if ports else "")
         advice = f"read logs {name}, wait longer, or stop {name}"
         if self.is_passing:

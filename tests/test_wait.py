@@ -106,7 +106,24 @@ def test_who_lost_its_port_to_another_service_was_told_to_end_a_process(
     assert "  → stop first, or give vite another port; or go on with the one it took" in failed
     assert f"the one it took: wait-healthy {other}\n" in failed
     assert "service vite of this home answers there" in spm("wait-healthy", other, 5).stdout
-    spm("stop", "first", "vite")
+    spm("stop", "vite")
+    options = ("--port", port, "--force", "--timeout", "2s", "--", "true")
+    told = spm("run", "again", script, "--shell", *options, code=5).stderr
+    assert told.endswith("  → stop first, or give again another port\n"), "it was stopped"
+    spm("stop", "first")
+
+
+def test_a_port_that_somebody_else_has_was_taken_for_the_first_one_it_waits_for(
+    spm: Spm, port: int
+) -> None:
+    spm("start", "other", nasty("--port", port), "--wait")
+    own = free_port()
+    checks = ("--ready", f"tcp:{own}", "--ready", f"tcp:{port}")
+    spm("start", "web", nasty("--port", own), *checks)
+    error = spm.json("wait-healthy", "web", "500ms", code=5)["error"]
+    assert error["message"].startswith(f"port {port} isn't web's") and error["port"] == port
+    assert error["advice"].startswith("stop other, or give web another port")
+    spm("stop", "other", "web")
 
 
 def test_it_goes_on_waiting_while_a_stranger_answers(spm: Spm, port: int) -> None:
