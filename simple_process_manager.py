@@ -6735,6 +6735,7 @@ def document_schema() -> Schema:
     return {**dialect, "title": "spm.json of simple_process_manager", **closed(properties)}
 
 
+MEANT_KEYS = {"cmd": "command", "dir": "cwd", "working_dir": "cwd", "healthcheck": "health"}
 JSON_TYPES: dict[object, tuple[str, tuple[type, ...]]] = {
     "string": ("a string", (str,)),
     "boolean": ("true or false", (bool,)),
@@ -6776,6 +6777,14 @@ def nearest(word: str, known: Iterable[str], least: float = 0.6) -> str:
     return f"did you mean {near[0]}? " if near else ""
 
 
+def shape_of(where: str) -> str:
+    """What is to be written at a path of a configuration where an object is missing."""
+    service = '{"command": "…"}'
+    is_one = re.fullmatch(r"services\.[^.[]+", where)
+    whole = f': write {{"NAME": {service}}}' * (where == "services")
+    return f": write {service}" if is_one else whole
+
+
 def faults(value: object, schema: Schema, where: str, defs: Schema) -> Iterator[tuple[str, str]]:
     """Where a value isn't what a schema asks for, and why.
 
@@ -6810,7 +6819,8 @@ def faults(value: object, schema: Schema, where: str, defs: Schema) -> Iterator[
             elif key in known or more is not False:
                 yield from faults(item, as_object(known.get(key, more)), path, defs)
             else:
-                yield path, f"unknown key; {nearest(key, known)}".rstrip("; ")
+                near = nearest(MEANT_KEYS.get(key) or key, known)
+                yield path, f"unknown key; {near}".rstrip("; ")
 
 
 class Problem(NamedTuple):
@@ -7042,7 +7052,8 @@ class Reading:
         try:
             yield
         except UsageError as error:
-            told = re.sub("(?s): start .* --shell .*", "", f"{error.message}: {error.advice}")
+            typed = "(?s): start (?:.* --shell|returns at once) .*"  # for a command line
+            told = re.sub(typed, "", f"{error.message}: {error.advice}")
             told = HIDDEN if hides else told
             # in the words of a configuration: --pid-file is pid_file here
             told = told.replace("--no-keep-alive", "keep_alive: false")
@@ -7056,7 +7067,7 @@ class Reading:
         bad = list(faults(data, self.schema, "", self.defs))
         # null is what load() says when it has said why the file can't be read
         for where, why in bad if data is not None or not self.problems else ():
-            self.fault(self.path, where, why)
+            self.fault(self.path, where, why + shape_of(where) * why.endswith("was expected"))
         top = as_object(data)
 
         def sound(value: object, where: str) -> dict[str, object]:

@@ -165,6 +165,18 @@ def test_a_file_that_is_nested_without_end_is_a_problem_like_any_other(tmp_path:
         spm_module.read_config(str(tmp_path / "spm.json"))
 
 
+def test_a_configuration_as_of_another_tool_is_told_how_it_is_written_here(spm: Spm) -> None:
+    # "an object was expected", cmd was taken for cwd, and a start was advised inside the file
+    for text, told in (
+        ('{"services": {"a": "sleep 1"}}', 'an object was expected: write {"command": "…"}'),
+        ('{"services": []}', 'an object was expected: write {"NAME": {"command": "…"}}'),
+        ('{"services": {"a": {"cmd": "x"}}}', "services.a.cmd: unknown key; did you mean command?"),
+        ('{"services": {"a": {"command": "x &"}}}', "none is used unasked: leave the & out\n"),
+    ):
+        (spm.cwd / "spm.json").write_text(text)
+        assert told in spm("config", "validate", code=6).stderr, text
+
+
 def test_every_problem_is_told_at_once_and_nothing_is_started(spm: Spm) -> None:
     text = """// a comment
     {"servces": {}, "alerts": ["cpu"], "defaults": {"env": {"D": "${SPM_NOT_SET}"}}, "services": {
