@@ -172,7 +172,7 @@ def new_main(spm: Spm, name: str, former: int) -> int:
 
     def look() -> int:
         row = spm.service(name)
-        is_new = row["status"] in ("running", "ready") and row["pid"] != former
+        is_new = row["status"] in ("running", "ready") and row["pid"] not in (None, former)
         return int(row["pid"]) if is_new else 0
 
     return eventually(look, what=f"another instance of {name}")
