@@ -360,13 +360,14 @@ def test_each_of_many_quick_restarts_is_told_once(spm: Spm) -> None:
 
 
 def test_a_death_at_the_very_end_is_told_too(spm: Spm, port: int) -> None:
-    pid = "$(cat pids)"
+    # else a stop that comes before the kernel ends it is what is told
+    kills = "kill -9 $(cat pids); while kill -0 $(cat pids) 2>&-; do sleep 0.01; done"
     command = nasty("--port", port, "--pids", spm.cwd / "pids", "--say", "I was up")
-    done = spm("run", "api", command, *shell(f"kill -9 {pid}; exit 1"), code=1)
+    done = spm("run", "api", command, *shell(f"{kills}; exit 1"), code=1)
     told = next(line for line in done.stderr.splitlines() if line.startswith("[WARN] api "))
     assert "killed by SIGKILL" in told, "by the last look, or by the stop that came too late"
     (spm.cwd / "pids").unlink()
-    document = document_of(spm, "api", command, *shell(f"kill -9 {pid}"))
+    document = document_of(spm, "api", command, *shell(kills))
     service = document["services"][0]
     assert "killed by SIGKILL" in service["died"] and service["status"] == "failed"
     assert service["exit"]["signal"] == "SIGKILL" and service["stopped"] is False
