@@ -410,17 +410,17 @@ def test_down_where_nothing_is_configured_says_so(spm: Spm) -> None:
 
 
 def test_an_interrupted_up_leaves_what_the_next_one_finishes(spm: Spm) -> None:
-    services = {name: worker(name, start_seconds=1) for name in ("1", "2", "3")}
-    write(spm, {**services, "4": worker("4", depends_on=["3"])})
+    services = {f"w{n}": worker(n, start_seconds=1) for n in "123"}
+    write(spm, {**services, "w4": worker("4", depends_on=["w3"])})
     process = spm.popen("up")
-    eventually(lambda: pids(spm).keys() == {"1", "2", "3"})
+    eventually(lambda: pids(spm).keys() == {"w1", "w2", "w3"})
     before = pids(spm)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=10)
     assert process.returncode == 130 and "goes on without this command" in told
     assert "it is finished now" in spm("up").stderr
     after = pids(spm)
-    assert after.keys() == {"1", "2", "3", "4"} and {**after, **before} == after
+    assert after.keys() == {"w1", "w2", "w3", "w4"} and {**after, **before} == after
     spm("cleanup")
 
 
