@@ -697,6 +697,8 @@ def small_disk(spm: Spm) -> Iterator[Path]:
     spm.home = disk / "home"
     spm.env["SPM_HOME"] = str(spm.home)
     yield disk
+    with contextlib.suppress(AssertionError):  # a supervisor that has answered is about to leave
+        eventually(lambda: not spm.bearers(), within=2)
     left = spm.bearers()
     end(left)
     eventually(lambda: not spm.bearers(), what="the end of what is left")

@@ -529,7 +529,7 @@ def test_a_descriptor_was_lost_with_each_end_of_a_stdio_service(win: Win) -> Non
         win,
         """
 import threading
-ours, *ends = spm.service_pipes()
+ours, _, *ends = spm.service_pipes()
 threads = [one for one in threading.enumerate() if one is not threading.main_thread()]
 for end in ends:
     os.close(end)
