@@ -315,6 +315,12 @@ def end(processes: list[psutil.Process]) -> None:
             continue
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Why each test was run again: what passes then may hide a defect."""
+    for report in terminalreporter.stats.get("rerun", ()):
+        terminalreporter.write_line(f"{report.nodeid}\n{report.longreprtext[-2000:]}")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the slow ones: each worker would wait for one that it begins last."""
