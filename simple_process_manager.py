@@ -11552,27 +11552,33 @@ class Application:
         there = there if self.wait_s else []
         time.sleep(AT_ONCE_S if any(step.acts for step in there) else 0.0)
         for step in [one for one in there if self.outcomes[one.name].result == "done"]:
-            left_s = self.limit_s - (time.monotonic() - self.began)
-            wait_while(functools.partial(self.may_end_again, step), left_s, 0.02)
             self.look_again(step)
         self.progress()
         tell(self.outcomes)
         return [self.outcomes[step.name] for step in self.steps]
 
-    def may_end_again(self, step: Step) -> bool:
-        """Whether it was restarted and hasn't yet lived longer than it did before: it may loop."""
-        record = self.store.record(step.name)
-        if not record or record.phase != "running" or record.spec.readiness or not step.acts:
+    def settled(self, step: Step) -> Record | None:
+        """Its record as soon as that tells whether it stays, or time is over."""
+        while True:
+            record = self.store.record(step.name)
+            if record and record.phase in LIVE_PHASES and not is_alive(record.main):
+                record = find(self.store, step.name).record  # its end isn't written down yet
+            is_late = time.monotonic() >= self.began + self.limit_s
+            if is_late or not (record and step.acts and self.may_end_again(record)):
+                return record
+            time.sleep(0.02)
+
+    def may_end_again(self, record: Record) -> bool:
+        """Whether it was restarted and hasn't yet lived twice as long as before: it may loop."""
+        if record.phase != "running" or record.spec.readiness:
             return False
         before = former_end(self.store, record)
         lived_s = (before and before[0].lived_s) or 0.0
-        return bool(before) and time.time() - record.started_at < lived_s + AT_ONCE_S
+        return bool(before) and time.time() - record.started_at < 2 * lived_s + AT_ONCE_S
 
     def look_again(self, step: Step) -> None:
         """Whether a service is there in the end: what has no checks has to be, too."""
-        name, record = step.name, self.store.record(step.name)
-        if record and record.phase in LIVE_PHASES and not is_alive(record.main):
-            record = find(self.store, name).record  # its end isn't written down yet
+        name, record = step.name, self.settled(step)
         if record and (record.phase == "failed" or (record.phase == "exited" and not step.may_end)):
             with contextlib.closing(Target(self.store, record)) as target:
                 self.look(name, target, self.began + 1e9)
@@ -11581,7 +11587,7 @@ class Application:
                 how = "a daemon: --type forking; a job, which may end well: --restart on-failure"
                 error.advice = in_keys(how, step.wanted)
         elif record and record.phase == "backoff":
-            told = f"{name} doesn't stay: {find(self.store, name).verdict.why}"
+            told = f"{name} doesn't stay: {observe(self.store, record).verdict.why}"
             self.note(self.outcomes[name], "failed", Failed(told, f"see why: explain {name}"))
         elif record and record.phase == "exited" and step.acts and not step.is_once:
             self.say(f"[INFO] {name} has exited ({record.exit})")

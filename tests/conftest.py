@@ -349,7 +349,7 @@ def spm(base: Path) -> Iterator[Spm]:
     """The command line; a process left alive at the end fails the test."""
     one, before = Spm(base), children()
     yield one
-    settled = time.monotonic() + 1  # a supervisor whose service has just ended is about to leave
+    settled = time.monotonic() + PACE  # a supervisor whose service has just ended is about to leave
     left = one.left(before)
     while left and time.monotonic() < settled:
         time.sleep(0.01)

@@ -530,7 +530,7 @@ def test_who_calls_a_copy_from_elsewhere_is_told_where_its_project_has_its_servi
     del spm.env["SPM_HOME"]
     copy, other = spm.cwd / "simple_process_manager.py", spm.base / "other"
     other.mkdir()
-    shutil.copy(program.__file__, copy)
+    shutil.copy(SCRIPT, copy)
 
     def call(*words: str) -> str:
         argv = [sys.executable, str(copy), *words]
