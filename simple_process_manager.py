@@ -1765,7 +1765,8 @@ else:
             directory = f"/proc/{pid}/fd"
             names = os.listdir(directory)
             if not names:  # its first thread has ended; what others have is the same
-                directory = f"/proc/{pid}/task/{os.listdir(f'/proc/{pid}/task')[-1]}/fd"
+                thread = [pid, *os.listdir(f"/proc/{pid}/task")][-1]  # none, if all have just ended
+                directory = f"/proc/{pid}/task/{thread}/fd"
                 names = os.listdir(directory)
             for name in names:
                 with contextlib.suppress(OSError):

@@ -10,6 +10,7 @@ import resource
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -474,10 +475,18 @@ def test_a_supervisor_died_of_what_the_system_refused_for_a_moment(spm: Spm, fai
 
 def without_room_for(spm: Spm, path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """A command that can't open that file, as no process of the system can open one more."""
+    return traced(spm, ["-P", str(path)], "openat:error=ENFILE", *words)
+
+
+def traced(
+    spm: Spm, where: list[str], failure: str, *words: object
+) -> subprocess.CompletedProcess[str]:
+    """A command for which the system answers otherwise."""
     if not shutil.which("strace"):
         pytest.skip("there is no strace here")
-    argv = ["strace", "-f", "--seccomp-bpf", "-o", os.devnull, "-P", str(path)]
-    argv += ["-e", "trace=openat", "-e", "inject=openat:error=ENFILE", *spm.argv(*words)]
+    argv = ["strace", "-f", "--seccomp-bpf", "-o", os.devnull, *where]
+    argv += ["-e", f"trace={failure.partition(':')[0]}", "-e", f"inject={failure}"]
+    argv += spm.argv(*words)
     done = subprocess.run(argv, capture_output=True, text=True, cwd=spm.cwd, env=spm.env)
     if "ptrace" in done.stderr.lower():
         pytest.skip(f"nothing can be traced here: {done.stderr}")
@@ -495,6 +504,13 @@ def test_a_supervisor_that_could_not_begin_was_said_to_have_done_what_was_asked_
     assert (done.returncode, died in done.stderr) == (4, True), done.stderr
     assert "is done all the same" not in done.stderr
     assert not spm.bearers()
+
+
+def test_what_ended_while_its_sockets_were_looked_at_was_a_traceback(spm: Spm, port: int) -> None:
+    with socket.create_server(("127.0.0.1", port)):
+        where = [word for path in ("fd", "task") for word in ("-P", f"/proc/{os.getpid()}/{path}")]
+        done = traced(spm, where, "getdents64:retval=0", "start", "api", "sleep 9", "--port", port)
+    assert (done.returncode, "Traceback" in done.stderr) == (5, False), done.stderr
 
 
 def test_without_room_for_a_look_at_its_lock_a_supervisor_was_said_to_be_gone(spm: Spm) -> None:
