@@ -10407,7 +10407,8 @@ class Chain:
 
     def test(self, argv: Sequence[str], stdout: int | None) -> int:
         """The return code of the test command; the services are watched meanwhile."""
-        held: list[int] = []  # a signal that comes before we know the process
+        # Raised in the midst of Popen.poll() it would leave its lock behind, which wait() takes.
+        held: list[int] = []
         on_ending_signals(lambda number, _: held.append(number))
         try:
             process = subprocess.Popen(argv, env=self.env, stdout=stdout)
@@ -10415,39 +10416,39 @@ class Chain:
             what = f"{argv[0]} can't be executed: {error.strerror}"
             raise UsageError(what, "give it a first line such as #!/bin/sh") from error
         try:
-            on_ending_signals(leave)
-            if held:
-                leave(held[0], None)
-            while process.poll() is None:
+            while held or process.poll() is None:
+                if held:
+                    raise Leave(held[0])
                 self.look()
                 time.sleep(0.02)
         except Leave as asked:
             what = f"{os.path.basename(argv[0])} has {format_duration(STOP_TIMEOUT_S)} to end"
             self.say(f"[INFO] interrupted by {asked.name}: {what}, then the services are stopped")
-            self.end_tests(process, asked.name)
+            self.end_tests(process, asked.name, held)
             raise
         except BaseException:  # a state that can't be read any more: nobody would wait for them
-            self.end_tests(process, "SIGTERM")
+            self.end_tests(process, "SIGTERM", held)
             raise
         self.look()
         return process.returncode
 
-    def end_tests(self, process: subprocess.Popen[bytes], cause: str) -> None:
-        """Give interrupted tests their time, then end those of their processes that are left."""
+    def end_tests(self, process: subprocess.Popen[bytes], cause: str, held: Sequence[int]) -> None:
+        """Give interrupted tests their time, then end those of their processes that are left.
+
+        A second Ctrl-C, one more signal that was `held`, gives them no more of it.
+        """
         look, until, is_told = stat_of(process.pid), time.monotonic() + STOP_TIMEOUT_S, False
         tests = new_record("tests", Spec(("",), os.curdir), os.urandom(16).hex())
         tests = tests._replace(main=look and look.identity)
-        members: list[Identity] = []
-        with contextlib.suppress(Leave):  # a second Ctrl-C
-            members = [member.identity for member in tree_of(tests)]
-            while process.poll() is None or any(map(is_alive, members)):
-                # Ctrl-C reaches all of them by itself, but for those whom a shell has run with &
-                is_due = cause in ("SIGTERM", "SIGHUP") or process.returncode is not None
-                if is_due and not is_told:
-                    is_told = bool([send_signal(member, force=False) for member in members])
-                if time.monotonic() > until:
-                    break
-                time.sleep(0.02)
+        members, count = [member.identity for member in tree_of(tests)], len(held)
+        while process.poll() is None or any(map(is_alive, members)):
+            # Ctrl-C reaches all of them by itself, but for those whom a shell has run with &
+            is_due = cause in ("SIGTERM", "SIGHUP") or process.returncode is not None
+            if is_due and not is_told:
+                is_told = bool([send_signal(member, force=False) for member in members])
+            if time.monotonic() > until or len(held) > count:
+                break
+            time.sleep(0.02)
         for member in {*members, *(one.identity for one in tree_of(tests))}:
             send_signal(member, force=True)
         process.kill()

@@ -603,6 +603,7 @@ def test_a_server_that_ends_at_once_is_not_started_for_ever(spm: Spm) -> None:
     assert {*error["log_tail"]} == {"broken"} and "explain s" in error["advice"]
     count = len(starts.read_text().split())
     assert count <= 4
+    eventually(lambda: not spm.bearers(), what="its supervisor to leave")
     refused = spm.json("call", "s", "echo", code=7)["error"]
     assert (refused["kind"], refused["reason"]) == ("cooldown", "exit code 5")
     assert 55 < refused["seconds_left"] <= 240 and "start s --force" in refused["advice"]

@@ -512,10 +512,10 @@ def test_a_service_that_was_taken_back_had_lived_only_since_then(spm: Spm) -> No
 
 
 def test_a_start_that_was_taken_back_was_judged_from_then_on(spm: Spm) -> None:
-    starting = spm.popen("start", "api", "sleep 100", "--start-seconds", "1s")
+    starting = spm.popen("start", "api", "sleep 100", "--start-seconds", "2s")
 
     def has_lived() -> bool:
-        return any((one["uptime_s"] or 0) > 0.6 for one in spm.json("list")["services"])
+        return any((one["uptime_s"] or 0) > 1 for one in spm.json("list")["services"])
 
     eventually(has_lived, what="most of that time")
     starting.kill()
@@ -524,7 +524,7 @@ def test_a_start_that_was_taken_back_was_judged_from_then_on(spm: Spm) -> None:
     spm("start", "api")
     eventually(lambda: spm.record("api")["phase"] == "running", what="the verdict")
     at = {one["event"]: one["at"] for one in spm.json("events", "api")["events"]}
-    assert at["running"] - at["adopted"] < 0.95, at
+    assert at["running"] - at["adopted"] < 1.9, at
     spm("stop", "api")
 
 

@@ -373,6 +373,38 @@ def test_a_death_at_the_very_end_is_told_too(spm: Spm, port: int) -> None:
     assert service["exit"]["signal"] == "SIGKILL" and service["stopped"] is False
 
 
+# A module of that name is imported first: the lock of a Popen that is taken as Ctrl-C comes.
+INTERRUPTS = """
+import os, signal, subprocess, threading, types
+class Lock:
+    def __init__(self):
+        self.lock, self.count = threading.Lock(), 0
+    def acquire(self, *given):
+        is_ours, self.count = self.lock.acquire(*given), self.count + 1
+        if self.count == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return is_ours
+    def release(self):
+        self.lock.release()
+    def __enter__(self):
+        self.acquire()
+    def __exit__(self, *_):
+        self.release()
+subprocess.threading = types.SimpleNamespace(**{**vars(threading), "Lock": Lock})
+"""
+
+
+def test_ctrl_c_while_its_tests_were_asked_whether_they_live_made_run_wait_for_ever(
+    spm: Spm, port: int, chains: Chains
+) -> None:
+    (spm.base / "sitecustomize.py").write_text(INTERRUPTS)
+    paths = [str(spm.base), *filter(None, [spm.env.get("PYTHONPATH")])]
+    spm.env["PYTHONPATH"] = os.pathsep.join(paths)
+    run = chains.begin("api", nasty("--port", port), *shell("touch up; sleep 0.5"))
+    _, err = run.communicate(timeout=8)
+    assert run.returncode == 130 and "interrupted by SIGINT; stopped: api" in err, err
+
+
 def test_ctrl_c_reaches_the_tests_and_then_everything_stops(
     spm: Spm, port: int, chains: Chains
 ) -> None:
