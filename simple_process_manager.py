@@ -1194,7 +1194,7 @@ if sys.platform == "win32":
     most_connections = _always(400)  # select() knows 512 sockets
     is_mine = _always(True)  # whose environment we may read, with our cookie in it, is ours
     listen_sockets: Callable[[], dict[str, Listener] | None] = _always(None)  # psutil knows
-    sockets_of: Callable[[int], list[str]] = _always([])
+    links_of: Callable[[int], list[str]] = _always([])
     oom_kills = _always(0)  # it refuses memory, it doesn't end a process for it
     alarm = _always(None)  # no signal could interrupt us
     terminal_line = {"auto": ""}.get  # the system itself opens one for a supervisor
@@ -1758,7 +1758,7 @@ else:
             return pwd.getpwuid(uid).pw_name
         return str(uid)
 
-    def sockets_of(pid: int) -> list[str]:
+    def links_of(pid: int) -> list[str]:
         """What /proc/PID/fd says of the open files of a process, as far as we may read it."""
         found = []
         with contextlib.suppress(OSError):
@@ -1966,7 +1966,7 @@ else:
     def open_files(pid: int) -> list[str]:
         """Where the files that a process has open are by now, if they are still there."""
         if HAS_PROC:  # importing psutil takes longer than all of a look
-            return sockets_of(pid)
+            return links_of(pid)
         with contextlib.suppress(psutil.Error, OSError):
             return [one.path for one in psutil.Process(pid).open_files()]
         return []
@@ -2464,7 +2464,7 @@ def listeners(pids: Iterable[int]) -> Iterator[Listener]:
     known = listen_sockets()
     for pid in pids:
         if known is not None:
-            names = dict.fromkeys(sockets_of(pid))
+            names = dict.fromkeys(links_of(pid))
             yield from (known[name]._replace(pid=pid) for name in names if name in known)
             continue
         with contextlib.suppress(psutil.Error, OSError):
@@ -4591,7 +4591,7 @@ class Sampler:
             "memory_mb": round((used - self.shared) / 1e6, 2),
             "processes": len(looks),
             "threads": sum(look.threads for look in looks),
-            "files": sum(len(sockets_of(pid)) for pid in pids) or None,
+            "files": sum(len(links_of(pid)) for pid in pids) or None,
             "probe_ms": None if probe_s is None else round(probe_s * 1000, 1),
             "restarts": record.restarts,
         }
@@ -6795,7 +6795,7 @@ def faults(value: object, schema: Schema, where: str, defs: Schema) -> Iterator[
     kinds = [JSON_TYPES[kind] for kind in as_list(schema.get("type", []))]
     is_bool = isinstance(value, bool)
     if kinds and not any(isinstance(value, one) and is_bool == (bool in one) for _, one in kinds):
-        yield where, " or ".join(word for word, _ in kinds) + " was expected"
+        yield where, " or ".join(word for word, _ in kinds) + " was expected" + shape_of(where)
     elif value not in as_list(schema.get("enum", [value])):
         yield where, f"{schema['enum']} was expected"
     elif isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
@@ -7068,7 +7068,7 @@ class Reading:
         bad = list(faults(data, self.schema, "", self.defs))
         # null is what load() says when it has said why the file can't be read
         for where, why in bad if data is not None or not self.problems else ():
-            self.fault(self.path, where, why + shape_of(where) * why.endswith("was expected"))
+            self.fault(self.path, where, why)
         top = as_object(data)
 
         def sound(value: object, where: str) -> dict[str, object]:

@@ -524,20 +524,16 @@ def test_without_room_for_a_look_at_its_lock_a_supervisor_was_said_to_be_gone(sp
     spm("stop", "api")
 
 
+def restarted_server(spm: Spm) -> tuple[int, int]:
+    """The supervisor and the process of a stdio service that is restarted at once."""
+    options = ("--type", "stdio", "--protocol", "jsonrpc", "--restart", "always")
+    spm("start", "s", server("--plain"), *options, "--backoff", "9ms")
+    return spm.supervisor("s"), int(spm.service("s")["pid"])
+
+
 def test_a_stdio_service_was_not_restarted_when_no_pipe_could_be_had_for_a_moment(spm: Spm) -> None:
     # and its supervisor had died of it
-    options = (
-        "--type",
-        "stdio",
-        "--protocol",
-        "jsonrpc",
-        "--restart",
-        "always",
-        "--backoff",
-        "9ms",
-    )
-    spm("start", "s", server("--plain"), *options)
-    guard, pid = spm.supervisor("s"), spm.service("s")["pid"]
+    guard, pid = restarted_server(spm)
     with failing(guard, "socketpair:error=EMFILE"):
         os.kill(pid, signal.SIGKILL)
         told = "could not be executed: Too many open files"
@@ -551,18 +547,7 @@ def test_a_stdio_service_was_not_restarted_when_no_pipe_could_be_had_for_a_momen
 def test_a_supervisor_died_of_a_watch_that_was_refused_to_a_restart_and_to_who_waits(
     spm: Spm,
 ) -> None:
-    options = (
-        "--type",
-        "stdio",
-        "--protocol",
-        "jsonrpc",
-        "--restart",
-        "always",
-        "--backoff",
-        "9ms",
-    )
-    spm("start", "s", server("--plain"), *options)
-    guard, pid = spm.supervisor("s"), spm.service("s")["pid"]
+    guard, pid = restarted_server(spm)
     with failing(guard, "epoll_ctl:error=ENOSPC:when=5"):  # that of the watcher
         spm("wait-healthy", "s", "300ms", code=None)
     with failing(guard, "epoll_ctl:error=ENOSPC"):
